@@ -1,0 +1,72 @@
+# Sets up a virtual environment in the checkout, and runs the demo, the tests, the checks and the benches.
+
+PYTHON ?= python3
+EXTRAS ?= train,dev
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+UNFINISHED := $(VENV)/.unfinished
+
+CONSTRAINTS := .ci/constraints.txt
+DRIVER := $(shell command -v nvidia-smi || ls /proc/driver/nvidia/version 2>/dev/null)
+ifeq ($(DRIVER),)
+CONSTRAINTS += .ci/constraints-cpu.txt
+endif
+
+BENCHES := bench/bench_index.py bench/bench_sampling.py bench/bench_advantage.py
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check bench clean
+
+help:
+	@echo "make demo   train PPO on CartPole-v1"
+	@echo "make test   run the tests"
+	@echo "make check  lint, format, types and the rules of the repository"
+	@echo "make bench  run the benchmarks"
+	@echo "make venv   set up $(VENV); the targets above do it when it is needed"
+	@echo "make clean  remove what checks, tests and builds leave behind; $(VENV) stays"
+	@echo "PYTHON=python3.12 picks the interpreter; EXTRAS=train,dev,cuda13 (with -B venv) adds CuPy"
+
+venv: $(INSTALLED)
+
+# The stamp is written last: an interrupted set-up is begun anew, an interrupted update is repeated.
+$(INSTALLED): pyproject.toml .ci/constraints.txt .ci/constraints-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "parllel needs Python 3.11 or newer, and PYTHON is '$(PYTHON)'" \
+	        "($$($(PYTHON) --version 2>&1)): name another, make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	    echo "'$(PYTHON)' cannot make virtual environments: install its venv module" \
+	        "(Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@if [ -e $(UNFINISHED) ]; then rm -rf $(VENV); fi
+	@if [ ! -e $(VENV) ]; then \
+	    echo "Making $(VENV)"; \
+	    mkdir $(VENV) && touch $(UNFINISHED) && $(PYTHON) -m venv $(VENV); \
+	fi
+	@echo "Installing .[$(EXTRAS)] with $(CONSTRAINTS): minutes, the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[$(EXTRAS)]'
+	@rm -f $(UNFINISHED)
+	@touch $@
+
+demo: $(INSTALLED)
+	@$(BIN)/python examples/cartpole_ppo.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2
+
+check: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	@rm -rf build/typed && mkdir -p build/typed
+	@cp -Rp parllel build/typed/parllel
+	@cp -Rp kernels build/typed/parllel/kernels
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
+	    --cache-dir ../../.mypy_cache --strict -p parllel
+	$(BIN)/python -m pytest tests/test_repo.py
+
+bench: $(INSTALLED)
+	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench; done
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find parllel kernels examples tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

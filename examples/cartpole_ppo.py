@@ -1,0 +1,106 @@
+"""Train PPO on CartPole-v1: from environments to a trained agent, read from top to bottom."""
+
+import argparse
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from parllel.metrics import CsvMetrics, LearningCurve, Metrics, ProgressBar, TensorBoardMetrics
+from parllel.patterns import build_cages, build_example, build_sample_tree
+from parllel.runners import RLRunner, RunSummary
+from parllel.samplers import BasicSampler
+from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
+from parllel.torch.algos.ppo import PPO, PPOSettings
+from parllel.torch.distributions.categorical import Categorical
+from parllel.transforms import EstimateAdvantage, NormalizeAdvantage
+
+N_ENVS, T = 16, 64  # environments, and steps of each in a batch
+SETTINGS = PPOSettings(n_epochs=10, n_minibatches=4)
+DISCOUNT, TRACE, LEARNING_RATE = 0.98, 0.9, 2e-3
+
+
+class ActorCritic(nn.Module):
+    """Two small networks: one for the policy, one for the value."""
+
+    def __init__(self, n_inputs: int, n_actions: int) -> None:
+        super().__init__()
+        self.policy = network(n_inputs, n_actions)
+        self.critic = network(n_inputs, 1)
+
+    def forward(self, observation: Tensor) -> ModelOutputs:
+        logits = self.policy(observation)
+        value = self.critic(observation).squeeze(-1)
+        return ModelOutputs(dist_params=DistParams(logits=logits), value=value)
+
+
+def network(n_inputs: int, n_outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(n_inputs, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, n_outputs)
+    )
+
+
+def make_env() -> gym.Env:
+    return gym.make("CartPole-v1", disable_env_checker=True)
+
+
+def train(seed: int, n_steps: int, metrics: Metrics) -> RunSummary:
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)  # networks this small are slower with more
+
+    # Environments, and one step of one of them, which tells shapes and dtypes.
+    cages = build_cages(make_env, N_ENVS, seed=seed)
+    example = build_example(make_env)
+
+    # An agent: a model and the distribution of its actions.
+    model = ActorCritic(n_inputs=4, n_actions=2)
+    agent = CategoricalPgAgent(model, Categorical(dim=2), example_obs=example["observation"])
+
+    # The tree that holds every sample. Environments write it, the agent reads it, in place.
+    samples = build_sample_tree(example, agent, batch_shape=(T, N_ENVS))
+    sampler = BasicSampler(cages, agent, samples)
+
+    # What happens to a batch: advantages first, then PPO.
+    transforms = [EstimateAdvantage(discount=DISCOUNT, trace=TRACE), NormalizeAdvantage()]
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, eps=1e-5, fused=True)
+    n_batches = -(-n_steps // (T * N_ENVS))
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=n_batches)
+    rng = np.random.default_rng(seed)
+    algorithm = PPO(agent, optimizer, SETTINGS, rng=rng, scheduler=decay)
+
+    runner = RLRunner(sampler, algorithm, metrics, n_steps=n_steps, transforms=transforms)
+    summary = runner.run()
+    for cage in cages:
+        cage.close()
+    samples.close()
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=200_000)
+    parser.add_argument("--out", type=Path, default=Path("runs/cartpole_ppo"))
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+
+    sinks = [
+        CsvMetrics(out / "metrics.csv"),
+        TensorBoardMetrics(out / "tensorboard"),
+        LearningCurve(out / "learning_curve.png"),
+        ProgressBar(arguments.steps),
+    ]
+    with Metrics(*sinks) as metrics:
+        summary = train(arguments.seed, arguments.steps, metrics)
+    print(
+        f"mean return of the last 100 episodes: {summary.mean_return:.1f}"
+        f" (sampling {summary.sample_s:.1f} s, learning {summary.learn_s:.1f} s)\n"
+        f"learning curve: {out / 'learning_curve.png'}; all numbers: {out / 'metrics.csv'}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Kernel bodies and what compiles them; imports no other parllel module."""

@@ -1,0 +1,332 @@
+"""Generalized advantage estimation: the kernel, its CPU twin and the checks at its boundary."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from parllel.kernels.targets import pointer_to, twin
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+# A vector holds neighbours of a row. One environment has none: by rows it takes 1.4 times as long.
+FEWEST_FOR_ROWS = 2
+
+
+def estimate_advantage(
+    reward: Floats,
+    value: Floats,
+    terminated: Bools,
+    truncated: Bools,
+    final_value: Floats,
+    *,
+    discount: float,
+    trace: float,
+    out_advantage: Floats,
+    out_return: Floats,
+) -> None:
+    """Write generalized advantage estimates, and the returns that belong to them.
+
+    next_value[t] = final_value[t] where truncated[t], else value[t + 1]
+    d[t] = reward[t] + discount * (1 - terminated[t]) * next_value[t] - value[t]
+    A[t] = d[t] + discount * trace * (1 - done[t]) * A[t + 1],  A[T] = 0
+    return[t] = A[t] + value[t],  done = terminated | truncated
+
+    A time limit is no end of the task: a truncated episode is bootstrapped with the value of its
+    own last observation. value[t + 1] will not do, it belongs to the next episode already, as
+    environments reset in the same step. Where both flags are set, terminated wins. With a trace
+    of 1 and values of 0 both results are the plain discounted returns.
+
+    All arrays are C-contiguous and in host memory. What the formulas do not use may hold
+    anything, also NaN. Runs in the calling thread, without the GIL, and allocates nothing. The
+    first call compiles, or loads what an earlier process compiled.
+
+    Args:
+        reward: float32 [T, B]. Reward for action t.
+        value: float32 [T + 1, B]. Estimate before action t; row T: after the batch's last action.
+        terminated: bool [T, B]. The task ended: nothing follows.
+        truncated: bool [T, B]. The episode was cut off: more would have followed.
+        final_value: float32 [T, B]. Estimate for the last observation of the episode that ended
+            with action t. Used only where truncated and not terminated.
+        discount, trace: float in [0, 1]; `trace` is the paper's lambda.
+        out_advantage: float32 [T, B], overwritten; must not overlap another array.
+        out_return: float32 [T, B], overwritten; must not overlap another array.
+
+    Raises:
+        TypeError: an array is no numpy.ndarray, or a scalar is no number.
+        ValueError: an array has another dtype, shape or layout, is read-only or overlaps where it
+            must not, or a scalar is outside [0, 1]. Nothing has been written then.
+
+    Source: Schulman et al. 2016, arXiv:1506.02438, eq. 16.
+    Error: <= (T + 1) * 2**-22 * M[t], where M[t] is A[t] + value[t] computed with the magnitudes
+        of all rewards and values and with every minus made plus (`test_equals_sums_over_episodes`).
+    """
+    mismatch = None
+    try:
+        is_written = _compiled_entry()(
+            reward,
+            value,
+            terminated,
+            truncated,
+            final_value,
+            discount,
+            trace,
+            out_advantage,
+            out_return,
+        )
+    except TypeError as error:  # raised before anything runs: the entry takes its own types only
+        is_written, mismatch = False, error
+    if not is_written:
+        inputs: dict[str, Floats | Bools] = {
+            "reward": reward,
+            "value": value,
+            "terminated": terminated,
+            "truncated": truncated,
+            "final_value": final_value,
+        }
+        outputs = {"out_advantage": out_advantage, "out_return": out_return}
+        _explain_refusal(inputs, outputs, {"discount": discount, "trace": trace})
+        raise AssertionError("the compiled entry refuses what no check finds wrong") from mismatch
+
+
+class Batch(NamedTuple):
+    """Pointers to the first elements of a batch's arrays; flags are uint8."""
+
+    reward: npt.NDArray[np.float32]
+    value: npt.NDArray[np.float32]
+    terminated: npt.NDArray[np.uint8]
+    truncated: npt.NDArray[np.uint8]
+    final_value: npt.NDArray[np.float32]
+    out_advantage: npt.NDArray[np.float32]
+    out_return: npt.NDArray[np.float32]
+
+
+def estimate_step(
+    batch: Batch, discount: np.float32, decay: np.float32, at: int, width: int, carry: np.float32
+) -> np.float32:
+    """Write the results of one step of one environment; return its advantage.
+
+    What a flag rules out is computed all the same and then not selected: only so do neighbours
+    share a vector. It costs nothing but the reading of `final_value`.
+
+    Args:
+        batch: pointers to the arrays.
+        discount: float32. Python's float would make float64 of all that follows.
+        decay: float32. discount * trace.
+        at: the step's place in a [T, B] array; `at + width` is the environment's next step.
+        width: B, the number of environments.
+        carry: the environment's advantage at its next step.
+    """
+    reward = batch.reward[at]
+    value = batch.value[at]
+    next_value = batch.value[at + width]
+    final_value = batch.final_value[at]
+    terminated = batch.terminated[at]
+    truncated = batch.truncated[at]
+
+    bootstrap = final_value if truncated != 0 else next_value
+    target = reward + discount * bootstrap
+    delta = (reward if terminated != 0 else target) - value
+    traced = delta + decay * carry
+    advantage: np.float32 = delta if (terminated | truncated) != 0 else traced
+    batch.out_advantage[at] = advantage
+    batch.out_return[at] = advantage + value
+    return advantage
+
+
+def estimate_environment(
+    batch: Batch, discount: np.float32, decay: np.float32, steps: int, width: int, environment: int
+) -> None:
+    """Write the results of one environment, from its last step to its first."""
+    carry = np.float32(0)
+    for step in range(steps - 1, -1, -1):
+        carry = estimate_step(batch, discount, decay, step * width + environment, width, carry)
+
+
+def estimate_rows(
+    batch: Batch, discount: np.float32, decay: np.float32, steps: int, width: int
+) -> None:
+    """Write the results of all environments, row by row, from the last step to the first.
+
+    The advantages of a row are the next row's carry.
+    """
+    last = (steps - 1) * width
+    for environment in range(width):
+        batch.out_advantage[last + environment] = 0
+    for step in range(steps - 1, -1, -1):
+        following = min(step + 1, steps - 1) * width
+        for environment in range(width):
+            carry = batch.out_advantage[following + environment]
+            estimate_step(batch, discount, decay, step * width + environment, width, carry)
+
+
+def is_apart(array: npt.NDArray[np.generic], other: npt.NDArray[np.generic]) -> bool:
+    """Return whether two contiguous arrays share no byte."""
+    begin, other_begin = array.ctypes.data, other.ctypes.data
+    return begin + array.nbytes <= other_begin or other_begin + other.nbytes <= begin
+
+
+def is_apart_from_inputs(
+    output: Floats,
+    reward: Floats,
+    value: Floats,
+    terminated: Bools,
+    truncated: Bools,
+    final_value: Floats,
+) -> bool:
+    """Return whether an output shares no byte with an input."""
+    return (
+        is_apart(output, reward)
+        and is_apart(output, value)
+        and is_apart(output, terminated)
+        and is_apart(output, truncated)
+        and is_apart(output, final_value)
+    )
+
+
+def estimate_batch(
+    reward: Floats,
+    value: Floats,
+    terminated: Bools,
+    truncated: Bools,
+    final_value: Floats,
+    discount: float,
+    trace: float,
+    out_advantage: Floats,
+    out_return: Floats,
+) -> bool:
+    """Check all that the types leave open, then write; return whether the checks passed."""
+    steps, width = shape = reward.shape
+    are_alike = (
+        terminated.shape == truncated.shape == final_value.shape == shape
+        and out_advantage.shape == out_return.shape == shape
+        and value.shape == (steps + 1, width)
+    )
+    if not (are_alike and 0 <= discount <= 1 and 0 <= trace <= 1):
+        return False
+    if not (
+        is_apart(out_advantage, out_return)
+        and is_apart_from_inputs(out_advantage, reward, value, terminated, truncated, final_value)
+        and is_apart_from_inputs(out_return, reward, value, terminated, truncated, final_value)
+    ):
+        return False
+    if reward.size == 0:
+        return True
+    batch = Batch(
+        pointer_to(reward),
+        pointer_to(value),
+        pointer_to(terminated),
+        pointer_to(truncated),
+        pointer_to(final_value),
+        pointer_to(out_advantage),
+        pointer_to(out_return),
+    )
+    discount_32, decay = np.float32(discount), np.float32(discount * trace)
+    if width < FEWEST_FOR_ROWS:
+        for environment in range(width):
+            estimate_environment(batch, discount_32, decay, steps, width, environment)
+    else:
+        estimate_rows(batch, discount_32, decay, steps, width)
+    return True
+
+
+@functools.cache
+def _compiled_entry() -> Callable[..., bool]:
+    floats = "Array(float32, 2, 'C', readonly={})"
+    read, written = floats.format(True), floats.format(False)
+    flags = "Array(boolean, 2, 'C', readonly=True)"
+    signature = (
+        f"boolean({read}, {read}, {flags}, {flags}, {read}, float64, float64, {written}, {written})"
+    )
+    parts = (estimate_step, estimate_environment, estimate_rows, is_apart, is_apart_from_inputs)
+    return twin(estimate_batch, signature, parts=parts, outputs_are_apart=True)
+
+
+def _explain_refusal(
+    inputs: Mapping[str, Floats | Bools],
+    outputs: Mapping[str, Floats],
+    scalars: Mapping[str, float],
+) -> None:
+    """Raise the error that says what is wrong with the arguments.
+
+    Slow, and not needed for the decision: the compiled entry has refused already.
+    """
+    reward = inputs["reward"]
+    _check_is_array("reward", reward)
+    if reward.ndim != 2:
+        raise ValueError(f"reward: shape {reward.shape}, expected two axes, (T, B)")
+    steps, width = reward.shape
+    for name, array in {**inputs, **outputs}.items():
+        _check_is_array(name, array)
+        _check_dtype(name, array, np.bool_ if name in {"terminated", "truncated"} else np.float32)
+        if name == "value":
+            _check_shape(name, array, (steps + 1, width), "(T + 1, B)")
+        else:
+            _check_shape(name, array, (steps, width), "(T, B)")
+        _check_layout(name, array)
+    for name, scalar in scalars.items():
+        _check_scalar(name, scalar)
+    for name, output in outputs.items():
+        _check_output(name, output, {**inputs, **outputs})
+
+
+def _check_is_array(name: str, array: object) -> None:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(
+            f"{name}: {type(array).__name__}, expected numpy.ndarray; "
+            "convert an input with numpy.asarray, allocate an output with numpy.empty"
+        )
+
+
+def _check_dtype(
+    name: str, array: npt.NDArray[np.generic], expected: type[np.float32 | np.bool_]
+) -> None:
+    if array.dtype != expected:
+        raise ValueError(
+            f"{name}: dtype {array.dtype}, expected {np.dtype(expected)}; "
+            f"convert an input with .astype(numpy.{expected.__name__}), allocate an output with it"
+        )
+
+
+def _check_shape(
+    name: str, array: npt.NDArray[np.generic], expected: tuple[int, int], meaning: str
+) -> None:
+    if array.shape != expected:
+        raise ValueError(
+            f"{name}: shape {array.shape}, expected {expected} = {meaning}; "
+            "reward's shape is (T, B), and value's row T follows the batch's last action"
+        )
+
+
+def _check_layout(name: str, array: npt.NDArray[np.generic]) -> None:
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        raise ValueError(
+            f"{name}: strides {array.strides} at address {array.ctypes.data:#x}, "
+            "expected C-contiguous and aligned; "
+            "copy an input with .copy(), allocate an output with numpy.empty"
+        )
+
+
+def _check_scalar(name: str, scalar: object) -> None:
+    if not isinstance(scalar, int | float | np.integer | np.float16 | np.float32):
+        raise TypeError(
+            f"{name}: {type(scalar).__name__}, expected float; convert it with float({name})"
+        )
+    if not 0 <= scalar <= 1:
+        raise ValueError(
+            f"{name}: {scalar}, expected a number in [0, 1]; 0 looks one step ahead, 1 to the end"
+        )
+
+
+def _check_output(name: str, output: Floats, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    if not output.flags.writeable:
+        raise ValueError(f"{name}: read-only, expected writable; allocate it with numpy.empty")
+    for other_name, other in arrays.items():
+        if other_name != name and np.may_share_memory(output, other):
+            raise ValueError(
+                f"{name}: overlaps {other_name}, expected memory of its own; "
+                "allocate it with numpy.empty"
+            )

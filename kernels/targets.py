@@ -1,0 +1,137 @@
+"""Turn kernel bodies, plain Python functions, into compiled code; no body is in here.
+
+A body works on pointers and scalars, so that any target can compile it. It takes them from
+`pointer_to` and knows no target. Its types are `numpy.float32` and the like: Python's own numbers
+would make float64 of float32. A kernel is an entry and its parts: functions which the entry and
+later parts call by name, and which are inlined, as a GPU target demands.
+"""
+
+import functools
+import logging
+import types
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from numba.core.compiler import Compiler
+    from numba.core.dispatcher import Dispatcher
+
+_logger = logging.getLogger(__name__)
+
+
+def pointer_to(array: npt.NDArray[Any]) -> npt.NDArray[Any]:  # Any: of every dtype
+    """Return a C-contiguous array's elements, counted from 0 in memory order.
+
+    Compiled, it is the bare address of the first element and indexing is not checked. As plain
+    Python it is a flat view. A bool is read as uint8: Numba's pointers cannot load a bool.
+    """
+    flat = array.reshape(-1)
+    return flat.view(np.uint8) if array.dtype == np.bool_ else flat
+
+
+def twin(
+    entry: Callable[..., Any],  # Any: an entry's result is its own affair
+    signature: str,
+    *,
+    parts: Sequence[Callable[..., Any]] = (),
+    outputs_are_apart: bool = False,
+) -> Callable[..., Any]:
+    """Compile a kernel for the CPU, or load it from the disk cache.
+
+    The result takes arguments of the signature's types only, and raises TypeError for others. It
+    runs without the GIL, checks no index and starts no thread.
+
+    Args:
+        entry: called from Python; may use `pointer_to` and the parts.
+        signature: in Numba's notation, `"boolean(float32[:, ::1], float64)"`.
+        parts: functions that the entry uses by name, each after the parts that it uses itself.
+        outputs_are_apart: an array that the kernel writes shares no byte with another argument:
+            the entry writes nothing before it has checked that. The compiler uses vectors where
+            it would have to compare too many addresses otherwise.
+    """
+    # Here, because a program that runs no kernel (a worker process) need not wait for it.
+    from numba import njit
+
+    names: dict[str, object] = {"pointer_to": _pointer_intrinsic()}
+    for part in parts:
+        names[part.__name__] = njit(inline="always")(_bind(part, names))
+    function = _bind(entry, names)
+    function.__qualname__ += f"_{_checksum(entry, *parts):08x}"
+    # "contract" fuses multiply and add, as a GPU does: without it the twin differs by a rounding.
+    # No other licence of fast math is taken: NaN, infinity and the order of sums stay as written.
+    pipeline = _no_alias_pipeline() if outputs_are_apart else None
+    dispatcher = njit(fastmath={"contract"}, nogil=True, pipeline_class=pipeline)(function)
+    _enable_cache(dispatcher)
+    dispatcher.compile(signature)
+    dispatcher.disable_compile()
+    return dispatcher
+
+
+def _bind(body: Callable[..., Any], names: Mapping[str, object]) -> types.FunctionType:
+    """Return the same body with a target's own functions in the place of their names."""
+    assert isinstance(body, types.FunctionType)
+    return types.FunctionType(body.__code__, {**body.__globals__, **names}, body.__name__)
+
+
+def _checksum(*bodies: Callable[..., Any]) -> int:
+    """Return a checksum of all source files that the compiled code depends on.
+
+    Numba's disk cache notices a change of the entry's own file only. With the checksum in the
+    entry's name, an edit of a part or of this file is noticed as well.
+    Proof: `test_cache_notices_an_edit_of_the_machinery`.
+    """
+    files = {Path(__file__)} | {Path(body.__code__.co_filename) for body in bodies}
+    return zlib.crc32(b"".join(file.read_bytes() for file in sorted(files)))
+
+
+def _enable_cache(dispatcher: "Dispatcher[Any]") -> None:  # Any: whatever the entry is
+    try:
+        dispatcher.enable_caching()
+    except RuntimeError as error:
+        _logger.warning(
+            "compiled kernels are not kept, every process compiles them again (%s); "
+            "set NUMBA_CACHE_DIR to a writable directory",
+            error,
+        )
+
+
+@functools.cache
+def _no_alias_pipeline() -> type["Compiler"]:
+    """Return a compiler that marks arrays as `noalias`; Numba has the flag, but no option for it.
+
+    Without it LLVM compares at most 8 pairs of addresses before a loop, then it gives vectors up.
+    Proof: `test_rows_are_computed_in_vectors`.
+    """
+    from numba.core.compiler import Compiler
+
+    class NoAliasCompiler(Compiler):
+        def define_pipelines(self):  # type: ignore[no-untyped-def]  # as untyped as the base's
+            self.state.flags.noalias = True
+            return super().define_pipelines()  # type: ignore[no-untyped-call]
+
+    return NoAliasCompiler
+
+
+@functools.cache
+def _pointer_intrinsic() -> object:
+    from numba import types as numba_types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def pointer_to(typing_context, array):  # type: ignore[no-untyped-def]  # Numba's own protocol
+        is_bool = array.dtype == numba_types.boolean
+        element = numba_types.uint8 if is_bool else array.dtype
+
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            array_type = context.make_array(signature.args[0])
+            return array_type(context, builder, arguments[0]).data
+
+        pointer = numba_types.CPointer(element)  # type: ignore[no-untyped-call]  # Numba's gap
+        return pointer(array), generate
+
+    return pointer_to

@@ -1,0 +1,6 @@
+"""Array and its kinds: where samples live."""
+
+from parllel.arrays.array import Array
+from parllel.arrays.spec import ArraySpec
+
+__all__ = ["Array", "ArraySpec"]

@@ -1,0 +1,95 @@
+"""Buffer: the base buffer of an Array and of all its views, placed in a block of memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parllel.storages import Memory, aligned, allocate, nbytes_of
+
+
+class Buffer:
+    """The dense rows that an Array and its views read and write.
+
+    Args:
+        memory: the block that holds the rows; released by `close`.
+        data: the rows themselves, padding and ring included.
+        n_batch_axes: leading axes that are batch dimensions; the others are features.
+        offset: where `data` begins in the block, in bytes; None where it is no part of it.
+    """
+
+    __slots__ = ("_data", "_offset", "dtype", "extents", "memory", "n_batch_axes")
+
+    def __init__(
+        self, memory: Memory, data: NDArray[Any], n_batch_axes: int, offset: int | None = None
+    ) -> None:
+        self.memory = memory
+        self.dtype = data.dtype
+        self.extents = data.shape
+        self.n_batch_axes = n_batch_axes
+        self._offset = offset
+        self._data: NDArray[Any] | None = data
+        memory.acquire()
+
+    @classmethod
+    def allocate(
+        cls, storage: str | Memory, shape: tuple[int, ...], dtype: np.dtype[Any], n_batch_axes: int
+    ) -> Buffer:
+        """Return a zeroed buffer in new memory of a kind, or in the next part of a given block."""
+        nbytes = nbytes_of(shape, dtype)
+        memory = allocate(storage, aligned(nbytes)) if isinstance(storage, str) else storage
+        offset = memory.take(nbytes)
+        return cls(memory, memory.array(offset, shape, dtype), n_batch_axes, offset)
+
+    @property
+    def data(self) -> NDArray[Any]:
+        """The rows, padding and ring included.
+
+        Raises:
+            ValueError: the Array was closed.
+        """
+        if self._data is None:
+            raise ValueError("the Array is closed: its memory was given back; allocate a new one")
+        return self._data
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the memory was released."""
+        return self._data is None
+
+    @property
+    def is_private(self) -> bool:
+        """Whether other processes get a copy of the rows when the buffer is sent to them."""
+        return self.memory.kind == "local"
+
+    def close(self) -> None:
+        """Release the memory. Called again, it does nothing."""
+        if self._data is not None:
+            self._data = None
+            self.memory.release()
+
+    def closed(self) -> Buffer:
+        """Return a buffer like this one, closed, which leaves this one as it is."""
+        other = Buffer(self.memory, self.data, self.n_batch_axes, self._offset)
+        other.close()
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        data = self.data
+        if self.is_private:
+            return _copy_of, (np.array(data), self.n_batch_axes)
+        return _place, (self.memory, self._offset, data.shape, data.dtype, self.n_batch_axes)
+
+
+def _copy_of(data: NDArray[Any], n_batch_axes: int) -> Buffer:
+    buffer = Buffer.allocate("local", data.shape, data.dtype, n_batch_axes)
+    buffer.data[...] = data
+    return buffer
+
+
+def _place(
+    memory: Memory, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], n_batch_axes: int
+) -> Buffer:
+    return Buffer(memory, memory.array(offset, shape, dtype), n_batch_axes, offset)

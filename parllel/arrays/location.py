@@ -1,0 +1,233 @@
+"""The location algebra: where in a base buffer a view lies, and where an index leads from there.
+
+A location has one entry for each axis of the base buffer:
+
+- `int`: an earlier index chose this position; the axis is gone from the view.
+- `range`: the view shows these positions.
+- integer array: the view shows these positions; all arrays of a location broadcast together, as
+  in NumPy's advanced indexing. An array of no dimension is an integer of the same index.
+
+Indices count from the view's beginning in the view's own direction, so a negative index means
+before the beginning. Positions count from the base buffer's beginning and are never negative.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Axis: TypeAlias = int | range | NDArray[np.intp]
+Location: TypeAlias = tuple[Axis, ...]
+_Entry: TypeAlias = int | slice | NDArray[Any]
+
+_EVERYTHING = slice(None)
+
+
+def locate(location: Location, extents: Sequence[int], index: Any) -> Location:
+    """Return the location that `index` leads to.
+
+    Args:
+        location: of the view that is indexed.
+        extents: length of each axis of the base buffer.
+        index: what NumPy takes: integers, slices, Ellipsis, integer arrays, boolean masks.
+
+    Raises:
+        IndexError: a position outside the base buffer, too many indices, a mask of another shape,
+            or an index of another kind; any but `...` on a view made with integer arrays.
+    """
+    entries = _entries(index, location)
+    if is_gathered(location):
+        if all(isinstance(entry, slice) and entry == _EVERYTHING for entry in entries):
+            return location
+        raise IndexError(
+            "a view made with integer arrays or a mask takes no further index but `...`; give all"
+            " indices at once, or index its to_ndarray()"
+        )
+    located = list(location)
+    has_arrays = any(isinstance(entry, np.ndarray) for entry in entries)
+    live = (number for number, axis in enumerate(location) if isinstance(axis, range))
+    for number, entry in zip(live, entries, strict=False):
+        axis = located[number]
+        assert isinstance(axis, range)
+        if isinstance(entry, int) and not has_arrays:
+            located[number] = _locate_integer(axis, extents[number], entry)
+        elif isinstance(entry, slice):
+            located[number] = _locate_slice(axis, extents[number], entry)
+        else:  # an integer beside arrays joins them, as NumPy has it
+            located[number] = _locate_array(axis, extents[number], np.asarray(entry, np.intp))
+    return tuple(located)
+
+
+def shift(location: Location, extents: Sequence[int], by: int) -> Location:
+    """Return the location `by` rows later in time, which is the base buffer's first axis.
+
+    Raises:
+        IndexError: a row of it would lie outside the base buffer.
+    """
+    time = location[0]
+    if isinstance(time, range):
+        moved: Axis = range(time.start + by, time.stop + by, time.step)
+        rows = [time[0] + by, time[-1] + by] if time else []
+    else:
+        moved = time + by
+        rows = np.ravel(moved).tolist()
+    if any(not 0 <= row < extents[0] for row in rows):
+        side = "next" if by > 0 else "previous"
+        raise IndexError(
+            f"{side}: it reaches outside the base buffer of {extents[0]} rows; allocate the Array"
+            " with padding=1 or more, or take a view that ends earlier"
+        )
+    return (moved, *location[1:])
+
+
+def is_gathered(location: Location) -> bool:
+    """Whether integer arrays are part of the location, so that reading it gathers a copy."""
+    return any(isinstance(axis, np.ndarray) for axis in location)
+
+
+def keys(location: Location) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return two indices for the base buffer, to be applied one after the other.
+
+    The first picks what earlier indices chose (a view in NumPy), the second does the rest. Apart,
+    they keep an integer of an earlier index from joining the arrays of a later one.
+    """
+    if not is_gathered(location):
+        return (*map(_key, location), Ellipsis), ()
+    first = tuple(axis if isinstance(axis, int) else _EVERYTHING for axis in location)
+    second = tuple(_key(axis) for axis in location if not isinstance(axis, int))
+    return (*first, Ellipsis), second
+
+
+def shape_of(location: Location) -> tuple[int, ...]:
+    """Return the shape of the view that lies at a location."""
+    return tuple(length for length, _ in _dimensions(location))
+
+
+def count_dims(location: Location, n_axes: int) -> int:
+    """Return how many dimensions of the view stem from the first `n_axes` axes of the base."""
+    return sum(number < n_axes for _, number in _dimensions(location))
+
+
+def _dimensions(location: Location) -> list[tuple[int, int]]:
+    """Return for each dimension of the view its length and the base axis it stems from."""
+    live = [(n, axis) for n, axis in enumerate(location) if not isinstance(axis, int)]
+    ranges = [(len(axis), n) for n, axis in live if isinstance(axis, range)]
+    arrays = [(n, axis) for n, axis in live if isinstance(axis, np.ndarray)]
+    if not arrays:
+        return ranges
+    lengths = np.broadcast_shapes(*(axis.shape for _, axis in arrays))
+    places = [place for place, (_, axis) in enumerate(live) if isinstance(axis, np.ndarray)]
+    is_together = places[-1] - places[0] == len(places) - 1
+    at = places[0] if is_together else 0  # NumPy's rule: arrays apart go to the front
+    return ranges[:at] + [(length, arrays[0][0]) for length in lengths] + ranges[at:]
+
+
+def _key(axis: Axis) -> Any:
+    if not isinstance(axis, range):
+        return axis
+    if not axis:
+        return slice(0, 0)  # the ends of an empty range may be negative
+    return slice(axis.start, axis.stop if axis.stop >= 0 else None, axis.step)
+
+
+def _locate_integer(axis: range, extent: int, index: int) -> int:
+    position = axis.start + index * axis.step
+    if not 0 <= position < extent:
+        raise IndexError(_outside(axis, extent, index))
+    return position
+
+
+def _locate_array(axis: range, extent: int, indices: NDArray[np.intp]) -> NDArray[np.intp]:
+    positions = np.asarray(axis.start + indices * axis.step, np.intp)
+    is_outside = (positions < 0) | (positions >= extent)
+    if is_outside.any():
+        raise IndexError(_outside(axis, extent, int(indices[is_outside].flat[0])))
+    return positions
+
+
+def _locate_slice(axis: range, extent: int, index: slice) -> range:
+    """Translate the ends to the base buffer, where NumPy's rules cut them off."""
+    step = 1 if index.step is None else operator.index(index.step)
+    if step == 0:
+        raise ValueError("slice step: got 0, expected any other integer")
+    first, end = (0, len(axis)) if step > 0 else (len(axis) - 1, -1)
+    first = first if index.start is None else operator.index(index.start)
+    end = end if index.stop is None else operator.index(index.stop)
+    start, stop = axis.start + first * axis.step, axis.start + end * axis.step
+    lowest, highest = (0, extent) if step * axis.step > 0 else (-1, extent - 1)
+    start, stop = (min(max(end, lowest), highest) for end in (start, stop))
+    return range(start, stop, step * axis.step)
+
+
+def _outside(axis: range, extent: int, index: int) -> str:
+    at_least, at_most = sorted(
+        ((0 - axis.start) // axis.step, (extent - 1 - axis.start) // axis.step)
+    )
+    return (
+        f"index {index} is outside the base buffer: expected {at_least} to {at_most}, where 0 is"
+        " the view's beginning and a negative index lies before it (`array.last` is the last one)"
+    )
+
+
+def _entries(index: Any, location: Location) -> list[_Entry]:
+    """Return one integer, slice or integer array for each indexed dimension of the view."""
+    shape = shape_of(location)
+    items = index if isinstance(index, tuple) else (index,)
+    given = [item if item is Ellipsis else _entry(item) for item in items]
+    n_given = sum(_width(entry) for entry in given)
+    if n_given > len(shape):
+        raise IndexError(
+            f"too many indices: got {n_given}, expected at most {len(shape)} for shape {shape}"
+        )
+    n_ellipses = sum(entry is Ellipsis for entry in given)
+    if n_ellipses > 1:
+        raise IndexError(f"index: got `...` {n_ellipses} times, expected it once at most")
+    entries: list[_Entry] = []
+    for entry in given:
+        if entry is Ellipsis:
+            entries += [_EVERYTHING] * (len(shape) - n_given)
+        elif isinstance(entry, np.ndarray) and entry.dtype == bool:
+            entries += _mask_entries(entry, shape[len(entries) : len(entries) + entry.ndim])
+        else:
+            entries.append(entry)
+    return entries
+
+
+def _width(entry: Any) -> int:
+    """Return how many dimensions an entry consumes."""
+    if entry is Ellipsis:
+        return 0
+    return entry.ndim if isinstance(entry, np.ndarray) and entry.dtype == bool else 1
+
+
+def _entry(item: Any) -> _Entry:
+    """Return an item of an index as an integer, a slice, an integer array or a mask."""
+    if isinstance(item, slice):
+        return item
+    if isinstance(item, int | np.integer) and not isinstance(item, bool):
+        return int(item)
+    if item is None or isinstance(item, str):
+        raise IndexError(_wrong_kind(item))
+    array = np.asarray(item)
+    if array.size == 0 and array.dtype.kind == "f":  # an empty list has no dtype of its own
+        array = array.astype(np.intp)
+    if array.dtype.kind not in "iub" or (array.dtype == bool and array.ndim == 0):
+        raise IndexError(_wrong_kind(item))
+    return int(array) if array.ndim == 0 else array
+
+
+def _mask_entries(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> list[_Entry]:
+    if mask.shape != shape:
+        raise IndexError(f"mask: got shape {mask.shape}, expected {shape}, what the view shows")
+    return list(mask.nonzero())
+
+
+def _wrong_kind(item: Any) -> str:
+    return (
+        f"index: got {item!r} ({type(item).__name__}), expected integers, slices, `...`, integer"
+        " arrays or boolean masks; for new axes and other NumPy tricks index to_ndarray()"
+    )

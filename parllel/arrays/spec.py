@@ -1,0 +1,97 @@
+"""ArraySpec: what an Array looks like before it has memory."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from parllel.arrays.window import Window
+from parllel.storages import nbytes_of
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape, dtype and window of an Array, checked; its arguments are those of `Array`."""
+
+    batch_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    feature_shape: tuple[int, ...]
+    padding: int
+    full_size: int
+
+    @classmethod
+    def of(
+        cls,
+        batch_shape: Sequence[int],
+        dtype: DTypeLike,
+        feature_shape: Sequence[int] = (),
+        padding: int = 0,
+        full_size: int | None = None,
+    ) -> ArraySpec:
+        """Check what a user gives. `full_size` is T by default.
+
+        Raises:
+            TypeError: dtype is object, or a length is no integer.
+            ValueError: padding is larger than T, full_size is no multiple of T.
+        """
+        shape = _lengths("batch_shape", batch_shape)
+        if not shape:
+            raise ValueError("batch_shape: got (), expected at least one dimension, as in (T, B)")
+        full_size = shape[0] if full_size is None else operator.index(full_size)
+        features = _lengths("feature_shape", feature_shape)
+        spec = cls(shape, _element_type(dtype), features, operator.index(padding), full_size)
+        spec.window()  # checks padding and full_size
+        return spec
+
+    def changed(self, **changes: Any) -> ArraySpec:
+        """Return a spec that differs from this one in the arguments of `of` that are not None.
+
+        With another T and no `full_size`, the ring has T rows.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        kept: dict[str, Any] = {
+            "batch_shape": self.batch_shape,
+            "dtype": self.dtype,
+            "feature_shape": self.feature_shape,
+            "padding": self.padding,
+            "full_size": self.full_size,
+        }
+        if tuple(given.get("batch_shape", self.batch_shape))[:1] != self.batch_shape[:1]:
+            kept["full_size"] = None
+        return ArraySpec.of(**(kept | given))
+
+    def window(self) -> Window:
+        """Return a new window at the beginning of the ring."""
+        return Window(self.batch_shape[0], self.full_size, self.padding)
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """Shape of the base buffer: the ring with its padding, and the other dimensions."""
+        return (self.window().n_rows, *self.batch_shape[1:], *self.feature_shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the base buffer."""
+        return nbytes_of(self.extents, self.dtype)
+
+
+def _lengths(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    lengths = tuple(operator.index(length) for length in shape)
+    if any(length < 0 for length in lengths):
+        raise ValueError(f"{name}: got {lengths}, expected lengths of 0 or more")
+    return lengths
+
+
+def _element_type(dtype: DTypeLike) -> np.dtype[Any]:
+    element_type = np.dtype(dtype)
+    if element_type.hasobject:
+        raise TypeError(
+            f"dtype: got {element_type}, expected numbers or booleans: Python objects can't live in"
+            " raw memory; keep them in a list of your own"
+        )
+    return element_type

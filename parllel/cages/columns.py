@@ -1,0 +1,81 @@
+"""How the values of several environments become rows of arrays, and rows become actions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from parllel.tree import ArrayDict
+
+# In a tree, the members of a tuple are branches named by their place: "0", "1", ...
+
+
+def write_column(out: Any, values: Sequence[Any]) -> None:
+    """Write one value of each environment into the rows of an array or of a tree of arrays.
+
+    Args:
+        out: NumPy array [n, ...] or ArrayDict of such; a branch is filled from the same key of a
+            mapping, or the same place of a tuple.
+        values: n values.
+    """
+    if isinstance(out, ArrayDict):
+        for name, branch in out.items():
+            write_column(branch, [_member(value, name) for value in values])
+    elif out.ndim == 1:
+        out[:] = values
+    else:
+        for row, value in enumerate(values):
+            out[row] = value
+
+
+def write_infos(out: Any, infos: Sequence[Mapping[str, Any]]) -> None:
+    """Write the entries of info dictionaries that `out` has branches for; an absent one is 0."""
+    for name, branch in out.items():
+        if isinstance(branch, ArrayDict):
+            write_infos(branch, [info.get(name, {}) for info in infos])
+        else:
+            write_column(branch, [info.get(name, 0) for info in infos])
+
+
+def stack_column(values: Sequence[Any]) -> Any:
+    """Return one value of each environment as an array [n, ...], or as a tree of such."""
+    first = values[0]
+    if isinstance(first, Mapping | tuple):
+        names = first if isinstance(first, Mapping) else map(str, range(len(first)))
+        return ArrayDict(
+            {name: stack_column([_member(value, name) for value in values]) for name in names}
+        )
+    return np.stack([np.asarray(value) for value in values])
+
+
+def as_tree(value: Any) -> Any:
+    """Return a value with its mappings and tuples as ArrayDicts; a plain value as it is."""
+    if isinstance(value, tuple):
+        value = {str(place): member for place, member in enumerate(value)}
+    if isinstance(value, Mapping):
+        return ArrayDict({name: as_tree(member) for name, member in value.items()})
+    return value
+
+
+def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
+    """Return the actions of n environments, each like the space's own samples.
+
+    Args:
+        rows: NumPy array [n, ...] or ArrayDict of such. Copied: an action belongs to its
+            environment.
+        space: of a single environment's actions.
+    """
+    if isinstance(space, spaces.Dict):
+        parts = [to_actions(rows[name], part) for name, part in space.items()]
+        return [dict(zip(space, members, strict=True)) for members in zip(*parts, strict=True)]
+    if isinstance(space, spaces.Tuple):
+        parts = [to_actions(rows[str(place)], part) for place, part in enumerate(space)]
+        return list(zip(*parts, strict=True))
+    return list(rows.astype(space.dtype))
+
+
+def _member(value: Any, name: str) -> Any:
+    return value[int(name)] if isinstance(value, tuple) else value[name]

@@ -1,0 +1,62 @@
+"""SerialCage: environments in this process, stepped one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+
+from parllel.cages.cage import Cage, Outputs, execute
+from parllel.cages.stepper import Seed, Stepper
+from parllel.cages.trajectory import TrajInfo
+
+
+class SerialCage(Cage):
+    """Step environments in this process: a started command is done when the call returns.
+
+    Args:
+        make_env: returns one gymnasium environment.
+        env_kwargs: for `make_env`.
+        make_traj_info: returns the summary of a new episode, e.g. the class `TrajInfo`.
+        n_envs: number of environments; their rows are written at once.
+        seed: one for all environments, or a SeedSequence for each.
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[..., gym.Env[Any, Any]],
+        env_kwargs: Mapping[str, Any] | None = None,
+        make_traj_info: Callable[[], TrajInfo] = TrajInfo,
+        *,
+        n_envs: int = 1,
+        seed: Seed = None,
+    ) -> None:
+        self._stepper = Stepper(
+            make_env, env_kwargs or {}, make_traj_info, n_envs=n_envs, seed=seed
+        )
+        self._result: tuple[Any, ...] | None = None
+        self.n_envs = n_envs
+        self.observation_space = self._stepper.observation_space
+        self.action_space = self._stepper.action_space
+
+    def _submit(self, command: str, action: Any, outputs: Outputs) -> None:
+        self._result = execute(self._stepper, command, action, outputs)
+
+    def await_step(self) -> tuple[Any, ...] | None:
+        """Return the results of what was started; None if nothing was."""
+        result, self._result = self._result, None
+        return result
+
+    @property
+    def final_obs(self) -> Mapping[int, Any]:
+        """True final observations of the last step, by the number of the environment."""
+        return self._stepper.final_obs
+
+    def take_completed(self) -> list[TrajInfo]:
+        """Return the episodes that ended since the last call, in the order of their ends."""
+        return self._stepper.take_completed()
+
+    def close(self) -> None:
+        """Close the environments. Called again, it does nothing."""
+        self._stepper.close()

@@ -1,0 +1,149 @@
+"""Stepper: the one routine that resets and steps environments; every cage runs it somewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from parllel.cages.columns import as_tree
+from parllel.cages.trajectory import TrajInfo
+from parllel.tree import dict_map
+
+Seed = int | np.random.SeedSequence | Sequence[np.random.SeedSequence] | None
+
+
+class Columns(NamedTuple):
+    """What one step gave, a list with one value for each environment."""
+
+    observation: list[Any]
+    reward: list[Any]
+    terminated: list[bool]
+    truncated: list[bool]
+    info: list[dict[str, Any]]
+
+
+class Stepper:
+    """Environments that are stepped together, with their episodes summed up.
+
+    Autoreset is in the same step: the observation of a step that ended an episode is the first
+    one of the next episode, and the true final one is kept in `final_obs`. Reward, terminated,
+    truncated and info are always those of the step itself.
+
+    Args:
+        make_env: returns one gymnasium environment.
+        env_kwargs: for `make_env`.
+        make_traj_info: returns the summary of a new episode.
+        n_envs: number of environments.
+        seed: one for all, or a SeedSequence for each environment. An environment's results depend
+            on its own SeedSequence only. None draws one from the operating system.
+
+    Raises:
+        ValueError: n_envs is not positive, or not the number of seeds.
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[..., gym.Env[Any, Any]],
+        env_kwargs: Mapping[str, Any],
+        make_traj_info: Callable[[], TrajInfo] = TrajInfo,
+        *,
+        n_envs: int = 1,
+        seed: Seed = None,
+    ) -> None:
+        self._seeds = spawn_seeds(seed, n_envs)
+        self._make_traj_info = make_traj_info
+        self._envs: list[gym.Env[Any, Any]] = []
+        try:
+            for _ in range(n_envs):
+                self._envs.append(make_env(**env_kwargs))
+        except BaseException:
+            self.close()
+            raise
+        self.observation_space = self._envs[0].observation_space
+        self.action_space = self._envs[0].action_space
+        self._action_spaces = [env.action_space for env in self._envs]
+        self._trajs = [make_traj_info() for _ in self._envs]
+        self._is_reset = False
+        self._completed: list[TrajInfo] = []
+        self.n_envs = n_envs
+        self.final_obs: dict[int, Any] = {}
+        """Observation before the reset, of each environment whose episode ended in this step."""
+
+    def reset(self) -> tuple[list[Any], list[dict[str, Any]]]:
+        """Reset all environments, seeded the first time. Episodes under way are forgotten."""
+        self.final_obs = {}
+        self._trajs = [self._make_traj_info() for _ in self._envs]
+        seeds = self._first_seeds() if not self._is_reset else [None] * len(self._envs)
+        self._is_reset = True
+        results = [env.reset(seed=seed) for env, seed in zip(self._envs, seeds, strict=True)]
+        return [obs for obs, _ in results], [info for _, info in results]
+
+    def step(self, actions: Sequence[Any]) -> Columns:
+        """Step all environments, and reset those whose episode ends.
+
+        Raises:
+            RuntimeError: the environments were never reset.
+        """
+        if not self._is_reset:
+            raise RuntimeError("step before reset: call reset_async() and await_step() first")
+        self.final_obs = {}
+        columns = Columns([], [], [], [], [])
+        for number, (env, action) in enumerate(zip(self._envs, actions, strict=True)):
+            obs, reward, terminated, truncated, info = env.step(action)
+            traj = self._trajs[number]
+            traj.step(obs, action, reward, terminated, truncated, info)
+            if terminated or truncated:
+                obs = self._end_episode(number, obs)
+            columns.observation.append(obs)
+            columns.reward.append(reward)
+            columns.terminated.append(terminated)
+            columns.truncated.append(truncated)
+            columns.info.append(info)
+        return columns
+
+    def random_actions(self) -> list[Any]:
+        """Draw an action for each environment from its own action space."""
+        if not self._is_reset:
+            self.reset()
+        return [space.sample() for space in self._action_spaces]
+
+    def take_completed(self) -> list[TrajInfo]:
+        """Return the episodes that ended since the last call, in the order of their ends."""
+        completed, self._completed = self._completed, []
+        return completed
+
+    def close(self) -> None:
+        """Close all environments. Called again, it does nothing."""
+        while self._envs:
+            self._envs.pop().close()
+
+    def _end_episode(self, number: int, obs: Any) -> Any:
+        """Keep the final observation and return the first one of the next episode."""
+        # Copied: an environment may reuse its buffer for the reset (gymnasium's docs allow it).
+        self.final_obs[number] = dict_map(np.array, as_tree(obs))
+        self._completed.append(self._trajs[number])
+        self._trajs[number] = self._make_traj_info()
+        return self._envs[number].reset()[0]
+
+    def _first_seeds(self) -> list[int]:
+        """Return a seed for each environment, and seed their action spaces with another."""
+        words = [seed.generate_state(2) for seed in self._seeds]
+        for space, (_, action_seed) in zip(self._action_spaces, words, strict=True):
+            space.seed(int(action_seed))
+        return [int(env_seed) for env_seed, _ in words]
+
+
+def spawn_seeds(seed: Seed, n_envs: int) -> list[np.random.SeedSequence]:
+    """Return one SeedSequence for each environment."""
+    if n_envs < 1:
+        raise ValueError(f"n_envs: got {n_envs}, expected 1 or more")
+    if seed is None or isinstance(seed, int | np.integer):
+        seed = np.random.SeedSequence(None if seed is None else int(seed))
+    if isinstance(seed, np.random.SeedSequence):
+        return seed.spawn(n_envs)
+    if len(seed) != n_envs:
+        raise ValueError(f"seed: got {len(seed)} SeedSequences, expected {n_envs} = n_envs")
+    return list(seed)

@@ -1,0 +1,28 @@
+"""The sinks that take a run's numbers; not what the numbers mean, and not the text log.
+
+A training loop is given one `MetricsSink` and calls `log(step, values)`. Which displays and files
+that feeds is chosen where the program is put together:
+
+    with Metrics(ConsoleMetrics(every=10), CsvMetrics("run/metrics.csv")) as metrics:
+        metrics.log(2048, {"train/episode_return": 21.5, "train/loss": loss})
+
+Leaving the `with` block closes every sink, after an error and after Ctrl-C too.
+"""
+
+from parllel.metrics.console_metrics import ConsoleMetrics
+from parllel.metrics.csv_metrics import CsvMetrics
+from parllel.metrics.learning_curve import LearningCurve
+from parllel.metrics.metrics import Metrics
+from parllel.metrics.metrics_sink import MetricsSink
+from parllel.metrics.progress_bar import ProgressBar
+from parllel.metrics.tensorboard_metrics import TensorBoardMetrics
+
+__all__ = [
+    "ConsoleMetrics",
+    "CsvMetrics",
+    "LearningCurve",
+    "Metrics",
+    "MetricsSink",
+    "ProgressBar",
+    "TensorBoardMetrics",
+]

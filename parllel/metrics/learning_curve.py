@@ -1,0 +1,92 @@
+"""LearningCurve: a PNG of how chosen metrics went, drawn when the run ends."""
+
+import logging
+import os
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+from parllel.metrics.metrics_sink import STEP, MetricsSink
+from parllel.metrics.train_extra import import_from_train_extra
+
+_logger = logging.getLogger(__name__)
+
+
+class LearningCurve(MetricsSink):
+    """Keep the points of a few metrics and draw them when closed, one panel for each metric.
+
+    A panel shows each logged point and a centred moving mean. Memory: 16 bytes for each point.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        x: str = STEP,
+        y: Sequence[str] = ("train/episode_return",),
+        *,
+        smooth: int | None = None,
+        title: str = "",
+    ) -> None:
+        """Choose what to draw, and check that it can be drawn.
+
+        Args:
+          path: where the PNG will be; a PNG that is there stays until the new one is drawn.
+          x: "step" for environment steps, or a key that is logged together with the y keys.
+          y: the keys to draw, from top to bottom.
+          smooth: int >= 1. Number of points in the moving mean; a 20th of all by default.
+          title: a line above the panels.
+
+        Raises:
+          ModuleNotFoundError: matplotlib is not installed.
+          OSError: the file cannot be written.
+          ValueError: the path does not end in .png, `y` is empty, or `smooth` is less than 1.
+        """
+        self._path = Path(path).resolve()
+        if self._path.suffix.lower() != ".png":
+            raise ValueError(f"path: got {str(path)!r}, expected a file name that ends in .png")
+        if not y or (smooth is not None and smooth < 1):
+            raise ValueError(
+                f"LearningCurve: got y={y!r}, smooth={smooth}; expected one key or more, and >= 1"
+            )
+        self._figure = import_from_train_extra(
+            "parllel.metrics.curve_figure", needed_by=type(self).__name__
+        )
+        _check_writable(self._path)
+        self._x = x
+        self._points = {key: (array("d"), array("d")) for key in ([y] if isinstance(y, str) else y)}
+        self._smooth = smooth
+        self._title = title
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        x = float(step) if self._x == STEP else values.get(self._x)
+        if x is None:
+            return
+        for key in values.keys() & self._points.keys():
+            x_points, y_points = self._points[key]
+            x_points.append(x)
+            y_points.append(values[key])
+
+    def _finish(self) -> None:
+        curves = {key: points for key, points in self._points.items() if points[0]}
+        if missing := [key for key in self._points if key not in curves]:
+            _logger.warning(
+                "%s: nothing was logged for %s over %r, so %s drawn",
+                self._path,
+                ", ".join(map(repr, missing)),
+                self._x,
+                "the others are" if curves else "no picture is",
+            )
+        if curves:
+            self._figure.draw_curves(
+                self._path, curves, x_key=self._x, smooth=self._smooth, title=self._title
+            )
+
+
+def _check_writable(path: Path) -> None:
+    """Raise OSError where the file could not be written; leave the folder as it would be then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    was_there = path.exists()
+    with path.open("ab"):
+        pass
+    if not was_there:
+        path.unlink()

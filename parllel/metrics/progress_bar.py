@@ -1,0 +1,73 @@
+"""ProgressBar: how far a run is, how fast it goes, and a few of its numbers, on one line."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from parllel.metrics.console_metrics import readable
+from parllel.metrics.metrics_sink import MetricsSink
+from parllel.metrics.train_extra import import_from_train_extra
+
+
+class ProgressBar(MetricsSink):
+    """Show a tqdm bar of the environment steps and the newest values of the chosen metrics."""
+
+    def __init__(
+        self,
+        total_steps: int,
+        show: Sequence[str] = ("train/episode_return",),
+        *,
+        initial_step: int = 0,
+        is_disabled: bool | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
+        """Draw the empty bar.
+
+        Args:
+          total_steps: int >= 1. Environment steps of the whole run.
+          show: keys of the metrics to show beside the bar.
+          initial_step: where a continued run goes on, so that its speed is counted from there.
+          is_disabled: None: draw only if the stream is a terminal.
+          stream: where to draw, by default `sys.stderr`. Not closed.
+
+        Raises:
+          ModuleNotFoundError: tqdm is not installed.
+          ValueError: `total_steps` is less than 1.
+        """
+        if total_steps < 1:
+            raise ValueError(f"total_steps: got {total_steps}, expected >= 1")
+        self._total_steps = total_steps
+        self._show = (show,) if isinstance(show, str) else tuple(show)
+        self._newest: dict[str, str] = {}
+        self._bar = _bar_class(import_from_train_extra("tqdm", needed_by=type(self).__name__).tqdm)(
+            total=total_steps,
+            initial=initial_step,
+            disable=is_disabled,
+            file=stream,
+            unit=" steps",
+            unit_scale=True,
+            dynamic_ncols=True,
+            miniters=1,  # else tqdm guesses how many steps to skip, and may freeze on big jumps
+        )
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        self._newest |= {key: readable(values[key]) for key in self._show if key in values}
+        shown = ", ".join(f"{key} {text}" for key, text in self._newest.items())
+        self._bar.set_postfix_str(shown, refresh=False)
+        # The last batch often overshoots, and tqdm draws no bar beyond its total.
+        self._bar.update(max(0, min(step, self._total_steps) - self._bar.n))
+
+    def _finish(self) -> None:
+        self._bar.close()
+
+
+def _bar_class(tqdm: Any) -> Any:  # Any: tqdm has no type information
+    """Make a tqdm class that leaves the process as it is.
+
+    tqdm's own lock fixes multiprocessing's start method for the whole process
+    (`test_progress_bar_leaves_the_start_method_open`), and its monitor thread is one more thread
+    to be forked with; with miniters=1 it has nothing to do.
+    """
+    bar_class: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
+    bar_class.set_lock(threading.RLock())
+    return bar_class

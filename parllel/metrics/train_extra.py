@@ -1,0 +1,20 @@
+"""Import what `pip install parllel[train]` brings, or say that it is missing."""
+
+import importlib
+from types import ModuleType
+
+
+def import_from_train_extra(module: str, *, needed_by: str) -> ModuleType:
+    """Import a module that only some sinks need, at the time when one is made.
+
+    Raises:
+      ModuleNotFoundError: it is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{needed_by} needs {error.name!r}, which is not installed; "
+            "run: pip install parllel[train]",
+            name=error.name,
+        ) from error

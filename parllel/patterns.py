@@ -1,0 +1,122 @@
+"""Builders of the common cases. They return new objects and change nothing that they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from parllel.arrays import Array, ArraySpec
+from parllel.cages import Cage, SerialCage, TrajInfo
+from parllel.cages.stepper import Seed
+from parllel.samplers import Agent
+from parllel.tree import ArrayDict, allocate_tree, dict_map
+
+_ENV_BRANCHES = ("observation", "action", "reward", "terminated", "truncated", "env_info")
+
+
+def build_cages(
+    make_env: Callable[..., gym.Env[Any, Any]],
+    n_envs: int,
+    *,
+    env_kwargs: Mapping[str, Any] | None = None,
+    make_traj_info: Callable[[], TrajInfo] = TrajInfo,
+    seed: Seed = None,
+) -> list[Cage]:
+    """Make cages that hold `n_envs` environments together.
+
+    Args:
+        make_env: returns one gymnasium environment.
+        n_envs: number of environments.
+        env_kwargs: for `make_env`.
+        make_traj_info: returns the summary of a new episode.
+        seed: of the run; each environment gets a SeedSequence of its own from it.
+    """
+    return [SerialCage(make_env, env_kwargs, make_traj_info, n_envs=n_envs, seed=seed)]
+
+
+def build_example(
+    make_env: Callable[..., gym.Env[Any, Any]], *, env_kwargs: Mapping[str, Any] | None = None
+) -> ArrayDict:
+    """Return one step of an environment that is made for this and closed: a batch of one row.
+
+    The branches are `observation`, `action`, `reward`, `terminated`, `truncated` and `env_info`,
+    all Arrays of shape [1, ...] with 32-bit numbers at most; rewards are float32.
+    """
+    with SerialCage(make_env, env_kwargs, seed=0) as cage:
+        cage.random_step_async()
+        step = cage.await_step()
+    assert step is not None
+    action, observation, reward, terminated, truncated, info = step
+    values = {
+        "observation": observation,
+        "action": action,
+        "reward": dict_map(np.float32, reward),
+        "terminated": np.bool_(terminated),
+        "truncated": np.bool_(truncated),
+        "env_info": ArrayDict(info),
+    }
+    return ArrayDict({name: dict_map(_as_row, value) for name, value in values.items()})
+
+
+def build_sample_tree(
+    example: ArrayDict,
+    agent: Agent,
+    *,
+    batch_shape: Sequence[int],
+    storage: str = "local",
+    full_size: int | None = None,
+) -> ArrayDict:
+    """Allocate the tree that a sampler writes, in one block of memory.
+
+    Args:
+        example: of `build_example`.
+        agent: steps on the example once, to see what it returns.
+        batch_shape: (T, B): steps and environments.
+        storage: kind of the memory.
+        full_size: rows of a larger ring that the batches fill in turn, a multiple of T.
+
+    Returns:
+        The example's branches of shape [T, B, ...] (`observation` with padding 1) and
+        `agent_info`. If the agent gives a value, it has padding 1, and there is `final_value`.
+    """
+    _, agent_info = agent.step(example["observation"])
+    rows = ArrayDict({**{name: example[name] for name in _ENV_BRANCHES}, "agent_info": agent_info})
+    specs = rows.apply(_spec, tuple(batch_shape), full_size)
+    specs["observation"] = dict_map(_padded, specs["observation"])
+    if "value" in agent_info:
+        specs["final_value"] = specs["agent_info"]["value"]
+        specs["agent_info"]["value"] = _padded(specs["agent_info"]["value"])
+    return allocate_tree(specs, storage)
+
+
+def build_eval_tree(samples: ArrayDict, *, n_envs: int) -> ArrayDict:
+    """Allocate the small tree that an `EvalSampler` of `n_envs` environments writes over and over.
+
+    Args:
+        samples: the tree of training; only its shapes and dtypes matter.
+        n_envs: number of environments of the evaluation.
+    """
+    specs = ArrayDict({name: dict_map(_eval_spec, samples[name], n_envs) for name in _ENV_BRANCHES})
+    return allocate_tree(specs)
+
+
+def _as_row(value: Any) -> Array:
+    row = Array.from_numpy(value, batch_shape=(1,))
+    row[0] = value
+    return row
+
+
+def _spec(row: Any, batch_shape: tuple[int, ...], full_size: int | None) -> ArraySpec:
+    values = np.asarray(row)
+    return ArraySpec.of(batch_shape, values.dtype, values.shape[1:], full_size=full_size)
+
+
+def _padded(spec: ArraySpec) -> ArraySpec:
+    return spec.changed(padding=1)
+
+
+def _eval_spec(leaf: Array, n_envs: int) -> ArraySpec:
+    return leaf.spec.changed(batch_shape=(1, n_envs, *leaf.batch_shape[2:]))

@@ -1,0 +1,168 @@
+"""RLRunner: the outer loop. Sample, transform, learn, evaluate, log, save."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from parllel.cages import TrajInfo
+from parllel.metrics import MetricsSink
+from parllel.samplers import BasicSampler, EvalSampler
+from parllel.transforms import Transform
+from parllel.tree import ArrayDict
+
+
+class Algorithm(Protocol):
+    """What learns from a batch."""
+
+    def optimize(self, batch: ArrayDict) -> Mapping[str, float]:
+        """Learn from one batch; return what is logged of it."""
+
+
+class SavedAgent(Protocol):
+    """An agent that can be written to a file."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the agent to a file."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run came to.
+
+    Args:
+        n_steps: environment steps, over all environments.
+        mean_return: over the last episodes of training, `window` at most; NaN with none.
+        n_episodes: episodes that ended in training.
+        sample_s, learn_s: seconds spent in the sampler, and in transforms and algorithm.
+    """
+
+    n_steps: int
+    mean_return: float
+    n_episodes: int
+    sample_s: float
+    learn_s: float
+
+
+class RLRunner:
+    """Train an agent: collect a batch, transform it, learn from it, until `n_steps` are done.
+
+    Args:
+        sampler: collects the batches.
+        algorithm: learns from them.
+        metrics: takes all numbers. `train/...` are means over the last episodes of training,
+            `eval/...` over those of an evaluation, `algo/...` what the algorithm returns,
+            `time/...` seconds. The caller closes it.
+        n_steps: environment steps over all environments; the last batch is collected whole.
+        transforms: applied to each batch in turn.
+        log_every: batches from one log to the next.
+        window: episodes of training that are averaged.
+        eval_sampler, eval_every: evaluates after every so many batches, and at the end.
+        agent, checkpoint: where to save whom, after each evaluation and at the end.
+
+    Raises:
+        ValueError: a count is not positive, or checkpoint is given without agent.
+    """
+
+    def __init__(
+        self,
+        sampler: BasicSampler,
+        algorithm: Algorithm,
+        metrics: MetricsSink,
+        *,
+        n_steps: int,
+        transforms: Sequence[Transform] = (),
+        log_every: int = 1,
+        window: int = 100,
+        eval_sampler: EvalSampler | None = None,
+        eval_every: int = 10,
+        agent: SavedAgent | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> None:
+        counts = {"n_steps": n_steps, "log_every": log_every, "window": window}
+        for name, count in (counts | {"eval_every": eval_every}).items():
+            if count < 1:
+                raise ValueError(f"{name}: got {count}, expected 1 or more")
+        if checkpoint is not None and agent is None:
+            raise ValueError("checkpoint: got a path without an agent to save; give agent=")
+        self._sampler = sampler
+        self._algorithm = algorithm
+        self._metrics = metrics
+        self._transforms = list(transforms)
+        self._steps_per_batch = sampler.batch_T * sampler.batch_B
+        self._n_batches = -(-n_steps // self._steps_per_batch)
+        self._log_every = log_every
+        self._eval_sampler = eval_sampler
+        self._eval_every = eval_every
+        self._agent = agent
+        self._checkpoint = checkpoint
+        self._recent: deque[TrajInfo] = deque(maxlen=window)
+        self._n_episodes = 0
+        self._sample_s = 0.0
+        self._learn_s = 0.0
+
+    def run(self) -> RunSummary:
+        """Train to the end. The metrics are open afterwards, also after an exception."""
+        for number in range(1, self._n_batches + 1):
+            batch = self._sample()
+            learned = self._learn(batch)
+            is_last = number == self._n_batches
+            n_steps = number * self._steps_per_batch
+            if is_last or number % self._log_every == 0:
+                self._log(n_steps, learned)
+            if is_last or number % self._eval_every == 0:
+                self._evaluate(n_steps)
+                self._save()
+        return self._summary()
+
+    def _sample(self) -> ArrayDict:
+        start = time.perf_counter()
+        batch, completed = self._sampler.collect_batch()
+        self._sample_s += time.perf_counter() - start
+        self._recent.extend(completed)
+        self._n_episodes += len(completed)
+        return batch
+
+    def _learn(self, batch: ArrayDict) -> Mapping[str, float]:
+        start = time.perf_counter()
+        for transform in self._transforms:
+            batch = transform(batch)
+        learned = self._algorithm.optimize(batch)
+        self._learn_s += time.perf_counter() - start
+        return learned
+
+    def _log(self, n_steps: int, learned: Mapping[str, float]) -> None:
+        numbers = {f"train/{name}": mean for name, mean in mean_metrics(self._recent).items()}
+        numbers["train/n_episodes"] = float(self._n_episodes)
+        numbers |= {f"algo/{name}": number for name, number in learned.items()}
+        numbers |= {"time/sample_s": self._sample_s, "time/learn_s": self._learn_s}
+        self._metrics.log(n_steps, numbers)
+
+    def _evaluate(self, n_steps: int) -> None:
+        if self._eval_sampler is not None:
+            means = mean_metrics(self._eval_sampler.collect_episodes())
+            self._metrics.log(n_steps, {f"eval/{name}": mean for name, mean in means.items()})
+
+    def _save(self) -> None:
+        if self._agent is not None and self._checkpoint is not None:
+            self._agent.save(self._checkpoint)
+
+    def _summary(self) -> RunSummary:
+        mean_return = mean_metrics(self._recent).get("episode_return", float("nan"))
+        return RunSummary(
+            n_steps=self._n_batches * self._steps_per_batch,
+            mean_return=mean_return,
+            n_episodes=self._n_episodes,
+            sample_s=self._sample_s,
+            learn_s=self._learn_s,
+        )
+
+
+def mean_metrics(episodes: Iterable[TrajInfo]) -> dict[str, float]:
+    """Return the mean of each number of the episodes; nothing for no episodes."""
+    rows = [episode.metrics() for episode in episodes]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}

@@ -1,0 +1,63 @@
+"""BasicSampler: collects batches of T steps; episodes go on from batch to batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parllel.cages import Cage, TrajInfo
+from parllel.samplers.sampler import Agent, Sampler, as_rows
+from parllel.tree import ArrayDict
+
+
+class BasicSampler(Sampler):
+    """Collect batches of T steps from B environments, every row of them valid.
+
+    If the tree has a branch `final_value`, values for learning are completed, with one value
+    call for each step at which an episode was truncated, and one for each batch:
+
+    - `final_value[t, b]`: value of the true final observation, where episode b was truncated (and
+      not terminated) at step t. Other rows hold what an earlier batch left there.
+    - `agent_info.value[T, b]`: value of the observation after the batch (row `last + 1`).
+
+    Args:
+        cages, agent, samples: as for `Sampler`.
+    """
+
+    def __init__(self, cages: Sequence[Cage], agent: Agent, samples: ArrayDict) -> None:
+        super().__init__(cages, agent, samples)
+        self._completes_values = "final_value" in samples
+        self._was_reset = False
+
+    def reset(self) -> None:
+        """Reset all environments; the next batch begins with their first observations."""
+        super().reset()
+        self._was_reset = True
+
+    def collect_batch(self) -> tuple[ArrayDict, list[TrajInfo]]:
+        """Collect T steps; reset the environments first if that was never done.
+
+        Returns:
+            The sample tree, its window moved on to the new batch, and the episodes that ended.
+        """
+        if not self._was_reset:
+            self.reset()
+        self.samples.rotate()
+        for t in range(self.batch_T):
+            self._step(t)
+            if self._completes_values:
+                self._value_final_obs(t)
+        if self._completes_values:
+            last = self.samples["observation"][self.batch_T]
+            self.samples["agent_info"]["value"][self.batch_T] = self.agent.value(last)
+        return self.samples, self._take_completed()
+
+    def _value_final_obs(self, t: int) -> None:
+        final_obs = self._final_obs()
+        if not final_obs:
+            return
+        terminated = self.samples["terminated"][t].to_ndarray()
+        columns = [column for column in final_obs if not terminated[column]]
+        if columns:
+            like = self.samples["observation"][t]
+            rows = as_rows([final_obs[column] for column in columns], like)
+            self.samples["final_value"][t, columns] = self.agent.value(rows)

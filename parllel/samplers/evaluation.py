@@ -1,0 +1,69 @@
+"""EvalSampler: plays whole episodes to tell how good an agent is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parllel.cages import Cage, TrajInfo
+from parllel.samplers.sampler import Agent, Sampler
+from parllel.tree import ArrayDict
+
+
+class EvalSampler(Sampler):
+    """Play the same number of episodes in each environment, and return their summaries.
+
+    Taking the first episodes to end would favour short ones; so each environment plays its share
+    to the end, and what it plays beyond it is dropped.
+
+    Args:
+        cages, agent: as for `Sampler`; use cages of their own, not those of training.
+        samples: a tree of T >= 1 steps that is written over and over.
+        n_episodes: how many to play, a multiple of the number of environments.
+        max_steps: for each environment, after which unfinished episodes are given up.
+        deterministic: whether the agent takes its most probable actions.
+
+    Raises:
+        ValueError: n_episodes is no positive multiple of the number of environments, or max_steps
+            is not positive.
+    """
+
+    def __init__(
+        self,
+        cages: Sequence[Cage],
+        agent: Agent,
+        samples: ArrayDict,
+        *,
+        n_episodes: int,
+        max_steps: int = 100_000,
+        deterministic: bool = True,
+    ) -> None:
+        super().__init__(cages, agent, samples)
+        if n_episodes < 1 or n_episodes % self.batch_B:
+            raise ValueError(
+                f"n_episodes: got {n_episodes}, expected a positive multiple of {self.batch_B},"
+                " the number of environments"
+            )
+        if max_steps < 1:
+            raise ValueError(f"max_steps: got {max_steps}, expected 1 or more")
+        self._share = n_episodes // self.batch_B
+        self._max_steps = max_steps
+        self._deterministic = deterministic
+
+    def collect_episodes(self) -> list[TrajInfo]:
+        """Play the episodes, from a reset of all environments on; return what was finished."""
+        self.reset()
+        left = [self._share] * self.batch_B
+        finished: list[TrajInfo] = []
+        for step in range(self._max_steps):
+            t = step % self.batch_T
+            if t == 0:
+                self.samples.rotate()
+            self._step(t, deterministic=self._deterministic)
+            # Episodes come in the order of the columns in which they ended.
+            for column, traj in zip(self._final_obs(), self._take_completed(), strict=True):
+                if left[column]:
+                    left[column] -= 1
+                    finished.append(traj)
+            if not any(left):
+                break
+        return finished

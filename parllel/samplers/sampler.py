@@ -1,0 +1,146 @@
+"""What all samplers share: the agent that they ask, and one time step of all environments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from parllel.cages import Cage, TrajInfo
+from parllel.cages.columns import write_column
+from parllel.tree import ArrayDict, dict_map
+
+
+class Agent(Protocol):
+    """Whom a sampler asks for actions and values; rows are those of the sample tree."""
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        """Return an action for each row, and a mapping of what else is kept for learning."""
+
+    def value(self, observation: Any) -> Any:
+        """Return a value estimate for each row."""
+
+
+class Sampler:
+    """Steps all environments of some cages with an agent, and writes the sample tree in place.
+
+    The tree has the branches `observation` (with padding of at least 1), `action`, `reward`,
+    `terminated`, `truncated` and `env_info`, of leading dimensions (T, B), where B counts the
+    environments of all cages in their order. With a branch `agent_info`, the agent's second
+    result is written there. With a branch `final_value` too, values for learning are completed:
+    see `BasicSampler`.
+
+    Args:
+        cages: their environments make the second dimension. The caller closes them.
+        agent: chooses the actions.
+        samples: the tree to be written.
+
+    Raises:
+        ValueError: a branch is missing, `observation` has no padding, or B is not the number of
+            environments.
+    """
+
+    def __init__(self, cages: Sequence[Cage], agent: Agent, samples: ArrayDict) -> None:
+        _check(cages, samples)
+        self.cages = list(cages)
+        self.agent = agent
+        self.samples = samples
+        self.batch_T, self.batch_B = samples["reward"].batch_shape[:2]
+        self._has_agent_info = bool(samples.get("agent_info"))
+        self._rows = list(zip(self.cages, _rows_of(self.cages), strict=True))
+
+    def reset(self) -> None:
+        """Reset all environments; the next batch begins with their first observations."""
+        self.samples.reset()
+        first = self.samples["observation"][self.batch_T]  # rotate carries it to row 0
+        for cage, rows in self._rows:
+            cage.reset_async(out_obs=_part(first, rows))
+        for cage in self.cages:
+            cage.await_step()
+            cage.take_completed()
+
+    def _step(self, t: int, *, deterministic: bool = False) -> None:
+        """Act on observation t; write action t, its outcome, and observation t + 1."""
+        samples = self.samples
+        observation = samples["observation"]
+        action, agent_info = self.agent.step(observation[t], deterministic=deterministic)
+        actions = samples["action"][t]
+        actions[...] = action
+        if self._has_agent_info:
+            samples["agent_info"][t] = agent_info
+        outputs = {
+            "out_obs": observation[t + 1],
+            "out_reward": samples["reward"][t],
+            "out_terminated": samples["terminated"][t],
+            "out_truncated": samples["truncated"][t],
+            "out_info": samples["env_info"][t],
+        }
+        for cage, rows in self._rows:
+            parts = {name: _part(place, rows) for name, place in outputs.items()}
+            cage.step_async(_part(actions, rows), **parts)
+        for cage in self.cages:
+            cage.await_step()
+
+    def _final_obs(self) -> dict[int, Any]:
+        """Return the true final observations of the last step by the environment's column."""
+        first, found = 0, {}
+        for cage in self.cages:
+            for number, observation in cage.final_obs.items():
+                found[first + number] = observation
+            first += cage.n_envs
+        return found
+
+    def _take_completed(self) -> list[TrajInfo]:
+        return [traj for cage in self.cages for traj in cage.take_completed()]
+
+
+def as_rows(observations: Sequence[Any], like: Any) -> Any:
+    """Return observations as NumPy rows with the dtype and shape that the sample tree has.
+
+    Args:
+        observations: k of them, from environments.
+        like: rows of the tree's `observation`, [B, ...].
+    """
+    rows = dict_map(_empty_rows, like, len(observations))
+    write_column(rows, observations)
+    return rows
+
+
+def _empty_rows(leaf: Any, n_rows: int) -> Any:
+    return np.empty((n_rows, *leaf.shape[1:]), leaf.dtype)
+
+
+def _rows_of(cages: Sequence[Cage]) -> list[int | slice | None]:
+    """Return for each cage its columns of the batch; None where they are all of them."""
+    if len(cages) == 1:
+        return [None if cages[0].n_envs > 1 else 0]
+    rows: list[int | slice | None] = []
+    first = 0
+    for cage in cages:
+        rows.append(first if cage.n_envs == 1 else slice(first, first + cage.n_envs))
+        first += cage.n_envs
+    return rows
+
+
+def _part(place: Any, rows: int | slice | None) -> Any:
+    return place if rows is None else place[rows]
+
+
+def _check(cages: Sequence[Cage], samples: ArrayDict) -> None:
+    expected = ("observation", "action", "reward", "terminated", "truncated", "env_info")
+    missing = [name for name in expected if name not in samples]
+    if missing:
+        raise ValueError(
+            f"samples: branches {missing} are missing; patterns.build_sample_tree makes them all"
+        )
+    n_envs, batch_B = sum(cage.n_envs for cage in cages), samples["reward"].batch_shape[1]
+    if n_envs != batch_B:
+        raise ValueError(f"samples: got B = {batch_B}, expected {n_envs}, the cages' environments")
+    leaves = ArrayDict({"observation": samples["observation"]}).walk()
+    for path, leaf in leaves:
+        if leaf.padding < 1:
+            raise ValueError(
+                f"{path}: got padding 0, expected 1 or more: a batch ends with the observation"
+                " after its last step"
+            )

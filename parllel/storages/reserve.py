@@ -1,0 +1,52 @@
+"""How much host memory can still be promised, asked before a block is reserved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_nbytes() -> int | None:
+    """Return the bytes that this process can still get without swapping; None where unknown.
+
+    The smaller of what the kernel calls available and what the control group (a container's
+    limit) leaves.
+    """
+    limits = [limit for limit in (_meminfo_available(), _cgroup_left()) if limit is not None]
+    return min(limits, default=None)
+
+
+def check_available(kind: str, nbytes: int) -> None:
+    """Raise MemoryError if `nbytes` more cannot be promised.
+
+    Pages of shared memory are counted when they are touched. Without this check, too large a
+    block ends the process with SIGBUS or the kernel's out-of-memory killer instead of an error.
+    """
+    free = available_nbytes()
+    if free is not None and nbytes > free:
+        raise MemoryError(
+            f"{kind} memory: {nbytes:,} bytes wanted, {free:,} free; make batch_shape or full_size"
+            " smaller, store observations as uint8, or close other trees first"
+        )
+
+
+def _meminfo_available() -> int | None:
+    try:
+        lines = _MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _cgroup_left() -> int | None:
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = (_CGROUP / "memory.current").read_text().strip()
+    except OSError:
+        return None
+    return None if limit == "max" else max(int(limit) - int(used), 0)

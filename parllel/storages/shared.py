@@ -1,0 +1,92 @@
+"""`shared` storage: an anonymous memory file that every process which received it maps."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import weakref
+from multiprocessing import reduction
+from typing import Any
+
+import numpy as np
+
+from parllel.storages.reserve import check_available
+from parllel.storages.storage import Memory
+
+# The blocks that this process maps, by the file's identity: a block that is received twice is
+# mapped once. Weak: an entry goes with its block.
+_mapped: weakref.WeakValueDictionary[tuple[int, int], Shared] = weakref.WeakValueDictionary()
+
+
+class Shared(Memory):
+    """Memory that other processes can map, under fork, forkserver and spawn.
+
+    The file has no name: it goes with the last process that holds it, however that one dies.
+    Pickling sends a descriptor of the file, never its content.
+
+    Args:
+        nbytes: size of the block, reserved at once.
+        descriptor: a file of that size to map, which this object closes; a new one by default.
+        taken: bytes at the beginning of that file which Arrays have taken already.
+
+    Raises:
+        MemoryError: there is less memory than that, with the bytes wanted and the bytes free.
+    """
+
+    kind = "shared"
+
+    def __init__(self, nbytes: int, *, descriptor: int | None = None, taken: int = 0) -> None:
+        self._descriptor = _reserve(nbytes) if descriptor is None else descriptor
+        # A finalizer closes exactly once: at close, or with the last reference.
+        self._close_file = weakref.finalize(self, os.close, self._descriptor)
+        file_map = mmap.mmap(self._descriptor, max(nbytes, 1))  # an empty file can't be mapped
+        super().__init__(np.frombuffer(file_map, np.uint8)[:nbytes], taken)
+        _mapped[_identity(self._descriptor)] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.is_closed:
+            raise ValueError("shared memory: it is closed and can't be sent to another process")
+        return _receive, (reduction.DupFd(self._descriptor), self.nbytes, self._taken)
+
+    def _close(self) -> None:
+        super()._close()
+        self._close_file()
+
+
+def _receive(handle: Any, nbytes: int, taken: int) -> Shared:
+    """Map a block that was sent here, or return the map that this process has already."""
+    descriptor: int = handle.detach()
+    known = _mapped.get(_identity(descriptor))
+    if known is None or known.is_closed:
+        return Shared(nbytes, descriptor=descriptor, taken=taken)
+    os.close(descriptor)
+    return known
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def _reserve(nbytes: int) -> int:
+    """Return the descriptor of a new, zeroed file of this size, with all its pages reserved."""
+    check_available("shared", nbytes)
+    descriptor = _anonymous_file()
+    try:
+        os.truncate(descriptor, max(nbytes, 1))
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, max(nbytes, 1))
+    except OSError as error:
+        os.close(descriptor)
+        raise MemoryError(
+            f"shared memory: {nbytes:,} bytes wanted, and the system refused: {error.strerror}"
+        ) from error
+    return descriptor
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("parllel", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:  # a system without memfd: a file without a name
+        return os.dup(file.fileno())

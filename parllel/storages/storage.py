@@ -1,0 +1,81 @@
+"""The contract of all storages: one block of memory that Arrays place their base buffers in."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Every base buffer begins at a multiple of this: CUDA's own allocation unit, and more than any
+# vector load needs.
+ALIGNMENT = 256
+
+
+def aligned(nbytes: int) -> int:
+    """Round a size in bytes up to the next multiple of `ALIGNMENT`."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def nbytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Return the bytes that a dense array of this shape and dtype holds."""
+    return math.prod(shape) * dtype.itemsize
+
+
+class Memory:
+    """One zeroed block of memory, shared by the Arrays that were placed in it.
+
+    Each Array acquires the block when it is placed and releases it when it closes; the last
+    release closes the block. A block that nobody closes goes with its last reference. Arrays of
+    NumPy over a closed block keep their bytes until they go.
+
+    Args:
+        block: uint8 [nbytes]. The memory itself.
+        taken: bytes at the beginning that Arrays have taken already.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, block: NDArray[np.uint8], taken: int = 0) -> None:
+        self.nbytes = block.nbytes
+        self._block: NDArray[np.uint8] | None = block
+        self._taken = taken
+        self._n_users = 0
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether this process gave the block back; it can be neither read nor sent any more."""
+        return self._block is None
+
+    def take(self, nbytes: int) -> int:
+        """Reserve the next aligned part of the block and return its offset in bytes."""
+        offset = self._taken
+        if offset + nbytes > self.nbytes:
+            raise MemoryError(
+                f"{self.kind} memory: {nbytes:,} bytes wanted, {self.nbytes - offset:,} of"
+                f" {self.nbytes:,} left; allocate a larger block"
+            )
+        self._taken = offset + aligned(nbytes)
+        return offset
+
+    def array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return a C-contiguous array over the bytes from `offset` on. Nothing is copied."""
+        if self._block is None:
+            raise ValueError(f"{self.kind} memory: it is closed")
+        part = self._block[offset : offset + nbytes_of(shape, dtype)]
+        return part.view(dtype).reshape(shape)
+
+    def acquire(self) -> None:
+        """Count one more Array that lives in this block."""
+        self._n_users += 1
+
+    def release(self) -> None:
+        """Count one Array less, and close the block after the last one."""
+        self._n_users -= 1
+        if self._n_users <= 0:
+            self._close()
+
+    def _close(self) -> None:
+        """Give the block back. Called again, it does nothing."""
+        self._block = None

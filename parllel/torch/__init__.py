@@ -1,0 +1,1 @@
+"""The torch part: agents, distributions and algorithms. Nothing below this package needs torch."""

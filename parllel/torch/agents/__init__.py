@@ -1,0 +1,1 @@
+"""Agents: a model with the distribution of its actions."""

@@ -1,0 +1,1 @@
+"""Algorithms: how an agent learns from a batch."""

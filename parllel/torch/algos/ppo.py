@@ -1,0 +1,139 @@
+"""PPO: proximal policy optimization with a clipped objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from parllel.replays import Minibatches
+from parllel.torch.agents.categorical import CategoricalPgAgent
+from parllel.tree import ArrayDict
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """Numbers of the algorithm; the defaults are those of the paper and its common codes.
+
+    Args:
+        n_epochs: passes over each batch.
+        n_minibatches: parts of each pass.
+        clip: bound on the change of the probability ratio, epsilon in the paper.
+        value_coefficient, entropy_coefficient: weights of the value loss and the entropy bonus.
+        max_grad_norm: to which the gradient is cut down.
+        kl_limit: estimated KL divergence from the batch's policy, in nats, beyond which no more
+            minibatches of the batch are used; None for no limit.
+    """
+
+    n_epochs: int = 4
+    n_minibatches: int = 4
+    clip: float = 0.2
+    value_coefficient: float = 0.5
+    entropy_coefficient: float = 0.0
+    max_grad_norm: float = 0.5
+    kl_limit: float | None = None
+
+
+class PPO:
+    """Learn from batches with the clipped surrogate objective.
+
+    The batch has the branches `observation`, `action`, `advantage`, `return_` and
+    `agent_info.log_prob`, as the transforms leave it.
+
+    Args:
+        agent: learns; its model is a `torch.nn.Module`.
+        optimizer: of the model's parameters.
+        settings: numbers of the algorithm.
+        rng: draws the minibatches.
+        scheduler: of the learning rate, stepped once for each batch.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9; the KL estimate is k3 of
+        Schulman 2020, "Approximating KL divergence".
+    """
+
+    def __init__(
+        self,
+        agent: CategoricalPgAgent,
+        optimizer: torch.optim.Optimizer,
+        settings: PPOSettings | None = None,
+        *,
+        rng: np.random.Generator,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    ) -> None:
+        self._agent = agent
+        self._optimizer = optimizer
+        self._settings = settings or PPOSettings()
+        self._rng = rng
+        self._scheduler = scheduler
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def optimize(self, batch: ArrayDict) -> dict[str, float]:
+        """Learn from one batch.
+
+        Returns:
+            Means over the minibatches that were used: `policy_loss`, `value_loss`, `entropy`
+            [nats], `kl` [nats], `clip_fraction`; then `n_updates` and `learning_rate`.
+        """
+        needed = ArrayDict(
+            {
+                "observation": batch["observation"],
+                "action": batch["action"],
+                "advantage": batch["advantage"],
+                "return_": batch["return_"],
+                "old_log_prob": batch["agent_info"]["log_prob"],
+            }
+        )
+        minibatches = Minibatches(needed, self._settings.n_minibatches, self._rng)
+        learning_rate = self._optimizer.param_groups[0]["lr"]
+        rows = self._run_epochs(minibatches)
+        if self._scheduler is not None:
+            self._scheduler.step()
+        means = torch.stack(rows).mean(dim=0).tolist()
+        names = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")
+        return dict(zip(names, means, strict=True)) | {
+            "n_updates": float(len(rows)),
+            "learning_rate": float(learning_rate),
+        }
+
+    def _run_epochs(self, minibatches: Minibatches) -> list[Tensor]:
+        """Return the numbers of each minibatch, up to the one at which the KL limit was reached."""
+        rows: list[Tensor] = []
+        limit = self._settings.kl_limit
+        for _ in range(self._settings.n_epochs):
+            for minibatch in minibatches:
+                loss, numbers = self._loss(minibatch)
+                rows.append(numbers)
+                if limit is not None and numbers[3] > limit:
+                    return rows
+                self._update(loss)
+        return rows
+
+    def _loss(self, minibatch: ArrayDict) -> tuple[Tensor, Tensor]:
+        """Return the loss to minimize, and the five numbers that `optimize` reports."""
+        settings = self._settings
+        evaluation = self._agent.evaluate(minibatch["observation"], minibatch["action"])
+        advantage = minibatch["advantage"]
+        log_ratio = evaluation.log_prob - minibatch["old_log_prob"]
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
+        policy_loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
+        value_loss = 0.5 * nn.functional.mse_loss(evaluation.value, minibatch["return_"])
+        entropy = evaluation.entropy.mean()
+        loss = (
+            policy_loss
+            + settings.value_coefficient * value_loss
+            - settings.entropy_coefficient * entropy
+        )
+        with torch.no_grad():
+            kl = (ratio - 1 - log_ratio).mean()
+            clip_fraction = (ratio != clipped).float().mean()
+            numbers = torch.stack([policy_loss, value_loss, entropy, kl, clip_fraction])
+        return loss, numbers
+
+    def _update(self, loss: Tensor) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
+        nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm)
+        self._optimizer.step()

@@ -1,0 +1,7 @@
+"""Transforms: small steps between sampling and learning."""
+
+from parllel.transforms.advantage import EstimateAdvantage, NormalizeAdvantage
+from parllel.transforms.clip import ClipRewards
+from parllel.transforms.transform import Transform
+
+__all__ = ["ClipRewards", "EstimateAdvantage", "NormalizeAdvantage", "Transform"]

@@ -1,0 +1,254 @@
+"""ArrayDict: a tree of named arrays that is used like one array."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+from parllel.arrays import Array, ArraySpec
+from parllel.storages import aligned, allocate
+from parllel.tree.errors import raise_at
+from parllel.tree.leaves import as_ndarray, as_tensor, call, call_method, describe_leaf
+
+
+class ArrayDict(MutableMapping[str, Any]):
+    """A dictionary of arrays, or of further ArrayDicts, which acts on all leaves at once.
+
+    A name picks a branch (`tree["action"]`); any other index goes to every leaf (`tree[0, 1]`).
+    Attributes and methods of the leaves are those of the tree: `tree.dtype` is a tree of dtypes,
+    and `tree.mean(axis=0)` calls every leaf's `mean` and returns a tree of results.
+
+    Leaves are Arrays, NumPy arrays, torch tensors, JAX arrays, or anything that acts like them.
+    An error that a leaf raises names its path (`observation.camera`).
+
+    Args:
+        items: names and leaves. Mappings in it become ArrayDicts; leaves are not copied.
+
+    Raises:
+        TypeError: a name is no string.
+    """
+
+    __slots__ = ("__weakref__", "_items")
+
+    _items: dict[str, Any]
+
+    def __init__(self, items: Mapping[str, Any] | None = None) -> None:
+        self._items = {}
+        for name, value in ({} if items is None else items).items():
+            if not isinstance(name, str):
+                raise TypeError(f"ArrayDict: got {name!r} as a name, expected a string")
+            self[name] = value
+
+    # A dictionary of branches
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def __delitem__(self, name: str) -> None:
+        del self._items[name]
+
+    # Identity: `==` of arrays has no truth value. Compare the leaves with numpy.testing instead.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def walk(self) -> Iterator[tuple[str, Any]]:
+        """Yield the path (`observation.camera`) and the leaf of all leaves, in their order."""
+        for name, item in self._items.items():
+            if isinstance(item, ArrayDict):
+                yield from ((f"{name}.{path}", leaf) for path, leaf in item.walk())
+            else:
+                yield name, item
+
+    # Indexing
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, str):
+            return self._branch(index)
+        out = ArrayDict()
+        name = ""
+        try:
+            for name, item in self._items.items():
+                out._items[name] = item[index]
+        except Exception as error:
+            raise_at(name, error)
+        return out
+
+    def _branch(self, name: str) -> Any:
+        try:
+            return self._items[name]
+        except KeyError:
+            raise KeyError(f"{name}: no such branch, expected one of {list(self._items)}") from None
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(index, str):
+            self._items[index] = ArrayDict(value) if _is_foreign_mapping(value) else value
+            return
+        values = value if value.__class__ is dict else _as_mapping(value)
+        name = ""
+        try:
+            if values is None:
+                values = dict.fromkeys(self._items, value)
+            elif values.keys() != self._items.keys():
+                raise KeyError(self._describe_difference(values))
+            for name, item in self._items.items():
+                item[index] = values[name]
+        except Exception as error:
+            raise_at(name, error)
+
+    def _describe_difference(self, values: Mapping[str, Any]) -> str:
+        missing = [name for name in self._items if name not in values]
+        unknown = [name for name in values if name not in self._items]
+        return (
+            f"names of the values: missing {missing}, unknown {unknown}, expected"
+            f" {list(self._items)}; to write a part, go by branches: tree['name'][index] = ..."
+        )
+
+    # All leaves at once
+
+    def apply(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> ArrayDict:
+        """Call `function(leaf, *args, **kwargs)` for all leaves; return the tree of results."""
+        out = ArrayDict()
+        for name, item in self._items.items():
+            try:
+                if isinstance(item, ArrayDict):
+                    out._items[name] = item.apply(function, *args, **kwargs)
+                else:
+                    out._items[name] = function(item, *args, **kwargs)
+            except Exception as error:
+                raise_at(name, error)
+        return out
+
+    map = apply
+
+    def __getattr__(self, name: str) -> ArrayDict:
+        if name.startswith("_"):  # protocols probe for these: a tree has none of its leaves'
+            raise AttributeError(f"ArrayDict has no attribute {name!r}")
+        return self.apply(getattr, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> ArrayDict:
+        """Call every leaf: `tree.mean(axis=0)` calls the tree of the leaves' methods."""
+        return self.apply(call, *args, **kwargs)
+
+    def to_ndarray(self) -> ArrayDict:
+        """Return the tree of NumPy arrays over the same memory, where the host can read it."""
+        return self.apply(as_ndarray)
+
+    def to_torch(self) -> ArrayDict:
+        """Return the tree of torch tensors over the same memory."""
+        return self.apply(as_tensor)
+
+    def rotate(self) -> None:
+        """Rotate all leaves (`Array.rotate`)."""
+        self.apply(call_method, "rotate")
+
+    def reset(self) -> None:
+        """Reset all leaves, so that the next `rotate` lands at the beginning."""
+        self.apply(call_method, "reset")
+
+    def close(self) -> None:
+        """Close all leaves. Called again, it does nothing."""
+        self.apply(call_method, "close")
+
+    def new_array(self, *, storage: str | None = None, **changes: Any) -> ArrayDict:
+        """Return a new, zeroed tree of Arrays like these leaves, all in one block of memory.
+
+        Args:
+            storage: kind of the memory; the leaves' own by default.
+            changes: as for `Array.new_array`, for all leaves.
+
+        Raises:
+            TypeError: a leaf is no Array, an argument is unknown, or the leaves differ in storage
+                and none is given.
+        """
+        specs = self.apply(_changed_spec, **changes)
+        kinds = {leaf.storage for _, leaf in self.walk()}
+        if storage is None and len(kinds) > 1:
+            raise TypeError(f"new_array: the leaves live in {sorted(kinds)}; give one storage=")
+        return allocate_tree(specs, storage or kinds.pop()) if kinds else specs
+
+    # Showing and sending
+
+    def __repr__(self) -> str:
+        lines = [
+            f"    {name!r}: {repr(item).replace(chr(10), chr(10) + '    ')},\n"
+            for name, item in self._items.items()
+        ]
+        return "ArrayDict({" + ("\n" if lines else "") + "".join(lines) + "})"
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        titles = ("path", "dtype", "shape", "storage", "bytes")
+        rows = [(path, *describe_leaf(leaf)) for path, leaf in self.walk()]
+        head = "".join(f"<th>{title}</th>" for title in titles)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in rows
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"items": self._items}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._items = state["items"]
+
+
+def dict_map(function: Callable[..., Any], tree: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call `function(leaf, *args, **kwargs)` for a leaf, or for all leaves of a tree.
+
+    Args:
+        function: what to call.
+        tree: an ArrayDict or another mapping, which gives an ArrayDict of results; anything else
+            is a leaf, and its result is returned.
+        args, kwargs: passed on.
+    """
+    if isinstance(tree, Mapping):
+        tree = tree if isinstance(tree, ArrayDict) else ArrayDict(tree)
+        return tree.apply(function, *args, **kwargs)
+    return function(tree, *args, **kwargs)
+
+
+def allocate_tree(specs: ArrayDict, storage: str = "local") -> ArrayDict:
+    """Allocate a zeroed tree of Arrays in one block of memory.
+
+    Args:
+        specs: tree of `ArraySpec`.
+        storage: kind of the memory.
+
+    Raises:
+        MemoryError: the memory can't be had; nothing was allocated.
+    """
+    memory = allocate(storage, sum(aligned(spec.nbytes) for _, spec in specs.walk()))
+    return specs.apply(Array.from_spec, memory)
+
+
+def _changed_spec(leaf: Any, **changes: Any) -> ArraySpec:
+    if not isinstance(leaf, Array):
+        raise TypeError(f"new_array: got a {type(leaf).__name__}, expected an Array")
+    return leaf.spec.changed(**changes)
+
+
+def _is_foreign_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping) and not isinstance(value, ArrayDict)
+
+
+def _as_mapping(value: Any) -> Mapping[str, Any] | None:
+    """Return the named parts of a value; None for a value without names."""
+    if isinstance(value, ArrayDict):
+        return value._items
+    if isinstance(value, Mapping):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):  # a NamedTuple
+        names: Mapping[str, Any] = value._asdict()
+        return names
+    return None

@@ -1,0 +1,48 @@
+"""What a tree does with one leaf, whatever library the leaf comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parllel.arrays import Array
+from parllel.arrays.interop import is_tensor, to_host, to_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+
+def as_ndarray(leaf: Any) -> NDArray[Any]:
+    """Return a leaf as a NumPy array, over the same memory where the host can read it."""
+    return leaf.to_ndarray() if isinstance(leaf, Array) else np.asarray(to_host(leaf))
+
+
+def as_tensor(leaf: Any) -> torch.Tensor:
+    """Return a leaf as a torch tensor over the same memory."""
+    if is_tensor(leaf):
+        return leaf
+    return leaf.to_torch() if isinstance(leaf, Array) else to_tensor(as_ndarray(leaf))
+
+
+def describe_leaf(leaf: Any) -> tuple[str, str, str, str]:
+    """Return a leaf's dtype, shape, storage (or device) and the bytes that it holds."""
+    where = getattr(leaf, "storage", None) if isinstance(leaf, Array) else _device(leaf)
+    nbytes = leaf.allocated_nbytes if isinstance(leaf, Array) else getattr(leaf, "nbytes", 0)
+    shape = tuple(getattr(leaf, "shape", ()))
+    return str(getattr(leaf, "dtype", type(leaf).__name__)), str(shape), str(where), f"{nbytes:,}"
+
+
+def call(leaf: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a leaf."""
+    return leaf(*args, **kwargs)
+
+
+def call_method(leaf: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a leaf's method."""
+    return getattr(leaf, name)(*args, **kwargs)
+
+
+def _device(leaf: Any) -> str:
+    return "local" if isinstance(leaf, np.ndarray) else str(getattr(leaf, "device", "-"))
