@@ -154,7 +154,7 @@ def check_results(batches: dict[str, Batch]) -> None:
 
 
 def main() -> None:
-    print_title("Generalized advantage estimation, time-major float32 [T, B], one thread")
+    print_title("Generalized advantage estimation, CPU twin, no GPU: float32 [T, B], one thread")
     print(f"{REPEATS} interleaved rounds for each size; ratios are medians over the rounds.")
     print(f"'{COPY}' copies half of the bytes of all 5 inputs and 2 outputs, each array once: it")
     print("reads and writes together exactly as many bytes as the estimate reads and writes.")

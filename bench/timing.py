@@ -58,7 +58,7 @@ def ratio(seconds: Mapping[str, Sequence[float]], name: str, reference: str) -> 
 
 def print_title(title: str) -> None:
     """Print what was measured, then on which machine, with which versions, at which commit."""
-    print(f"{title} -- CPU twin, no GPU")
+    print(title)
     print(f"{_processor()} | {_versions()} | commit {_commit()}")
 
 

@@ -64,31 +64,15 @@ def estimate_advantage(
     Error: <= (T + 1) * 2**-22 * M[t], where M[t] is A[t] + value[t] computed with the magnitudes
         of all rewards and values and with every minus made plus (`test_equals_sums_over_episodes`).
     """
+    inputs = (reward, value, terminated, truncated, final_value)
+    outputs = (out_advantage, out_return)
     mismatch = None
     try:
-        is_written = _compiled_entry()(
-            reward,
-            value,
-            terminated,
-            truncated,
-            final_value,
-            discount,
-            trace,
-            out_advantage,
-            out_return,
-        )
+        is_written = _compiled_entry()(*inputs, discount, trace, *outputs)
     except TypeError as error:  # raised before anything runs: the entry takes its own types only
         is_written, mismatch = False, error
     if not is_written:
-        inputs: dict[str, Floats | Bools] = {
-            "reward": reward,
-            "value": value,
-            "terminated": terminated,
-            "truncated": truncated,
-            "final_value": final_value,
-        }
-        outputs = {"out_advantage": out_advantage, "out_return": out_return}
-        _explain_refusal(inputs, outputs, {"discount": discount, "trace": trace})
+        _explain_refusal(inputs, outputs, discount, trace)
         raise AssertionError("the compiled entry refuses what no check finds wrong") from mismatch
 
 
@@ -207,14 +191,14 @@ def estimate_batch(
     )
     if not (are_alike and 0 <= discount <= 1 and 0 <= trace <= 1):
         return False
+    if reward.size == 0:
+        return True
     if not (
         is_apart(out_advantage, out_return)
         and is_apart_from_inputs(out_advantage, reward, value, terminated, truncated, final_value)
         and is_apart_from_inputs(out_return, reward, value, terminated, truncated, final_value)
     ):
         return False
-    if reward.size == 0:
-        return True
     batch = Batch(
         pointer_to(reward),
         pointer_to(value),
@@ -246,20 +230,22 @@ def _compiled_entry() -> Callable[..., bool]:
 
 
 def _explain_refusal(
-    inputs: Mapping[str, Floats | Bools],
-    outputs: Mapping[str, Floats],
-    scalars: Mapping[str, float],
+    inputs: tuple[Floats, Floats, Bools, Bools, Floats],
+    outputs: tuple[Floats, Floats],
+    discount: float,
+    trace: float,
 ) -> None:
     """Raise the error that says what is wrong with the arguments.
 
     Slow, and not needed for the decision: the compiled entry has refused already.
     """
-    reward = inputs["reward"]
+    arrays = dict(zip(Batch._fields, (*inputs, *outputs), strict=True))
+    reward = inputs[0]
     _check_is_array("reward", reward)
     if reward.ndim != 2:
         raise ValueError(f"reward: shape {reward.shape}, expected two axes, (T, B)")
     steps, width = reward.shape
-    for name, array in {**inputs, **outputs}.items():
+    for name, array in arrays.items():
         _check_is_array(name, array)
         _check_dtype(name, array, np.bool_ if name in {"terminated", "truncated"} else np.float32)
         if name == "value":
@@ -267,10 +253,10 @@ def _explain_refusal(
         else:
             _check_shape(name, array, (steps, width), "(T, B)")
         _check_layout(name, array)
-    for name, scalar in scalars.items():
-        _check_scalar(name, scalar)
-    for name, output in outputs.items():
-        _check_output(name, output, {**inputs, **outputs})
+    _check_scalar("discount", discount)
+    _check_scalar("trace", trace)
+    _check_output("out_advantage", arrays)
+    _check_output("out_return", arrays)
 
 
 def _check_is_array(name: str, array: object) -> None:
@@ -316,12 +302,11 @@ def _check_scalar(name: str, scalar: object) -> None:
             f"{name}: {type(scalar).__name__}, expected float; convert it with float({name})"
         )
     if not 0 <= scalar <= 1:
-        raise ValueError(
-            f"{name}: {scalar}, expected a number in [0, 1]; 0 looks one step ahead, 1 to the end"
-        )
+        raise ValueError(f"{name}: {scalar}, expected a number in [0, 1], such as 0.99")
 
 
-def _check_output(name: str, output: Floats, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+def _check_output(name: str, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    output = arrays[name]
     if not output.flags.writeable:
         raise ValueError(f"{name}: read-only, expected writable; allocate it with numpy.empty")
     for other_name, other in arrays.items():

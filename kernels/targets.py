@@ -62,9 +62,9 @@ def twin(
         names[part.__name__] = njit(inline="always")(_bind(part, names))
     function = _bind(entry, names)
     function.__qualname__ += f"_{_checksum(entry, *parts):08x}"
+    pipeline = _no_alias_pipeline() if outputs_are_apart else None
     # "contract" fuses multiply and add, as a GPU does: without it the twin differs by a rounding.
     # No other licence of fast math is taken: NaN, infinity and the order of sums stay as written.
-    pipeline = _no_alias_pipeline() if outputs_are_apart else None
     dispatcher = njit(fastmath={"contract"}, nogil=True, pipeline_class=pipeline)(function)
     _enable_cache(dispatcher)
     dispatcher.compile(signature)
@@ -83,7 +83,7 @@ def _checksum(*bodies: Callable[..., Any]) -> int:
 
     Numba's disk cache notices a change of the entry's own file only. With the checksum in the
     entry's name, an edit of a part or of this file is noticed as well.
-    Proof: `test_cache_notices_an_edit_of_the_machinery`.
+    Proof: `test_the_cache_notices_an_edit_of_the_machinery`.
     """
     files = {Path(__file__)} | {Path(body.__code__.co_filename) for body in bodies}
     return zlib.crc32(b"".join(file.read_bytes() for file in sorted(files)))
@@ -104,7 +104,8 @@ def _enable_cache(dispatcher: "Dispatcher[Any]") -> None:  # Any: whatever the e
 def _no_alias_pipeline() -> type["Compiler"]:
     """Return a compiler that marks arrays as `noalias`; Numba has the flag, but no option for it.
 
-    Without it LLVM compares at most 8 pairs of addresses before a loop, then it gives vectors up.
+    Without it LLVM must compare addresses before a loop may use vectors. More than 8 pairs are too
+    many for it, and the loop stays scalar.
     Proof: `test_rows_are_computed_in_vectors`.
     """
     from numba.core.compiler import Compiler

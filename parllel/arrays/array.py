@@ -129,9 +129,7 @@ class Array(Readable):
             n_batch_dims: leading dimensions that are batch dimensions; all by default.
         """
         data = np.from_dlpack(source)
-        n_batch_axes = data.ndim if n_batch_dims is None else n_batch_dims
-        buffer = Buffer(allocate("local", 0), data, n_batch_axes)
-        return ArrayView(buffer, tuple(map(range, data.shape)))
+        return _view_of(data, data.ndim if n_batch_dims is None else n_batch_dims)
 
     @property
     def spec(self) -> ArraySpec:
@@ -173,8 +171,8 @@ class Array(Readable):
 
     @property
     def full_size(self) -> int:
-        """Rows of the ring; for a view the number of its rows."""
-        return len(self) if self._window is None else self._window.full_size
+        """Rows of the ring; for a view the number of its rows, 0 where it has no dimension."""
+        return self._window.full_size if self._window is not None else (*self.shape, 0)[0]
 
     def rotate(self) -> None:
         """Move the window forward by its own length, so that the next batch can be written.
@@ -234,7 +232,7 @@ class Array(Readable):
 
     def __getitem__(self, index: Any) -> Array:
         lead = self._lead
-        if lead is None:
+        if lead is None or self._buffer.is_closed:
             lead = self._find_lead()
         rows, start, step, n_rows, n_columns, head, tail = lead
         if index.__class__ is int:
@@ -252,11 +250,14 @@ class Array(Readable):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         lead = self._lead
-        if lead is None:
+        if lead is None or self._buffer.is_closed:
             lead = self._find_lead()
         if value.__class__ not in PLAIN:
             value = to_host(value)
         try:
+            if index is Ellipsis and self._data is not None:
+                self._data[...] = value
+                return
             if index.__class__ is int:
                 row = lead[1] + index * lead[2]
                 if 0 <= row < lead[3]:
@@ -328,7 +329,7 @@ class Array(Readable):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Array:
         if self._window is None:
-            return _restore(np.array(self), self.n_batch_dims)
+            return _view_of(np.array(self), self.n_batch_dims)
         other = self.new_array()
         other._buffer.data[...] = self._buffer.data
         other._assemble(other._buffer, self._location, copy.copy(self._window))
@@ -363,12 +364,13 @@ class ArrayView(Array):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self._buffer.is_private:  # no memory to be sent: the values are
-            return _restore, (np.array(self), self.n_batch_dims)
+            return _view_of, (np.array(self), self.n_batch_dims)
         return super().__reduce_ex__(protocol)
 
 
-def _restore(values: NDArray[Any], n_batch_dims: int) -> Array:
-    return Array.from_dlpack(values, n_batch_dims=n_batch_dims)
+def _view_of(data: NDArray[Any], n_batch_dims: int) -> Array:
+    buffer = Buffer(allocate("local", 0), data, n_batch_dims)
+    return ArrayView(buffer, tuple(map(range, data.shape)))
 
 
 def _describe(value: Any) -> str:

@@ -70,8 +70,7 @@ def narrow(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
-    on_host = tensor.detach().cpu()
-    if on_host.dtype.is_floating_point and on_host.dtype.itemsize < 4:
-        on_host = on_host.float()  # NumPy has no bfloat16; widening to float32 is exact
-    array: NDArray[Any] = on_host.resolve_conj().resolve_neg().numpy()
-    return array
+    try:
+        return tensor.numpy(force=True)
+    except TypeError:  # NumPy has no bfloat16; widening to float32 is exact
+        return tensor.float().numpy(force=True)

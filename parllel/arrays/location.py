@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -53,12 +54,14 @@ def locate(location: Location, extents: Sequence[int], index: Any) -> Location:
     for number, entry in zip(live, entries, strict=False):
         axis = located[number]
         assert isinstance(axis, range)
-        if isinstance(entry, int) and not has_arrays:
-            located[number] = _locate_integer(axis, extents[number], entry)
-        elif isinstance(entry, slice):
+        if isinstance(entry, slice):
             located[number] = _locate_slice(axis, extents[number], entry)
-        else:  # an integer beside arrays joins them, as NumPy has it
-            located[number] = _locate_array(axis, extents[number], np.asarray(entry, np.intp))
+        elif isinstance(entry, int):
+            position = _locate_integer(axis, extents[number], entry)
+            # An integer beside arrays joins them, as NumPy has it.
+            located[number] = np.asarray(position, np.intp) if has_arrays else position
+        else:
+            located[number] = _locate_array(axis, extents[number], entry)
     return tuple(located)
 
 
@@ -108,8 +111,9 @@ def shape_of(location: Location) -> tuple[int, ...]:
 
 
 def count_dims(location: Location, n_axes: int) -> int:
-    """Return how many dimensions of the view stem from the first `n_axes` axes of the base."""
-    return sum(number < n_axes for _, number in _dimensions(location))
+    """Return how many leading dimensions of the view stem from the first `n_axes` base axes."""
+    numbers = (number for _, number in _dimensions(location))
+    return sum(1 for _ in takewhile(lambda number: number < n_axes, numbers))
 
 
 def _dimensions(location: Location) -> list[tuple[int, int]]:
@@ -141,12 +145,13 @@ def _locate_integer(axis: range, extent: int, index: int) -> int:
     return position
 
 
-def _locate_array(axis: range, extent: int, indices: NDArray[np.intp]) -> NDArray[np.intp]:
-    positions = np.asarray(axis.start + indices * axis.step, np.intp)
-    is_outside = (positions < 0) | (positions >= extent)
+def _locate_array(axis: range, extent: int, indices: NDArray[Any]) -> NDArray[np.intp]:
+    # Checked as indices, not as positions: those of huge indices would overflow.
+    at_least, at_most = _reach(axis, extent)
+    is_outside = (indices < at_least) | (indices > at_most)
     if is_outside.any():
         raise IndexError(_outside(axis, extent, int(indices[is_outside].flat[0])))
-    return positions
+    return np.asarray(axis.start + indices.astype(np.intp) * axis.step, np.intp)
 
 
 def _locate_slice(axis: range, extent: int, index: slice) -> range:
@@ -163,10 +168,15 @@ def _locate_slice(axis: range, extent: int, index: slice) -> range:
     return range(start, stop, step * axis.step)
 
 
+def _reach(axis: range, extent: int) -> tuple[int, int]:
+    """Return the lowest and the highest index of a position inside the base buffer."""
+    n_before = axis.start // abs(axis.step)
+    n_after = (extent - 1 - axis.start) // abs(axis.step)
+    return (-n_before, n_after) if axis.step > 0 else (-n_after, n_before)
+
+
 def _outside(axis: range, extent: int, index: int) -> str:
-    at_least, at_most = sorted(
-        ((0 - axis.start) // axis.step, (extent - 1 - axis.start) // axis.step)
-    )
+    at_least, at_most = _reach(axis, extent)
     return (
         f"index {index} is outside the base buffer: expected {at_least} to {at_most}, where 0 is"
         " the view's beginning and a negative index lies before it (`array.last` is the last one)"

@@ -96,15 +96,16 @@ class Readable:
         Of a view made with integer arrays or a mask it is a gathered copy, read-only, so that a
         write that would be lost raises.
         """
-        if self._data is not None:
-            return self._data
-        first, second = keys(self._location)
-        if not second:
-            self._data = self._buffer.data[first]
-            return self._data
-        gathered: NDArray[Any] = self._buffer.data[first][second]
-        gathered.flags.writeable = False
-        return gathered
+        data = self._data
+        if data is None or self._buffer.is_closed:
+            first, second = keys(self._location)
+            data = self._buffer.data[first]
+            if second:
+                gathered: NDArray[Any] = data[second]
+                gathered.flags.writeable = False
+                return gathered
+            self._data = data
+        return data[...]  # the caller may change the shape and the flags of its own
 
     def to_torch(self) -> torch.Tensor:
         """Return the visible elements as a torch tensor over the same memory.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
 
+from parllel.arrays import Array
 from parllel.cages.columns import as_tree, stack_column, to_actions, write_column, write_infos
 from parllel.cages.stepper import Columns, Stepper
 from parllel.cages.trajectory import TrajInfo
@@ -159,22 +160,18 @@ def _deliver(values: Sequence[Any], out: Any, n_envs: int) -> Any:
     return out
 
 
-def _deliver_infos(infos: list[dict[str, Any]], out: Any, n_envs: int) -> Any:
+def _deliver_infos(infos: Sequence[dict[str, Any]], out: Any, n_envs: int) -> Any:
     if out is None:
-        return infos[0] if n_envs == 1 else infos
-    write_infos(_rows(out, n_envs), infos)
+        return infos[0] if n_envs == 1 else list(infos)
+    if len(out):  # most environments have no info that is kept
+        write_infos(_rows(out, n_envs), infos)
     return out
 
 
 def _rows(place: Any, n_envs: int) -> Any:
     """Return a place as NumPy arrays with one row for each environment, over the same memory."""
-    if n_envs > 1:
-        return dict_map(as_ndarray, as_tree(place))
-    return dict_map(_as_one_row, as_tree(place))
-
-
-def _as_one_row(leaf: Any) -> Any:
-    return as_ndarray(leaf)[None]
+    rows = as_ndarray(place) if isinstance(place, Array) else dict_map(as_ndarray, as_tree(place))
+    return rows if n_envs > 1 else rows[None]
 
 
 def _check_number(actions: list[Any], n_envs: int) -> None:

@@ -16,13 +16,13 @@ Seed = int | np.random.SeedSequence | Sequence[np.random.SeedSequence] | None
 
 
 class Columns(NamedTuple):
-    """What one step gave, a list with one value for each environment."""
+    """What one step gave, with one value for each environment."""
 
-    observation: list[Any]
-    reward: list[Any]
-    terminated: list[bool]
-    truncated: list[bool]
-    info: list[dict[str, Any]]
+    observation: Sequence[Any]
+    reward: Sequence[Any]
+    terminated: Sequence[bool]
+    truncated: Sequence[bool]
+    info: Sequence[dict[str, Any]]
 
 
 class Stepper:
@@ -90,18 +90,13 @@ class Stepper:
         if not self._is_reset:
             raise RuntimeError("step before reset: call reset_async() and await_step() first")
         self.final_obs = {}
-        columns = Columns([], [], [], [], [])
-        for number, (env, action) in enumerate(zip(self._envs, actions, strict=True)):
-            obs, reward, terminated, truncated, info = env.step(action)
-            traj = self._trajs[number]
+        results = [env.step(action) for env, action in zip(self._envs, actions, strict=True)]
+        for traj, action, result in zip(self._trajs, actions, results, strict=True):
+            obs, reward, terminated, truncated, info = result
             traj.step(obs, action, reward, terminated, truncated, info)
-            if terminated or truncated:
-                obs = self._end_episode(number, obs)
-            columns.observation.append(obs)
-            columns.reward.append(reward)
-            columns.terminated.append(terminated)
-            columns.truncated.append(truncated)
-            columns.info.append(info)
+        columns = Columns(*zip(*results, strict=True))
+        if any(columns.terminated) or any(columns.truncated):
+            return self._reset_ended(columns)
         return columns
 
     def random_actions(self) -> list[Any]:
@@ -120,13 +115,19 @@ class Stepper:
         while self._envs:
             self._envs.pop().close()
 
-    def _end_episode(self, number: int, obs: Any) -> Any:
-        """Keep the final observation and return the first one of the next episode."""
-        # Copied: an environment may reuse its buffer for the reset (gymnasium's docs allow it).
-        self.final_obs[number] = dict_map(np.array, as_tree(obs))
-        self._completed.append(self._trajs[number])
-        self._trajs[number] = self._make_traj_info()
-        return self._envs[number].reset()[0]
+    def _reset_ended(self, columns: Columns) -> Columns:
+        """Keep final observations and put the first ones of the next episodes in their place."""
+        observations = list(columns.observation)
+        flags = zip(columns.terminated, columns.truncated, strict=True)
+        for number, (is_terminated, is_truncated) in enumerate(flags):
+            if not (is_terminated or is_truncated):
+                continue
+            # Copied: an environment may reuse its buffer for the reset.
+            self.final_obs[number] = dict_map(np.array, as_tree(observations[number]))
+            self._completed.append(self._trajs[number])
+            self._trajs[number] = self._make_traj_info()
+            observations[number], _ = self._envs[number].reset()
+        return columns._replace(observation=observations)
 
     def _first_seeds(self) -> list[int]:
         """Return a seed for each environment, and seed their action spaces with another."""

@@ -41,7 +41,7 @@ class BasicSampler(Sampler):
         """
         if not self._was_reset:
             self.reset()
-        self.samples.rotate()
+        self._rotate()
         for t in range(self.batch_T):
             self._step(t)
             if self._completes_values:

@@ -57,7 +57,7 @@ class EvalSampler(Sampler):
         for step in range(self._max_steps):
             t = step % self.batch_T
             if t == 0:
-                self.samples.rotate()
+                self._rotate()
             self._step(t, deterministic=self._deterministic)
             # Episodes come in the order of the columns in which they ended.
             for column, traj in zip(self._final_obs(), self._take_completed(), strict=True):

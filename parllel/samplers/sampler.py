@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,6 +20,16 @@ class Agent(Protocol):
 
     def value(self, observation: Any) -> Any:
         """Return a value estimate for each row."""
+
+
+class _Places(NamedTuple):
+    """Where one time step is read and written: views that are found once, not at every step."""
+
+    observation: Any
+    action: Any
+    agent_info: Any  # None where the tree has no such branch
+    actions: list[Any]  # a part for each cage
+    outputs: list[dict[str, Any]]  # of each cage
 
 
 class Sampler:
@@ -48,37 +58,56 @@ class Sampler:
         self.samples = samples
         self.batch_T, self.batch_B = samples["reward"].batch_shape[:2]
         self._has_agent_info = bool(samples.get("agent_info"))
-        self._rows = list(zip(self.cages, _rows_of(self.cages), strict=True))
+        self._columns = _columns_of(self.cages)
+        self._places: list[_Places] = []
 
     def reset(self) -> None:
         """Reset all environments; the next batch begins with their first observations."""
         self.samples.reset()
         first = self.samples["observation"][self.batch_T]  # rotate carries it to row 0
-        for cage, rows in self._rows:
-            cage.reset_async(out_obs=_part(first, rows))
+        for cage, columns in zip(self.cages, self._columns, strict=True):
+            cage.reset_async(out_obs=_part(first, columns))
         for cage in self.cages:
             cage.await_step()
             cage.take_completed()
 
-    def _step(self, t: int, *, deterministic: bool = False) -> None:
-        """Act on observation t; write action t, its outcome, and observation t + 1."""
+    def _rotate(self) -> None:
+        """Move the tree's window on, and find the places that its steps are written to."""
+        self.samples.rotate()
+        is_moving = self.samples["reward"].full_size > self.batch_T
+        if is_moving or not self._places:
+            self._places = [self._find_places(t) for t in range(self.batch_T)]
+
+    def _find_places(self, t: int) -> _Places:
         samples = self.samples
-        observation = samples["observation"]
-        action, agent_info = self.agent.step(observation[t], deterministic=deterministic)
-        actions = samples["action"][t]
-        actions[...] = action
-        if self._has_agent_info:
-            samples["agent_info"][t] = agent_info
         outputs = {
-            "out_obs": observation[t + 1],
+            "out_obs": samples["observation"][t + 1],
             "out_reward": samples["reward"][t],
             "out_terminated": samples["terminated"][t],
             "out_truncated": samples["truncated"][t],
             "out_info": samples["env_info"][t],
         }
-        for cage, rows in self._rows:
-            parts = {name: _part(place, rows) for name, place in outputs.items()}
-            cage.step_async(_part(actions, rows), **parts)
+        action = samples["action"][t]
+        return _Places(
+            observation=samples["observation"][t],
+            action=action,
+            agent_info=samples["agent_info"][t] if self._has_agent_info else None,
+            actions=[_part(action, columns) for columns in self._columns],
+            outputs=[
+                {name: _part(place, columns) for name, place in outputs.items()}
+                for columns in self._columns
+            ],
+        )
+
+    def _step(self, t: int, *, deterministic: bool = False) -> None:
+        """Act on observation t; write action t, its outcome, and observation t + 1."""
+        places = self._places[t]
+        action, agent_info = self.agent.step(places.observation, deterministic=deterministic)
+        places.action[...] = action
+        if places.agent_info is not None:
+            places.agent_info[...] = agent_info
+        for cage, part, outputs in zip(self.cages, places.actions, places.outputs, strict=True):
+            cage.step_async(part, **outputs)
         for cage in self.cages:
             cage.await_step()
 
@@ -111,20 +140,20 @@ def _empty_rows(leaf: Any, n_rows: int) -> Any:
     return np.empty((n_rows, *leaf.shape[1:]), leaf.dtype)
 
 
-def _rows_of(cages: Sequence[Cage]) -> list[int | slice | None]:
+def _columns_of(cages: Sequence[Cage]) -> list[int | slice | None]:
     """Return for each cage its columns of the batch; None where they are all of them."""
     if len(cages) == 1:
         return [None if cages[0].n_envs > 1 else 0]
-    rows: list[int | slice | None] = []
+    columns: list[int | slice | None] = []
     first = 0
     for cage in cages:
-        rows.append(first if cage.n_envs == 1 else slice(first, first + cage.n_envs))
+        columns.append(first if cage.n_envs == 1 else slice(first, first + cage.n_envs))
         first += cage.n_envs
-    return rows
+    return columns
 
 
-def _part(place: Any, rows: int | slice | None) -> Any:
-    return place if rows is None else place[rows]
+def _part(place: Any, columns: int | slice | None) -> Any:
+    return place if columns is None else place[columns]
 
 
 def _check(cages: Sequence[Cage], samples: ArrayDict) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from parllel.storages.reserve import check_available
 from parllel.storages.storage import ALIGNMENT, Memory
 
 
@@ -20,6 +21,7 @@ class Local(Memory):
     kind = "local"
 
     def __init__(self, nbytes: int) -> None:
+        check_available("local", nbytes)
         try:
             block = np.zeros(nbytes + ALIGNMENT, np.uint8)
         except MemoryError as error:

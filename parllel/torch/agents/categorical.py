@@ -102,7 +102,7 @@ class CategoricalPgAgent:
         outputs = self.model(dict_map(as_tensor, observation))
         log_probs = self.distribution.log_probs(outputs.dist_params)
         return Evaluation(
-            self.distribution.log_prob(log_probs, action),
+            self.distribution.log_prob(log_probs, action.long()),
             self.distribution.entropy(log_probs),
             outputs.value,
         )

@@ -68,8 +68,8 @@ class Categorical:
         return log_probs.argmax(dim=-1)
 
     def log_prob(self, log_probs: Tensor, action: Tensor) -> Tensor:
-        """Return the log-probability of one action in each row, float32 [...]."""
-        return log_probs.gather(-1, action.long().unsqueeze(-1)).squeeze(-1)
+        """Return the log-probability of one action (int64) in each row, float32 [...]."""
+        return log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self, log_probs: Tensor) -> Tensor:
         """Return the entropy of each row in nats, float32 [...]."""

@@ -1,0 +1,93 @@
+"""What indexing an Array and a tree costs, against plain NumPy assignments by hand."""
+
+from collections.abc import Callable
+
+import numpy as np
+from timing import interleave, print_table, print_target, print_title, ratio
+
+from parllel import Array, ArrayDict
+
+T, B, F = 128, 16, 4
+REPEATS = 101
+MOST_TIMES = {  # ours / by hand
+    "array[t, b] = x": 4.5,
+    "array[t] = x": 5.0,
+    "array[t].to_ndarray()": 15.0,
+    "tree[t] = {...}": 5.0,
+}
+# The leaves of a policy-gradient sample tree: dtype and feature shape.
+LEAVES: dict[str, tuple[type, tuple[int, ...]]] = {
+    "observation": (np.float32, (F,)),
+    "action": (np.int64, ()),
+    "reward": (np.float32, ()),
+    "terminated": (np.bool_, ()),
+    "truncated": (np.bool_, ()),
+    "value": (np.float32, ()),
+}
+
+
+def main() -> None:
+    print_title(f"Indexing, T = {T}, B = {B}, float32 ({F},); on the host, storage local")
+    by_hand, ours = contestants_by_hand(), contestants_of_parllel()
+    for what, most in MOST_TIMES.items():
+        contestants = {"ndarray": by_hand[what], "parllel": ours[what]}
+        seconds = interleave(contestants, repeats=REPEATS)
+        print_table(what, seconds, references=["ndarray"])
+        print_target(f"{what} / ndarray", ratio(seconds, "parllel", "ndarray"), most)
+
+
+def contestants_of_parllel() -> dict[str, Callable[[], object]]:
+    array = Array((T, B), np.float32, feature_shape=(F,))
+    tree = ArrayDict(
+        {name: Array((T, B), kind, feature_shape=shape) for name, (kind, shape) in LEAVES.items()}
+    )
+    row, step, values = new_values()
+
+    def write_row() -> None:
+        array[5, 3] = row
+
+    def write_step() -> None:
+        array[5] = step
+
+    def read_step() -> object:
+        return array[5].to_ndarray()
+
+    def write_tree() -> None:
+        tree[5] = values
+
+    return dict(zip(MOST_TIMES, (write_row, write_step, read_step, write_tree), strict=True))
+
+
+def contestants_by_hand() -> dict[str, Callable[[], object]]:
+    array = np.zeros((T, B, F), np.float32)
+    leaves = {name: np.zeros((T, B, *shape), kind) for name, (kind, shape) in LEAVES.items()}
+    observation, action, reward, terminated, truncated, value = leaves.values()
+    row, step, values = new_values()
+
+    def write_row() -> None:
+        array[5, 3] = row
+
+    def write_step() -> None:
+        array[5] = step
+
+    def read_step() -> object:
+        return array[5]
+
+    def write_leaves() -> None:
+        observation[5] = values["observation"]
+        action[5] = values["action"]
+        reward[5] = values["reward"]
+        terminated[5] = values["terminated"]
+        truncated[5] = values["truncated"]
+        value[5] = values["value"]
+
+    return dict(zip(MOST_TIMES, (write_row, write_step, read_step, write_leaves), strict=True))
+
+
+def new_values() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    values = {name: np.ones((B, *shape), kind) for name, (kind, shape) in LEAVES.items()}
+    return np.ones(F, np.float32), np.ones((B, F), np.float32), values
+
+
+if __name__ == "__main__":
+    main()
