@@ -38,7 +38,8 @@ def locate(location: Location, extents: Sequence[int], index: Any) -> Location:
 
     Raises:
         IndexError: a position outside the base buffer, too many indices, a mask of another shape,
-            or an index of another kind; any but `...` on a view made with integer arrays.
+            arrays that don't broadcast, or an index of another kind; any but `...` on a view made
+            with integer arrays.
     """
     entries = _entries(index, location)
     if is_gathered(location):
@@ -62,6 +63,8 @@ def locate(location: Location, extents: Sequence[int], index: Any) -> Location:
             located[number] = np.asarray(position, np.intp) if has_arrays else position
         else:
             located[number] = _locate_array(axis, extents[number], entry)
+    if has_arrays:
+        _check_together([axis for axis in located if isinstance(axis, np.ndarray)])
     return tuple(located)
 
 
@@ -152,6 +155,14 @@ def _locate_array(axis: range, extent: int, indices: NDArray[Any]) -> NDArray[np
     if is_outside.any():
         raise IndexError(_outside(axis, extent, int(indices[is_outside].flat[0])))
     return np.asarray(axis.start + indices.astype(np.intp) * axis.step, np.intp)
+
+
+def _check_together(arrays: list[NDArray[np.intp]]) -> None:
+    try:
+        np.broadcast_shapes(*(array.shape for array in arrays))
+    except ValueError as error:
+        shapes = " and ".join(str(array.shape) for array in arrays)
+        raise IndexError(f"integer arrays: got shapes {shapes}, which don't broadcast") from error
 
 
 def _locate_slice(axis: range, extent: int, index: slice) -> range:

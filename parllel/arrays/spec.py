@@ -89,6 +89,8 @@ def _lengths(name: str, shape: Sequence[int]) -> tuple[int, ...]:
 
 def _element_type(dtype: DTypeLike) -> np.dtype[Any]:
     element_type = np.dtype(dtype)
+    if element_type.itemsize == 0:
+        raise TypeError(f"dtype: got {element_type!r}, expected elements of 1 byte or more, as S8")
     if element_type.hasobject:
         raise TypeError(
             f"dtype: got {element_type}, expected numbers or booleans: Python objects can't live in"

@@ -1,7 +1,7 @@
 """Cages: environments behind one contract, stepped in this process or elsewhere."""
 
-from parllel.cages.cage import Cage
+from parllel.cages.cage import Cage, Command
 from parllel.cages.serial import SerialCage
 from parllel.cages.trajectory import TrajInfo
 
-__all__ = ["Cage", "SerialCage", "TrajInfo"]
+__all__ = ["Cage", "Command", "SerialCage", "TrajInfo"]

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
 
-from parllel.arrays import Array
 from parllel.cages.columns import as_tree, stack_column, to_actions, write_column, write_infos
 from parllel.cages.stepper import Columns, Stepper
 from parllel.cages.trajectory import TrajInfo
@@ -25,6 +24,15 @@ class Outputs(NamedTuple):
     terminated: Any = None
     truncated: Any = None
     info: Any = None
+
+
+class Command(NamedTuple):
+    """What environments are told to do, with all its places looked up, to be given many times."""
+
+    kind: str  # "reset", "step" or "random_step"
+    action: Any  # rows, read at each start; None where the kind takes no action
+    outputs: Outputs  # as the caller gave them
+    rows: Outputs  # the same places as NumPy arrays, a row for each environment
 
 
 class Cage(ABC):
@@ -51,7 +59,7 @@ class Cage(ABC):
 
         The first reset seeds the environments. Episodes under way are forgotten.
         """
-        self._submit("reset", None, Outputs(observation=out_obs, info=out_info))
+        self.start(self._bind("reset", None, Outputs(observation=out_obs, info=out_info)))
 
     def step_async(
         self,
@@ -74,7 +82,24 @@ class Cage(ABC):
             ValueError: the number of actions is not `n_envs`.
         """
         outputs = Outputs(None, out_obs, out_reward, out_terminated, out_truncated, out_info)
-        self._submit("step", action, outputs)
+        self.start(self._bind("step", action, outputs))
+
+    def bind_step(
+        self,
+        action: Any,
+        *,
+        out_obs: Any,
+        out_reward: Any,
+        out_terminated: Any,
+        out_truncated: Any,
+        out_info: Any,
+    ) -> Command:
+        """Return a step with its places looked up, for `start`. Arguments as for `step_async`.
+
+        Each start reads the action that its place holds by then.
+        """
+        outputs = Outputs(None, out_obs, out_reward, out_terminated, out_truncated, out_info)
+        return self._bind("step", action, outputs)
 
     def random_step_async(
         self,
@@ -91,11 +116,16 @@ class Cage(ABC):
         `await_step` returns (action, observation, reward, terminated, truncated, info).
         """
         outputs = Outputs(out_action, out_obs, out_reward, out_terminated, out_truncated, out_info)
-        self._submit("random_step", None, outputs)
+        self.start(self._bind("random_step", None, outputs))
 
     @abstractmethod
-    def _submit(self, command: str, action: Any, outputs: Outputs) -> None:
-        """Start one command of `execute`."""
+    def start(self, command: Command) -> None:
+        """Start a command; some cage's worker runs `execute` with it."""
+
+    def _bind(self, kind: str, action: Any, outputs: Outputs) -> Command:
+        rows = Outputs(*(None if out is None else _rows(out, self.n_envs) for out in outputs))
+        action_rows = None if action is None else _rows(action, self.n_envs)
+        return Command(kind, action_rows, outputs, rows)
 
     @abstractmethod
     def await_step(self) -> tuple[Any, ...] | None:
@@ -124,53 +154,53 @@ class Cage(ABC):
         self.close()
 
 
-def execute(stepper: Stepper, command: str, action: Any, outputs: Outputs) -> tuple[Any, ...]:
-    """Carry out one command ("reset", "step", "random_step") and return its results."""
-    n_envs = stepper.n_envs
-    if command == "reset":
+def execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
+    """Carry out a command and return its results."""
+    outputs, rows = command.outputs, command.rows
+    if command.kind == "reset":
         observations, infos = stepper.reset()
         return (
-            _deliver(observations, outputs.observation, n_envs),
-            _deliver_infos(infos, outputs.info, n_envs),
+            _deliver(observations, outputs.observation, rows.observation),
+            _deliver_infos(infos, outputs.info, rows.info),
         )
-    if command == "step":
-        actions = to_actions(_rows(action, n_envs), stepper.action_space)
-        _check_number(actions, n_envs)
-        return _deliver_step(stepper.step(actions), outputs, n_envs)
+    if command.kind == "step":
+        actions = to_actions(command.action, stepper.action_space)
+        _check_number(actions, stepper.n_envs)
+        return _deliver_step(stepper.step(actions), outputs, rows)
     actions = stepper.random_actions()
-    results = _deliver_step(stepper.step(actions), outputs, n_envs)
-    return (_deliver(actions, outputs.action, n_envs), *results)
+    results = _deliver_step(stepper.step(actions), outputs, rows)
+    return (_deliver(actions, outputs.action, rows.action), *results)
 
 
-def _deliver_step(columns: Columns, outputs: Outputs, n_envs: int) -> tuple[Any, ...]:
+def _deliver_step(columns: Columns, outputs: Outputs, rows: Outputs) -> tuple[Any, ...]:
     return (
-        _deliver(columns.observation, outputs.observation, n_envs),
-        _deliver(columns.reward, outputs.reward, n_envs),
-        _deliver(columns.terminated, outputs.terminated, n_envs),
-        _deliver(columns.truncated, outputs.truncated, n_envs),
-        _deliver_infos(columns.info, outputs.info, n_envs),
+        _deliver(columns.observation, outputs.observation, rows.observation),
+        _deliver(columns.reward, outputs.reward, rows.reward),
+        _deliver(columns.terminated, outputs.terminated, rows.terminated),
+        _deliver(columns.truncated, outputs.truncated, rows.truncated),
+        _deliver_infos(columns.info, outputs.info, rows.info),
     )
 
 
-def _deliver(values: Sequence[Any], out: Any, n_envs: int) -> Any:
+def _deliver(values: Sequence[Any], out: Any, rows: Any) -> Any:
     """Write the values where the caller wants them, or return them."""
     if out is None:
-        return as_tree(values[0]) if n_envs == 1 else stack_column(values)
-    write_column(_rows(out, n_envs), values)
+        return as_tree(values[0]) if len(values) == 1 else stack_column(values)
+    write_column(rows, values)
     return out
 
 
-def _deliver_infos(infos: Sequence[dict[str, Any]], out: Any, n_envs: int) -> Any:
+def _deliver_infos(infos: Sequence[dict[str, Any]], out: Any, rows: Any) -> Any:
     if out is None:
-        return infos[0] if n_envs == 1 else list(infos)
-    if len(out):  # most environments have no info that is kept
-        write_infos(_rows(out, n_envs), infos)
+        return infos[0] if len(infos) == 1 else list(infos)
+    if len(rows):  # most environments have no info that is kept
+        write_infos(rows, infos)
     return out
 
 
 def _rows(place: Any, n_envs: int) -> Any:
     """Return a place as NumPy arrays with one row for each environment, over the same memory."""
-    rows = as_ndarray(place) if isinstance(place, Array) else dict_map(as_ndarray, as_tree(place))
+    rows = dict_map(as_ndarray, as_tree(place))
     return rows if n_envs > 1 else rows[None]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from parllel.cages.cage import Cage, Outputs, execute
+from parllel.cages.cage import Cage, Command, execute
 from parllel.cages.stepper import Seed, Stepper
 from parllel.cages.trajectory import TrajInfo
 
@@ -40,8 +40,9 @@ class SerialCage(Cage):
         self.observation_space = self._stepper.observation_space
         self.action_space = self._stepper.action_space
 
-    def _submit(self, command: str, action: Any, outputs: Outputs) -> None:
-        self._result = execute(self._stepper, command, action, outputs)
+    def start(self, command: Command) -> None:
+        """Carry out a command; `await_step` returns its results."""
+        self._result = execute(self._stepper, command)
 
     def await_step(self) -> tuple[Any, ...] | None:
         """Return the results of what was started; None if nothing was."""

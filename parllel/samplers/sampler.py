@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from parllel.cages import Cage, TrajInfo
+from parllel.cages import Cage, Command, TrajInfo
 from parllel.cages.columns import write_column
 from parllel.tree import ArrayDict, dict_map
 
@@ -28,8 +28,7 @@ class _Places(NamedTuple):
     observation: Any
     action: Any
     agent_info: Any  # None where the tree has no such branch
-    actions: list[Any]  # a part for each cage
-    outputs: list[dict[str, Any]]  # of each cage
+    commands: list[Command]  # one for each cage
 
 
 class Sampler:
@@ -92,10 +91,12 @@ class Sampler:
             observation=samples["observation"][t],
             action=action,
             agent_info=samples["agent_info"][t] if self._has_agent_info else None,
-            actions=[_part(action, columns) for columns in self._columns],
-            outputs=[
-                {name: _part(place, columns) for name, place in outputs.items()}
-                for columns in self._columns
+            commands=[
+                cage.bind_step(
+                    _part(action, columns),
+                    **{name: _part(place, columns) for name, place in outputs.items()},
+                )
+                for cage, columns in zip(self.cages, self._columns, strict=True)
             ],
         )
 
@@ -106,8 +107,8 @@ class Sampler:
         places.action[...] = action
         if places.agent_info is not None:
             places.agent_info[...] = agent_info
-        for cage, part, outputs in zip(self.cages, places.actions, places.outputs, strict=True):
-            cage.step_async(part, **outputs)
+        for cage, command in zip(self.cages, places.commands, strict=True):
+            cage.start(command)
         for cage in self.cages:
             cage.await_step()
 

@@ -40,7 +40,11 @@ class Shared(Memory):
         self._descriptor = _reserve(nbytes) if descriptor is None else descriptor
         # A finalizer closes exactly once: at close, or with the last reference.
         self._close_file = weakref.finalize(self, os.close, self._descriptor)
-        file_map = mmap.mmap(self._descriptor, max(nbytes, 1))  # an empty file can't be mapped
+        try:
+            file_map = mmap.mmap(self._descriptor, max(nbytes, 1))  # an empty file can't be mapped
+        except OSError as error:
+            self._close_file()
+            raise _refused(nbytes, error) from error
         super().__init__(np.frombuffer(file_map, np.uint8)[:nbytes], taken)
         _mapped[_identity(self._descriptor)] = self
 
@@ -79,10 +83,14 @@ def _reserve(nbytes: int) -> int:
             os.posix_fallocate(descriptor, 0, max(nbytes, 1))
     except OSError as error:
         os.close(descriptor)
-        raise MemoryError(
-            f"shared memory: {nbytes:,} bytes wanted, and the system refused: {error.strerror}"
-        ) from error
+        raise _refused(nbytes, error) from error
     return descriptor
+
+
+def _refused(nbytes: int, error: OSError) -> MemoryError:
+    return MemoryError(
+        f"shared memory: {nbytes:,} bytes wanted, and the system refused: {error.strerror}"
+    )
 
 
 def _anonymous_file() -> int:

@@ -1,0 +1,602 @@
+"""ArrayDict: one array's manners for a whole tree, whatever its leaves are."""
+
+import copy
+import html
+import multiprocessing as mp
+import os
+import pickle
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from operator import setitem
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from parllel import Array, ArrayDict, dict_map
+from parllel.arrays import ArraySpec
+from parllel.tree import allocate_tree
+
+T, B = 10, 5
+SCALAR = 42 * T * B  # the description's value: its mean over T * B rows is 42 where one row has it
+
+
+def make_tree(storage: str = "local", **window: Any) -> ArrayDict:
+    """Return the description's tree."""
+    return ArrayDict(
+        {
+            "observation": Array((T, B, 4), np.float32, storage=storage, **window),
+            "action": {
+                "pinky": Array((T, B), np.int64, storage=storage, **window),
+                "the_brain": Array((T, B, 2), np.float32, storage=storage, **window),
+            },
+            "done": Array((T, B), bool, storage=storage, **window),
+        }
+    )
+
+
+def numbered(tree: ArrayDict) -> ArrayDict:
+    """Give every element of every leaf a number of its own within its leaf."""
+    for _, leaf in tree.walk():
+        leaf[...] = np.arange(leaf.size).reshape(leaf.shape) % (2 if leaf.dtype == bool else 10**6)
+    return tree
+
+
+def leaves(tree: ArrayDict) -> dict[str, Any]:
+    return dict(tree.walk())
+
+
+def assert_same(tree: ArrayDict, other: ArrayDict) -> None:
+    """Check that two trees have the same names, dtypes and values, bit for bit."""
+    assert list(leaves(tree)) == list(leaves(other))
+    for path, leaf in tree.walk():
+        one, two = np.asarray(leaf), np.asarray(leaves(other)[path])
+        assert one.dtype == two.dtype, path
+        np.testing.assert_array_equal(one, two, err_msg=path)
+
+
+PATHS = ["observation", "action.pinky", "action.the_brain", "done"]
+
+
+# The description, cell by cell
+
+
+def test_a_scalar_is_written_into_every_leaf() -> None:
+    tree = make_tree()
+    tree[0, 1] = SCALAR
+    row = tree[0, 1]
+    np.testing.assert_array_equal(row["observation"], np.full(4, SCALAR, np.float32))
+    assert row["action"]["pinky"].item() == SCALAR
+    np.testing.assert_array_equal(row["action"]["the_brain"], np.full(2, SCALAR, np.float32))
+    assert row["done"].item() is True
+    assert tree["observation"].to_ndarray().sum() == 4 * SCALAR
+
+
+def test_an_attribute_of_the_tree_is_the_tree_of_the_leaves_attributes() -> None:
+    assert leaves(make_tree().dtype) == {
+        "observation": np.dtype(np.float32),
+        "action.pinky": np.dtype(np.int64),
+        "action.the_brain": np.dtype(np.float32),
+        "done": np.dtype(bool),
+    }
+
+
+def test_a_method_of_the_tree_calls_every_leafs_method() -> None:
+    tree = make_tree()
+    tree[0, 1] = SCALAR
+    mean = tree.to_ndarray().mean(axis=(0, 1))
+    np.testing.assert_array_equal(mean["observation"], np.full(4, 42, np.float32))
+    assert mean["action"]["pinky"] == 42
+    np.testing.assert_array_equal(mean["action"]["the_brain"], [42, 42])
+    assert mean["done"] == 1 / (T * B)
+
+
+def test_arrays_ndarrays_and_tensors_share_the_same_storage() -> None:
+    tree = make_tree()
+    tree[0, 1] = SCALAR
+    tensor_tree = tree[0].to_ndarray().apply(torch.from_numpy)
+    tensor_tree[1] = 0
+    tensor_tree[2] = SCALAR
+    assert not tree[0, 1].to_ndarray().any()["observation"]
+    row = tree[0, 2]
+    np.testing.assert_array_equal(row["observation"], np.full(4, SCALAR, np.float32))
+    assert row["action"]["pinky"].item() == SCALAR
+    assert row["done"].item() is True
+
+
+def test_a_branch_is_used_like_one_array() -> None:
+    rng = np.random.default_rng(0)
+    tree = make_tree()
+    pinky, the_brain = rng.integers(0, 9, (T, B)), rng.random((T, B, 2), np.float32)
+    tree["action"][...] = {"pinky": pinky, "the_brain": the_brain}
+    action = tree.to_ndarray()["action"]
+    assert leaves(action.mean()) == {"pinky": pinky.mean(), "the_brain": the_brain.mean()}
+    assert leaves(action.std()) == {"pinky": pinky.std(), "the_brain": the_brain.std()}
+
+
+# Names
+
+
+def test_nested_mappings_become_array_dicts_and_leaves_are_not_copied() -> None:
+    leaf = np.zeros(3)
+    tree = ArrayDict({"a": {"b": {"c": leaf}}, "d": leaf})
+    assert isinstance(tree["a"]["b"], ArrayDict)
+    assert tree["a"]["b"]["c"] is leaf
+    assert tree["d"] is leaf
+    tree["e"] = {"f": leaf}
+    assert isinstance(tree["e"], ArrayDict)
+
+
+def test_it_is_a_mutable_mapping() -> None:
+    one, two, three = np.zeros(1), np.zeros(2), np.zeros(3)
+    tree = ArrayDict({"one": one, "two": two})
+    assert isinstance(tree, MutableMapping)
+    assert (len(tree), list(tree), list(tree.keys())) == (2, ["one", "two"], ["one", "two"])
+    assert [value is leaf for value, leaf in zip(tree.values(), (one, two), strict=True)] == [1, 1]
+    assert [name for name, _ in tree.items()] == ["one", "two"]
+    assert "one" in tree
+    assert "three" not in tree
+    assert tree.get("one") is one
+    assert tree.get("three") is None
+    assert tree.get("three", three) is three
+    tree.update({"three": three})
+    tree.update(four=two)
+    assert tree.pop("three") is three
+    assert tree.pop("three", None) is None
+    assert tree.setdefault("five", three) is three
+    del tree["one"]
+    assert list(tree) == ["two", "four", "five"]
+    assert {**tree}.keys() == {"two", "four", "five"}
+
+
+def test_walk_gives_paths_and_leaves_in_order() -> None:
+    tree = make_tree()
+    assert [path for path, _ in tree.walk()] == PATHS
+    assert leaves(tree)["action.pinky"] is tree["action"]["pinky"]
+
+
+@pytest.mark.parametrize("name", [0, None, ("a", "b"), b"a"])
+def test_a_name_that_is_no_string_is_refused(name: Any) -> None:
+    with pytest.raises(TypeError, match="expected a string"):
+        ArrayDict({name: np.zeros(2)})
+    with pytest.raises(TypeError, match="expected a string"):
+        ArrayDict({"a": {"b": {name: np.zeros(2)}}})
+    with pytest.raises(TypeError, match="expected a string"):
+        ArrayDict()["a"] = {name: np.zeros(2)}
+
+
+def test_a_missing_branch_raises_key_error_with_the_names_there_are() -> None:
+    with pytest.raises(KeyError, match=r"camera: no such branch.*'pinky', 'the_brain'"):
+        make_tree()["action"]["camera"]
+    with pytest.raises(KeyError):
+        del make_tree()["camera"]
+    with pytest.raises(KeyError):
+        make_tree().pop("camera")
+
+
+def test_trees_compare_by_identity() -> None:
+    tree = make_tree()
+    assert tree == tree  # noqa: PLR0124
+    assert tree != make_tree()
+    assert {tree: 1}[tree] == 1
+
+
+# Indexing
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        3,
+        (0, 1),
+        slice(2, 7),
+        (slice(None), 2),
+        ...,
+        (..., 0),
+        (slice(None, None, 3), slice(1, 4)),
+        np.array([4, 0, 4]),
+        ([0, 3], [1, 1]),
+    ],
+)
+def test_an_index_goes_to_every_leaf(index: Any) -> None:
+    tree = numbered(make_tree())
+    expected = {path: np.array(leaf.to_ndarray()[index]) for path, leaf in tree.walk()}
+    part = tree[index]
+    assert list(leaves(part)) == PATHS
+    for path, leaf in part.walk():
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+
+
+def test_a_mask_goes_to_every_leaf() -> None:
+    tree = numbered(make_tree())
+    mask = np.random.default_rng(0).random((T, B)) < 0.5
+    expected = {path: leaf.to_ndarray()[mask] for path, leaf in tree.walk()}
+    for path, leaf in tree[mask].walk():
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+
+
+def test_a_part_of_a_tree_is_a_view_of_it() -> None:
+    tree = make_tree()
+    tree[3][1] = 1
+    tree[np.array([0, 2])][...] = 1
+    for path, leaf in tree.walk():
+        rows = np.flatnonzero(leaf.to_ndarray().reshape(T, -1).any(axis=1))
+        np.testing.assert_array_equal(rows, [0, 2, 3], err_msg=path)
+
+
+# Assignment
+
+
+@dataclass(frozen=True)
+class Moves:
+    pinky: Any
+    the_brain: Any
+
+
+@dataclass(frozen=True)
+class Step:
+    observation: Any
+    action: Moves
+    done: Any
+
+
+class MovesTuple(NamedTuple):
+    the_brain: Any  # in another order than the tree's: names count, places don't
+    pinky: Any
+
+
+class StepTuple(NamedTuple):
+    observation: Any
+    action: MovesTuple
+    done: Any
+
+
+def new_values() -> dict[str, Any]:
+    rng = np.random.default_rng(1)
+    return {
+        "observation": rng.random((B, 4), np.float32),
+        "action": {
+            "pinky": rng.integers(0, 100, B),
+            "the_brain": rng.random((B, 2), np.float32),
+        },
+        "done": rng.random(B) < 0.5,
+    }
+
+
+def as_dataclass(values: dict[str, Any]) -> Step:
+    return Step(values["observation"], Moves(**values["action"]), values["done"])
+
+
+def as_named_tuple(values: dict[str, Any]) -> StepTuple:
+    return StepTuple(values["observation"], MovesTuple(**values["action"]), values["done"])
+
+
+def as_tensors(values: dict[str, Any]) -> ArrayDict:
+    return ArrayDict(values).apply(torch.from_numpy)
+
+
+def as_arrays(values: dict[str, Any]) -> ArrayDict:
+    return ArrayDict(values).apply(Array.from_numpy, force_32bit=False)
+
+
+def reversed_names(values: dict[str, Any]) -> dict[str, Any]:
+    return dict(reversed(values.items()))
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [dict, ArrayDict, as_dataclass, as_named_tuple, as_tensors, as_arrays, reversed_names],
+)
+def test_named_values_are_written_by_name(convert: Callable[[dict[str, Any]], Any]) -> None:
+    tree, values = make_tree(), new_values()
+    tree[2] = convert(values)
+    assert_same(tree[2], ArrayDict(values))
+    elsewhere = tree.to_ndarray().apply(np.delete, 2, axis=0)
+    assert not any(leaf.any() for _, leaf in elsewhere.walk())
+
+
+def test_one_array_is_written_into_every_leaf_by_numpys_rules() -> None:
+    tree = ArrayDict({"a": Array((3, 2), np.float32), "b": {"c": Array((3, 2), np.int32)}})
+    tree[1] = np.array([7, 8])
+    for _, leaf in tree.walk():
+        np.testing.assert_array_equal(leaf, [[0, 0], [7, 8], [0, 0]])
+    tree["b"][2] = [1, 2]
+    np.testing.assert_array_equal(tree["b"]["c"][2], [1, 2])
+
+
+def test_a_tree_is_written_into_an_empty_branch() -> None:
+    tree = ArrayDict({"a": Array((3,), np.float32), "env_info": {}})
+    tree[1] = {"a": 5, "env_info": {}}
+    tree[2] = 6
+    np.testing.assert_array_equal(tree["a"], [0, 5, 6])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"observation": 1, "action": 1}, r"^\W*names of the values: missing \['done'\]"),
+        (
+            {"observation": 1, "action": 1, "done": 1, "camera": 1},
+            r"^\W*names of the values: missing \[\], unknown \['camera'\]",
+        ),
+        (
+            {"observation": 1, "action": {"pinky": 1, "inky": 1}, "done": 1},
+            r"^\W*action: names .* missing \['the_brain'\], unknown \['inky'\]",
+        ),
+        (
+            Step(1, Step(1, 1, 1), 1),  # type: ignore[arg-type]
+            r"^\W*action: names .* missing \['pinky', 'the_brain'\], unknown \['observation'",
+        ),
+    ],
+)
+def test_wrong_names_raise_key_error_with_path_missing_and_unknown(
+    values: Any, message: str
+) -> None:
+    tree = make_tree()
+    with pytest.raises(KeyError, match=message):
+        tree[0] = values
+
+
+def test_wrong_names_at_the_top_leave_the_tree_as_it_was() -> None:
+    tree = make_tree()
+    with pytest.raises(KeyError):
+        tree[0] = {"observation": 1, "action": 1}
+    assert not any(leaf.to_ndarray().any() for _, leaf in tree.walk())
+
+
+# All leaves at once
+
+
+def test_apply_calls_with_arguments_and_returns_a_new_tree() -> None:
+    tree = ArrayDict({"a": np.arange(3.0), "b": {"c": np.ones(2)}, "empty": {}})
+    result = tree.apply(lambda leaf, plus, *, times: (leaf + plus) * times, 1, times=2)
+    np.testing.assert_array_equal(result["a"], [2, 4, 6])
+    np.testing.assert_array_equal(result["b"]["c"], [4, 4])
+    assert list(result) == ["a", "b", "empty"]
+    np.testing.assert_array_equal(tree["a"], [0, 1, 2])
+
+
+def test_map_is_apply() -> None:
+    tree = make_tree()
+    assert leaves(tree.map(np.ndim)) == leaves(tree.apply(np.ndim))
+
+
+def test_dict_map_takes_a_leaf_a_dict_and_a_tree() -> None:
+    def scale(leaf: Any, by: float, *, plus: float = 0) -> Any:
+        return leaf * by + plus
+
+    assert dict_map(scale, 2, 3, plus=1) == 7
+    nested = {"a": 2, "b": {"c": 3}}
+    for tree in (nested, ArrayDict(nested)):
+        result = dict_map(scale, tree, 10, plus=1)
+        assert isinstance(result, ArrayDict)
+        assert leaves(result) == {"a": 21, "b.c": 31}
+    assert nested == {"a": 2, "b": {"c": 3}}
+    assert leaves(dict_map(scale, {}, 10)) == {}
+    sequence = [1, 2]
+    assert dict_map(lambda leaf: leaf is sequence, sequence) is True
+
+
+def test_dict_map_makes_arrays_of_an_example() -> None:
+    example = {"image": np.zeros((2, 3), np.uint8), "speed": np.float64(1)}
+    tree = dict_map(Array.from_numpy, example, batch_shape=(T, B), padding=1)
+    assert leaves(tree.shape) == {"image": (T, B, 2, 3), "speed": (T, B)}
+    assert leaves(tree.padding) == {"image": 1, "speed": 1}
+
+
+def test_an_empty_tree_answers_every_question_with_an_empty_tree() -> None:
+    tree = ArrayDict()
+    for result in (
+        *(tree[0, 1], tree[...], tree.dtype, tree.mean(axis=0), tree.to_ndarray()),
+        *(tree.to_torch(), tree.apply(np.sum), tree.new_array(padding=1), allocate_tree(tree)),
+    ):
+        assert isinstance(result, ArrayDict)
+        assert len(result) == 0
+    tree[0, 1] = 3
+    tree[0, 1] = {}
+    tree.rotate()
+    tree.reset()
+    tree.close()
+
+
+def test_an_empty_branch_stays_where_it_is() -> None:
+    tree = ArrayDict({"a": Array((3, 2), np.float32), "env_info": {}})
+    for result in (
+        *(tree[0], tree.dtype, tree.to_ndarray().sum(), tree.to_torch(), tree.new_array()),
+        tree.apply(np.sum),
+    ):
+        assert list(result) == ["a", "env_info"]
+        assert isinstance(result["env_info"], ArrayDict)
+        assert len(result["env_info"]) == 0
+
+
+def test_leaves_attributes_with_an_underscore_are_not_the_trees() -> None:
+    tree = make_tree()
+    for name in ("__array__", "__dlpack__", "_buffer"):
+        assert not hasattr(tree, name)
+    assert not hasattr(ArrayDict(), "__array__")
+
+
+# Leaves of every library
+
+
+def test_ndarrays_tensors_and_arrays_may_be_mixed() -> None:
+    tree = ArrayDict(
+        {
+            "array": Array((3, 2), np.float32),
+            "numpy": np.zeros((3, 2), np.float32),
+            "torch": torch.zeros(3, 2),
+        }
+    )
+    tree[1] = 5
+    assert leaves(tree.to_ndarray().sum()) == {"array": 10, "numpy": 10, "torch": 10}
+    assert leaves(tree[1].shape) == {"array": (2,), "numpy": (2,), "torch": (2,)}
+
+
+def test_to_ndarray_shares_memory() -> None:
+    tree = ArrayDict({"a": Array((3,), np.float32), "n": np.zeros(3), "t": torch.zeros(3)})
+    out = tree.to_ndarray()
+    assert all(type(leaf) is np.ndarray for _, leaf in out.walk())
+    out[1] = 8
+    assert tree["a"][1].item() == tree["n"][1] == tree["t"][1].item() == 8
+
+
+def test_to_torch_shares_memory() -> None:
+    tree = ArrayDict({"a": Array((3,), np.float32), "n": np.zeros(3), "t": torch.zeros(3)})
+    out = tree.to_torch()
+    assert all(type(leaf) is torch.Tensor for _, leaf in out.walk())
+    assert out["t"] is tree["t"]
+    out[1] = 8
+    assert tree["a"][1].item() == tree["n"][1] == tree["t"][1].item() == 8
+
+
+def test_a_tree_of_tensors_moves_and_casts() -> None:
+    tree = make_tree().to_torch().to(device="cpu", dtype=torch.float64)
+    assert set(leaves(tree.dtype).values()) == {torch.float64}
+
+
+def test_jax_arrays_are_leaves() -> None:
+    jax = pytest.importorskip("jax", reason="jax is not installed; the dev extra brings it")
+    tree = ArrayDict({"x": jax.numpy.arange(6.0).reshape(3, 2), "y": {"z": jax.numpy.ones(3)}})
+    np.testing.assert_array_equal(tree[1]["x"], [2, 3])
+    assert leaves(tree.sum()) == {"x": 15, "y.z": 3}
+    assert leaves(tree.apply(jax.numpy.max)) == {"x": 5, "y.z": 1}
+    assert type(tree.to_ndarray()["x"]) is np.ndarray
+    tensors = tree.to_torch()
+    np.testing.assert_array_equal(tensors["x"], np.arange(6.0).reshape(3, 2))
+    assert tensors["x"].data_ptr() == tree["x"].unsafe_buffer_pointer()
+    samples = ArrayDict({"x": Array((3, 2), np.float32), "y": {"z": Array((3,), np.float32)}})
+    samples[...] = tree
+    assert_same(samples, tree)
+    with pytest.raises(TypeError, match=r"^x: JAX arrays are immutable"):
+        tree[0] = 1
+
+
+# Arrays as leaves
+
+
+def test_rotate_and_reset_reach_every_leaf() -> None:
+    tree = ArrayDict(
+        {"a": Array((2,), np.int32, full_size=6), "b": {"c": Array((2,), np.int32, full_size=6)}}
+    )
+    for batch in range(3):
+        tree[...] = batch
+        if batch < 2:
+            tree.rotate()
+    for _, leaf in tree.walk():
+        np.testing.assert_array_equal(leaf.full, [0, 0, 1, 1, 2, 2])
+    tree.rotate()
+    assert all(leaf[0].item() == 0 for _, leaf in tree.walk())
+    tree.rotate()
+    tree.reset()
+    tree.rotate()
+    assert all(leaf[0].item() == 0 for _, leaf in tree.walk())
+
+
+def test_close_reaches_every_leaf_and_may_be_repeated() -> None:
+    tree = make_tree("shared")
+    tree.close()
+    for _, leaf in tree.walk():
+        with pytest.raises(ValueError, match="closed"):
+            leaf.to_ndarray()
+    tree.close()
+
+
+def test_new_array_reaches_every_leaf() -> None:
+    tree = numbered(make_tree(padding=2))
+    new = tree.new_array(batch_shape=(4, 3), padding=1, full_size=8)
+    assert leaves(new.shape) == {
+        "observation": (4, 3),
+        "action.pinky": (4, 3),
+        "action.the_brain": (4, 3),
+        "done": (4, 3),
+    }
+    assert leaves(new.dtype) == leaves(tree.dtype)
+    assert set(leaves(new.padding).values()) == {1}
+    assert set(leaves(new.full_size).values()) == {8}
+    assert not any(leaf.to_ndarray().any() for _, leaf in new.walk())
+    new[...] = 1
+    assert tree["observation"].to_ndarray()[0, 0, 0] == 0
+
+
+def test_new_array_keeps_features_and_windows() -> None:
+    tree = ArrayDict({"a": Array((4, 3), np.float32, feature_shape=(2,), padding=1, full_size=8)})
+    new = tree.new_array(storage="shared")
+    assert new["a"].spec == tree["a"].spec
+    assert leaves(new.storage) == {"a": "shared"}
+    assert leaves(tree.new_array(batch_shape=(5, 6)).shape) == {"a": (5, 6, 2)}
+
+
+def n_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_tree_lives_in_one_block_of_memory() -> None:
+    specs = {f"leaf_{number}": ArraySpec.of((3, 2), np.float32) for number in range(50)}
+    before = n_descriptors()
+    one = Array((3, 2), np.float32, storage="shared")
+    for_one_array = n_descriptors() - before
+    tree = allocate_tree(ArrayDict(specs), "shared")
+    new = tree.new_array()
+    assert n_descriptors() - before == 3 * for_one_array
+    for name, leaf in new.items():  # 50 leaves in one block, and none in another's place
+        leaf[...] = int(name.removeprefix("leaf_"))
+    means = leaves(new.to_ndarray().mean())
+    assert list(means.values()) == list(range(50))
+    for array in (one, tree, new):
+        array.close()
+    assert n_descriptors() == before
+
+
+def test_closing_one_leaf_leaves_the_others_of_the_block() -> None:
+    tree = allocate_tree(make_tree().spec, "shared")
+    tree["done"].close()
+    tree["observation"][...] = 3
+    assert tree["observation"].to_ndarray().min() == 3
+
+
+def test_allocate_tree_gives_what_the_specs_say() -> None:
+    specs = ArrayDict(
+        {
+            "a": ArraySpec.of((4, 3), np.uint8, (2,), padding=1, full_size=8),
+            "b": {"c": ArraySpec.of((4,), np.float64)},
+        }
+    )
+    tree = allocate_tree(specs)
+    assert leaves(tree.spec) == leaves(specs)
+    assert leaves(tree.storage) == {"a": "local", "b.c": "local"}
+    assert all(leaf.to_ndarray().ctypes.data % 8 == 0 for _, leaf in tree.walk())
+
+
+def test_new_array_needs_one_storage() -> None:
+    tree = ArrayDict({"a": Array((2,), np.int32), "b": Array((2,), np.int32, storage="shared")})
+    with pytest.raises(TypeError, match=r"\['local', 'shared'\]; give one storage="):
+        tree.new_array()
+    assert leaves(tree.new_array(storage="local").storage) == {"a": "local", "b": "local"}
+
+
+def test_new_array_names_a_leaf_that_is_no_array() -> None:
+    with pytest.raises(TypeError, match=r"^a\.b: new_array: got a ndarray, expected an Array"):
+        ArrayDict({"a": {"b": np.zeros(2)}}).new_array()
+    with pytest.raises(TypeError, match="pading"):
+        make_tree().new_array(pading=1)
+
+
+# Errors say which leaf it was
+
+
+def test_index_error_names_the_leaf() -> None:
+    tree = ArrayDict({"long": Array((9,), int), "b": {"short": Array((2,), int)}})
+    with pytest.raises(IndexError, match=r"^b\.short: index 5 "):
+        tree[5]
+    with pytest.raises(IndexError, match=r"^b\.short: index 5 "):
+        tree[5] = 1
+    with pytest.raises(IndexError, match=r"^b\.short: "):
+        tree.to_ndarray()[5]
+
+
+def test_value_error_names_the_leaf() -> None:
+    with pytest.raises(ValueError, match=r"^action\.pinky: .*shape \(5, 4\)") as caught:
+        make_tree()["action"].parent  # noqa: B018 - see below: an attribute error comes first
+    assert caught is None
