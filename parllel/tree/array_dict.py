@@ -195,7 +195,7 @@ class ArrayDict(MutableMapping[str, Any]):
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"items": self._items}
+        return {"items": dict(self._items)}  # copied: a shallow copy gets names of its own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._items = state["items"]

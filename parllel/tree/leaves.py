@@ -23,7 +23,13 @@ def as_tensor(leaf: Any) -> torch.Tensor:
     """Return a leaf as a torch tensor over the same memory."""
     if is_tensor(leaf):
         return leaf
-    return leaf.to_torch() if isinstance(leaf, Array) else to_tensor(as_ndarray(leaf))
+    if isinstance(leaf, Array):
+        return leaf.to_torch()
+    if isinstance(leaf, np.ndarray) or not hasattr(leaf, "__dlpack__"):
+        return to_tensor(np.asarray(leaf))
+    import torch
+
+    return torch.from_dlpack(leaf)  # JAX arrays read as NumPy ones are read-only: torch would warn
 
 
 def describe_leaf(leaf: Any) -> tuple[str, str, str, str]:
