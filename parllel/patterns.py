@@ -43,7 +43,8 @@ def build_example(
     """Return one step of an environment that is made for this and closed: a batch of one row.
 
     The branches are `observation`, `action`, `reward`, `terminated`, `truncated` and `env_info`,
-    all Arrays of shape [1, ...] with 32-bit numbers at most; rewards are float32.
+    all Arrays of shape [1, ...] with 32-bit numbers at most; rewards are float32. Of the step's
+    info, what is a number or an array of numbers is kept.
     """
     with SerialCage(make_env, env_kwargs, seed=0) as cage:
         cage.random_step_async()
@@ -56,7 +57,7 @@ def build_example(
         "reward": dict_map(np.float32, reward),
         "terminated": np.bool_(terminated),
         "truncated": np.bool_(truncated),
-        "env_info": ArrayDict(info),
+        "env_info": _numbers_of(info),
     }
     return ArrayDict({name: dict_map(_as_row, value) for name, value in values.items()})
 
@@ -101,6 +102,24 @@ def build_eval_tree(samples: ArrayDict, *, n_envs: int) -> ArrayDict:
     """
     specs = ArrayDict({name: dict_map(_eval_spec, samples[name], n_envs) for name in _ENV_BRANCHES})
     return allocate_tree(specs)
+
+
+def _numbers_of(info: Mapping[str, Any]) -> ArrayDict:
+    """Return the entries of an info dictionary that an Array can hold."""
+    kept = {}
+    for name, value in info.items():
+        if isinstance(value, Mapping):
+            kept[name] = _numbers_of(value)
+        elif _is_numeric(value):
+            kept[name] = value
+    return ArrayDict(kept)
+
+
+def _is_numeric(value: Any) -> bool:
+    try:
+        return np.asarray(value).dtype.kind in "biufc"
+    except ValueError:  # a ragged list
+        return False
 
 
 def _as_row(value: Any) -> Array:

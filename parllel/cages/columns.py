@@ -77,5 +77,22 @@ def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
     return list(rows.astype(space.dtype))
 
 
+def check_space(name: str, space: spaces.Space[Any]) -> None:
+    """Refuse a space whose values are no arrays of one shape.
+
+    Raises:
+        TypeError: with the path of the part that can't be stored.
+    """
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
+        for part_name, part in parts:
+            check_space(f"{name}.{part_name}", part)
+    elif space.dtype is None or space.shape is None:
+        raise TypeError(
+            f"{name}: got {space}, expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or"
+            " Tuple of these: values of one shape and dtype; wrap the environment"
+        )
+
+
 def _member(value: Any, name: str) -> Any:
     return value[int(name)] if isinstance(value, tuple) else value[name]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from parllel.cages.columns import as_tree
+from parllel.cages.columns import as_tree, check_space
 from parllel.cages.trajectory import TrajInfo
 from parllel.tree import dict_map
 
@@ -41,6 +41,7 @@ class Stepper:
             on its own SeedSequence only. None draws one from the operating system.
 
     Raises:
+        TypeError: a space's values are no arrays of one shape.
         ValueError: n_envs is not positive, or not the number of seeds.
     """
 
@@ -64,6 +65,8 @@ class Stepper:
             raise
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
+        check_space("observation", self.observation_space)
+        check_space("action", self.action_space)
         self._action_spaces = [env.action_space for env in self._envs]
         self._trajs = [make_traj_info() for _ in self._envs]
         self._is_reset = False

@@ -12,56 +12,69 @@ from parllel.tree import ArrayDict
 
 
 class Minibatches:
-    """Iterate over a batch in random parts; each pass visits every row once.
+    """Cut batches into random parts; each pass over a batch visits every row once.
 
-    The T and B dimensions are flattened. All minibatches of one object have the same size and
-    are gathered into the same memory: each overwrites the one before.
+    The T and B dimensions are flattened. All minibatches have the same size and are gathered into
+    the same memory, which is kept from batch to batch: each overwrites the one before.
 
     Args:
-        batch: tree of leaves [T, B, ...].
         n_minibatches: parts of a pass. Rows that do not fill a whole part are left out, other
             ones in each pass.
         rng: draws the order.
 
     Raises:
-        ValueError: there are fewer rows than minibatches.
+        ValueError: n_minibatches is not positive.
     """
 
-    def __init__(self, batch: ArrayDict, n_minibatches: int, rng: np.random.Generator) -> None:
-        self._flat = batch.to_ndarray().apply(_flatten)
-        self._n_rows = len(next(leaf for _, leaf in self._flat.walk()))
-        if not 1 <= n_minibatches <= self._n_rows:
-            raise ValueError(
-                f"n_minibatches: got {n_minibatches}, expected 1 to {self._n_rows}, the rows of"
-                " the batch"
-            )
-        self._size = self._n_rows // n_minibatches
+    def __init__(self, n_minibatches: int, rng: np.random.Generator) -> None:
+        if n_minibatches < 1:
+            raise ValueError(f"n_minibatches: got {n_minibatches}, expected 1 or more")
         self._n_minibatches = n_minibatches
         self._rng = rng
-        self._out = self._flat.apply(_empty_like_rows, self._size)
-        self._copies = [
-            (leaf, out)
-            for (_, leaf), (_, out) in zip(self._flat.walk(), self._out.walk(), strict=True)
-        ]
-        self._tensors = self._out.to_torch()
+        self._out: dict[str, NDArray[Any]] = {}
+        self._tensors = ArrayDict()
 
-    def __len__(self) -> int:
-        return self._n_minibatches
+    def of(self, batch: ArrayDict) -> Iterator[ArrayDict]:
+        """Yield one pass over a batch, in a new random order.
 
-    def __iter__(self) -> Iterator[ArrayDict]:
-        """Yield trees of torch tensors [rows, ...], in a new random order."""
-        order = self._rng.permutation(self._n_rows)
+        Args:
+            batch: tree of leaves [T, B, ...].
+
+        Yields:
+            Trees of torch tensors [rows, ...], rows = T * B // n_minibatches.
+
+        Raises:
+            ValueError: the batch has fewer rows than minibatches.
+        """
+        flat = batch.to_ndarray().apply(_flatten)
+        n_rows = len(next(leaf for _, leaf in flat.walk()))
+        size = n_rows // self._n_minibatches
+        if not size:
+            raise ValueError(
+                f"n_minibatches: got {self._n_minibatches}, expected at most {n_rows}, the rows of"
+                " the batch"
+            )
+        self._keep_outputs(flat, size)
+        order = self._rng.permutation(n_rows)
         for number in range(self._n_minibatches):
-            rows = order[number * self._size : (number + 1) * self._size]
-            for leaf, out in self._copies:
+            rows = order[number * size : (number + 1) * size]
+            for path, leaf in flat.walk():
                 # "clip" writes into `out` at once; "raise" would go through a temporary.
-                np.take(leaf, rows, axis=0, out=out, mode="clip")
+                np.take(leaf, rows, axis=0, out=self._out[path], mode="clip")
             yield self._tensors
+
+    def _keep_outputs(self, flat: ArrayDict, size: int) -> None:
+        """Allocate the outputs, unless those of the last batch fit."""
+        wanted = {path: (leaf.dtype, (size, *leaf.shape[1:])) for path, leaf in flat.walk()}
+        if wanted != {path: (out.dtype, out.shape) for path, out in self._out.items()}:
+            outputs = flat.apply(_empty_rows, size)
+            self._out = dict(outputs.walk())
+            self._tensors = outputs.to_torch()
 
 
 def _flatten(leaf: NDArray[Any]) -> NDArray[Any]:
     return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
 
 
-def _empty_like_rows(leaf: NDArray[Any], n_rows: int) -> NDArray[Any]:
+def _empty_rows(leaf: NDArray[Any], n_rows: int) -> NDArray[Any]:
     return np.empty((n_rows, *leaf.shape[1:]), leaf.dtype)

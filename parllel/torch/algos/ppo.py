@@ -65,7 +65,7 @@ class PPO:
         self._agent = agent
         self._optimizer = optimizer
         self._settings = settings or PPOSettings()
-        self._rng = rng
+        self._minibatches = Minibatches(self._settings.n_minibatches, rng)
         self._scheduler = scheduler
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -85,9 +85,8 @@ class PPO:
                 "old_log_prob": batch["agent_info"]["log_prob"],
             }
         )
-        minibatches = Minibatches(needed, self._settings.n_minibatches, self._rng)
         learning_rate = self._optimizer.param_groups[0]["lr"]
-        rows = self._run_epochs(minibatches)
+        rows = self._run_epochs(needed)
         if self._scheduler is not None:
             self._scheduler.step()
         means = torch.stack(rows).mean(dim=0).tolist()
@@ -97,12 +96,12 @@ class PPO:
             "learning_rate": float(learning_rate),
         }
 
-    def _run_epochs(self, minibatches: Minibatches) -> list[Tensor]:
+    def _run_epochs(self, batch: ArrayDict) -> list[Tensor]:
         """Return the numbers of each minibatch, up to the one at which the KL limit was reached."""
         rows: list[Tensor] = []
         limit = self._settings.kl_limit
         for _ in range(self._settings.n_epochs):
-            for minibatch in minibatches:
+            for minibatch in self._minibatches.of(batch):
                 loss, numbers = self._loss(minibatch)
                 rows.append(numbers)
                 if limit is not None and numbers[3] > limit:
