@@ -83,7 +83,7 @@ def build_sample_tree(
         The example's branches of shape [T, B, ...] (`observation` with padding 1) and
         `agent_info`. If the agent gives a value, it has padding 1, and there is `final_value`.
     """
-    _, agent_info = agent.step(example["observation"])
+    _, agent_info = agent.step(example["observation"], deterministic=True)  # draws nothing
     rows = ArrayDict({**{name: example[name] for name in _ENV_BRANCHES}, "agent_info": agent_info})
     specs = rows.apply(_spec, tuple(batch_shape), full_size)
     specs["observation"] = dict_map(_padded, specs["observation"])
@@ -138,4 +138,5 @@ def _padded(spec: ArraySpec) -> ArraySpec:
 
 
 def _eval_spec(leaf: Array, n_envs: int) -> ArraySpec:
-    return leaf.spec.changed(batch_shape=(1, n_envs, *leaf.batch_shape[2:]))
+    batch_shape = (1, n_envs, *leaf.batch_shape[2:])
+    return leaf.spec.changed(batch_shape=batch_shape, padding=min(leaf.padding, 1), full_size=1)

@@ -78,8 +78,8 @@ def shift(location: Location, extents: Sequence[int], by: int) -> Location:
     if isinstance(time, range):
         moved: Axis = range(time.start + by, time.stop + by, time.step)
         rows = [time[0] + by, time[-1] + by] if time else []
-    else:
-        moved = time + by
+    else:  # NumPy's sum of an array of no dimension is a scalar
+        moved = time + by if isinstance(time, int) else np.asarray(time + by)
         rows = np.ravel(moved).tolist()
     if any(not 0 <= row < extents[0] for row in rows):
         side = "next" if by > 0 else "previous"
@@ -130,7 +130,8 @@ def _dimensions(location: Location) -> list[tuple[int, int]]:
     places = [place for place, (_, axis) in enumerate(live) if isinstance(axis, np.ndarray)]
     is_together = places[-1] - places[0] == len(places) - 1
     at = places[0] if is_together else 0  # NumPy's rule: arrays apart go to the front
-    return ranges[:at] + [(length, arrays[0][0]) for length in lengths] + ranges[at:]
+    stem = next(n for n, axis in arrays if axis.ndim)  # an integer beside them has no dimension
+    return ranges[:at] + [(length, stem) for length in lengths] + ranges[at:]
 
 
 def _key(axis: Axis) -> Any:

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
 
-from parllel.cages.columns import as_tree, stack_column, to_actions, write_column, write_infos
+from parllel.cages.columns import (
+    as_tree,
+    copy_tree,
+    stack_column,
+    to_actions,
+    write_column,
+    write_infos,
+)
 from parllel.cages.stepper import Columns, Stepper
 from parllel.cages.trajectory import TrajInfo
 from parllel.tree import dict_map
@@ -168,8 +175,8 @@ def execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
         _check_number(actions, stepper.n_envs)
         return _deliver_step(stepper.step(actions), outputs, rows)
     actions = stepper.random_actions()
-    results = _deliver_step(stepper.step(actions), outputs, rows)
-    return (_deliver(actions, outputs.action, rows.action), *results)
+    action = _deliver(actions, outputs.action, rows.action)  # the environments may overwrite theirs
+    return (action, *_deliver_step(stepper.step(actions), outputs, rows))
 
 
 def _deliver_step(columns: Columns, outputs: Outputs, rows: Outputs) -> tuple[Any, ...]:
@@ -185,7 +192,7 @@ def _deliver_step(columns: Columns, outputs: Outputs, rows: Outputs) -> tuple[An
 def _deliver(values: Sequence[Any], out: Any, rows: Any) -> Any:
     """Write the values where the caller wants them, or return them."""
     if out is None:
-        return as_tree(values[0]) if len(values) == 1 else stack_column(values)
+        return copy_tree(values[0]) if len(values) == 1 else stack_column(values)
     write_column(rows, values)
     return out
 

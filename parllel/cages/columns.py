@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from parllel.tree import ArrayDict
+from parllel.tree import ArrayDict, dict_map
 
 # In a tree, the members of a tuple are branches named by their place: "0", "1", ...
 
@@ -60,6 +60,11 @@ def as_tree(value: Any) -> Any:
     return value
 
 
+def copy_tree(value: Any) -> Any:
+    """Return a value as `as_tree` does, but copy its arrays: environments may reuse theirs."""
+    return dict_map(_copy, as_tree(value))
+
+
 def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
     """Return the actions of n environments, each like the space's own samples.
 
@@ -74,7 +79,14 @@ def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
     if isinstance(space, spaces.Tuple):
         parts = [to_actions(rows[str(place)], part) for place, part in enumerate(space)]
         return list(zip(*parts, strict=True))
-    return list(rows.astype(space.dtype))
+    owned = rows.astype(space.dtype)
+    if isinstance(space, spaces.Discrete):
+        return list(owned)  # scalars, which an Ellipsis would make arrays
+    return [owned[row, ...] for row in range(len(owned))]
+
+
+def _copy(value: Any) -> Any:
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def check_space(name: str, space: spaces.Space[Any]) -> None:

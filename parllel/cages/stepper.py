@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from parllel.cages.columns import as_tree, check_space
+from parllel.cages.columns import check_space, copy_tree
 from parllel.cages.trajectory import TrajInfo
-from parllel.tree import dict_map
 
 Seed = int | np.random.SeedSequence | Sequence[np.random.SeedSequence] | None
 
@@ -60,13 +59,13 @@ class Stepper:
         try:
             for _ in range(n_envs):
                 self._envs.append(make_env(**env_kwargs))
+            self.observation_space = self._envs[0].observation_space
+            self.action_space = self._envs[0].action_space
+            check_space("observation", self.observation_space)
+            check_space("action", self.action_space)
         except BaseException:
             self.close()
             raise
-        self.observation_space = self._envs[0].observation_space
-        self.action_space = self._envs[0].action_space
-        check_space("observation", self.observation_space)
-        check_space("action", self.action_space)
         self._action_spaces = [env.action_space for env in self._envs]
         self._trajs = [make_traj_info() for _ in self._envs]
         self._is_reset = False
@@ -125,8 +124,7 @@ class Stepper:
         for number, (is_terminated, is_truncated) in enumerate(flags):
             if not (is_terminated or is_truncated):
                 continue
-            # Copied: an environment may reuse its buffer for the reset.
-            self.final_obs[number] = dict_map(np.array, as_tree(observations[number]))
+            self.final_obs[number] = copy_tree(observations[number])
             self._completed.append(self._trajs[number])
             self._trajs[number] = self._make_traj_info()
             observations[number], _ = self._envs[number].reset()
@@ -147,7 +145,14 @@ def spawn_seeds(seed: Seed, n_envs: int) -> list[np.random.SeedSequence]:
     if seed is None or isinstance(seed, int | np.integer):
         seed = np.random.SeedSequence(None if seed is None else int(seed))
     if isinstance(seed, np.random.SeedSequence):
-        return seed.spawn(n_envs)
+        return [_child(seed, number) for number in range(n_envs)]
     if len(seed) != n_envs:
         raise ValueError(f"seed: got {len(seed)} SeedSequences, expected {n_envs} = n_envs")
     return list(seed)
+
+
+def _child(seed: np.random.SeedSequence, number: int) -> np.random.SeedSequence:
+    """Return what a fresh `seed.spawn` gives, without using up the caller's SeedSequence."""
+    return np.random.SeedSequence(
+        seed.entropy, spawn_key=(*seed.spawn_key, number), pool_size=seed.pool_size
+    )

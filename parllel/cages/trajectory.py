@@ -38,6 +38,7 @@ class TrajInfo:
             observation: what the environment returned, before any reset.
             action, reward, terminated, truncated, info: of the same step.
         """
+        reward = float(reward)  # a sum in float32 would lose digits over a long episode
         self.length += 1
         self.episode_return += reward
         self.discounted_return += self._weight * reward

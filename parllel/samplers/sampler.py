@@ -58,6 +58,7 @@ class Sampler:
         self.batch_T, self.batch_B = samples["reward"].batch_shape[:2]
         self._has_agent_info = bool(samples.get("agent_info"))
         self._columns = _columns_of(self.cages)
+        self._is_moving = any(leaf.full_size > self.batch_T for _, leaf in samples.walk())
         self._places: list[_Places] = []
 
     def reset(self) -> None:
@@ -73,8 +74,7 @@ class Sampler:
     def _rotate(self) -> None:
         """Move the tree's window on, and find the places that its steps are written to."""
         self.samples.rotate()
-        is_moving = self.samples["reward"].full_size > self.batch_T
-        if is_moving or not self._places:
+        if self._is_moving or not self._places:
             self._places = [self._find_places(t) for t in range(self.batch_T)]
 
     def _find_places(self, t: int) -> _Places:

@@ -27,9 +27,9 @@ def as_tensor(leaf: Any) -> torch.Tensor:
         return leaf.to_torch()
     if isinstance(leaf, np.ndarray) or not hasattr(leaf, "__dlpack__"):
         return to_tensor(np.asarray(leaf))
-    import torch
+    from torch.utils.dlpack import from_dlpack
 
-    return torch.from_dlpack(leaf)  # JAX arrays read as NumPy ones are read-only: torch would warn
+    return from_dlpack(leaf)  # by way of NumPy, JAX arrays would be read-only, and torch would warn
 
 
 def describe_leaf(leaf: Any) -> tuple[str, str, str, str]:

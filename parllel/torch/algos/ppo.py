@@ -47,7 +47,7 @@ class PPO:
         optimizer: of the model's parameters.
         settings: numbers of the algorithm.
         rng: draws the minibatches.
-        scheduler: of the learning rate, stepped once for each batch.
+        scheduler: of the learning rate, stepped once for each batch with updates.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9; the KL estimate is k3 of
         Schulman 2020, "Approximating KL divergence".
@@ -73,8 +73,9 @@ class PPO:
         """Learn from one batch.
 
         Returns:
-            Means over the minibatches that were used: `policy_loss`, `value_loss`, `entropy`
-            [nats], `kl` [nats], `clip_fraction`; then `n_updates` and `learning_rate`.
+            Means over the minibatches, the one at which the KL limit was reached included:
+            `policy_loss`, `value_loss`, `entropy` [nats], `kl` [nats], `clip_fraction`; then
+            `n_updates` of the optimizer, and their `learning_rate`.
         """
         needed = ArrayDict(
             {
@@ -86,18 +87,18 @@ class PPO:
             }
         )
         learning_rate = self._optimizer.param_groups[0]["lr"]
-        rows = self._run_epochs(needed)
-        if self._scheduler is not None:
+        rows, n_updates = self._run_epochs(needed)
+        if self._scheduler is not None and n_updates:  # torch warns of a schedule before updates
             self._scheduler.step()
         means = torch.stack(rows).mean(dim=0).tolist()
         names = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")
         return dict(zip(names, means, strict=True)) | {
-            "n_updates": float(len(rows)),
+            "n_updates": float(n_updates),
             "learning_rate": float(learning_rate),
         }
 
-    def _run_epochs(self, batch: ArrayDict) -> list[Tensor]:
-        """Return the numbers of each minibatch, up to the one at which the KL limit was reached."""
+    def _run_epochs(self, batch: ArrayDict) -> tuple[list[Tensor], int]:
+        """Return the numbers of each minibatch up to the KL limit, and the number of updates."""
         rows: list[Tensor] = []
         limit = self._settings.kl_limit
         for _ in range(self._settings.n_epochs):
@@ -105,9 +106,9 @@ class PPO:
                 loss, numbers = self._loss(minibatch)
                 rows.append(numbers)
                 if limit is not None and numbers[3] > limit:
-                    return rows
+                    return rows, len(rows) - 1
                 self._update(loss)
-        return rows
+        return rows, len(rows)
 
     def _loss(self, minibatch: ArrayDict) -> tuple[Tensor, Tensor]:
         """Return the loss to minimize, and the five numbers that `optimize` reports."""

@@ -73,4 +73,6 @@ class Categorical:
 
     def entropy(self, log_probs: Tensor) -> Tensor:
         """Return the entropy of each row in nats, float32 [...]."""
-        return -(log_probs.exp() * log_probs).sum(dim=-1)
+        # An action of probability 0 counts nothing: 0 * log 0 = 0.
+        finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+        return -(log_probs.exp() * finite).sum(dim=-1)

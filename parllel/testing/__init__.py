@@ -1,0 +1,1 @@
+"""What tests of parllel and of packages built on it share: contracts, and what they run on."""

@@ -1,0 +1,182 @@
+"""Tiny environments whose every number is known; worker processes can import them too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+Result = tuple[Any, Any, bool, bool, dict[str, Any]]
+
+
+class Clock(gym.Env[NDArray[np.float32], Any]):
+    """Show (number of the episode, number of the step), and pay the number of the step.
+
+    The first step has number 1, and the first episode number 0. Actions change nothing.
+
+    Args:
+        length: steps of an episode.
+        end: the flags that are set at its end: "terminated", "truncated" or "both".
+        reward_type: turns the reward into what the environment returns.
+        reuses_buffer: whether all observations are the same array, overwritten each time.
+    """
+
+    observation_space = spaces.Box(0, np.inf, (2,), np.float32)
+    action_space: spaces.Space[Any] = spaces.Discrete(2)
+
+    def __init__(
+        self,
+        length: int = 3,
+        end: str = "terminated",
+        reward_type: Callable[[int], Any] = float,
+        reuses_buffer: bool = False,
+    ) -> None:
+        self._length = length
+        self._end = end
+        self._reward_type = reward_type
+        self._reuses_buffer = reuses_buffer
+        self._buffer = np.zeros(2, np.float32)
+        self._episode, self._step = -1, 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Begin the next episode."""
+        self._episode, self._step = self._episode + 1, 0
+        return self._observe(), self._info()
+
+    def step(self, action: Any) -> Result:
+        """Go on by one step."""
+        self._step += 1
+        is_end = self._step == self._length
+        terminated = is_end and self._end in ("terminated", "both")
+        truncated = is_end and self._end in ("truncated", "both")
+        return self._observe(), self._reward_type(self._step), terminated, truncated, self._info()
+
+    def _observe(self) -> NDArray[np.float32]:
+        self._buffer[:] = self._episode, self._step
+        return self._buffer if self._reuses_buffer else self._buffer.copy()
+
+    def _info(self) -> dict[str, Any]:
+        """Return `step`, `nested.double`, and `odd` in odd steps only."""
+        info = {"step": self._step, "nested": {"double": 2 * self._step}}
+        return info | ({"odd": self._step} if self._step % 2 else {})
+
+
+class Walk(gym.Env[NDArray[np.float64], Any]):
+    """Add the action and a random number in each step; end at random, after 4 steps on average.
+
+    Everything is drawn from the generator that `reset(seed=)` seeds. Half of the episodes are
+    terminated, half are truncated.
+    """
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = spaces.Discrete(4)
+
+    def __init__(self) -> None:
+        self._position = np.zeros(3)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        """Begin somewhere else."""
+        super().reset(seed=seed)
+        self._position = self.np_random.standard_normal(3)
+        return self._position.copy(), {"luck": self.np_random.random()}
+
+    def step(self, action: Any) -> Result:
+        """Move."""
+        self._position += action + self.np_random.standard_normal(3)
+        reward = float(self._position.sum())
+        fate = self.np_random.random()
+        info = {"luck": self.np_random.random()}
+        return self._position.copy(), reward, fate < 1 / 8, 1 / 8 <= fate < 1 / 4, info
+
+
+class Echo(gym.Env[Any, Any]):
+    """Show the action that was taken; at the beginning of an episode, a random one.
+
+    Args:
+        space: of actions and observations.
+        length: steps of an episode, which is terminated then; none ends by default.
+        overwrites_action: whether the actions, which must be arrays, are set to 0 afterwards.
+
+    Raises:
+        ValueError: in `step`, the action is no member of the space.
+    """
+
+    def __init__(
+        self,
+        space: spaces.Space[Any],
+        length: int | None = None,
+        overwrites_action: bool = False,
+    ) -> None:
+        self.observation_space = copy.deepcopy(space)
+        self.action_space = copy.deepcopy(space)
+        self._length = length
+        self._overwrites_action = overwrites_action
+        self._n_steps = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Show a random member of the space."""
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self._n_steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Result:
+        """Show the action."""
+        if not self.action_space.contains(action):
+            raise ValueError(f"action: got {action!r}, expected a member of {self.action_space}")
+        observation = copy.deepcopy(action)
+        if self._overwrites_action:
+            action[...] = 0
+        self._n_steps += 1
+        return observation, 0.0, self._n_steps == self._length, False, {}
+
+
+class Ledger(Clock):
+    """Leave a file for each environment that was made and for each that was closed.
+
+    Args:
+        folder: for the files `made_*` and `closed_*`.
+        fail_at: which one to be made, from 1 on, raises an error instead.
+        action_space: in place of the usual one.
+
+    Raises:
+        OSError: it is the one that fails.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fail_at: int | None = None,
+        action_space: spaces.Space[Any] = Clock.action_space,
+    ) -> None:
+        super().__init__()
+        self.action_space = action_space
+        self._folder = folder
+        number = 1 + sum(1 for _ in folder.glob("made_*"))
+        if number == fail_at:
+            raise OSError(f"environment {number} can't be made")
+        self._number = number
+        (folder / f"made_{number}").touch()
+
+    def close(self) -> None:
+        """Leave the second file.
+
+        Raises:
+            RuntimeError: it was closed before.
+        """
+        path = self._folder / f"closed_{self._number}"
+        if path.exists():
+            raise RuntimeError(f"environment {self._number} is closed twice")
+        path.touch()
