@@ -728,3 +728,13 @@ def test_the_generator_decides_the_minibatches() -> None:
         results.append(parameters(agent))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"n_epochs": 0}, {"n_minibatches": 0}, {"clip": 0}, {"max_grad_norm": -1}, {"kl_limit": 0}],
+)
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name}: got"):
+        PPOSettings(**wrong)

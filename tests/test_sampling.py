@@ -283,7 +283,7 @@ def test_leaves_may_have_rings_of_different_sizes() -> None:
 
 def test_reset_begins_anew_at_the_beginning_of_the_ring() -> None:
     agent = NumpyAgent(n_actions=2)
-    samples = make_samples(Clock, 2, agent, full_size=2 * T)
+    samples = make_samples(Clock, 2, agent, full_size=3 * T)
     with SerialCage(Clock, {"length": 100}, n_envs=2) as cage:
         sampler = BasicSampler([cage], agent, samples)
         sampler.collect_batch()
@@ -563,3 +563,16 @@ def test_episodes_that_cannot_be_shared_are_an_error(n_episodes: int) -> None:
 def test_an_evaluation_of_no_steps_is_an_error() -> None:
     with SerialCage(Clock) as cage, pytest.raises(ValueError, match="max_steps: got 0"):
         make_eval_sampler([cage], NumpyAgent(), n_episodes=1, max_steps=0)
+
+
+@pytest.mark.parametrize("lack", ["branch", "padding"])
+def test_a_final_value_without_a_padded_value_is_an_error(lack: str) -> None:
+    samples = make_samples(Walk, 2, NumpyAgent())
+    value = samples["agent_info"].pop("value")
+    if lack == "padding":
+        samples["agent_info"]["value"] = value.new_array(padding=0)
+    with (
+        SerialCage(Walk, n_envs=2) as cage,
+        pytest.raises(ValueError, match=r"^agent_info\.value: got .* expected padding"),
+    ):
+        BasicSampler([cage], NumpyAgent(), samples)

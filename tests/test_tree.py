@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parllel import Array, ArrayDict, dict_map
@@ -231,6 +231,7 @@ def test_a_part_of_a_tree_is_a_view_of_it() -> None:
 
 # Laws, for trees of any form
 
+LAW = settings(derandomize=True, deadline=None)
 INDICES = (0, 3, (1, 2), slice(1, 3), (slice(None), 0), ..., np.array([2, 0, 2]), ([0, 3], [1, 2]))
 
 
@@ -255,6 +256,7 @@ def filled_array(form: tuple[Any, tuple[int, ...], int]) -> Array:
     return array
 
 
+@LAW
 @given(random_trees(), st.sampled_from(INDICES))
 def test_indexing_a_tree_is_indexing_its_leaves(tree: ArrayDict, index: Any) -> None:
     expected = {path: leaf.to_ndarray()[index] for path, leaf in tree.walk()}
@@ -264,6 +266,7 @@ def test_indexing_a_tree_is_indexing_its_leaves(tree: ArrayDict, index: Any) -> 
         np.testing.assert_array_equal(part[path], values)
 
 
+@LAW
 @given(random_trees(), st.sampled_from(INDICES))
 def test_what_was_written_into_a_tree_is_read_from_it(tree: ArrayDict, index: Any) -> None:
     other = tree.new_array()
@@ -273,6 +276,7 @@ def test_what_was_written_into_a_tree_is_read_from_it(tree: ArrayDict, index: An
     assert_same(other, tree)
 
 
+@LAW
 @given(random_trees())
 def test_a_tree_survives_pickling_copying_and_conversion(tree: ArrayDict) -> None:
     for other in (

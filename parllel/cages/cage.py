@@ -49,6 +49,9 @@ class Cage(ABC):
     waits for it. A cage of one environment takes and gives single rows (`out_reward` of shape
     (), an observation without a leading axis); a cage of n takes and gives n rows.
 
+    One command is under way at a time: starting the next waits for it and drops its results, but
+    what it was to write is written.
+
     Results are written to the places given as `out_...` (Arrays, NumPy arrays, or trees of them).
     `await_step` returns all results: those places, and new values for the places left out. Of
     info, entries that `out_info` has no branch for are dropped, and missing ones become 0.

@@ -20,7 +20,8 @@ class SerialCage(Cage):
         env_kwargs: for `make_env`.
         make_traj_info: returns the summary of a new episode, e.g. the class `TrajInfo`.
         n_envs: number of environments; their rows are written at once.
-        seed: one for all environments, or a SeedSequence for each.
+        seed: one for all environments, or a SeedSequence for each. One SeedSequence gives the
+            same streams each time: give cages of one run children of their own.
     """
 
     def __init__(

@@ -21,11 +21,17 @@ class BasicSampler(Sampler):
 
     Args:
         cages, agent, samples: as for `Sampler`.
+
+    Raises:
+        ValueError: as for `Sampler`; or there is `final_value`, but no `agent_info.value` with a
+            row of padding.
     """
 
     def __init__(self, cages: Sequence[Cage], agent: Agent, samples: ArrayDict) -> None:
         super().__init__(cages, agent, samples)
         self._completes_values = "final_value" in samples
+        if self._completes_values:
+            _check_value(samples)
         self._was_reset = False
 
     def reset(self) -> None:
@@ -61,3 +67,13 @@ class BasicSampler(Sampler):
             like = self.samples["observation"][t]
             rows = as_rows([final_obs[column] for column in columns], like)
             self.samples["final_value"][t, columns] = self.agent.value(rows)
+
+
+def _check_value(samples: ArrayDict) -> None:
+    value = samples.get("agent_info", {}).get("value")
+    if value is None or value.padding < 1:
+        found = "no such branch" if value is None else f"padding {value.padding}"
+        raise ValueError(
+            f"agent_info.value: got {found}, expected padding of 1 or more, as the tree has"
+            " final_value: the value after the last step is kept behind the batch"
+        )

@@ -76,7 +76,8 @@ class CategoricalPgAgent:
             deterministic: take the most probable action instead of drawing one.
 
         Returns:
-            The actions, int64 [B], and a dictionary of `value` and `log_prob`, float32 [B].
+            The actions, int64 [B], and a dictionary of `value` and `log_prob`, float32 [B]. They
+            are made in torch's inference mode: clone them before autograd is to use them.
         """
         outputs = self.model(dict_map(as_tensor, observation))
         log_probs = self.distribution.log_probs(outputs.dist_params)

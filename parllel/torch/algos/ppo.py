@@ -25,6 +25,9 @@ class PPOSettings:
         max_grad_norm: to which the gradient is cut down.
         kl_limit: estimated KL divergence from the batch's policy, in nats, beyond which no more
             minibatches of the batch are used; None for no limit.
+
+    Raises:
+        ValueError: a number is outside the range in which it means something.
     """
 
     n_epochs: int = 4
@@ -34,6 +37,16 @@ class PPOSettings:
     entropy_coefficient: float = 0.0
     max_grad_norm: float = 0.5
     kl_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        counts = {"n_epochs": self.n_epochs, "n_minibatches": self.n_minibatches}
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name}: got {count}, expected 1 or more")
+        for name in ("clip", "max_grad_norm", "kl_limit"):
+            number = getattr(self, name)
+            if number is not None and not number > 0:
+                raise ValueError(f"{name}: got {number}, expected a number above 0")
 
 
 class PPO:
