@@ -13,16 +13,17 @@ ifeq ($(DRIVER),)
 CONSTRAINTS += .ci/constraints-cpu.txt
 endif
 
-BENCHES := bench/bench_index.py bench/bench_sampling.py bench/bench_advantage.py
+BENCHES := bench/bench_index.py bench/bench_sampling.py bench/bench_advantage.py bench/bench_rows.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench clean
+.PHONY: help venv demo test check bench kernels clean
 
 help:
 	@echo "make demo   train PPO on CartPole-v1"
 	@echo "make test   run the tests"
 	@echo "make check  lint, format, types and the rules of the repository"
 	@echo "make bench  run the benchmarks"
+	@echo "make kernels  compile the GPU kernels to kernels/parllel.ptx, without a GPU"
 	@echo "make venv   set up $(VENV); the targets above do it when it is needed"
 	@echo "make clean  remove what checks, tests and builds leave behind; $(VENV) stays"
 	@echo "PYTHON=python3.12 picks the interpreter; EXTRAS=train,dev,cuda13 (with -B venv) adds CuPy"
@@ -66,6 +67,9 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench; done
+
+kernels: $(INSTALLED)
+	@$(BIN)/python -m parllel.kernels.ptx
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

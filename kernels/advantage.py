@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from parllel.kernels.targets import pointer_to, twin
+from parllel.kernels.targets import DeviceEntry, cuda, pointer_to, twin
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -145,6 +145,35 @@ def estimate_rows(
         for environment in range(width):
             carry = batch.out_advantage[following + environment]
             estimate_step(batch, discount, decay, step * width + environment, width, carry)
+
+
+def estimate_on_grid(
+    reward: npt.NDArray[np.float32],
+    value: npt.NDArray[np.float32],
+    terminated: npt.NDArray[np.uint8],
+    truncated: npt.NDArray[np.uint8],
+    final_value: npt.NDArray[np.float32],
+    discount: np.float32,
+    decay: np.float32,
+    steps: int,
+    width: int,
+    out_advantage: npt.NDArray[np.float32],
+    out_return: npt.NDArray[np.float32],
+) -> None:
+    """Write the results of all environments: one thread for each, on a grid with one axis."""
+    batch = Batch(reward, value, terminated, truncated, final_value, out_advantage, out_return)
+    environment = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    while environment < width:
+        estimate_environment(batch, discount, decay, steps, width, environment)
+        environment += cuda.gridDim.x * cuda.blockDim.x
+
+
+DEVICE = DeviceEntry(
+    estimate_on_grid,
+    "void(CPointer(float32), CPointer(float32), CPointer(uint8), CPointer(uint8), "
+    "CPointer(float32), float32, float32, int64, int64, CPointer(float32), CPointer(float32))",
+    (estimate_step, estimate_environment),
+)
 
 
 def is_apart(array: npt.NDArray[np.generic], other: npt.NDArray[np.generic]) -> bool:

@@ -1,21 +1,25 @@
 """Turn kernel bodies, plain Python functions, into compiled code; no body is in here.
 
 A body works on pointers and scalars, so that any target can compile it. It takes them from
-`pointer_to` and knows no target. Its types are `numpy.float32` and the like: Python's own numbers
-would make float64 of float32. A kernel is an entry and its parts: functions which the entry and
-later parts call by name, and which are inlined, as a GPU target demands.
+`pointer_to`, or addresses with the functions of `memory`, and knows no target. Its types are
+`numpy.float32` and the like: Python's own numbers would make float64 of float32. A kernel is an
+entry for each target and its parts: functions which an entry and later parts call by name, and
+which are inlined, as a GPU target demands. `twin` compiles for the CPU, `ptx` for GPUs.
 """
 
 import functools
+import itertools
 import logging
 import types
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from parllel.kernels import memory
 
 if TYPE_CHECKING:
     from numba.core.compiler import Compiler
@@ -34,6 +38,61 @@ def pointer_to(array: npt.NDArray[Any]) -> npt.NDArray[Any]:  # Any: of every dt
     return flat.view(np.uint8) if array.dtype == np.bool_ else flat
 
 
+class Axes(NamedTuple):
+    """A place in a grid or in a block, or the size of one."""
+
+    x: int
+    y: int
+
+
+class Place(NamedTuple):
+    """Where a thread of a GPU is, by CUDA's own names."""
+
+    gridDim: Axes  # noqa: N815
+    blockIdx: Axes  # noqa: N815
+    blockDim: Axes  # noqa: N815
+    threadIdx: Axes  # noqa: N815
+
+
+# What an entry for GPUs asks for its place. As plain Python it is the only thread of a grid.
+cuda = Place(gridDim=Axes(1, 1), blockIdx=Axes(0, 0), blockDim=Axes(1, 1), threadIdx=Axes(0, 0))
+
+
+class DeviceEntry(NamedTuple):
+    """A kernel's entry for GPUs, with what `ptx` needs to compile it.
+
+    It spreads a body over the grid, and is small: only the body is run by the twin, too.
+    """
+
+    entry: Callable[..., None]
+    signature: str
+    parts: Sequence[Callable[..., Any]]  # Any: as in twin
+
+
+def launch_plainly(
+    kernel: DeviceEntry,
+    arguments: Sequence[object],
+    *,
+    grid: Axes,
+    block: Axes,
+    names: Mapping[str, object] | None = None,
+) -> None:
+    """Run a kernel as plain Python, one thread after the other: for tests, and for a debugger.
+
+    Args:
+        kernel: what to run.
+        arguments: its arguments, with flat arrays or lists in the place of pointers.
+        grid: blocks on each axis.
+        block: threads of a block on each axis.
+        names: what to put in the place of functions that the kernel calls by name.
+    """
+    sizes = (range(size) for size in (*grid, *block))
+    for *block_index, thread_x, thread_y in itertools.product(*sizes):
+        place = Place(grid, Axes(*block_index), block, Axes(thread_x, thread_y))
+        bound = {**(names or {}), "cuda": place}
+        bind(kernel.entry, kernel.parts, bound, inline=lambda part: part)(*arguments)
+
+
 def twin(
     entry: Callable[..., Any],  # Any: an entry's result is its own affair
     signature: str,
@@ -47,7 +106,7 @@ def twin(
     runs without the GIL, checks no index and starts no thread.
 
     Args:
-        entry: called from Python; may use `pointer_to` and the parts.
+        entry: called from Python; may use `pointer_to`, the functions of `memory` and the parts.
         signature: in Numba's notation, `"boolean(float32[:, ::1], float64)"`.
         parts: functions that the entry uses by name, each after the parts that it uses itself.
         outputs_are_apart: an array that the kernel writes shares no byte with another argument:
@@ -57,10 +116,8 @@ def twin(
     # Here, because a program that runs no kernel (a worker process) need not wait for it.
     from numba import njit
 
-    names: dict[str, object] = {"pointer_to": _pointer_intrinsic()}
-    for part in parts:
-        names[part.__name__] = njit(inline="always")(_bind(part, names))
-    function = _bind(entry, names)
+    names = {"pointer_to": _pointer_intrinsic(), **_memory_intrinsics()}
+    function = bind(entry, parts, names, njit(inline="always"))
     function.__qualname__ += f"_{_checksum(entry, *parts):08x}"
     pipeline = _no_alias_pipeline() if outputs_are_apart else None
     # "contract" fuses multiply and add, as a GPU does: without it the twin differs by a rounding.
@@ -72,8 +129,27 @@ def twin(
     return dispatcher
 
 
-def _bind(body: Callable[..., Any], names: Mapping[str, object]) -> types.FunctionType:
-    """Return the same body with a target's own functions in the place of their names."""
+def bind(
+    entry: Callable[..., Any],
+    parts: Sequence[Callable[..., Any]],
+    names: Mapping[str, object],
+    inline: Callable[[types.FunctionType], object],
+) -> types.FunctionType:
+    """Return the entry with a target's own functions in the place of their names.
+
+    Args:
+        entry: a plain function.
+        parts: what it calls by name; each is bound to the ones before it.
+        names: what the target offers, by name.
+        inline: makes of a part what the target can inline.
+    """
+    bound = dict(names)
+    for part in parts:
+        bound[part.__name__] = inline(_with_globals(part, bound))
+    return _with_globals(entry, bound)
+
+
+def _with_globals(body: Callable[..., Any], names: Mapping[str, object]) -> types.FunctionType:
     assert isinstance(body, types.FunctionType)
     return types.FunctionType(body.__code__, {**body.__globals__, **names}, body.__name__)
 
@@ -85,7 +161,8 @@ def _checksum(*bodies: Callable[..., Any]) -> int:
     entry's name, an edit of a part or of this file is noticed as well.
     Proof: `test_the_cache_notices_an_edit_of_the_machinery`.
     """
-    files = {Path(__file__)} | {Path(body.__code__.co_filename) for body in bodies}
+    files = {Path(__file__), Path(memory.__file__)}
+    files |= {Path(body.__code__.co_filename) for body in bodies}
     return zlib.crc32(b"".join(file.read_bytes() for file in sorted(files)))
 
 
@@ -136,3 +213,10 @@ def _pointer_intrinsic() -> object:
         return pointer(array), generate
 
     return pointer_to
+
+
+@functools.cache
+def _memory_intrinsics() -> dict[str, object]:
+    from numba.extending import intrinsic
+
+    return memory.memory_intrinsics(intrinsic, address_space=0, is_aligned=False, joins_words=True)

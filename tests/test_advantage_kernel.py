@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from parllel.kernels import advantage as kernel
 from parllel.kernels.advantage import estimate_advantage
+from parllel.kernels.targets import Axes, launch_plainly, pointer_to
 
 KERNELS = Path(kernel.__file__).parent
 GARBAGE = np.array([np.nan, np.inf, -np.inf, 3e38], np.float32)
@@ -183,6 +184,21 @@ def test_the_body_runs_as_plain_python(width: int) -> None:
     assert kernel.estimate_batch(**vars(arrays), discount=0.99, trace=0.95)
     expected = sum_over_episodes(arrays, 0.99, 0.95)
     assert (abs(arrays.out_advantage - expected) <= bound(arrays, 0.99, 0.95)).all()
+
+
+@pytest.mark.parametrize(("grid", "block"), [(1, 1), (1, 7), (2, 3), (3, 1), (4, 4)])
+def test_a_grid_of_any_shape_estimates_every_environment(grid: int, block: int) -> None:
+    arrays, expected = Arrays(6, 10, ends=0), Arrays(6, 10, ends=0)
+    for batch in (arrays, expected):  # both in plain Python, so that no multiply-add is fused
+        batch.terminated[2, 3:5] = batch.truncated[4, 4:] = True
+        batch.final_value[:] = 7
+    assert kernel.estimate_batch(**vars(expected), discount=0.99, trace=0.95)
+    pointers = [pointer_to(getattr(arrays, name)) for name in kernel.Batch._fields]
+    sizes = np.float32(0.99), np.float32(0.99 * 0.95), 6, 10
+    arguments = (*pointers[:5], *sizes, *pointers[5:])
+    launch_plainly(kernel.DEVICE, arguments, grid=Axes(grid, 1), block=Axes(block, 1))
+    assert arrays.out_advantage.tobytes() == expected.out_advantage.tobytes()
+    assert arrays.out_return.tobytes() == expected.out_return.tobytes()
 
 
 def test_a_truncated_episode_is_bootstrapped_with_its_final_value() -> None:
