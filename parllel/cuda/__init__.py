@@ -1,0 +1,41 @@
+"""The CUDA layer: the one part of the package that talks to CuPy; no Array, no storage kind.
+
+Importing it imports neither CuPy nor torch nor NVML, and starts nothing. All work goes to the
+caller's current stream (`current_stream`) unless a stream is given, and nothing here waits for
+the whole device. What a function waits for, and who owns the memory, is in its docstring.
+"""
+
+from parllel.cuda.copies import copy_to_device, copy_to_host, to_device, to_host
+from parllel.cuda.counters import Counters, counters
+from parllel.cuda.description import describe
+from parllel.cuda.launches import launch
+from parllel.cuda.library import CudaUnavailableError, is_available, library, why_unavailable
+from parllel.cuda.memory import allocate_device, allocate_managed, free_nbytes
+from parllel.cuda.page_lock import PageLock
+from parllel.cuda.streams import Event, current_stream, synchronize, use_stream
+from parllel.cuda.torch_sharing import tensor_over, use_torch_allocator
+
+__all__ = [
+    "Counters",
+    "CudaUnavailableError",
+    "Event",
+    "PageLock",
+    "allocate_device",
+    "allocate_managed",
+    "copy_to_device",
+    "copy_to_host",
+    "counters",
+    "current_stream",
+    "describe",
+    "free_nbytes",
+    "is_available",
+    "launch",
+    "library",
+    "synchronize",
+    "tensor_over",
+    "to_device",
+    "to_host",
+    "use_stream",
+    "use_torch_allocator",
+    "why_unavailable",
+]

@@ -1,0 +1,91 @@
+"""Copies between the host and the device, counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parllel.cuda.counters import counters
+from parllel.cuda.library import DeviceArray, library
+from parllel.cuda.streams import as_stream, use_stream
+
+
+def copy_to_device(
+    host: NDArray[Any],
+    *,
+    out_device: DeviceArray,
+    stream: Any = None,  # Any: of CuPy, of torch, or None
+) -> None:
+    """Copy host values into device memory, in a stream, the caller's current one by default.
+
+    From page-locked memory the copy is asynchronous: the bytes are read when the stream gets
+    there, and `host` must stay as it is until then (record an event behind the copy). From other
+    memory the bytes were taken when the call returns.
+
+    Args:
+        host: values to copy.
+        out_device: C- or F-contiguous device array of the same shape and dtype, overwritten.
+        stream: where the copy is queued.
+
+    Raises:
+        TypeError: dtypes differ.
+        ValueError: shapes differ.
+        RuntimeError: `out_device` is not contiguous.
+    """
+    counters.copies_to_device += 1
+    counters.bytes_to_device += host.nbytes
+    out_device.set(host, stream=as_stream(stream))
+
+
+def copy_to_host(
+    device: DeviceArray,
+    *,
+    out_host: NDArray[Any],
+    stream: Any = None,  # Any: of CuPy, of torch, or None
+) -> None:
+    """Copy device values into host memory, in a stream, the caller's current one by default.
+
+    Into page-locked memory the copy is asynchronous: `out_host` holds the values only after an
+    event that was recorded behind the copy. Into other memory the host waits for the copy.
+
+    Args:
+        device: device array; one that is not contiguous is gathered on the device first.
+        out_host: C- or F-contiguous array of the same shape and dtype, overwritten.
+        stream: where the copy is queued.
+
+    Raises:
+        TypeError: dtypes differ.
+        ValueError: shapes differ.
+        RuntimeError: `out_host` is not contiguous.
+    """
+    counters.copies_to_host += 1
+    counters.bytes_to_host += device.nbytes
+    device.get(stream=as_stream(stream), out=out_host, blocking=False)
+
+
+def to_device(host: Any, *, stream: Any = None) -> DeviceArray:  # Any: all that NumPy takes
+    """Return a new device array with host values, written in a stream, asynchronously.
+
+    Page-locked values are read when the stream gets there, others before the call returns.
+    CuPy's allocator owns the new memory.
+
+    Raises:
+        CudaUnavailableError: there is no usable device.
+    """
+    cupy = library()
+    values = np.asarray(host)
+    counters.copies_to_device += 1
+    counters.bytes_to_device += values.nbytes
+    with use_stream(stream):
+        return cupy.asarray(values)
+
+
+def to_host(device: DeviceArray, *, stream: Any = None) -> NDArray[Any]:  # Any: as above
+    """Return device values in a new NumPy array. The host waits for the stream."""
+    counters.copies_to_host += 1
+    counters.bytes_to_host += device.nbytes
+    counters.stream_synchronizations += 1
+    values: NDArray[Any] = device.get(stream=as_stream(stream))
+    return values

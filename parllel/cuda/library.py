@@ -1,0 +1,104 @@
+"""Whether CuPy and a device can be used, and why not."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any, TypeAlias
+
+Library: TypeAlias = Any  # the module cupy, which ships no types
+DeviceArray: TypeAlias = Any  # cupy.ndarray
+Stream: TypeAlias = Any  # cupy.cuda.Stream
+
+# Error codes of the CUDA runtime (cudaError_t).
+_INITIALIZATION_ERROR = 3
+_INSUFFICIENT_DRIVER = 35
+_NO_DEVICE = 100
+
+OLDEST_CAPABILITY = 75  # kernels/parllel.ptx is made for sm_75
+
+
+class CudaUnavailableError(RuntimeError):
+    """There is no CUDA device that this process can use; the message says why, and what to do."""
+
+
+def library() -> Library:
+    """Return CuPy, after making sure that a device can be used. Starts no context.
+
+    Raises:
+        CudaUnavailableError: no CuPy, no driver, too old a driver, no device.
+    """
+    reason = why_unavailable()
+    if reason is not None:
+        raise CudaUnavailableError(
+            f'CUDA is not available: {reason}. storage="local" and storage="shared" need no GPU'
+        )
+    import cupy
+
+    return cupy
+
+
+def is_available() -> bool:
+    """Tell whether a device can be used by this process."""
+    return why_unavailable() is None
+
+
+def why_unavailable() -> str | None:
+    """Say why no device can be used; None where one can. The first call imports CuPy."""
+    try:
+        import cupy
+    except ModuleNotFoundError as error:
+        if error.name != "cupy":
+            return f"CuPy can't be imported ({error})"
+        return "CuPy is not installed; `pip install 'parllel[cuda13]'` brings it (or cuda12)"
+    except ImportError as error:
+        return f"CuPy can't be imported ({error})"
+    return _why_no_device(cupy, os.getpid())
+
+
+@functools.lru_cache(maxsize=1)  # by process: what a forked child inherits can't be used there
+def _why_no_device(cupy: Library, process: int) -> str | None:
+    runtime = cupy.cuda.runtime
+    try:
+        if runtime.getDeviceCount() == 0:
+            return _no_device()
+        capability = int(cupy.cuda.Device().compute_capability)
+    except runtime.CUDARuntimeError as error:
+        return _explain(error, runtime.driverGetVersion(), runtime.runtimeGetVersion())
+    if capability < OLDEST_CAPABILITY:
+        return (
+            f"the current device has compute capability {capability / 10}, expected"
+            f" {OLDEST_CAPABILITY / 10} or more (Turing and newer)"
+        )
+    return None
+
+
+def _explain(error: Any, driver: int, runtime: int) -> str:  # Any: cupy's CUDARuntimeError
+    """Put an error of the CUDA runtime into words. Versions are 1000 * major + 10 * minor."""
+    if error.status == _INSUFFICIENT_DRIVER and driver == 0:
+        return "no NVIDIA driver was found (libcuda.so.1 can't be loaded)"
+    if error.status == _INSUFFICIENT_DRIVER:
+        return (
+            f"the NVIDIA driver is too old: it supports CUDA {version_text(driver)}, and this CuPy"
+            f" needs CUDA {version_text(runtime)}; update the driver, or install an older CuPy"
+            " (`pip install 'parllel[cuda12]'`)"
+        )
+    if error.status == _NO_DEVICE:
+        return _no_device()
+    if error.status == _INITIALIZATION_ERROR:
+        return (
+            "CUDA can't be started in this process, probably because it was forked from one that"
+            ' uses CUDA; start it with the "spawn" or "forkserver" method'
+        )
+    return f"CUDA can't be started ({error})"
+
+
+def _no_device() -> str:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hint = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+    return f"the NVIDIA driver sees no device{hint}"
+
+
+def version_text(version: int) -> str:
+    """Return CUDA's number of a version as people write it: 12040 is "12.4"."""
+    return f"{version // 1000}.{version % 1000 // 10}"

@@ -1,0 +1,107 @@
+"""Blocks of device memory and of managed memory."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parllel.cuda.library import DeviceArray, library
+from parllel.cuda.streams import synchronize, use_stream
+
+
+def allocate_device(nbytes: int) -> DeviceArray:
+    """Return a zeroed block of memory of the current device: uint8 [nbytes].
+
+    CuPy's allocator owns the memory: its pool, or torch's after `use_torch_allocator`. The block
+    goes back to it with the last array over it, and belongs to the stream that is current now:
+    other work of that stream may get it at once. Keep it while another stream still uses it.
+
+    The zeros are written in the caller's current stream, asynchronously.
+
+    Raises:
+        CudaUnavailableError: there is no usable device.
+        MemoryError: there is less memory than that; nothing was allocated.
+    """
+    cupy = library()
+    _check_free("device", nbytes)
+    with use_stream() as stream:
+        try:
+            block = cupy.empty(nbytes, np.uint8)
+        except MemoryError as error:  # the free memory is in pieces
+            raise _refused("device", nbytes, str(error)) from error
+        block.data.memset_async(0, nbytes, stream)
+    return block
+
+
+def allocate_managed(nbytes: int) -> tuple[DeviceArray, NDArray[np.uint8]]:
+    """Return a zeroed block of managed memory, as the device and as the host see it.
+
+    Both arrays are uint8 [nbytes] over the same bytes and keep them alive; the bytes are freed
+    with the last of both, which waits for the device. Neither side waits for the other: before
+    the host touches what a stream writes or reads, it must wait for that stream.
+
+    The zeros are written in the caller's current stream, and the host waits for them.
+
+    Raises:
+        CudaUnavailableError: there is no usable device.
+        MemoryError: the system refused it.
+    """
+    cupy = library()
+    try:
+        pointer = cupy.cuda.malloc_managed(max(nbytes, 1))
+    except (MemoryError, cupy.cuda.runtime.CUDARuntimeError) as error:
+        raise _refused("managed", nbytes, str(error)) from error
+    with use_stream() as stream:
+        pointer.memset_async(0, nbytes, stream)
+        synchronize(stream)
+    device_view = cupy.ndarray(nbytes, np.uint8, memptr=pointer)
+    return device_view, np.asarray(_HostView(pointer, nbytes))
+
+
+def free_nbytes() -> int:
+    """Return the bytes that new blocks on the current device can have, all together.
+
+    Counts what the driver has free and what the allocator in use keeps for reuse. Waits for
+    nothing; other processes may take memory at any time.
+
+    Raises:
+        CudaUnavailableError: there is no usable device.
+    """
+    cupy = library()
+    free: int = cupy.cuda.runtime.memGetInfo()[0]
+    allocator = getattr(cupy.cuda.get_allocator(), "__self__", None)
+    if isinstance(allocator, cupy.cuda.PythonFunctionAllocator):  # use_torch_allocator's
+        torch = sys.modules["torch"]
+        kept: int = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    else:
+        kept = cupy.get_default_memory_pool().free_bytes()
+    return free + kept
+
+
+class _HostView:
+    """Managed bytes as NumPy takes them; keeps them alive."""
+
+    def __init__(self, pointer: Any, nbytes: int) -> None:  # Any: cupy's MemoryPointer
+        self._pointer = pointer
+        self.__array_interface__ = {
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "data": (int(pointer.ptr), False),
+            "version": 3,
+        }
+
+
+def _check_free(kind: str, nbytes: int) -> None:
+    free = free_nbytes()
+    if nbytes > free:
+        raise _refused(kind, nbytes, f"{free:,} bytes are free")
+
+
+def _refused(kind: str, nbytes: int, reason: str) -> MemoryError:
+    return MemoryError(
+        f"{kind} memory: {nbytes:,} bytes wanted; {reason}; make batch_shape or full_size smaller,"
+        " store observations as uint8, or close other trees first"
+    )

@@ -1,0 +1,71 @@
+"""Page-locking: making host memory that exists already one that the device can read and write."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parllel.cuda.library import DeviceArray, library
+
+# Flags of cudaHostRegister that CuPy has no names for.
+_PORTABLE = 1  # for every device's context
+_MAPPED = 2  # the device gets an address for it
+
+
+class PageLock:
+    """Host memory that is page-locked and mapped into the device's addresses, until `release`.
+
+    Copies between it and the device are asynchronous, and kernels can use it in place. Only the
+    process that made the lock may hand the memory to CUDA; others that map it just read and
+    write. The lock keeps `block` alive, but does not own the memory.
+
+    Making and releasing a lock is synchronous and slow (it touches every page): do it once.
+
+    Args:
+        block: uint8 [nbytes], C-contiguous, with at least one byte.
+
+    Raises:
+        CudaUnavailableError: there is no usable device.
+        RuntimeError: the system refused to lock the pages.
+    """
+
+    def __init__(self, block: NDArray[np.uint8]) -> None:
+        cupy = library()
+        runtime, address = cupy.cuda.runtime, block.ctypes.data
+        try:
+            runtime.hostRegister(address, block.nbytes, _PORTABLE | _MAPPED)
+        except runtime.CUDARuntimeError as error:
+            raise RuntimeError(
+                f"pinned memory: {block.nbytes:,} bytes at {address:#x} could not be page-locked"
+                f' ({error}); lock less (`ulimit -l` limits it), or use storage="shared"'
+            ) from error
+        self.device_address: int = runtime.pointerGetAttributes(address).devicePointer
+        # CuPy's own view of the memory; its owner keeps the lock as long as it is used.
+        self._block: NDArray[np.uint8] | None = block
+        self._unlock = weakref.finalize(self, runtime.hostUnregister, address)
+        self._unlock.atexit = False  # the process takes its locks with it
+
+    def device_view(self) -> DeviceArray:
+        """Return the same bytes as a device array, uint8 [nbytes], which keeps the lock.
+
+        Work that uses it reads and writes host memory in the order of its stream.
+
+        Raises:
+            ValueError: the lock was released.
+        """
+        if self._block is None:
+            raise ValueError("page-locked memory: the lock was released")
+        cupy = library()
+        memory = cupy.cuda.UnownedMemory(self.device_address, self._block.nbytes, self)
+        pointer = cupy.cuda.MemoryPointer(memory, 0)
+        return cupy.ndarray(self._block.nbytes, np.uint8, memptr=pointer)
+
+    def release(self) -> None:
+        """Unlock the pages. Called again, it does nothing.
+
+        All work that uses the memory must be done: wait for its event or stream first.
+        """
+        self._block = None
+        self._unlock()

@@ -1,0 +1,116 @@
+"""simulated_cuda: the context in which a simulated device takes the place of a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from parllel.cuda import Counters
+from parllel.testing.simulated_cuda import active
+from parllel.testing.simulated_cuda.active import Device, Launch
+from parllel.testing.simulated_cuda.engine import Engine
+from parllel.testing.simulated_cuda.library import install, make_library, restore
+from parllel.testing.simulated_cuda.memory import Memory
+from parllel.testing.simulated_cuda.schedules import make_schedule
+from parllel.testing.simulated_cuda.torch_order import torch_in_order
+from parllel.testing.simulated_cuda.twins import Twin, own_twins
+
+_CAPACITY = 2**32  # bytes
+
+
+class Simulation:
+    """What a test can ask a running simulation.
+
+    Args:
+        device: the simulated device.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    @property
+    def counters(self) -> Counters:
+        """What reached the device, whoever sent it: also work that did not go through parllel.
+
+        A copy for which the host waits counts as a synchronization of its stream.
+        """
+        return self._device.engine.counters
+
+    @property
+    def launches(self) -> Sequence[Launch]:
+        """The kernels that were launched, in the order of the launches."""
+        return self._device.launches
+
+    @property
+    def n_pending(self) -> int:
+        """Number of operations that were queued and have not run."""
+        return self._device.engine.n_pending
+
+    @property
+    def used_nbytes(self) -> int:
+        """Bytes of device and managed memory that are allocated."""
+        self._device.memory.collect()
+        return self._device.memory.used
+
+    def check(self, address: int, nbytes: int, who: str) -> None:
+        """Raise unless the device may use these bytes; for twins that take addresses.
+
+        Raises:
+            UseAfterFreeError: they were freed, or their pages unlocked.
+            OutOfBoundsError: no block of device memory and no locked pages hold all of them.
+        """
+        self._device.memory.check(address, nbytes, who)
+
+    def assert_no_leaks(self) -> None:
+        """Run all work; raise if a block is still allocated, or host memory still locked.
+
+        Raises:
+            LeakError: with the list of what is left, and where it comes from.
+        """
+        self._device.memory.assert_no_leaks()
+
+
+@contextmanager
+def simulated_cuda(
+    schedule: str = "random",
+    seed: int = 0,
+    *,
+    kernels: Mapping[str, Twin] | None = None,
+    capacity: int = _CAPACITY,
+) -> Iterator[Simulation]:
+    """Let a simulated device on host memory take the place of CuPy and its GPU.
+
+    Work is queued for each stream, and runs when the schedule says so. A program that forgets to
+    wait reads old values, new memory reads as 0xFF bytes, freed memory as 0xFE, and using it
+    raises. The default stream is the legacy one. At the end all work runs, and what was written
+    beside a block or into freed memory raises.
+
+    For the whole process `import cupy` gives the stand-in meanwhile; one simulation at a time.
+
+    Args:
+        schedule: "eager": work runs at once. "lazy": work runs when the host waits for it, and
+            what it needs before. "random": in any order that CUDA's rules allow.
+        seed: of the random order.
+        kernels: what a launch runs, by the kernel's name, beside parllel's own: a function of
+            grid, block and the launch's arguments. For an array it gets NumPy's view of the
+            memory, for a pointer the address, for all else what was given.
+        capacity: bytes of device memory.
+
+    Raises:
+        SimulationError: the program used memory wrongly; from the call during which it showed.
+    """
+    engine = Engine(make_schedule(schedule, seed))
+    device = Device(engine, Memory(engine, capacity), {**own_twins(), **(kernels or {})})
+    former = None
+    active.activate(device)
+    try:
+        former = install(make_library(device.memory))
+        with torch_in_order(device):
+            yield Simulation(device)
+        device.memory.collect()
+        engine.wait_for_all()
+        device.memory.check_all()
+    finally:
+        active.deactivate()
+        if former is not None:
+            restore(former)

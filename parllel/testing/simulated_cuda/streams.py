@@ -1,0 +1,169 @@
+"""The stand-ins for cupy.cuda.Stream, Event and Device.
+
+The default stream is the legacy one, as it is CuPy's and torch's own unless a program asks for
+per-thread default streams, which are not imitated.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from parllel.testing.simulated_cuda.active import current_stream, device
+from parllel.testing.simulated_cuda.engine import LEGACY, Operation
+from parllel.testing.simulated_cuda.errors import NotImitatedError
+
+
+class Stream:
+    """Stands in for cupy.cuda.Stream."""
+
+    null: ClassVar[Stream]
+    ptr: int
+    device_id: int
+
+    def __init__(
+        self,
+        null: bool = False,
+        non_blocking: bool = False,
+        ptds: bool = False,
+        priority: int | None = None,
+    ) -> None:
+        if ptds:
+            raise NotImitatedError("per-thread default streams are not imitated")
+        self.device_id = -1 if null else 0
+        is_blocking = not non_blocking
+        self.ptr = 0 if null else device().engine.open_stream(is_blocking=is_blocking)
+
+    @classmethod
+    def from_external(cls, obj: Any) -> Self:
+        """Return another library's stream; one that is not known counts as not blocking."""
+        version, address = obj.__cuda_stream__()
+        if version != 0:
+            raise ValueError(f"__cuda_stream__() returned unsupported version {version}")
+        stream = cls.__new__(cls)
+        stream.ptr, stream.device_id = address, 0
+        return stream
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stream) and self.ptr == other.ptr
+
+    def __hash__(self) -> int:
+        return self.ptr
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.ptr} (simulated)>"
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.ptr
+
+    def __enter__(self) -> Self:
+        device().thread.streams.append(self.ptr)
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        device().thread.streams.pop()
+
+    def use(self) -> Self:
+        """Make this stream the current one of this thread."""
+        device().thread.streams[-1] = self.ptr
+        return self
+
+    @property
+    def done(self) -> bool:
+        """Whether all work of the stream is done."""
+        engine = device().engine
+        return engine.is_done(engine.stream_at(self.ptr).last)
+
+    def synchronize(self) -> None:
+        """Make the host wait for the stream's work."""
+        engine = device().engine
+        engine.counters.stream_synchronizations += 1
+        engine.wait(engine.stream_at(self.ptr).last)
+
+    def record(self, event: Event | None = None) -> Event:
+        """Record an event in the stream, a new one by default."""
+        event = Event() if event is None else event
+        event.record(self)
+        return event
+
+    def wait_event(self, event: Event) -> None:
+        """Make the stream's later work wait for the place where the event is now."""
+        engine = device().engine
+        engine.counters.event_waits += 1
+        engine.queue(self.ptr, "a wait for an event", after=event._mark)
+
+
+Stream.null = Stream(null=True)
+
+
+class Event:
+    """Stands in for cupy.cuda.Event."""
+
+    def __init__(
+        self, block: bool = False, disable_timing: bool = False, interprocess: bool = False
+    ) -> None:
+        if interprocess:
+            raise NotImitatedError("events between processes are not imitated")
+        self._mark: Operation | None = None  # where it was recorded last
+
+    @property
+    def done(self) -> bool:
+        """Whether the event was reached; True before it is recorded."""
+        return device().engine.is_done(self._mark)
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Move the event behind all that is now in a stream, the current one by default."""
+        engine = device().engine
+        engine.counters.event_records += 1
+        address = current_stream() if stream is None else stream.ptr
+        self._mark = engine.queue(address, "an event")
+
+    def synchronize(self) -> None:
+        """Make the host wait for the event."""
+        engine = device().engine
+        engine.counters.event_synchronizations += 1
+        engine.wait(self._mark)
+
+
+class Device:
+    """Stands in for cupy.cuda.Device: there is one, number 0."""
+
+    compute_capability = "75"  # the oldest that parllel's kernels are made for
+
+    def __init__(self, device: int | None = None) -> None:
+        if device not in (None, 0):
+            raise NotImitatedError("more than one device is not imitated")
+        self.id = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+    def __int__(self) -> int:
+        return self.id
+
+    def synchronize(self) -> None:
+        """Make the host wait for the whole device."""
+        synchronize_device()
+
+
+def get_current_stream(device_id: int = -1) -> Stream:
+    """Stand in for cupy.cuda.get_current_stream."""
+    address = current_stream()
+    return Stream.null if address in (0, LEGACY) else Stream.from_external(_At(address))
+
+
+def synchronize_device() -> None:
+    """Make the host wait for the whole device."""
+    engine = device().engine
+    engine.counters.device_synchronizations += 1
+    engine.wait_for_all()
+
+
+class _At:
+    def __init__(self, address: int) -> None:
+        self._address = address
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._address

@@ -1,0 +1,448 @@
+"""parllel.cuda: what it says without a device, and what it does on a simulated one."""
+
+import copy
+import json
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from parllel import cuda
+from parllel.cuda import launches
+from parllel.testing.simulated_cuda import Simulation, simulated_cuda
+from parllel.testing.simulated_cuda.fixture import cuda_simulation
+
+__all__ = ["cuda_simulation"]  # a fixture
+
+
+def test_importing_it_loads_no_library_of_cuda_and_no_torch() -> None:
+    report = "import json, sys, parllel.cuda; print(json.dumps(sorted(sys.modules)))"
+    command = [sys.executable, "-c", report]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert {"cupy", "torch", "pynvml", "numba"} & set(json.loads(run.stdout)) == set()
+
+
+# Without a device
+
+
+class FakeError(RuntimeError):
+    def __init__(self, status: int) -> None:
+        self.status = status
+        super().__init__(f"error {status}")
+
+
+def fake_cupy(
+    *, status: int = 0, n_devices: int = 1, driver: int = 0, capability: str = "90"
+) -> ModuleType:
+    """Return a module cupy whose runtime raises an error of a status, unless it is 0."""
+
+    def count() -> int:
+        if status:
+            raise FakeError(status)
+        return n_devices
+
+    runtime = SimpleNamespace(
+        CUDARuntimeError=FakeError,
+        getDeviceCount=count,
+        driverGetVersion=lambda: driver,
+        runtimeGetVersion=lambda: 13020,
+    )
+    device = SimpleNamespace(compute_capability=capability)
+    cupy = ModuleType("cupy")
+    cupy.cuda = SimpleNamespace(runtime=runtime, Device=lambda: device)  # type: ignore[attr-defined]
+    return cupy
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"status": 35}, "no NVIDIA driver was found"),
+        ({"status": 35, "driver": 12040}, r"too old: it supports CUDA 12\.4.*needs CUDA 13\.2"),
+        ({"status": 100}, "the NVIDIA driver sees no device"),
+        ({"n_devices": 0}, "the NVIDIA driver sees no device"),
+        ({"status": 3}, "forked"),
+        ({"status": 999}, r"can't be started \(error 999\)"),
+        ({"capability": "61"}, r"compute capability 6\.1, expected 7\.5"),
+    ],
+)
+def test_it_says_why_there_is_no_device(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], reason: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(**settings))
+    assert not cuda.is_available()
+    with pytest.raises(cuda.CudaUnavailableError, match=reason) as caught:
+        cuda.library()
+    assert 'storage="local"' in str(caught.value)
+    with pytest.raises(cuda.CudaUnavailableError):
+        cuda.Event()
+    with pytest.raises(cuda.CudaUnavailableError):
+        cuda.allocate_device(1)
+
+
+@pytest.mark.parametrize("capability", ["75", "90", "120"])
+def test_a_device_that_can_be_used_has_no_reason(
+    monkeypatch: pytest.MonkeyPatch, capability: str
+) -> None:
+    cupy = fake_cupy(capability=capability)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert cuda.is_available()
+    assert cuda.why_unavailable() is None
+    assert cuda.library() is cupy
+
+
+def test_hidden_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(status=100))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert "CUDA_VISIBLE_DEVICES is '-1'" in str(cuda.why_unavailable())
+
+
+def test_without_cupy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert "pip install 'parllel[cuda13]'" in str(cuda.why_unavailable())
+
+
+def test_a_cupy_that_breaks_is_told_from_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cupy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    for line, words in (
+        ("import missing_part", "missing_part"),
+        ("raise ImportError('x.so')", "x.so"),
+    ):
+        (tmp_path / "cupy.py").write_text(line)
+        reason = str(cuda.why_unavailable())
+        assert "CuPy can't be imported" in reason
+        assert words in reason
+
+
+def test_here_it_says_what_is_missing() -> None:
+    """The machine's own words: there is no stand-in in this test."""
+    reason = cuda.why_unavailable()
+    if reason is None:
+        pytest.skip("this machine has a usable GPU")
+    assert "\n" not in reason
+    with pytest.raises(cuda.CudaUnavailableError, match="storage="):
+        cuda.current_stream()
+
+
+# Description
+
+
+class FakeNVMLError(Exception):
+    pass
+
+
+def fake_pynvml(*, error: str | None = None, calls: list[str]) -> ModuleType:
+    def initialize() -> None:
+        if error is not None:
+            raise FakeNVMLError(error)
+        calls.append("init")
+
+    memory = SimpleNamespace(total=16 * 2**30, free=15 * 2**30)
+    pynvml = ModuleType("pynvml")
+    pynvml.__dict__.update(
+        NVMLError=FakeNVMLError,
+        nvmlInit=initialize,
+        nvmlShutdown=lambda: calls.append("shutdown"),
+        nvmlSystemGetDriverVersion=lambda: "580.65.06",
+        nvmlSystemGetCudaDriverVersion_v2=lambda: 13000,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda number: number,
+        nvmlDeviceGetName=lambda handle: f"Tesla T{4 + handle}",
+        nvmlDeviceGetMemoryInfo=lambda handle: memory,
+        nvmlDeviceGetCudaComputeCapability=lambda handle: (7, 5),
+    )
+    return pynvml
+
+
+def test_devices_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setitem(sys.modules, "pynvml", fake_pynvml(calls=calls))
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(status=35, driver=13000))
+    first, *devices, last = cuda.describe().splitlines()
+    assert first.startswith("NVIDIA driver 580.65.06, for CUDA up to 13.0; CuPy ")
+    assert devices == [
+        f"device {number}: Tesla T{4 + number}, compute capability 7.5, 16,384 MiB of memory,"
+        " 15,360 MiB free"
+        for number in range(2)
+    ]
+    assert last.startswith("parllel can't use them: the NVIDIA driver is too old")
+    assert calls == ["init", "shutdown"]
+
+
+def test_without_a_driver_the_description_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    words = "NVML Shared Library Not Found"
+    monkeypatch.setitem(sys.modules, "pynvml", fake_pynvml(error=words, calls=calls))
+    assert cuda.describe() == f"No NVIDIA driver answers ({words}): only host storages can be used."
+    assert calls == []
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert "nvidia-ml-py is not installed" in cuda.describe()
+
+
+def test_here_the_description_is_text() -> None:
+    description = cuda.describe()
+    assert description
+    assert cuda.is_available() or len(description.splitlines()) == 1 or "can't use" in description
+
+
+# Streams
+
+
+def fake_torch_stream(monkeypatch: pytest.MonkeyPatch, address: int) -> None:
+    """Let torch appear to use CUDA, with a current stream."""
+    stream = SimpleNamespace(cuda_stream=address)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+
+
+def test_the_current_stream_is_cupys(cuda_simulation: Simulation) -> None:
+    cupy = cuda.library()
+    assert cuda.current_stream() == cupy.cuda.Stream.null
+    with cupy.cuda.Stream() as stream:
+        assert cuda.current_stream() == stream
+
+
+def test_the_current_stream_is_torchs_where_torch_uses_cuda(
+    cuda_simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cupy = cuda.library()
+    fake_torch_stream(monkeypatch, 0x7000)
+    assert cuda.current_stream().ptr == 0x7000
+    with cuda.use_stream() as stream:
+        assert cupy.cuda.get_current_stream() == stream
+        cuda.launch("twin", (1,), (1,), []) if cuda_simulation.launches else None
+    assert cupy.cuda.get_current_stream() == cupy.cuda.Stream.null
+    fake_torch_stream(monkeypatch, 0)
+    assert cuda.current_stream() == cupy.cuda.Stream.null
+
+
+def test_streams_of_torch_are_taken(cuda_simulation: Simulation) -> None:
+    stream = SimpleNamespace(cuda_stream=0x7000)
+    array = cuda.to_device(np.arange(3), stream=stream)
+    cuda.Event().record(stream).wait()
+    assert array.get().tolist() == [0, 1, 2]
+    cuda.synchronize(stream)
+
+
+def test_work_goes_to_the_stream_that_is_given() -> None:
+    with simulated_cuda("lazy", kernels={"twin": lambda *_: None}) as simulation:
+        stream = cuda.library().cuda.Stream(non_blocking=True)
+        array, host = cuda.library().empty(3, int), np.arange(3)
+        cuda.copy_to_device(host, out_device=array, stream=stream)
+        cuda.launch("twin", (1,), (1,), [array], stream=stream)
+        cuda.to_device(host, stream=stream)
+        cuda.synchronize()
+        assert simulation.n_pending == 3
+        assert simulation.launches[0].stream == stream.ptr
+        assert cuda.to_host(array, stream=stream).tolist() == [0, 1, 2]
+
+
+# Memory
+
+
+def test_a_block_of_the_device_is_zero_and_aligned(cuda_simulation: Simulation) -> None:
+    block = cuda.allocate_device(1000)
+    assert (block.shape, block.dtype, block.data.ptr % 256) == ((1000,), np.uint8, 0)
+    assert not block.get().any()
+    assert cuda.allocate_device(0).shape == (0,)
+
+
+def test_managed_memory_is_one_memory(cuda_simulation: Simulation) -> None:
+    on_device, on_host = cuda.allocate_managed(8)
+    assert not on_host.any()
+    on_host[...] = range(8)
+    assert on_device.get().tolist() == list(range(8))
+    address = on_host.ctypes.data
+    assert on_device.data.ptr == address
+    del on_device
+    on_host[0] = 9  # still there
+    with pytest.raises(Exception, match="managed memory of 8 bytes"):
+        cuda_simulation.assert_no_leaks()
+    del on_host
+    cuda_simulation.assert_no_leaks()
+
+
+def test_page_locked_memory_is_reached_by_both_sides(cuda_simulation: Simulation) -> None:
+    block = np.zeros(16, np.uint8)
+    lock = cuda.PageLock(block)
+    view = lock.device_view()
+    assert view.data.ptr == lock.device_address
+    block[...] = 4
+    assert view.get().tolist() == [4] * 16
+    view[:8].fill(5)
+    cuda.synchronize()
+    assert block.tolist() == [5] * 8 + [4] * 8
+    del view
+    lock.release()
+    lock.release()
+    with pytest.raises(ValueError, match="released"):
+        lock.device_view()
+    cuda_simulation.assert_no_leaks()
+
+
+def test_a_lock_goes_with_its_last_reference(cuda_simulation: Simulation) -> None:
+    block = np.zeros(16, np.uint8)
+    lock = cuda.PageLock(block)
+    view = lock.device_view()
+    del lock
+    view.fill(1)
+    cuda.synchronize()
+    del view
+    cuda_simulation.assert_no_leaks()
+
+
+def test_pages_that_cannot_be_locked_are_named(cuda_simulation: Simulation) -> None:
+    block = np.zeros(16, np.uint8)
+    lock = cuda.PageLock(block)
+    with pytest.raises(RuntimeError, match=r'could not be page-locked.*use storage="shared"'):
+        cuda.PageLock(block[4:])
+    lock.release()
+    cuda.PageLock(block[4:]).release()
+
+
+# Launches
+
+
+@pytest.mark.parametrize("number", [1, 1.0, True])
+def test_a_plain_number_is_no_argument(cuda_simulation: Simulation, number: Any) -> None:
+    with pytest.raises(TypeError, match=r"argument 1 is.*expected a NumPy scalar"):
+        cuda.launch("kernel", (1,), (1,), [np.int64(1), number])
+    assert cuda_simulation.counters.launches == 0
+
+
+def test_the_module_of_kernels_is_the_packages_own() -> None:
+    assert launches.PTX.name == "parllel.ptx"
+    assert launches.PTX.with_name("targets.py").exists()
+
+
+def test_a_module_is_loaded_once_for_each_library() -> None:
+    for _ in range(2):
+        with simulated_cuda(kernels={"twin": lambda *_: None}) as simulation:
+            cuda.launch("twin", (1,), (1,), [])
+            cuda.launch("twin", (1,), (1,), [])
+            assert launches._module(cuda.library()) is launches._module(cuda.library())
+            assert len(simulation.launches) == 2
+
+
+# Counters
+
+
+def test_work_is_counted(cuda_simulation: Simulation) -> None:
+    before = copy.copy(cuda.counters)
+    array = cuda.to_device(np.zeros(4))
+    cuda.copy_to_device(np.zeros(4), out_device=array)
+    cuda.copy_to_host(array, out_host=np.zeros(4))
+    cuda.to_host(array)
+    event = cuda.Event().record()
+    event.wait()
+    event.synchronize()
+    event.query()
+    cuda.synchronize()
+    assert cuda.counters.since(before) == cuda.Counters(
+        copies_to_device=2,
+        bytes_to_device=64,
+        copies_to_host=2,
+        bytes_to_host=64,
+        event_records=1,
+        event_waits=1,
+        event_synchronizations=1,
+        stream_synchronizations=2,
+    )
+
+
+def test_nothing_synchronizes_the_device_and_nothing_is_missed(
+    cuda_simulation: Simulation,
+) -> None:
+    before = copy.copy(cuda.counters)
+    array = cuda.to_device(np.zeros(4))
+    cuda.Event().record().wait()
+    cuda.to_host(array)
+    cuda.allocate_device(10)
+    cuda.allocate_managed(10)
+    assert cuda_simulation.counters == cuda.counters.since(before)
+    assert cuda_simulation.counters.device_synchronizations == 0
+
+
+def test_counters_reset() -> None:
+    counters = cuda.Counters(launches=3, bytes_to_host=4)
+    counters.reset()
+    assert counters == cuda.Counters()
+
+
+# Torch
+
+
+class FakeAllocator:
+    """Memory of the host in the place of torch's caching allocator."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.blocks: dict[int, np.ndarray] = {}
+        self.streams: list[int] = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "caching_allocator_alloc", self.allocate)
+        monkeypatch.setattr(torch.cuda, "caching_allocator_delete", self.free)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 500)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100)
+
+    def allocate(self, nbytes: int, device: int, stream: int) -> int:
+        block = np.zeros(nbytes, np.uint8)
+        self.blocks[block.ctypes.data] = block
+        self.streams.append(stream)
+        return block.ctypes.data
+
+    def free(self, address: int) -> None:
+        del self.blocks[address]
+
+
+def test_torchs_allocator_can_own_the_memory(
+    cuda_simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocator = FakeAllocator(monkeypatch)
+    cuda.use_torch_allocator()
+    free = cuda.library().cuda.runtime.memGetInfo()[0]
+    assert cuda.free_nbytes() == free + 400
+    with cuda.use_stream(cuda.library().cuda.Stream()) as stream:
+        block = cuda.allocate_device(100)
+        assert block.data.ptr in allocator.blocks
+        assert allocator.streams == [stream.ptr]
+        assert not block.get().any()
+    del block
+    cuda_simulation.assert_no_leaks()
+    assert allocator.blocks == {}
+
+
+def test_a_torch_without_cuda_can_own_nothing(cuda_simulation: Simulation) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("torch has a device here")
+    with pytest.raises(cuda.CudaUnavailableError, match="torch sees no CUDA device"):
+        cuda.use_torch_allocator()
+
+
+def test_a_tensor_is_made_over_the_same_memory(cuda_simulation: Simulation) -> None:
+    array = cuda.to_device(np.arange(6).reshape(2, 3))
+    tensor = cuda.tensor_over(array[:, 1:])
+    assert tensor.data_ptr() == array.data.ptr + 8
+    assert (tuple(tensor.shape), tensor.stride()) == ((2, 2), (3, 1))
+    tensor[0, 0] = 9
+    assert array.get().tolist() == [[0, 9, 2], [3, 4, 5]]
+
+
+def test_managed_memory_reaches_torch_by_the_array_interface(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Managed:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 13, 0
+
+    taken: list[Any] = []
+    monkeypatch.setattr(torch, "as_tensor", lambda array, device: taken.append((array, device)))
+    managed = Managed()
+    cuda.tensor_over(managed)
+    assert taken == [(managed, "cuda")]
