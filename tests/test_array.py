@@ -364,6 +364,14 @@ def test_next_and_previous_outside_the_base_raise_index_error(name: str) -> None
         getattr(array[4 if name == "next" else 0, 1], name)
 
 
+def test_a_lone_element_has_neither_next_nor_previous() -> None:
+    for element in (clone(counted()[1, 1]), Array.from_dlpack(np.array(3.0))):
+        with pytest.raises(IndexError, match=r"next: .* no rows"):
+            _ = element.next
+        with pytest.raises(IndexError, match=r"previous: .* no rows"):
+            _ = element.previous
+
+
 def test_next_is_written_in_place() -> None:
     array = counted(padding=1)
     array[1:3].next[...] = -1
@@ -818,6 +826,19 @@ def test_a_copy_of_a_view_has_its_own_values(
     other[...] = -1
     assert_array_equal(array, counted())
     assert_array_equal(other, np.full(view.shape, -1))
+
+
+@each_copier
+def test_a_copy_of_a_view_keeps_features_apart_from_batch_dimensions(
+    copier: Callable[[Array], Array],
+) -> None:
+    array = Array((5, 4), np.float32, feature_shape=(3, 2))
+    array[...] = np.arange(120).reshape(5, 4, 3, 2)
+    for view in (array[1:], array[2], array[2, 1], array[2, 1, 0], array[:, :, 1], array[[0, 1]]):
+        other = copier(view)
+        assert_array_equal(other, view)
+        assert (other.batch_shape, other.feature_shape) == (view.batch_shape, view.feature_shape)
+        assert_array_equal(other[...], view)
 
 
 @each_copier

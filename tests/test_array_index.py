@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
 from parllel import Array
@@ -343,7 +344,7 @@ def views(draw: st.DrawFn) -> tuple[Array, NDArray[Any], Model]:
 
 
 def assert_shows(view: Array, model: Model) -> None:
-    np.testing.assert_array_equal(view.to_ndarray(), model.shown, strict=False)
+    assert_array_equal(view.to_ndarray(), model.shown, strict=False)
 
 
 # The law
@@ -388,7 +389,39 @@ def test_a_write_changes_exactly_the_addressed_elements(
         values = np.array(-7) if is_scalar else -1 - shown
         expected.ravel()[shown] = values
         view[index] = -7 if is_scalar else values
-    np.testing.assert_array_equal(base, expected)
+    assert_array_equal(base, expected)
+
+
+PLAIN = st.integers(-9, 9)
+
+
+@LAW
+@given(views(), st.one_of(PLAIN, st.tuples(PLAIN, PLAIN)), st.sampled_from([0, 1, -1]))
+def test_plain_integers_go_where_the_model_says(case: Any, index: Any, by: int) -> None:
+    """Python integers have a short way of their own, for reading and for writing."""
+    view, base, model = case
+    assume(len(model.live) >= (1 if isinstance(index, int) else 2))
+    try:
+        expected = model[index]
+    except IndexError:
+        for use in (lambda: view[index], lambda: view.__setitem__(index, -1)):
+            with pytest.raises(IndexError):
+                use()
+        assert_array_equal(base, np.arange(base.size).reshape(base.shape))
+        return
+    element = view[index]
+    assert_shows(element, expected)
+    if by and 0 <= expected.rows[0] + by < len(base):
+        expected = expected.later(by)
+        element = element.next if by > 0 else element.previous
+        assert_shows(element, expected)
+    changed = base.copy()
+    changed.ravel()[expected.shown] = -1
+    element[...] = -1
+    assert_array_equal(base, changed)
+    changed.ravel()[model[index].shown] = -2
+    view[index] = -2
+    assert_array_equal(base, changed)
 
 
 @LAW
@@ -481,6 +514,21 @@ def test_a_slice_is_cut_off_at_a_position_of_the_base_whatever_the_views_step() 
     assert array[1::2][-1:, 0].to_ndarray().tolist() == [-10, 10, 30]  # from row -1
 
 
+def test_a_slice_that_begins_behind_its_end_is_empty() -> None:
+    array = numbered(padding=1)
+    for empty in (np.s_[-9:1:-1], np.s_[2:2], np.s_[4:1], np.s_[9:-9], np.s_[-1:-9], np.s_[9:9:-1]):
+        assert array[empty].shape == array[empty].to_ndarray().shape == (0, 4)
+
+
+def test_an_element_of_one_dimension_is_a_view() -> None:
+    array = Array((5,), np.int32)
+    element = array[2]
+    assert element.shape == ()
+    element[...] = 7
+    element.to_ndarray()[...] += 1
+    assert array.to_ndarray().tolist() == [0, 0, 8, 0, 0]
+
+
 def test_columns_have_no_padding() -> None:
     array = numbered(padding=1)
     with pytest.raises(IndexError):
@@ -560,6 +608,8 @@ def test_an_integer_outside_the_base_raises_index_error(index: Any) -> None:
     index = [0, 6] if isinstance(index, list) else index
     with pytest.raises(IndexError, match="outside the base buffer"):
         array[index]
+    with pytest.raises(IndexError, match="outside the base buffer"):
+        array[index] = 0
 
 
 @pytest.mark.parametrize("start", range(-2, 7))

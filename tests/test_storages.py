@@ -14,10 +14,12 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_sharer
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,18 +29,26 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from parllel import Array
-from parllel.storages import KINDS, Memory, aligned, allocate, reserve
+from parllel.storages import Memory, aligned, allocate, reserve
 
 # Python 3.12 and later warn of every fork beside threads; NumPy's own threads are enough for it.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* multi-threaded:DeprecationWarning")
 
 TIMEOUT_S = 60
 METHODS = ("fork", "forkserver", "spawn")
+KINDS = ("local", "shared", "inherited")  # those that need no GPU
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_method = pytest.mark.parametrize("method", METHODS)
 each_way = pytest.mark.parametrize(
     ("kind", "method"), [*(("shared", method) for method in METHODS), ("inherited", "fork")]
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _end_of_the_sharing_thread() -> Iterator[None]:
+    """End the thread that hands descriptors to other processes: other modules fork, too."""
+    yield
+    resource_sharer.stop(timeout=TIMEOUT_S)
 
 
 # Other processes
@@ -63,21 +73,24 @@ class Child:
             raise answer
         return answer
 
-    def end(self, *, kill: bool = False) -> None:
+    def end(self, *, kill: bool = False) -> int:
         if kill:
             self.process.kill()
+        else:  # a forked child holds this end too, and would never see it closed
+            self._connection.send(None)
         self._connection.close()
-        finish(self.process)
+        return finish(self.process)
 
 
 def serve(connection: Connection) -> None:
-    """Answer calls until the other side hangs up."""
+    """Answer calls until None comes."""
     while True:
         try:
-            function, args = connection.recv()
+            call = connection.recv()
+            if call is None:
+                return
+            function, args = call
             answer = function(*args)
-        except EOFError:
-            return
         except Exception as error:
             answer = error
         connection.send(answer)
@@ -280,7 +293,6 @@ def test_an_array_is_the_same_whatever_its_storage(kind: str) -> None:
 
 def test_kinds_go_by_their_names() -> None:
     assert [allocate(kind, 1).kind for kind in KINDS] == list(KINDS)
-    assert {"local", "shared", "inherited"} <= set(KINDS)
 
 
 # Too little memory
@@ -310,10 +322,10 @@ def test_an_absurd_size_is_a_memory_error(kind: str, exponent: int) -> None:
 def test_an_address_space_that_is_too_small_is_a_memory_error(kind: str, tmp_path: Path) -> None:
     script = """
         import os, resource, sys
+        from pathlib import Path
         from parllel import Array
-        from parllel.storages import reserve
 
-        n_pages = int(open("/proc/self/statm").read().split()[0])
+        n_pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = n_pages * resource.getpagesize() + 2**25
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         n_descriptors = len(os.listdir("/proc/self/fd"))
@@ -472,9 +484,10 @@ def test_a_block_that_is_received_twice_is_mapped_once(method: str) -> None:
     with child_of(method) as child:
         child.ask(keep, one[1])
         assert child.ask(count_blocks) == 1
+        n_before = child.ask(n_descriptors)
         child.ask(keep, one, other[2], [one[1], other])
         child.ask(keep, other)
-        assert child.ask(count_blocks) == 1
+        assert (child.ask(count_blocks), child.ask(n_descriptors)) == (1, n_before)
         child.ask(keep, apart)
         assert child.ask(count_blocks) == 2
 
@@ -541,11 +554,11 @@ def test_inherited_memory_is_refused_to_processes_that_inherit_nothing(method: s
     array = counted("inherited")
     process = mp.get_context(method).Process(target=operator.setitem, args=(array[0], ..., 1))
     with pytest.raises(
-        ValueError, match='start it with the "fork" method, or use storage="shared"'
+        ValueError, match=r'start it with the "fork" method, or use storage="shared"'
     ):
         process.start()
     with child_of(method) as child:
-        with pytest.raises(ValueError, match='did not inherit the block.*storage="shared"'):
+        with pytest.raises(ValueError, match=r'did not inherit the block.*storage="shared"'):
             child.ask(as_list, array[0])
         assert child.ask(as_list, counted("shared")[0]) == [0, 1, 2, 3]  # it lives on
 
@@ -570,13 +583,15 @@ def test_a_script_leaves_no_word_on_stderr_and_touches_no_file(tmp_path: Path) -
     script = """
         import multiprocessing as mp, os
         from operator import setitem
+        from pathlib import Path
         import numpy as np
         from parllel import Array
 
         def places():
             links = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(99)
                      if os.path.exists(f"/proc/self/fd/{fd}")]
-            return [line for line in [*open("/proc/self/maps"), *links] if "/dev/shm" in line]
+            lines = Path("/proc/self/maps").read_text().splitlines()
+            return [line for line in lines + links if "/dev/shm" in line]
 
         def receive(connection):
             connection.recv()[...] = 42
@@ -609,7 +624,7 @@ def test_a_script_leaves_no_word_on_stderr_and_touches_no_file(tmp_path: Path) -
 
 CYCLES = """
     import gc, multiprocessing as mp, os, sys
-    from operator import setitem
+    from pathlib import Path
     import numpy as np
     from parllel import Array
 
@@ -623,7 +638,8 @@ CYCLES = """
 
     def count():
         gc.collect()
-        return len(os.listdir("/proc/self/fd")), len(open("/proc/self/maps").readlines())
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        return len(os.listdir("/proc/self/fd")), len(maps)
 
     def cycle(number):
         array = Array((64, 4), np.float32, storage=kind, padding=1)
@@ -654,9 +670,9 @@ CYCLES = """
         print("same" if before == after else f"{before} {after}")
         if kind == "shared":
             child = f"/proc/{process.pid}"
-            n_maps = open(f"{child}/maps").read().count("memfd:parllel")
-            print(n_maps, len([fd for fd in os.listdir(f"{child}/fd")
-                               if "memfd:parllel" in os.readlink(f"{child}/fd/{fd}")]))
+            n_maps = Path(f"{child}/maps").read_text().count("memfd:parllel")
+            links = [os.readlink(f"{child}/fd/{fd}") for fd in os.listdir(f"{child}/fd")]
+            print(n_maps, sum("memfd:parllel" in link for link in links))
         connection.send(None)
         process.join(60)
 """
@@ -679,10 +695,7 @@ def test_after_the_child_is_killed_the_parent_reads_on_and_leaks_nothing(kind: s
         child = Child("fork")
         child.ask(keep, array[1])
         child.ask(operator.setitem, array[0], ..., -1)
-        process_id = child.process.pid
-        os.kill(process_id, signal.SIGKILL)
-        child.end()
-        assert not Path(f"/proc/{process_id}").exists()
+        assert child.end(kill=True) == -signal.SIGKILL
         assert_array_equal(array[:2], [[-1] * 4, [4, 5, 6, 7]])
         array[1] = 3
         assert_array_equal(array[1], [3] * 4)
@@ -692,19 +705,19 @@ def test_after_the_child_is_killed_the_parent_reads_on_and_leaks_nothing(kind: s
 
 
 OWNER = """
-    import multiprocessing as mp, os, sys, time
+    import multiprocessing as mp, sys, time
+    from pathlib import Path
     import numpy as np
     from parllel import Array
 
     def outlive(connection):
         array = connection.recv()
-        line = next(line for line in open("/proc/self/maps") if "/memfd:parllel" in line)
-        print("inode", line.split()[4], flush=True)
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        print("inode", next(line.split()[4] for line in maps if "/memfd:" in line), flush=True)
         mp.parent_process().join(60)
         print("dead", not mp.parent_process().is_alive(), array.to_ndarray().tolist(), flush=True)
         array[...] = 5  # it can be written, too
         print(array.to_ndarray().tolist(), flush=True)
-        sys.stdin.readline()
 
     if __name__ == "__main__":
         context = mp.get_context(sys.argv[1])
@@ -752,9 +765,16 @@ def test_after_the_owner_is_killed_the_child_reads_on_and_the_memory_goes_with_i
     path = tmp_path / "owner.py"
     path.write_text(textwrap.dedent(OWNER))
     output = tmp_path / "output"
+    # A process that is killed leaves the folder of its sockets behind: here it is ours to remove.
+    # Its name is short, because a socket's path is.
+    sockets = tempfile.TemporaryDirectory()
     with output.open("w") as stream:
         owner = subprocess.Popen(
-            [sys.executable, str(path), method], stdout=stream, stderr=stream, env=SCRIPT_ENV
+            [sys.executable, str(path), method],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=SCRIPT_ENV | {"TMPDIR": sockets.name},
         )
     try:
         assert wait_until(lambda: "inode" in output.read_text()), output.read_text()
@@ -763,6 +783,7 @@ def test_after_the_owner_is_killed_the_child_reads_on_and_the_memory_goes_with_i
     finally:
         owner.kill()
         owner.wait(TIMEOUT_S)
+        sockets.cleanup()
     assert wait_until(lambda: "[5, 5, 5, 5]" in output.read_text()), output.read_text()
     assert "dead True [8, 9, 10, 11]" in output.read_text()
     assert wait_until(lambda: holders(inode) == [])

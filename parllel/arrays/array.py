@@ -10,19 +10,15 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from parllel.arrays.buffer import Buffer
-from parllel.arrays.interop import PLAIN, narrow, to_host
-from parllel.arrays.location import Location, is_gathered, keys, locate, shift
-from parllel.arrays.readable import Readable
+from parllel.arrays.indexable import Indexable
+from parllel.arrays.interop import narrow, to_host
+from parllel.arrays.location import Location, shift
 from parllel.arrays.spec import ArraySpec
 from parllel.arrays.window import Window
 from parllel.storages import Memory, allocate
 
-# The way of an integer index, resolved once for each Array: the rows that it may reach with the
-# later axes applied, then start, step and number of them, the columns, and the location around.
-_Lead = tuple[NDArray[Any], int, int, int, int, Location, Location]
 
-
-class Array(Readable):
+class Array(Indexable):
     """A store of samples: `batch_shape` rows of `feature_shape`, zero at the beginning.
 
     Indices work as in NumPy, with one difference: a negative index means before the beginning.
@@ -44,10 +40,9 @@ class Array(Readable):
         MemoryError: the memory can't be had; nothing was allocated.
     """
 
-    __slots__ = ("_lead", "_window")
+    __slots__ = ("_window",)
 
     _window: Window | None  # None for a view
-    _lead: _Lead | None
 
     def __init__(
         self,
@@ -183,11 +178,31 @@ class Array(Readable):
         Raises:
             TypeError: this is a view.
         """
+        rows = self.advance_window()
+        if rows is not None:
+            destination, source = rows
+            destination[...] = source
+
+    def advance_window(self) -> tuple[Any, Any] | None:  # Any: arrays of NumPy or CuPy
+        """Move the window as `rotate` does, and return what is left to be done for that.
+
+        Returns:
+            The rows at the beginning and those to be copied there, C-contiguous and of the same
+            shape; None where no byte moves.
+
+        Raises:
+            TypeError: this is a view.
+        """
         window = self._own_window("rotate")
-        if window.advance() and window.padding:
-            data, ends = self._buffer.data, 2 * window.padding
-            data[:ends] = data[window.full_size :]
+        has_wrapped = window.advance()
         self._assemble(self._buffer, (window.rows, *self._location[1:]), window)
+        if not (has_wrapped and window.padding):
+            return None
+        ends = 2 * window.padding
+        destination, source = self._buffer.data[:ends], self._buffer.data[window.full_size :]
+        # A GPU copies in no order, so rows that overlap go through a copy; NumPy sees to it.
+        is_overlapping = ends > window.full_size and not self._buffer.is_on_host
+        return destination, source.copy() if is_overlapping else source
 
     def reset(self) -> None:
         """Make the next `rotate` land at the beginning of the ring. No byte moves.
@@ -230,73 +245,8 @@ class Array(Readable):
         """
         return ArrayView(self._buffer, shift(self._location, self._buffer.extents, -1))
 
-    def __getitem__(self, index: Any) -> Array:
-        lead = self._lead
-        if lead is None or self._buffer.is_closed:
-            lead = self._find_lead()
-        rows, start, step, n_rows, n_columns, head, tail = lead
-        if index.__class__ is int:
-            row = start + index * step
-            if 0 <= row < n_rows:
-                return ArrayView(self._buffer, (*head, row, *tail), rows[row, ...])
-        elif index.__class__ is tuple and len(index) == 2:
-            t, b = index
-            if t.__class__ is int and b.__class__ is int:
-                row = start + t * step
-                if 0 <= row < n_rows and 0 <= b < n_columns:
-                    around = (*head, row, tail[0][b], *tail[1:])  # type: ignore[index]  # a range
-                    return ArrayView(self._buffer, around, rows[row, b, ...])
-        return ArrayView(self._buffer, locate(self._location, self._buffer.extents, index))
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        lead = self._lead
-        if lead is None or self._buffer.is_closed:
-            lead = self._find_lead()
-        if value.__class__ not in PLAIN:
-            value = to_host(value)
-        try:
-            if index is Ellipsis and self._data is not None:
-                self._data[...] = value
-                return
-            if index.__class__ is int:
-                row = lead[1] + index * lead[2]
-                if 0 <= row < lead[3]:
-                    lead[0][row] = value
-                    return
-            elif index.__class__ is tuple and len(index) == 2:
-                t, b = index
-                if t.__class__ is int and b.__class__ is int:
-                    row = lead[1] + t * lead[2]
-                    if 0 <= row < lead[3] and 0 <= b < lead[4]:
-                        lead[0][row, b] = value
-                        return
-            self._write(locate(self._location, self._buffer.extents, index), value)
-        except ValueError as error:
-            raise ValueError(
-                f"writing {_describe(value)} into {self._describe()}: {error}"
-            ) from error
-
-    def _find_lead(self) -> _Lead:
-        """Resolve the way of an integer index. A view with no such way gets one of no rows."""
-        location, extents = self._location, self._buffer.extents
-        place = next((n for n, axis in enumerate(location) if not isinstance(axis, int)), None)
-        if place is None or is_gathered(location):
-            self._lead = (self._buffer.data, 0, 0, 0, 0, (), ())
-            return self._lead
-        axis, head, tail = location[place], location[:place], location[place + 1 :]
-        assert isinstance(axis, range)
-        rows = self._buffer.data[keys((*head, range(extents[place]), *tail))[0]]
-        has_columns = bool(tail) and isinstance(tail[0], range)
-        n_columns = rows.shape[1] if has_columns else 0
-        self._lead = (rows, axis.start, axis.step, extents[place], n_columns, head, tail)
-        return self._lead
-
-    def _write(self, location: Location, value: Any) -> None:
-        first, second = keys(location)
-        if second:
-            self._buffer.data[first][second] = value
-        else:
-            self._buffer.data[first] = value
+    def _view(self, location: Location, data: NDArray[Any] | None = None) -> Array:
+        return ArrayView(self._buffer, location, data)
 
     def __iter__(self) -> Iterator[Array]:
         return (self[row] for row in range(len(self)))
@@ -311,6 +261,20 @@ class Array(Readable):
         """
         self._data = self._lead = None
         self._buffer.close()
+
+    def to(self, storage: str | Memory) -> Array:
+        """Return a copy of this Array in memory of another kind, with its ring and its padding.
+
+        Of a view, what it shows is copied. From device memory, the host waits for the current
+        stream; into it, the copy is queued there.
+        """
+        other = Array.from_spec(self.spec, storage)
+        if self._window is None:
+            other[...] = self
+            return other
+        other._buffer.data[...] = other._buffer.accept(self._buffer.data)
+        other._assemble(other._buffer, self._location, copy.copy(self._window))
+        return other
 
     def __enter__(self) -> Self:
         return self
@@ -328,12 +292,9 @@ class Array(Readable):
         return self[...]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Array:
-        if self._window is None:
-            return _view_of(np.array(self), self.n_batch_dims)
-        other = self.new_array()
-        other._buffer.data[...] = self._buffer.data
-        other._assemble(other._buffer, self._location, copy.copy(self._window))
-        return other
+        if not self.batch_shape:  # no Array is allocated without one
+            return _view_of(self.to_ndarray().copy(), self.n_batch_dims)
+        return self.to(self.storage)
 
 
 class ArrayView(Array):
@@ -371,7 +332,3 @@ class ArrayView(Array):
 def _view_of(data: NDArray[Any], n_batch_dims: int) -> Array:
     buffer = Buffer(allocate("local", 0), data, n_batch_dims)
     return ArrayView(buffer, tuple(map(range, data.shape)))
-
-
-def _describe(value: Any) -> str:
-    return f"a value of shape {np.shape(value)}"

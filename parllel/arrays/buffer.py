@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parllel.arrays.interop import PLAIN, SCALARS, to_device, to_host
 from parllel.storages import Memory, aligned, allocate, nbytes_of
 
 
@@ -20,7 +21,18 @@ class Buffer:
         offset: where `data` begins in the block, in bytes; None where it is no part of it.
     """
 
-    __slots__ = ("_data", "_offset", "dtype", "extents", "memory", "n_batch_axes")
+    __slots__ = (
+        "_data",
+        "_offset",
+        "accept",
+        "dtype",
+        "extents",
+        "is_closed",
+        "is_on_host",
+        "memory",
+        "n_batch_axes",
+        "plain",
+    )
 
     def __init__(
         self, memory: Memory, data: NDArray[Any], n_batch_axes: int, offset: int | None = None
@@ -31,6 +43,11 @@ class Buffer:
         self.n_batch_axes = n_batch_axes
         self._offset = offset
         self._data: NDArray[Any] | None = data
+        # Attributes, not properties: every read and write of an Array asks them.
+        self.is_closed = False  # whether the memory was released
+        self.is_on_host = memory.is_on_host  # whether `data` is NumPy's; otherwise it is CuPy's
+        # What can be written as it is, and what makes the rest of it so.
+        self.plain, self.accept = (PLAIN, to_host) if memory.is_on_host else (SCALARS, to_device)
         memory.acquire()
 
     @classmethod
@@ -54,10 +71,16 @@ class Buffer:
             raise ValueError("the Array is closed: its memory was given back; allocate a new one")
         return self._data
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether the memory was released."""
-        return self._data is None
+    def device_data(self) -> Any:
+        """Return the rows as a CuPy array over the same memory.
+
+        Raises:
+            TypeError: no GPU can use memory of this kind.
+        """
+        data = self.data
+        if self._offset is None:
+            raise TypeError("no GPU can use memory that another library owns")
+        return self.memory.device_array(self._offset, data.shape, data.dtype)
 
     @property
     def is_private(self) -> bool:
@@ -66,8 +89,9 @@ class Buffer:
 
     def close(self) -> None:
         """Release the memory. Called again, it does nothing."""
-        if self._data is not None:
+        if not self.is_closed:
             self._data = None
+            self.is_closed = True
             self.memory.release()
 
     def closed(self) -> Buffer:

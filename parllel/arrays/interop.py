@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from parllel import cuda
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,6 +20,8 @@ PLAIN = frozenset(
         np.float32, np.float64,
     }
 )  # fmt: skip
+
+SCALARS = PLAIN - {np.ndarray, list, tuple}
 
 _NARROW = {
     "float64": np.float32,
@@ -33,11 +37,22 @@ def to_host(value: Any) -> Any:
         return value
     if is_tensor(value):
         return _from_tensor(value)
-    if hasattr(value, "get") and hasattr(value, "__cuda_array_interface__"):
-        return value.get()  # CuPy refuses an implicit conversion
+    if hasattr(value, "to_ndarray"):
+        return value.to_ndarray()
+    if hasattr(value, "__cuda_array_interface__"):
+        return cuda.to_host(value)  # CuPy refuses an implicit conversion
     if hasattr(value, "__array__") or not hasattr(value, "__dlpack__"):
         return np.asarray(value)
     return np.from_dlpack(value)
+
+
+def to_device(value: Any) -> Any:
+    """Return a value as CuPy takes it. Values of the host are copied in the current stream."""
+    if value.__class__ in SCALARS:
+        return value
+    if hasattr(value, "__cuda_array_interface__"):
+        return cuda.library().asarray(value.detach() if is_tensor(value) else value)
+    return cuda.to_device(to_host(value))
 
 
 def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:

@@ -74,6 +74,9 @@ def shift(location: Location, extents: Sequence[int], by: int) -> Location:
     Raises:
         IndexError: a row of it would lie outside the base buffer.
     """
+    side = "next" if by > 0 else "previous"
+    if not location:
+        raise IndexError(f"{side}: a copied element has no rows around it")
     time = location[0]
     if isinstance(time, range):
         moved: Axis = range(time.start + by, time.stop + by, time.step)
@@ -82,7 +85,6 @@ def shift(location: Location, extents: Sequence[int], by: int) -> Location:
         moved = time + by if isinstance(time, int) else np.asarray(time + by)
         rows = np.ravel(moved).tolist()
     if any(not 0 <= row < extents[0] for row in rows):
-        side = "next" if by > 0 else "previous"
         raise IndexError(
             f"{side}: it reaches outside the base buffer of {extents[0]} rows; allocate the Array"
             " with padding=1 or more, or take a view that ends earlier"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from parllel import cuda
 from parllel.arrays.buffer import Buffer
 from parllel.arrays.interop import to_tensor
 from parllel.arrays.location import Location, count_dims, is_gathered, keys, shape_of
@@ -93,32 +94,53 @@ class Readable:
     def to_ndarray(self) -> NDArray[Any]:
         """Return the visible elements as a NumPy array over the same memory.
 
-        Of a view made with integer arrays or a mask it is a gathered copy, read-only, so that a
-        write that would be lost raises.
+        It is a copy, read-only, so that a write that would be lost raises, of a view made with
+        integer arrays or a mask, and of device memory: there the host waits for the current
+        stream.
         """
-        data = self._data
-        if data is None or self._buffer.is_closed:
-            first, second = keys(self._location)
-            data = self._buffer.data[first]
-            if second:
-                gathered: NDArray[Any] = data[second]
-                gathered.flags.writeable = False
-                return gathered
-            self._data = data
-        return data[...]  # the caller may change the shape and the flags of its own
+        buffer = self._buffer
+        if self._data is not None and buffer.is_on_host and not buffer.is_closed:
+            return self._data[...]  # the caller may change the shape and flags of its own
+        values = self._elements()
+        if not buffer.is_on_host:
+            values = cuda.to_host(values)
+        elif not is_gathered(self._location):
+            return values[...]
+        values.flags.writeable = False
+        return values
+
+    def to_cupy(self) -> Any:  # Any: cupy.ndarray
+        """Return the visible elements as a CuPy array over the same memory.
+
+        Of a view made with integer arrays or a mask it is a gathered copy. Waits for nothing: of
+        pinned and managed memory, the caller keeps host and streams apart.
+
+        Raises:
+            TypeError: no GPU can use memory of this kind.
+        """
+        if not self._buffer.is_on_host:
+            return self._elements()
+        return self._pick(self._buffer.device_data())
 
     def to_torch(self) -> torch.Tensor:
         """Return the visible elements as a torch tensor over the same memory.
 
-        Of a view made with integer arrays or a mask it is a gathered copy.
+        Device and managed memory give a CUDA tensor, other memory one of the CPU. Of a view made
+        with integer arrays or a mask it is a gathered copy. Waits for nothing.
 
         Raises:
             ValueError: the view has a negative step, which torch does not know.
         """
-        data = self.to_ndarray()
-        return to_tensor(data if data.flags.writeable else data.copy())
+        if self.storage in ("device", "managed"):
+            return cuda.tensor_over(self.to_cupy())
+        return to_tensor(self._elements())
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if not self._buffer.is_on_host:
+            raise TypeError(
+                "an Array in device memory is not converted implicitly: to_ndarray() copies it to"
+                " the host, to_torch() and to_cupy() share it"
+            )
         if copy is False and is_gathered(self._location):
             raise ValueError(
                 "a view made with integer arrays or a mask can't be read without a copy"
@@ -126,11 +148,33 @@ class Readable:
         return np.array(self.to_ndarray(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
-        return self.to_ndarray().__dlpack__(**options)
+        values = self._elements() if not self._buffer.is_on_host else self.to_ndarray()
+        return values.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         device: tuple[int, int] = self._buffer.data.__dlpack_device__()
         return device
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        try:
+            interface: dict[str, Any] = self.to_cupy().__cuda_array_interface__
+        except TypeError as error:  # so that hasattr tells what a GPU can use
+            raise AttributeError(str(error)) from error
+        return interface
+
+    def _elements(self) -> NDArray[Any]:
+        """Return the visible elements as the memory's own kind of array."""
+        data = self._data
+        if data is None or self._buffer.is_closed:
+            data = self._pick(self._buffer.data)
+            if not is_gathered(self._location):
+                self._data = data
+        return data
+
+    def _pick(self, data: Any) -> Any:  # Any: an array of NumPy or CuPy
+        first, second = keys(self._location)
+        return data[first][second] if second else data[first]
 
     def item(self) -> Any:
         """Return the only element as a Python scalar."""

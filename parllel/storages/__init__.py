@@ -4,25 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from parllel.storages.device import Device
 from parllel.storages.inherited import Inherited
 from parllel.storages.local import Local
+from parllel.storages.managed import Managed
+from parllel.storages.pinned import Pinned
 from parllel.storages.shared import Shared
 from parllel.storages.storage import Memory, aligned, nbytes_of
 
-__all__ = ["KINDS", "Inherited", "Local", "Memory", "Shared", "aligned", "allocate", "nbytes_of"]
+__all__ = [
+    "KINDS",
+    "Device",
+    "Inherited",
+    "Local",
+    "Managed",
+    "Memory",
+    "Pinned",
+    "Shared",
+    "aligned",
+    "allocate",
+    "nbytes_of",
+]
 
-KINDS: dict[str, Callable[[int], Memory]] = {kind.kind: kind for kind in (Local, Shared, Inherited)}
+KINDS: dict[str, Callable[[int], Memory]] = {
+    kind.kind: kind for kind in (Local, Shared, Inherited, Pinned, Managed, Device)
+}
 
 
 def allocate(kind: str, nbytes: int) -> Memory:
     """Allocate one zeroed block of memory.
 
     Args:
-        kind: one of `KINDS`: "local", "shared" or "inherited".
+        kind: one of `KINDS`: "local", "shared", "inherited", "pinned", "managed" or "device".
         nbytes: size of the block in bytes.
 
     Raises:
         ValueError: the kind is not known.
+        CudaUnavailableError: the kind needs a GPU, and there is no usable one.
         MemoryError: there is less memory than that.
     """
     if kind not in KINDS:

@@ -31,11 +31,12 @@ class Memory:
     NumPy over a closed block keep their bytes until they go.
 
     Args:
-        block: uint8 [nbytes]. The memory itself.
+        block: uint8 [nbytes]. The memory itself, an array of NumPy or CuPy.
         taken: bytes at the beginning that Arrays have taken already.
     """
 
     kind: ClassVar[str]
+    is_on_host: ClassVar[bool] = True  # NumPy can use the memory; otherwise CuPy does
 
     def __init__(self, block: NDArray[np.uint8], taken: int = 0) -> None:
         self.nbytes = block.nbytes
@@ -63,7 +64,26 @@ class Memory:
         """Return a C-contiguous array over the bytes from `offset` on. Nothing is copied."""
         if self._block is None:
             raise ValueError(f"{self.kind} memory: it is closed")
-        part = self._block[offset : offset + nbytes_of(shape, dtype)]
+        part: NDArray[Any] = self._part(self._block, offset, shape, dtype)
+        return part
+
+    def device_array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """Return a CuPy array over the bytes from `offset` on, in memory that a GPU can use.
+
+        Raises:
+            TypeError: no GPU can use memory of this kind.
+        """
+        if self.is_on_host:
+            raise TypeError(
+                f'{self.kind} memory: no GPU can use it; allocate with storage="pinned", "managed"'
+                ' or "device"'
+            )
+        return self.array(offset, shape, dtype)
+
+    @staticmethod
+    def _part(block: Any, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """Return the bytes of a block (of NumPy or CuPy) from an offset on as an array."""
+        part = block[offset : offset + nbytes_of(shape, dtype)]
         return part.view(dtype).reshape(shape)
 
     def acquire(self) -> None:

@@ -8,9 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from parllel.arrays import Array, ArraySpec
-from parllel.storages import aligned, allocate
+from parllel.storages import KINDS, aligned, allocate
 from parllel.tree.errors import raise_at
-from parllel.tree.leaves import as_ndarray, as_tensor, call, call_method, describe_leaf
+from parllel.tree.leaves import (
+    as_ndarray,
+    as_tensor,
+    call,
+    call_method,
+    describe_leaf,
+    is_on_device,
+)
+from parllel.tree.rows import copy_blocks_on_device
 
 
 class ArrayDict(MutableMapping[str, Any]):
@@ -146,8 +154,17 @@ class ArrayDict(MutableMapping[str, Any]):
         return self.apply(as_tensor)
 
     def rotate(self) -> None:
-        """Rotate all leaves (`Array.rotate`)."""
-        self.apply(call_method, "rotate")
+        """Rotate all leaves (`Array.rotate`).
+
+        What wraps in device memory is copied in one launch, in the caller's current stream.
+        """
+        on_device = {path: leaf for path, leaf in self.walk() if is_on_device(leaf)}
+        self.apply(_rotate_on_host)
+        moves = {path: leaf.advance_window() for path, leaf in on_device.items()}
+        wrapped = {path: rows for path, rows in moves.items() if rows is not None}
+        if wrapped:
+            destination, source = zip(*wrapped.values(), strict=True)
+            copy_blocks_on_device(destination, source, names=list(wrapped))
 
     def reset(self) -> None:
         """Reset all leaves, so that the next `rotate` lands at the beginning."""
@@ -156,6 +173,19 @@ class ArrayDict(MutableMapping[str, Any]):
     def close(self) -> None:
         """Close all leaves. Called again, it does nothing."""
         self.apply(call_method, "close")
+
+    def to(self, *args: Any, **kwargs: Any) -> ArrayDict:
+        """Return a copy of a tree of Arrays in one block of memory of another kind.
+
+        `tree.to("device")`: each leaf keeps its ring, its padding and its window (`Array.to`).
+        With anything else than a kind of memory, the leaves' own `to` is called: a tree of
+        tensors goes to a device with `tree.to(device=...)`.
+        """
+        if len(args) != 1 or kwargs or args[0] not in KINDS:
+            return self.apply(call_method, "to", *args, **kwargs)
+        sizes = self.apply(_changed_spec).walk()
+        memory = allocate(args[0], sum(aligned(spec.nbytes) for _, spec in sizes))
+        return self.apply(call_method, "to", memory)
 
     def new_array(self, *, storage: str | None = None, **changes: Any) -> ArrayDict:
         """Return a new, zeroed tree of Arrays like these leaves, all in one block of memory.
@@ -228,6 +258,11 @@ def allocate_tree(specs: ArrayDict, storage: str = "local") -> ArrayDict:
     """
     memory = allocate(storage, sum(aligned(spec.nbytes) for _, spec in specs.walk()))
     return specs.apply(Array.from_spec, memory)
+
+
+def _rotate_on_host(leaf: Any) -> None:
+    if not is_on_device(leaf):
+        leaf.rotate()
 
 
 def _changed_spec(leaf: Any, **changes: Any) -> ArraySpec:

@@ -1,0 +1,32 @@
+"""`device` storage: memory of the current CUDA device."""
+
+from __future__ import annotations
+
+from parllel import cuda
+from parllel.storages.storage import Memory
+
+
+class Device(Memory):
+    """Memory of a GPU, allocated by CuPy's pool (or torch's: `cuda.use_torch_allocator`).
+
+    It is zeroed in the caller's current stream, asynchronously. Only this process can use it.
+
+    Args:
+        nbytes: size of the block.
+
+    Raises:
+        CudaUnavailableError: there is no usable device.
+        MemoryError: there is less memory than that; nothing was allocated.
+    """
+
+    kind = "device"
+    is_on_host = False
+
+    def __init__(self, nbytes: int) -> None:
+        super().__init__(cuda.allocate_device(nbytes))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise ValueError(
+            "device memory can't be sent to another process; send pinned or shared memory, or the"
+            " values (to_ndarray)"
+        )

@@ -1,0 +1,38 @@
+"""`managed` storage: unified memory, which host and GPU use by one address."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from parllel import cuda
+from parllel.storages.device import Device
+from parllel.storages.storage import Memory
+
+
+class Managed(Memory):
+    """Unified memory: Arrays use it from the host, kernels and torch from the GPU.
+
+    Neither side waits for the other: wait for the stream before the host touches what it uses.
+    Only this process can use it.
+
+    Args:
+        nbytes: size of the block.
+
+    Raises:
+        CudaUnavailableError: there is no usable device.
+        MemoryError: the system refused it.
+    """
+
+    kind = "managed"
+
+    def __init__(self, nbytes: int) -> None:
+        self._on_device, on_host = cuda.allocate_managed(nbytes)
+        super().__init__(on_host)
+
+    def device_array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """Return a device array over the bytes from `offset` on."""
+        return self._part(self._on_device, offset, shape, dtype)
+
+    __reduce__ = Device.__reduce__

@@ -1,0 +1,43 @@
+"""`pinned` storage: shared memory that the process which owns it has page-locked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from parllel import cuda
+from parllel.storages.shared import Shared
+
+
+class Pinned(Shared):
+    """Shared memory, page-locked and mapped into the device's addresses by its owner.
+
+    Copies between it and the device are asynchronous, and kernels read it in place. Processes
+    that receive it map it as plain shared memory and need no CUDA.
+
+    Args:
+        nbytes: size of the block.
+
+    Raises:
+        CudaUnavailableError: there is no usable device.
+        MemoryError: there is less memory than that.
+        RuntimeError: the system refused to lock the pages.
+    """
+
+    kind = "pinned"
+
+    def __init__(self, nbytes: int) -> None:
+        cuda.library()  # before anything is allocated
+        super().__init__(max(nbytes, 1))
+        assert self._block is not None
+        self._lock = cuda.PageLock(self._block)
+
+    def device_array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """Return a device array over the bytes from `offset` on."""
+        return self._part(self._lock.device_view(), offset, shape, dtype)
+
+    def _close(self) -> None:
+        if not self.is_closed:
+            self._lock.release()
+        super()._close()
