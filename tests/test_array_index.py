@@ -529,6 +529,13 @@ def test_an_element_of_one_dimension_is_a_view() -> None:
     assert array.to_ndarray().tolist() == [0, 0, 8, 0, 0]
 
 
+def test_the_column_of_an_element_is_counted_in_its_view() -> None:
+    array = numbered(padding=1)
+    assert array[:, 1:][2, 1].next.item() == 32
+    assert array[:, ::-1][2, 0].previous.item() == 13
+    assert array[1:, [0, 3]].next[...].to_ndarray().tolist()[0] == [20, 23]
+
+
 def test_columns_have_no_padding() -> None:
     array = numbered(padding=1)
     with pytest.raises(IndexError):

@@ -153,6 +153,15 @@ def close_all() -> None:
         received.pop().close()
 
 
+def close_and_keep(array: Array) -> None:
+    array.close()
+    received.append(array)
+
+
+def keep_a_new_one(kind: str) -> None:
+    received.append(Array((5, 4), np.int32, storage=kind))
+
+
 def as_list(array: Array) -> Any:
     return array.to_ndarray().tolist()
 
@@ -180,6 +189,12 @@ def bounce(value: Any) -> Any:
 def count_blocks() -> int:
     """Count the maps of anonymous memory files of this process."""
     return Path("/proc/self/maps").read_text().count("/memfd:parllel")
+
+
+def is_mapped(address: int) -> bool:
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    bounds = (line.split()[0].split("-") for line in lines)
+    return any(int(first, 16) <= address < int(end, 16) for first, end in bounds)
 
 
 def n_descriptors() -> int:
@@ -265,6 +280,18 @@ def test_a_block_is_closed_with_the_last_of_its_arrays(kind: str) -> None:
     assert block.is_closed
     with pytest.raises(ValueError, match=f"{kind} memory: it is closed"):
         Array((1,), np.float32, storage=block)
+
+
+@each_kind
+def test_close_gives_the_memory_back_while_closed_arrays_live_on(kind: str) -> None:
+    n_before = n_descriptors()
+    array = counted(kind)
+    address = array.to_ndarray().ctypes.data
+    view = array[1:3]
+    array.close()
+    assert n_descriptors() == n_before
+    assert kind == "local" or not is_mapped(address)
+    assert (array.shape, view.shape) == ((5, 4), (2, 4))
 
 
 @each_kind
@@ -468,6 +495,13 @@ def test_the_child_closes_its_own_and_the_parent_keeps_the_memory(kind: str, met
         assert_array_equal(array[:2], [[5] * 4, [4, 5, 6, 7]])
 
 
+def test_a_block_that_was_closed_can_be_received_again() -> None:
+    array = counted("shared")
+    with child_of("spawn") as child:
+        child.ask(close_and_keep, array)
+        assert child.ask(as_list, array[1]) == [4, 5, 6, 7]
+
+
 def test_a_parent_that_closes_leaves_the_memory_to_the_child() -> None:
     with child_of("spawn") as child:
         array = counted("shared")
@@ -565,6 +599,7 @@ def test_inherited_memory_is_refused_to_processes_that_inherit_nothing(method: s
 
 def test_inherited_memory_is_refused_to_a_child_that_was_forked_before() -> None:
     with child_of("fork") as child:
+        child.ask(keep_a_new_one, "inherited")  # which must not be taken for the parent's
         array = counted("inherited")
         with pytest.raises(ValueError, match="started before the allocation"):
             child.ask(as_list, array[0])

@@ -842,3 +842,25 @@ def test_names_in_a_notebook_are_escaped() -> None:
     tree = ArrayDict({'<b>&"': np.zeros(1)})
     assert "<b>" not in tree._repr_html_()
     assert rows_of_html(tree)[1][0] == '<b>&"'
+
+
+@pytest.mark.parametrize("make", ["new_array", "to"])
+def test_a_tree_that_does_not_fit_is_an_error_with_a_table(
+    make: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = ArrayDict(
+        {
+            "image": Array((4, 2), np.uint8, feature_shape=(84, 84), padding=1, full_size=8),
+            "deep": {"reward": Array((4, 2), np.float32)},
+        }
+    )
+    monkeypatch.setattr("parllel.storages.reserve.available_nbytes", lambda: 1000)
+    with pytest.raises(MemoryError) as caught:
+        tree.new_array(storage="shared") if make == "new_array" else tree.to("shared")
+    # (8 + 2) * 2 * 84 * 84 bytes, and 4 * 2 * 4, each rounded up to 256
+    for part in (
+        "141,568 bytes wanted, 1,000 free",
+        "\n  image: (10, 2, 84, 84) uint8, 141,120 bytes",
+        "\n  deep.reward: (4, 2) float32, 32 bytes",
+    ):
+        assert part in str(caught.value)

@@ -16,6 +16,8 @@ class Pinned(Shared):
     Copies between it and the device are asynchronous, and kernels read it in place. Processes
     that receive it map it as plain shared memory and need no CUDA.
 
+    Closing waits for the caller's current stream; wait for others that use the memory before.
+
     Args:
         nbytes: size of the block.
 
@@ -39,5 +41,6 @@ class Pinned(Shared):
 
     def _close(self) -> None:
         if not self.is_closed:
+            cuda.synchronize()  # unlocking does not wait for what reads or writes the pages
             self._lock.release()
         super()._close()

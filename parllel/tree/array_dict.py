@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from parllel.arrays import Array, ArraySpec
-from parllel.storages import KINDS, aligned, allocate
+from parllel.storages import KINDS, Memory, aligned, allocate
 from parllel.tree.errors import raise_at
 from parllel.tree.leaves import (
     as_ndarray,
@@ -183,9 +183,7 @@ class ArrayDict(MutableMapping[str, Any]):
         """
         if len(args) != 1 or kwargs or args[0] not in KINDS:
             return self.apply(call_method, "to", *args, **kwargs)
-        sizes = self.apply(_changed_spec).walk()
-        memory = allocate(args[0], sum(aligned(spec.nbytes) for _, spec in sizes))
-        return self.apply(call_method, "to", memory)
+        return self.apply(call_method, "to", _allocate_for(self.apply(_changed_spec), args[0]))
 
     def new_array(self, *, storage: str | None = None, **changes: Any) -> ArrayDict:
         """Return a new, zeroed tree of Arrays like these leaves, all in one block of memory.
@@ -254,10 +252,22 @@ def allocate_tree(specs: ArrayDict, storage: str = "local") -> ArrayDict:
         storage: kind of the memory.
 
     Raises:
-        MemoryError: the memory can't be had; nothing was allocated.
+        MemoryError: the memory can't be had, with a table of the leaves; nothing was allocated.
     """
-    memory = allocate(storage, sum(aligned(spec.nbytes) for _, spec in specs.walk()))
-    return specs.apply(Array.from_spec, memory)
+    return specs.apply(Array.from_spec, _allocate_for(specs, storage))
+
+
+def _allocate_for(specs: ArrayDict, storage: str) -> Memory:
+    """Allocate one block for all leaves of a tree of specs."""
+    leaves = list(specs.walk())
+    try:
+        return allocate(storage, sum(aligned(spec.nbytes) for _, spec in leaves))
+    except MemoryError as error:
+        table = "".join(
+            f"\n  {path}: {spec.extents} {spec.dtype}, {spec.nbytes:,} bytes"
+            for path, spec in leaves
+        )
+        raise MemoryError(f"{error}; the tree wants{table}") from error
 
 
 def _rotate_on_host(leaf: Any) -> None:
