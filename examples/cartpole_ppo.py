@@ -1,6 +1,8 @@
 """Train PPO on CartPole-v1: from environments to a trained agent, read from top to bottom."""
 
 import argparse
+from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 
 import gymnasium as gym
@@ -71,18 +73,19 @@ def train(seed: int, n_steps: int, metrics: Metrics) -> RunSummary:
     algorithm = PPO(agent, optimizer, SETTINGS, rng=rng, scheduler=decay)
 
     runner = RLRunner(sampler, algorithm, metrics, n_steps=n_steps, transforms=transforms)
-    summary = runner.run()
-    for cage in cages:
-        cage.close()
-    samples.close()
-    return summary
+    with ExitStack() as stack:  # closes environments and memory, also after an error
+        stack.callback(samples.close)
+        for cage in cages:
+            stack.enter_context(cage)
+        return runner.run()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--out", type=Path, default=Path("runs/cartpole_ppo"))
+    started = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"  # each run has a folder of its own
+    parser.add_argument("--out", type=Path, default=Path("runs/cartpole_ppo") / started)
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)

@@ -48,9 +48,7 @@ def build_example(
     """
     with SerialCage(make_env, env_kwargs, seed=0) as cage:
         cage.random_step_async()
-        step = cage.await_step()
-    assert step is not None
-    action, observation, reward, terminated, truncated, info = step
+        action, observation, reward, terminated, truncated, info = cage.await_step()
     values = {
         "observation": observation,
         "action": action,

@@ -142,6 +142,11 @@ def test_lengths_may_be_numpy_integers() -> None:
     assert type(array.shape[0]) is int
 
 
+def test_one_length_needs_no_tuple() -> None:
+    array = Array(5, np.float32, feature_shape=3)
+    assert (array.batch_shape, array.feature_shape) == ((5,), (3,))
+
+
 @pytest.mark.parametrize(
     ("error", "what", "kwargs"),
     [
@@ -1000,3 +1005,31 @@ def test_threads_read_and_write_views_of_one_array() -> None:
         thread.join(timeout=60)
     assert_array_equal(array[::2], np.full((32, 8), 2 * n_rounds))
     assert_array_equal(array[1::2], np.full((32, 8), n_rounds))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda array: array.rotate(),
+        lambda array: array.reset(),
+        lambda array: array.full,
+        lambda array: array[1].next,
+        lambda array: array[1].previous,
+    ],
+)
+def test_a_closed_array_does_not_move(use: Callable[[Array], Any]) -> None:
+    array = Array((4,), np.float32)
+    array.close()
+    with pytest.raises(ValueError, match="the Array is closed"):
+        use(array)
+
+
+def test_a_ragged_list_is_an_error_that_names_the_array() -> None:
+    array = Array((2, 2), np.float32)
+    with pytest.raises(ValueError, match=r"writing a list of .* into an Array of shape \(2, 2\)"):
+        array[...] = [[1, 2], [3]]
+
+
+def test_storage_is_a_word_or_a_block() -> None:
+    with pytest.raises(TypeError, match="storage: got 5, expected a kind of memory or a block"):
+        Array((2,), np.float32, storage=5)  # type: ignore[arg-type]  # the error is wanted

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -63,11 +63,11 @@ class Model:
 
     def __getitem__(self, index: Any) -> Model:
         """Return the model of `view[index]`, or raise IndexError."""
-        items = spread(index, len(self.live))
+        items, split = spread(index, len(self.live))
         translated = dict(zip(self.live, map(self.translate, self.live, items), strict=True))
-        key = tuple(translated[n] for n in self.live)
-        shown = self.picked()[tuple(map(as_key, key))]
-        n_dims = count_batch_dims(translated, shown.ndim, self.n_batch_axes)
+        key = split_at(split, map(as_key, translated.values()))
+        shown = self.picked()[key]
+        n_dims = count_batch_dims(translated, split, shown.ndim, self.n_batch_axes)
         if any(isinstance(entry, np.ndarray) for entry in key):
             rows = rows_of(translated[0]) if 0 in translated else self.rows
             return Model(
@@ -139,21 +139,32 @@ def walk(axis: Axis, extent: int, item: slice) -> Axis:
     return Axis(start, stride, length)
 
 
-def spread(index: Any, n_dims: int) -> list[Any]:
-    """Return one item for each dimension: `...` filled up, masks as the indices they stand for."""
+def spread(index: Any, n_dims: int) -> tuple[list[Any], int | None]:
+    """Return one item for each dimension, and where `...` stands that spans none of them.
+
+    Any other `...` is filled up, and masks are the indices that they stand for.
+    """
     given = list(index) if isinstance(index, tuple) else [index]
     n_given = sum(np.ndim(item) if is_mask(item) else 1 for item in given if item is not Ellipsis)
     rest = [slice(None)] * (n_dims - n_given)
     items: list[Any] = []
+    split = None
     for item in given:
         if item is Ellipsis:
+            split = None if rest else len(items)
             items, rest = items + rest, []
         elif is_mask(item):
             places = [place for place, is_set in np.ndenumerate(np.array(item)) if is_set]
             items += [np.array([place[n] for place in places], int) for n in range(np.ndim(item))]
         else:
             items.append(item)
-    return items + rest
+    return items + rest, split
+
+
+def split_at(place: int | None, key: Iterable[Any]) -> tuple[Any, ...]:
+    """Return a key with the `...` that spans nothing: NumPy has arrays on its sides apart."""
+    items = list(key)
+    return tuple(items) if place is None else (*items[:place], ..., *items[place:])
 
 
 def is_mask(item: Any) -> bool:
@@ -176,7 +187,9 @@ def rows_of(entry: int | Axis | NDArray[Any]) -> list[int]:
     return np.ravel(entry).tolist()
 
 
-def count_batch_dims(entries: dict[int, Any], n_dims: int, n_batch_axes: int) -> int:
+def count_batch_dims(
+    entries: dict[int, Any], split: int | None, n_dims: int, n_batch_axes: int
+) -> int:
     """Count the leading dimensions that stem from batch axes.
 
     NumPy tells where it puts them: the same kind of index goes to an array whose axes all have
@@ -194,7 +207,7 @@ def count_batch_dims(entries: dict[int, Any], n_dims: int, n_batch_axes: int) ->
             key.append(slice(None))
         else:
             key.append(np.zeros((7,) * n_array_dims, int) if number in arrays else 0)
-    shape = np.broadcast_to(np.int8(0), sizes)[tuple(key)].shape
+    shape = np.broadcast_to(np.int8(0), sizes)[split_at(split, key)].shape
     assert len(shape) == n_dims
     is_batch = [axis_of[length] < n_batch_axes for length in shape]
     return (*is_batch, False).index(False)
@@ -564,10 +577,12 @@ def test_arrays_apart_bring_their_dimensions_to_the_front() -> None:
     assert array[:, [0, 1], [2, 3]].shape == (3, 2)
 
 
-def test_an_ellipsis_of_no_dimension_sets_nothing_apart() -> None:
-    # Unlike NumPy, where `...` between two arrays brings them to the front even then.
-    array = Array((3, 4, 5), np.int32)
-    assert array[:, [0, 1], ..., [2, 3]].shape == array[:, [0, 1], [2, 3]].shape == (3, 2)
+def test_an_ellipsis_of_no_dimension_sets_arrays_apart_as_in_numpy() -> None:
+    array, ndarray = Array((3, 4, 5), np.int32), np.zeros((3, 4, 5))
+    assert array[:, [0, 1], [2, 3]].shape == ndarray[:, [0, 1], [2, 3]].shape == (3, 2)
+    view = array[:, [0, 1], ..., [2, 3]]
+    assert view.shape == ndarray[:, [0, 1], ..., [2, 3]].shape == (2, 3)
+    assert view.to_ndarray().shape == (2, 3)
 
 
 def test_dimensions_of_arrays_on_features_are_no_batch_dimensions_at_the_front() -> None:

@@ -327,3 +327,80 @@ def test_returns_are_summed_in_double_precision(kind: Callable[[float], Any]) ->
 def test_summaries_are_plain_numbers() -> None:
     numbers = tell(TrajInfo(), np.float32(1), np.array(2.0)).metrics()
     assert all(type(number) is float for number in numbers.values())
+
+
+class InfoInPlace(Clock):
+    """An environment whose info and reward are always the same objects, also after a reset."""
+
+    def __init__(self) -> None:
+        super().__init__(length=2)
+        self._same_info = {"at": np.zeros(()), "deep": {"at": np.zeros(2)}}
+        self._reward = np.zeros(())
+
+    def _update(self, number: float) -> None:
+        self._same_info["at"][...] = self._same_info["deep"]["at"][...] = self._reward[...] = number
+
+    def reset(self, **kwargs: Any) -> Any:
+        observation, _ = super().reset(**kwargs)
+        self._update(-1)
+        return observation, self._same_info
+
+    def step(self, action: Any) -> Any:
+        observation, _, terminated, truncated, _ = super().step(action)
+        self._update(observation[-1])
+        return observation, self._reward, terminated, truncated, self._same_info
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_info_and_reward_of_a_step_that_ends_an_episode_are_not_those_of_the_reset(
+    n_envs: int,
+) -> None:
+    kept = []
+    with SerialCage(InfoInPlace, n_envs=n_envs) as cage:
+        cage.reset_async()
+        cage.await_step()
+        for _ in range(3):
+            cage.step_async(np.zeros(n_envs, int) if n_envs > 1 else 0)
+            _, reward, _, _, info = cage.await_step()
+            kept.append((np.ravel(reward)[0], info if n_envs == 1 else info[0]))
+    assert [float(reward) for reward, _ in kept] == [1, 2, 1]
+    assert [float(info["at"]) for _, info in kept] == [1, 2, 1]
+    assert [info["deep"]["at"].tolist() for _, info in kept] == [[1, 1], [2, 2], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        (torch.zeros(2, dtype=torch.bfloat16), TypeError),
+        ([0.0, 0.0], TypeError),
+        (Array((4,), np.float32)[[0, 1]], ValueError),
+        (np.broadcast_to(np.float32(0), 2), ValueError),
+    ],
+)
+def test_a_place_that_is_not_written_in_place_is_an_error(
+    place: Any, error: type[Exception]
+) -> None:
+    with SerialCage(Clock) as cage:
+        cage.reset_async()
+        with pytest.raises(error, match=r"out: got .* expected"):
+            cage.step_async(0, out_obs=place)
+
+
+def test_wrong_actions_and_seeds_are_errors_that_say_what_is_expected() -> None:
+    with SerialCage(Clock, n_envs=2) as cage:
+        cage.reset_async()
+        with pytest.raises(TypeError, match="action: got None, expected a row"):
+            cage.step_async(None)
+        with pytest.raises(ValueError, match="action: got 1 rows, expected 2"):
+            cage.step_async(0)
+    for seed in (1.5, [1, 2], "1"):
+        with pytest.raises(TypeError, match=r"seed: got .* expected an integer"):
+            SerialCage(Clock, n_envs=2, seed=seed)
+
+
+@pytest.mark.parametrize("command", ["reset_async", "random_step_async"])
+def test_a_closed_cage_is_an_error(command: str) -> None:
+    cage = SerialCage(Clock)
+    cage.close()
+    with pytest.raises(RuntimeError, match="the cage is closed"):
+        getattr(cage, command)()

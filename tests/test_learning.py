@@ -738,3 +738,37 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(ValueError, match=f"{name}: got"):
         PPOSettings(**wrong)
+
+
+def test_leaves_of_different_lengths_are_no_batch() -> None:
+    minibatches = Minibatches(2, np.random.default_rng(0))
+    batch = ArrayDict({"a": np.zeros((4, 2)), "b": np.zeros((2, 2))})
+    for wrong in (batch, ArrayDict()):
+        with pytest.raises(ValueError, match=r"batch: got leaves of .* expected as many in all"):
+            next(minibatches.of(wrong))
+
+
+def test_a_model_may_keep_what_it_makes_at_its_first_call() -> None:
+    class Lazy(torch.nn.Linear):
+        scale: torch.Tensor | None = None
+
+        def forward(self, observation: torch.Tensor) -> ModelOutputs:
+            if self.scale is None:
+                self.scale = torch.ones(3)
+            logits, value = (super().forward(observation) * self.scale).split([2, 1], dim=-1)
+            return ModelOutputs(DistParams(logits=logits), value.squeeze(-1))
+
+    agent = CategoricalPgAgent(Lazy(4, 3), Categorical(2), np.zeros((1, 4), np.float32))
+    evaluation = agent.evaluate(torch.ones(5, 4), torch.zeros(5, dtype=torch.int64))
+    evaluation.value.sum().backward()
+    assert agent.model.weight.grad is not None
+
+
+def test_a_transform_takes_batches_of_another_length() -> None:
+    normalize = NormalizeAdvantage()
+    for T in (4, 6):
+        batch = ArrayDict({"advantage": Array((T, 2), np.float32)})
+        batch["advantage"][...] = np.arange(2 * T).reshape(T, 2)
+        normalized = normalize(batch)["advantage"].to_ndarray()
+        assert normalized.shape == (T, 2)
+        assert abs(normalized.mean()) < 1e-6

@@ -254,10 +254,10 @@ def test_a_block_that_is_used_up_raises_memory_error(kind: str) -> None:
         Array((100,), np.float32, storage=block)
     first[...] = 1  # nothing happened to it
     half = allocate(kind, 1024)
-    Array((65,), np.float32, storage=half)
+    kept = [Array((65,), np.float32, storage=half)]
     with pytest.raises(MemoryError, match="516 bytes wanted, 512 of 1,024 left"):
         Array((129,), np.float32, storage=half)
-    Array((128,), np.float32, storage=half)  # what fits still fits
+    kept.append(Array((128,), np.float32, storage=half))  # what fits still fits
 
 
 @each_kind
@@ -275,6 +275,19 @@ def test_a_block_is_closed_with_the_last_of_its_arrays(kind: str) -> None:
     assert block.is_closed
     with pytest.raises(ValueError, match=f"{kind} memory: it is closed"):
         Array((1,), np.float32, storage=block)
+
+
+@each_kind
+def test_a_block_that_nobody_closes_goes_with_its_last_reference(kind: str) -> None:
+    before = n_descriptors(), count_blocks()
+    array = counted(kind)
+    view = array[1]
+    del array
+    gc.collect()
+    assert_array_equal(view, [4, 5, 6, 7])  # the view still needs it
+    assert kind == "local" or count_blocks() == before[1] + 1
+    del view
+    assert (n_descriptors(), count_blocks()) == before
 
 
 @each_kind
@@ -368,7 +381,8 @@ def test_available_memory_is_the_least_that_the_system_names(
     assert reserve.available_nbytes() is None
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("2000\n")
-    assert reserve.available_nbytes() == 3000
+    (tmp_path / "memory.stat").write_text("anon 1900\ninactive_file 100\nactive_file 7\n")
+    assert reserve.available_nbytes() == 3100  # files that were read go when memory is wanted
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable:    2 kB\n")
     assert reserve.available_nbytes() == 2048
     (tmp_path / "memory.current").write_text("6000\n")
@@ -806,8 +820,10 @@ def test_after_the_owner_is_killed_the_child_reads_on_and_the_memory_goes_with_i
             env=SCRIPT_ENV | {"TMPDIR": sockets.name},
         )
     try:
-        assert wait_until(lambda: "inode" in output.read_text()), output.read_text()
-        inode = re.search(r"inode (\d+)", output.read_text())[1]
+        assert wait_until(lambda: "inode " in output.read_text()), output.read_text()
+        found = re.match(r"inode (\d+)\n", output.read_text())
+        assert found, output.read_text()
+        inode = found[1]
         assert str(owner.pid) in holders(inode)
     finally:
         owner.kill()
@@ -816,3 +832,53 @@ def test_after_the_owner_is_killed_the_child_reads_on_and_the_memory_goes_with_i
     assert wait_until(lambda: "[5, 5, 5, 5]" in output.read_text()), output.read_text()
     assert "dead True [8, 9, 10, 11]" in output.read_text()
     assert wait_until(lambda: holders(inode) == [])
+
+
+class PickledApart:
+    """Pickles an Array by itself, as wrappers of functions for other processes do."""
+
+    def __init__(self, array: Array) -> None:
+        self.pickled: Any = array
+
+    def __getstate__(self) -> bytes:
+        return pickle.dumps(self.pickled)
+
+    def __setstate__(self, pickled: bytes) -> None:
+        self.pickled = pickle.loads(pickled)
+
+
+def write_both(apart: PickledApart, array: Array) -> None:
+    apart.pickled[...] = 5
+    array[0] = 6
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_an_array_is_sent_twice_in_two_pickles(method: Any) -> None:
+    array = Array((4, 2), np.int32, storage="shared")
+    process = mp.get_context(method).Process(
+        target=write_both, args=(PickledApart(array[1:3]), array)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert array.to_ndarray().tolist() == [[6, 6], [5, 5], [5, 5], [0, 0]]
+
+
+def test_memory_goes_when_the_last_view_is_closed_or_dropped() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    array = Array((4,), np.float32, storage="shared")
+    view = array[1:3]
+    del array
+    view.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_files_hold_in_a_container_counts_as_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reserve, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(reserve, "_CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("4900\n")
+    (tmp_path / "memory.stat").write_text("anon 900\ninactive_file 3000\nactive_file 1000\n")
+    assert reserve.available_nbytes() == 3100

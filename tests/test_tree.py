@@ -864,3 +864,26 @@ def test_a_tree_that_does_not_fit_is_an_error_with_a_table(
         "\n  deep.reward: (4, 2) float32, 32 bytes",
     ):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["rotate", "reset", "close"])
+def test_a_leaf_that_is_no_array_stops_nothing_halfway(what: str) -> None:
+    ends = [Array((4,), np.float32, full_size=8), Array((4,), np.float32, full_size=8)]
+    tree = ArrayDict({"a": ends[0], "b": {"c": np.zeros(4)}, "d": ends[1]})
+    with pytest.raises(TypeError, match=rf"^b\.c: {what} got a ndarray, expected an Array"):
+        getattr(tree, what)()
+    if what == "close":
+        for array in ends:
+            with pytest.raises(ValueError, match="the Array is closed"):
+                array[0] = 1
+    else:
+        for array in ends:
+            array[0] = 1
+            assert array.full.to_ndarray()[0] == 1  # the window did not move
+
+
+def test_a_tree_is_made_of_what_a_dict_is_made_of() -> None:
+    assert list(ArrayDict([("a", np.zeros(1)), ("b", {"c": np.ones(1)})]).walk()) == [
+        ("a", np.zeros(1)),
+        ("b.c", np.ones(1)),
+    ]

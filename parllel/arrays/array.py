@@ -219,6 +219,7 @@ class Array(Indexable):
             raise TypeError(
                 f"{what}: this Array is a view, and only the Array that was allocated has a window"
             )
+        self._buffer.check_open()
         return self._window
 
     @property
@@ -234,6 +235,7 @@ class Array(Indexable):
         Raises:
             IndexError: they lie outside the base buffer; more padding makes room.
         """
+        self._buffer.check_open()
         return ArrayView(self._buffer, shift(self._location, self._buffer.extents, 1))
 
     @property
@@ -243,6 +245,7 @@ class Array(Indexable):
         Raises:
             IndexError: they lie outside the base buffer; more padding makes room.
         """
+        self._buffer.check_open()
         return ArrayView(self._buffer, shift(self._location, self._buffer.extents, -1))
 
     def _view(self, location: Location, data: NDArray[Any] | None = None) -> Array:
@@ -254,7 +257,9 @@ class Array(Indexable):
     # Life
 
     def close(self) -> None:
-        """Give the memory back. Called again, it does nothing; any other use raises ValueError.
+        """Give the memory back. Called again, it does nothing.
+
+        Reading, writing and rotating a closed Array, and taking views of it, raise ValueError.
 
         The other Arrays of the same block keep it until they close too. NumPy arrays and tensors
         that were taken before stay valid, and keep the memory until they go.

@@ -29,6 +29,7 @@ class Buffer:
         "extents",
         "is_closed",
         "is_on_host",
+        "kind",
         "memory",
         "n_batch_axes",
         "plain",
@@ -37,7 +38,8 @@ class Buffer:
     def __init__(
         self, memory: Memory, data: NDArray[Any], n_batch_axes: int, offset: int | None = None
     ) -> None:
-        self.memory = memory
+        self.memory: Memory | None = memory  # None once it was released
+        self.kind = memory.kind
         self.dtype = data.dtype
         self.extents = data.shape
         self.n_batch_axes = n_batch_axes
@@ -56,9 +58,10 @@ class Buffer:
     ) -> Buffer:
         """Return a zeroed buffer in new memory of a kind, or in the next part of a given block."""
         nbytes = nbytes_of(shape, dtype)
-        memory = allocate(storage, aligned(nbytes)) if isinstance(storage, str) else storage
-        offset = memory.take(nbytes)
-        return cls(memory, memory.array(offset, shape, dtype), n_batch_axes, offset)
+        if not isinstance(storage, Memory):
+            storage = allocate(storage, aligned(nbytes))
+        offset = storage.take(nbytes)
+        return cls(storage, storage.array(offset, shape, dtype), n_batch_axes, offset)
 
     @property
     def data(self) -> NDArray[Any]:
@@ -67,9 +70,14 @@ class Buffer:
         Raises:
             ValueError: the Array was closed.
         """
-        if self._data is None:
-            raise ValueError("the Array is closed: its memory was given back; allocate a new one")
+        self.check_open()
+        assert self._data is not None
         return self._data
+
+    def check_open(self) -> None:
+        """Raise ValueError if the Array was closed."""
+        if self.is_closed:
+            raise ValueError("the Array is closed: its memory was given back; allocate a new one")
 
     def device_data(self) -> Any:
         """Return the rows as a CuPy array over the same memory.
@@ -80,23 +88,28 @@ class Buffer:
         data = self.data
         if self._offset is None:
             raise TypeError("no GPU can use memory that another library owns")
+        assert self.memory is not None
         return self.memory.device_array(self._offset, data.shape, data.dtype)
 
     @property
     def is_private(self) -> bool:
         """Whether other processes get a copy of the rows when the buffer is sent to them."""
-        return self.memory.kind == "local"
+        return self.kind == "local"
 
     def close(self) -> None:
         """Release the memory. Called again, it does nothing."""
         if not self.is_closed:
             self._data = None
             self.is_closed = True
-            self.memory.release()
+            memory, self.memory = self.memory, None
+            assert memory is not None
+            memory.release()
 
     def closed(self) -> Buffer:
         """Return a buffer like this one, closed, which leaves this one as it is."""
-        other = Buffer(self.memory, self.data, self.n_batch_axes, self._offset)
+        data = self.data
+        assert self.memory is not None
+        other = Buffer(self.memory, data, self.n_batch_axes, self._offset)
         other.close()
         return other
 

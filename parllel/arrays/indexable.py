@@ -100,4 +100,7 @@ class Indexable(Readable, ABC):
 
 
 def _describe(value: Any) -> str:
-    return f"a value of shape {np.shape(value)}"
+    try:
+        return f"a value of shape {np.shape(value)}"
+    except ValueError:  # a ragged list
+        return "a list of lists of different lengths"

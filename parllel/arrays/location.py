@@ -28,6 +28,13 @@ _Entry: TypeAlias = int | slice | NDArray[Any]
 _EVERYTHING = slice(None)
 
 
+class _Apart(np.ndarray[Any, Any]):
+    """An array of a location that `...` stood before, spanning nothing.
+
+    NumPy has such an array apart from those before it, as if there were a range between them.
+    """
+
+
 def locate(location: Location, extents: Sequence[int], index: Any) -> Location:
     """Return the location that `index` leads to.
 
@@ -41,7 +48,7 @@ def locate(location: Location, extents: Sequence[int], index: Any) -> Location:
             arrays that don't broadcast, or an index of another kind; any but `...` on a view made
             with integer arrays.
     """
-    entries = _entries(index, location)
+    entries, split = _entries(index, location)
     if is_gathered(location):
         if all(isinstance(entry, slice) and entry == _EVERYTHING for entry in entries):
             return location
@@ -52,7 +59,7 @@ def locate(location: Location, extents: Sequence[int], index: Any) -> Location:
     located = list(location)
     has_arrays = any(isinstance(entry, np.ndarray) for entry in entries)
     live = (number for number, axis in enumerate(location) if isinstance(axis, range))
-    for number, entry in zip(live, entries, strict=False):
+    for place, (number, entry) in enumerate(zip(live, entries, strict=False)):
         axis = located[number]
         assert isinstance(axis, range)
         if isinstance(entry, slice):
@@ -63,6 +70,9 @@ def locate(location: Location, extents: Sequence[int], index: Any) -> Location:
             located[number] = np.asarray(position, np.intp) if has_arrays else position
         else:
             located[number] = _locate_array(axis, extents[number], entry)
+        array = located[number]
+        if place == split and isinstance(array, np.ndarray):
+            located[number] = array.view(_Apart)
     if has_arrays:
         _check_together([axis for axis in located if isinstance(axis, np.ndarray)])
     return tuple(located)
@@ -106,8 +116,11 @@ def keys(location: Location) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     if not is_gathered(location):
         return (*map(_key, location), Ellipsis), ()
     first = tuple(axis if isinstance(axis, int) else _EVERYTHING for axis in location)
-    second = tuple(_key(axis) for axis in location if not isinstance(axis, int))
-    return (*first, Ellipsis), second
+    second: list[Any] = []
+    for axis in location:
+        if not isinstance(axis, int):
+            second += [Ellipsis, axis] if isinstance(axis, _Apart) else [_key(axis)]
+    return (*first, Ellipsis), tuple(second)
 
 
 def shape_of(location: Location) -> tuple[int, ...]:
@@ -121,6 +134,14 @@ def count_dims(location: Location, n_axes: int) -> int:
     return sum(1 for _ in takewhile(lambda number: number < n_axes, numbers))
 
 
+def _are_neighbours(location: Sequence[Axis]) -> bool:
+    """Whether neither a range nor `...` stands between the location's arrays."""
+    live = [axis for axis in location if not isinstance(axis, int)]
+    places = [place for place, axis in enumerate(live) if isinstance(axis, np.ndarray)]
+    is_set_apart = any(isinstance(live[place], _Apart) for place in places[1:])
+    return places[-1] - places[0] == len(places) - 1 and not is_set_apart
+
+
 def _dimensions(location: Location) -> list[tuple[int, int]]:
     """Return for each dimension of the view its length and the base axis it stems from."""
     live = [(n, axis) for n, axis in enumerate(location) if not isinstance(axis, int)]
@@ -129,9 +150,8 @@ def _dimensions(location: Location) -> list[tuple[int, int]]:
     if not arrays:
         return ranges
     lengths = np.broadcast_shapes(*(axis.shape for _, axis in arrays))
-    places = [place for place, (_, axis) in enumerate(live) if isinstance(axis, np.ndarray)]
-    is_together = places[-1] - places[0] == len(places) - 1
-    at = places[0] if is_together else 0  # NumPy's rule: arrays apart go to the front
+    first = next(place for place, (_, axis) in enumerate(live) if isinstance(axis, np.ndarray))
+    at = first if _are_neighbours(location) else 0  # NumPy's rule: arrays apart go to the front
     stem = next(n for n, axis in arrays if axis.ndim)  # an integer beside them has no dimension
     return ranges[:at] + [(length, stem) for length in lengths] + ranges[at:]
 
@@ -197,8 +217,11 @@ def _outside(axis: range, extent: int, index: int) -> str:
     )
 
 
-def _entries(index: Any, location: Location) -> list[_Entry]:
-    """Return one integer, slice or integer array for each indexed dimension of the view."""
+def _entries(index: Any, location: Location) -> tuple[list[_Entry], int | None]:
+    """Return one integer, slice or integer array for each indexed dimension of the view.
+
+    And the place among them of a `...` that spans nothing.
+    """
     shape = shape_of(location)
     items = index if isinstance(index, tuple) else (index,)
     given = [item if item is Ellipsis else _entry(item) for item in items]
@@ -211,14 +234,16 @@ def _entries(index: Any, location: Location) -> list[_Entry]:
     if n_ellipses > 1:
         raise IndexError(f"index: got `...` {n_ellipses} times, expected it once at most")
     entries: list[_Entry] = []
+    split = None
     for entry in given:
         if entry is Ellipsis:
+            split = len(entries) if n_given == len(shape) else None
             entries += [_EVERYTHING] * (len(shape) - n_given)
         elif isinstance(entry, np.ndarray) and entry.dtype == bool:
             entries += _mask_entries(entry, shape[len(entries) : len(entries) + entry.ndim])
         else:
             entries.append(entry)
-    return entries
+    return entries, split
 
 
 def _width(entry: Any) -> int:

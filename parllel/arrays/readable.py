@@ -74,7 +74,7 @@ class Readable:
     @property
     def storage(self) -> str:
         """Kind of the memory, as given to the constructor."""
-        return self._buffer.memory.kind
+        return self._buffer.kind
 
     @property
     def first(self) -> int:

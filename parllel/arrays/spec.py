@@ -80,8 +80,9 @@ class ArraySpec:
         return nbytes_of(self.extents, self.dtype)
 
 
-def _lengths(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    lengths = tuple(operator.index(length) for length in shape)
+def _lengths(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
+    given = (shape,) if isinstance(shape, int) else shape
+    lengths = tuple(operator.index(length) for length in given)
     if any(length < 0 for length in lengths):
         raise ValueError(f"{name}: got {lengths}, expected lengths of 0 or more")
     return lengths

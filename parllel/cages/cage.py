@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
 
 from parllel.cages.columns import (
+    as_place,
     as_tree,
+    copy_info,
     copy_tree,
     stack_column,
     to_actions,
@@ -89,25 +91,36 @@ class Cage(ABC):
 
         Raises:
             RuntimeError: the environments were never reset.
-            ValueError: the number of actions is not `n_envs`.
+            TypeError: a place can't be written in place, or there is no action.
+            ValueError: the number of actions is not `n_envs`, or a place is read-only.
         """
-        outputs = Outputs(None, out_obs, out_reward, out_terminated, out_truncated, out_info)
-        self.start(self._bind("step", action, outputs))
+        self.start(
+            self.bind_step(
+                action,
+                out_obs=out_obs,
+                out_reward=out_reward,
+                out_terminated=out_terminated,
+                out_truncated=out_truncated,
+                out_info=out_info,
+            )
+        )
 
     def bind_step(
         self,
         action: Any,
         *,
-        out_obs: Any,
-        out_reward: Any,
-        out_terminated: Any,
-        out_truncated: Any,
-        out_info: Any,
+        out_obs: Any = None,
+        out_reward: Any = None,
+        out_terminated: Any = None,
+        out_truncated: Any = None,
+        out_info: Any = None,
     ) -> Command:
         """Return a step with its places looked up, for `start`. Arguments as for `step_async`.
 
         Each start reads the action that its place holds by then.
         """
+        if action is None:
+            raise TypeError("action: got None, expected a row for each environment")
         outputs = Outputs(None, out_obs, out_reward, out_terminated, out_truncated, out_info)
         return self._bind("step", action, outputs)
 
@@ -133,12 +146,19 @@ class Cage(ABC):
         """Start a command; some cage's worker runs `execute` with it."""
 
     def _bind(self, kind: str, action: Any, outputs: Outputs) -> Command:
-        rows = Outputs(*(None if out is None else _rows(out, self.n_envs) for out in outputs))
-        action_rows = None if action is None else _rows(action, self.n_envs)
-        return Command(kind, action_rows, outputs, rows)
+        rows = Outputs(*(None if out is None else self._rows(out, as_place) for out in outputs))
+        if action is not None:
+            action = self._rows(action, as_ndarray)
+            dict_map(_check_number, action, self.n_envs)
+        return Command(kind, action, outputs, rows)
+
+    def _rows(self, place: Any, convert: Callable[[Any], Any]) -> Any:
+        """Return NumPy arrays with one row for each environment."""
+        rows = dict_map(convert, as_tree(place))
+        return rows if self.n_envs > 1 else rows[None]
 
     @abstractmethod
-    def await_step(self) -> tuple[Any, ...] | None:
+    def await_step(self) -> Any:  # Any: a tuple whose length the command decides
         """Wait for what was started and return its results; None if nothing was."""
 
     @property
@@ -175,7 +195,6 @@ def execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
         )
     if command.kind == "step":
         actions = to_actions(command.action, stepper.action_space)
-        _check_number(actions, stepper.n_envs)
         return _deliver_step(stepper.step(actions), outputs, rows)
     actions = stepper.random_actions()
     action = _deliver(actions, outputs.action, rows.action)  # the environments may overwrite theirs
@@ -202,20 +221,14 @@ def _deliver(values: Sequence[Any], out: Any, rows: Any) -> Any:
 
 def _deliver_infos(infos: Sequence[dict[str, Any]], out: Any, rows: Any) -> Any:
     if out is None:
-        return infos[0] if len(infos) == 1 else list(infos)
+        own = [copy_info(info) for info in infos]
+        return own[0] if len(own) == 1 else own
     if len(rows):  # most environments have no info that is kept
         write_infos(rows, infos)
     return out
 
 
-def _rows(place: Any, n_envs: int) -> Any:
-    """Return a place as NumPy arrays with one row for each environment, over the same memory."""
-    rows = dict_map(as_ndarray, as_tree(place))
-    return rows if n_envs > 1 else rows[None]
-
-
-def _check_number(actions: list[Any], n_envs: int) -> None:
-    if len(actions) != n_envs:
-        raise ValueError(
-            f"action: got {len(actions)} rows, expected {n_envs}, one for each environment"
-        )
+def _check_number(action: Any, n_envs: int) -> None:
+    n_rows = len(action) if action.ndim else 1
+    if not action.ndim or n_rows != n_envs:
+        raise ValueError(f"action: got {n_rows} rows, expected {n_envs}, one for each environment")

@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
+from parllel.arrays import Array
+from parllel.arrays.interop import is_tensor
 from parllel.tree import ArrayDict, dict_map
+from parllel.tree.leaves import as_ndarray
 
 # In a tree, the members of a tuple are branches named by their place: "0", "1", ...
 
@@ -60,9 +64,39 @@ def as_tree(value: Any) -> Any:
     return value
 
 
+def as_place(leaf: Any) -> NDArray[Any]:
+    """Return the NumPy array that writes a leaf's own memory.
+
+    Raises:
+        TypeError: NumPy can't write it in place.
+        ValueError: it is read-only, as a view made with integer arrays is.
+    """
+    is_shared = isinstance(leaf, Array | np.ndarray) or (is_tensor(leaf) and _is_shared(leaf))
+    if not is_shared or (isinstance(leaf, Array) and leaf.storage == "device"):
+        raise TypeError(
+            f"out: got a {type(leaf).__name__}, expected an Array in host memory, a NumPy array, or"
+            " a CPU tensor of a dtype that NumPy has"
+        )
+    rows = as_ndarray(leaf)
+    if not rows.flags.writeable:
+        raise ValueError(
+            f"out: got a read-only array of shape {rows.shape}, expected one that is written in"
+            " place; a view made with integer arrays or a mask is not"
+        )
+    return rows
+
+
 def copy_tree(value: Any) -> Any:
     """Return a value as `as_tree` does, but copy its arrays: environments may reuse theirs."""
     return dict_map(_copy, as_tree(value))
+
+
+def copy_info(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an info dictionary with copies of its arrays and dictionaries."""
+    return {
+        name: copy_info(value) if isinstance(value, Mapping) else _copy(value)
+        for name, value in info.items()
+    }
 
 
 def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
@@ -83,6 +117,11 @@ def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
     if isinstance(space, spaces.Discrete):
         return list(owned)  # scalars, which an Ellipsis would make arrays
     return [owned[row, ...] for row in range(len(owned))]
+
+
+def _is_shared(tensor: Any) -> bool:
+    values = as_ndarray(tensor)
+    return bool(values.ctypes.data == tensor.data_ptr())
 
 
 def _copy(value: Any) -> Any:

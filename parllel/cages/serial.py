@@ -45,7 +45,7 @@ class SerialCage(Cage):
         """Carry out a command; `await_step` returns its results."""
         self._result = execute(self._stepper, command)
 
-    def await_step(self) -> tuple[Any, ...] | None:
+    def await_step(self) -> Any:  # Any: a tuple whose length the command decides
         """Return the results of what was started; None if nothing was."""
         result, self._result = self._result, None
         return result

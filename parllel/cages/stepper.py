@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from parllel.cages.columns import check_space, copy_tree
+from parllel.cages.columns import check_space, copy_info, copy_tree
 from parllel.cages.trajectory import TrajInfo
 
 Seed = int | np.random.SeedSequence | Sequence[np.random.SeedSequence] | None
@@ -40,7 +40,7 @@ class Stepper:
             on its own SeedSequence only. None draws one from the operating system.
 
     Raises:
-        TypeError: a space's values are no arrays of one shape.
+        TypeError: a space's values are no arrays of one shape, or a seed is no seed.
         ValueError: n_envs is not positive, or not the number of seeds.
     """
 
@@ -69,6 +69,7 @@ class Stepper:
         self._action_spaces = [env.action_space for env in self._envs]
         self._trajs = [make_traj_info() for _ in self._envs]
         self._is_reset = False
+        self._is_closed = False
         self._completed: list[TrajInfo] = []
         self.n_envs = n_envs
         self.final_obs: dict[int, Any] = {}
@@ -76,6 +77,7 @@ class Stepper:
 
     def reset(self) -> tuple[list[Any], list[dict[str, Any]]]:
         """Reset all environments, seeded the first time. Episodes under way are forgotten."""
+        self._check_open()
         self.final_obs = {}
         self._trajs = [self._make_traj_info() for _ in self._envs]
         seeds = self._first_seeds() if not self._is_reset else [None] * len(self._envs)
@@ -87,8 +89,9 @@ class Stepper:
         """Step all environments, and reset those whose episode ends.
 
         Raises:
-            RuntimeError: the environments were never reset.
+            RuntimeError: the environments were never reset, or are closed.
         """
+        self._check_open()
         if not self._is_reset:
             raise RuntimeError("step before reset: call reset_async() and await_step() first")
         self.final_obs = {}
@@ -114,21 +117,31 @@ class Stepper:
 
     def close(self) -> None:
         """Close all environments. Called again, it does nothing."""
+        self._is_closed = True
         while self._envs:
             self._envs.pop().close()
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("the cage is closed: its environments are gone; make a new one")
+
     def _reset_ended(self, columns: Columns) -> Columns:
-        """Keep final observations and put the first ones of the next episodes in their place."""
-        observations = list(columns.observation)
+        """Keep final observations and put the first ones of the next episodes in their place.
+
+        What the reset may overwrite is copied before: an environment may reuse its buffers.
+        """
+        observations, rewards, infos = (list(columns[place]) for place in (0, 1, 4))
         flags = zip(columns.terminated, columns.truncated, strict=True)
         for number, (is_terminated, is_truncated) in enumerate(flags):
             if not (is_terminated or is_truncated):
                 continue
             self.final_obs[number] = copy_tree(observations[number])
+            rewards[number] = copy_tree(rewards[number])
+            infos[number] = copy_info(infos[number])
             self._completed.append(self._trajs[number])
             self._trajs[number] = self._make_traj_info()
             observations[number], _ = self._envs[number].reset()
-        return columns._replace(observation=observations)
+        return columns._replace(observation=observations, reward=rewards, info=infos)
 
     def _first_seeds(self) -> list[int]:
         """Return a seed for each environment, and seed their action spaces with another."""
@@ -146,9 +159,16 @@ def spawn_seeds(seed: Seed, n_envs: int) -> list[np.random.SeedSequence]:
         seed = np.random.SeedSequence(None if seed is None else int(seed))
     if isinstance(seed, np.random.SeedSequence):
         return [_child(seed, number) for number in range(n_envs)]
+    if not _are_sequences(seed):
+        raise TypeError(f"seed: got {seed!r}, expected an integer, a SeedSequence, or one for each")
     if len(seed) != n_envs:
         raise ValueError(f"seed: got {len(seed)} SeedSequences, expected {n_envs} = n_envs")
     return list(seed)
+
+
+def _are_sequences(seed: Any) -> bool:
+    is_list = isinstance(seed, Sequence)
+    return is_list and all(isinstance(each, np.random.SeedSequence) for each in seed)
 
 
 def _child(seed: np.random.SeedSequence, number: int) -> np.random.SeedSequence:

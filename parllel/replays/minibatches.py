@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.tree import ArrayDict
+from parllel.tree.leaves import empty_rows
 
 
 class Minibatches:
@@ -31,7 +32,7 @@ class Minibatches:
             raise ValueError(f"n_minibatches: got {n_minibatches}, expected 1 or more")
         self._n_minibatches = n_minibatches
         self._rng = rng
-        self._out: dict[str, NDArray[Any]] = {}
+        self._out = ArrayDict()
         self._tensors = ArrayDict()
 
     def of(self, batch: ArrayDict) -> Iterator[ArrayDict]:
@@ -44,37 +45,43 @@ class Minibatches:
             Trees of torch tensors [rows, ...], rows = T * B // n_minibatches.
 
         Raises:
-            ValueError: the batch has fewer rows than minibatches.
+            ValueError: the batch has fewer rows than minibatches, no leaf, or leaves with
+                different numbers of rows.
         """
         flat = batch.to_ndarray().apply(_flatten)
-        n_rows = len(next(leaf for _, leaf in flat.walk()))
+        n_rows = _count_rows(flat)
         size = n_rows // self._n_minibatches
         if not size:
             raise ValueError(
                 f"n_minibatches: got {self._n_minibatches}, expected at most {n_rows}, the rows of"
                 " the batch"
             )
-        self._keep_outputs(flat, size)
+        copies = self._find_outputs(flat, size)
         order = self._rng.permutation(n_rows)
         for number in range(self._n_minibatches):
             rows = order[number * size : (number + 1) * size]
-            for path, leaf in flat.walk():
+            for leaf, out in copies:
                 # "clip" writes into `out` at once; "raise" would go through a temporary.
-                np.take(leaf, rows, axis=0, out=self._out[path], mode="clip")
+                np.take(leaf, rows, axis=0, out=out, mode="clip")
             yield self._tensors
 
-    def _keep_outputs(self, flat: ArrayDict, size: int) -> None:
-        """Allocate the outputs, unless those of the last batch fit."""
-        wanted = {path: (leaf.dtype, (size, *leaf.shape[1:])) for path, leaf in flat.walk()}
-        if wanted != {path: (out.dtype, out.shape) for path, out in self._out.items()}:
-            outputs = flat.apply(_empty_rows, size)
-            self._out = dict(outputs.walk())
-            self._tensors = outputs.to_torch()
+    def _find_outputs(self, flat: ArrayDict, size: int) -> list[tuple[Any, Any]]:
+        """Return each leaf with its output: that of the last batch if all of them fit."""
+        leaves = [leaf for _, leaf in flat.walk()]
+        wanted = [(path, leaf.dtype, (size, *leaf.shape[1:])) for path, leaf in flat.walk()]
+        if wanted != [(path, out.dtype, out.shape) for path, out in self._out.walk()]:
+            self._out = flat.apply(empty_rows, size)
+            self._tensors = self._out.to_torch()
+        return list(zip(leaves, (out for _, out in self._out.walk()), strict=True))
+
+
+def _count_rows(flat: ArrayDict) -> int:
+    """Return the rows that all leaves have."""
+    counts = {path: len(leaf) for path, leaf in flat.walk()}
+    if len(set(counts.values())) != 1:
+        raise ValueError(f"batch: got leaves of {counts} rows, expected as many in all, and a leaf")
+    return next(iter(counts.values()))
 
 
 def _flatten(leaf: NDArray[Any]) -> NDArray[Any]:
     return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
-
-
-def _empty_rows(leaf: NDArray[Any], n_rows: int) -> NDArray[Any]:
-    return np.empty((n_rows, *leaf.shape[1:]), leaf.dtype)

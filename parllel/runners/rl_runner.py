@@ -59,13 +59,14 @@ class RLRunner:
             `time/...` seconds. The caller closes it.
         n_steps: environment steps over all environments; the last batch is collected whole.
         transforms: applied to each batch in turn.
-        log_every: batches from one log to the next.
+        log_every: batches from one log to the next; of `algo/...`, the last one's are logged.
         window: episodes of training that are averaged.
         eval_sampler, eval_every: evaluates after every so many batches, and at the end.
         agent, checkpoint: where to save whom, after each evaluation and at the end.
 
     Raises:
         ValueError: a count is not positive, or checkpoint is given without agent.
+        FileNotFoundError: the checkpoint's folder does not exist.
     """
 
     def __init__(
@@ -89,6 +90,8 @@ class RLRunner:
                 raise ValueError(f"{name}: got {count}, expected 1 or more")
         if checkpoint is not None and agent is None:
             raise ValueError("checkpoint: got a path without an agent to save; give agent=")
+        if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
+            raise FileNotFoundError(f"checkpoint: {Path(checkpoint).parent} is no folder; make it")
         self._sampler = sampler
         self._algorithm = algorithm
         self._metrics = metrics

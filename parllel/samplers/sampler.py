@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 from parllel.cages import Cage, Command, TrajInfo
 from parllel.cages.columns import write_column
 from parllel.tree import ArrayDict, dict_map
+from parllel.tree.leaves import empty_rows
 
 
 class Agent(Protocol):
@@ -132,13 +131,9 @@ def as_rows(observations: Sequence[Any], like: Any) -> Any:
         observations: k of them, from environments.
         like: rows of the tree's `observation`, [B, ...].
     """
-    rows = dict_map(_empty_rows, like, len(observations))
+    rows = dict_map(empty_rows, like, len(observations))
     write_column(rows, observations)
     return rows
-
-
-def _empty_rows(leaf: Any, n_rows: int) -> Any:
-    return np.empty((n_rows, *leaf.shape[1:]), leaf.dtype)
 
 
 def _columns_of(cages: Sequence[Cage]) -> list[int | slice | None]:

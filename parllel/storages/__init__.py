@@ -43,6 +43,8 @@ def allocate(kind: str, nbytes: int) -> Memory:
         CudaUnavailableError: the kind needs a GPU, and there is no usable one.
         MemoryError: there is less memory than that.
     """
+    if not isinstance(kind, str):
+        raise TypeError(f"storage: got {kind!r}, expected a kind of memory or a block of it")
     if kind not in KINDS:
         raise ValueError(f"storage: got {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
     return KINDS[kind](nbytes)

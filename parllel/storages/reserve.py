@@ -49,4 +49,13 @@ def _cgroup_left() -> int | None:
         used = (_CGROUP / "memory.current").read_text().strip()
     except OSError:
         return None
-    return None if limit == "max" else max(int(limit) - int(used), 0)
+    return None if limit == "max" else max(int(limit) - int(used) + _cache_nbytes(), 0)
+
+
+def _cache_nbytes() -> int:
+    """Return what counts as used for files that are not in use: it goes when memory is wanted."""
+    try:
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))

@@ -6,7 +6,7 @@ import mmap
 import os
 import tempfile
 import weakref
-from multiprocessing import reduction
+from multiprocessing import context, reduction
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,19 @@ class Shared(Memory):
     def __reduce__(self) -> tuple[Any, ...]:
         if self.is_closed:
             raise ValueError("shared memory: it is closed and can't be sent to another process")
-        return _receive, (reduction.DupFd(self._descriptor), self.nbytes, self._taken)
+        return _receive, (_handle(self._descriptor), self.nbytes, self._taken)
 
     def _close(self) -> None:
         super()._close()
         self._close_file()
+
+
+def _handle(descriptor: int) -> Any:  # Any: multiprocessing's own, by start method
+    """Return what `detach` makes a descriptor of in the process that receives it."""
+    child: Any = context.get_spawning_popen()  # Any: its list of descriptors is not declared
+    if child is not None and child.method == "spawn" and descriptor in child._fds:
+        return child.DupFd(descriptor)  # spawn refuses to pass the same one twice
+    return reduction.DupFd(descriptor)
 
 
 def _receive(handle: Any, nbytes: int, taken: int) -> Shared:
@@ -64,7 +72,8 @@ def _receive(handle: Any, nbytes: int, taken: int) -> Shared:
     known = _mapped.get(_identity(descriptor))
     if known is None or known.is_closed:
         return Shared(nbytes, descriptor=descriptor, taken=taken)
-    os.close(descriptor)
+    if descriptor != known._descriptor:  # a spawned child gets the same one again
+        os.close(descriptor)
     return known
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from parllel.arrays import Array
 from parllel.kernels.advantage import estimate_advantage
+from parllel.transforms.outputs import output_like
 from parllel.tree import ArrayDict
 
 
@@ -32,9 +33,8 @@ class EstimateAdvantage:
     def __call__(self, batch: ArrayDict) -> ArrayDict:
         """Return the batch with `advantage` and `return_`, overwritten by the next call."""
         value, reward = batch["agent_info"]["value"], batch["reward"]
-        if self._advantage is None or self._return is None:
-            self._advantage = value.new_array(padding=0, full_size=len(value))
-            self._return = value.new_array(padding=0, full_size=len(value))
+        self._advantage = output_like(value, self._advantage)
+        self._return = output_like(value, self._return)
         estimate_advantage(
             reward.to_ndarray(),
             value[: len(value) + 1].to_ndarray(),
@@ -63,8 +63,7 @@ class NormalizeAdvantage:
     def __call__(self, batch: ArrayDict) -> ArrayDict:
         """Return the batch with the new `advantage`, overwritten by the next call."""
         advantage = batch["advantage"]
-        if self._normalized is None:
-            self._normalized = advantage.new_array(padding=0, full_size=len(advantage))
+        self._normalized = output_like(advantage, self._normalized)
         values = advantage.to_ndarray()
         self._normalized[...] = (values - values.mean()) / (values.std() + self._epsilon)
         return ArrayDict({**batch, "advantage": self._normalized})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from parllel.arrays import Array
+from parllel.transforms.outputs import output_like
 from parllel.tree import ArrayDict
 
 
@@ -27,7 +28,6 @@ class ClipRewards:
     def __call__(self, batch: ArrayDict) -> ArrayDict:
         """Return the batch with the clipped `reward`, overwritten by the next call."""
         reward = batch["reward"]
-        if self._clipped is None:
-            self._clipped = reward.new_array(padding=0, full_size=len(reward))
+        self._clipped = output_like(reward, self._clipped)
         np.clip(reward.to_ndarray(), self._low, self._high, out=self._clipped.to_ndarray())
         return ArrayDict({**batch, "reward": self._clipped})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from parllel.arrays import Array, ArraySpec
@@ -32,7 +32,8 @@ class ArrayDict(MutableMapping[str, Any]):
     An error that a leaf raises names its path (`observation.camera`).
 
     Args:
-        items: names and leaves. Mappings in it become ArrayDicts; leaves are not copied.
+        items: names and leaves, as `dict` takes them. Mappings in it become ArrayDicts; leaves
+            are not copied.
 
     Raises:
         TypeError: a name is no string.
@@ -42,9 +43,9 @@ class ArrayDict(MutableMapping[str, Any]):
 
     _items: dict[str, Any]
 
-    def __init__(self, items: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] | None = None) -> None:
         self._items = {}
-        for name, value in ({} if items is None else items).items():
+        for name, value in dict({} if items is None else items).items():
             if not isinstance(name, str):
                 raise TypeError(f"ArrayDict: got {name!r} as a name, expected a string")
             self[name] = value
@@ -158,6 +159,7 @@ class ArrayDict(MutableMapping[str, Any]):
 
         What wraps in device memory is copied in one launch, in the caller's current stream.
         """
+        self._check_arrays("rotate")
         on_device = {path: leaf for path, leaf in self.walk() if is_on_device(leaf)}
         self.apply(_rotate_on_host)
         moves = {path: leaf.advance_window() for path, leaf in on_device.items()}
@@ -168,11 +170,24 @@ class ArrayDict(MutableMapping[str, Any]):
 
     def reset(self) -> None:
         """Reset all leaves, so that the next `rotate` lands at the beginning."""
+        self._check_arrays("reset")
         self.apply(call_method, "reset")
 
     def close(self) -> None:
-        """Close all leaves. Called again, it does nothing."""
-        self.apply(call_method, "close")
+        """Close all leaves that are Arrays. Called again, it does nothing.
+
+        Raises:
+            TypeError: a leaf is no Array; the others are closed then.
+        """
+        for _, leaf in self.walk():
+            if isinstance(leaf, Array):
+                leaf.close()
+        self._check_arrays("close")
+
+    def _check_arrays(self, what: str) -> None:
+        for path, leaf in self.walk():
+            if not isinstance(leaf, Array):
+                raise TypeError(f"{path}: {what} got a {type(leaf).__name__}, expected an Array")
 
     def to(self, *args: Any, **kwargs: Any) -> ArrayDict:
         """Return a copy of a tree of Arrays in one block of memory of another kind.

@@ -45,6 +45,11 @@ def describe_leaf(leaf: Any) -> tuple[str, str, str, str]:
     return str(getattr(leaf, "dtype", type(leaf).__name__)), str(shape), str(where), f"{nbytes:,}"
 
 
+def empty_rows(leaf: Any, n_rows: int) -> NDArray[Any]:
+    """Return a new NumPy array of another number of rows like a leaf's, not initialized."""
+    return np.empty((n_rows, *leaf.shape[1:]), leaf.dtype)
+
+
 def call(leaf: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a leaf."""
     return leaf(*args, **kwargs)

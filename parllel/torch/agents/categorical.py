@@ -109,8 +109,10 @@ class CategoricalPgAgent:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the model's parameters to a file."""
-        torch.save(self._module().state_dict(), path)
+        """Write the model's parameters to a file, which is replaced at once when all is written."""
+        unfinished = Path(f"{path}.unfinished")
+        torch.save(self._module().state_dict(), unfinished)
+        unfinished.replace(path)
 
     def load(self, path: str | Path) -> None:
         """Read the model's parameters from a file that `save` wrote."""
@@ -124,7 +126,7 @@ class CategoricalPgAgent:
             )
         return self.model
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: a model may keep what it makes at its first call
     def _check_model(self, example_obs: Any) -> None:
         """Try the model once, so that a wrong shape is found here and not in the training loop."""
         rows = dict_map(as_tensor, example_obs)
