@@ -1,6 +1,7 @@
 """Samplers against loops that are written by hand in plain NumPy, step for step and bit for bit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -576,3 +577,31 @@ def test_a_final_value_without_a_padded_value_is_an_error(lack: str) -> None:
         pytest.raises(ValueError, match=r"^agent_info\.value: got .* expected padding"),
     ):
         BasicSampler([cage], NumpyAgent(), samples)
+
+
+def test_an_agent_may_be_told_when_it_acts() -> None:
+    class ActingAgent(NumpyAgent):
+        n_entered = 0
+        is_acting = False
+
+        @contextmanager
+        def acting(self) -> Iterator[None]:
+            self.n_entered, self.is_acting = self.n_entered + 1, True
+            yield
+            self.is_acting = False
+
+        def step(self, observation: Any, *, deterministic: bool = False) -> Any:
+            assert self.is_acting
+            return super().step(observation, deterministic=deterministic)
+
+        def value(self, observation: Any) -> Any:
+            assert self.is_acting
+            return super().value(observation)
+
+    agent = ActingAgent()
+    samples = make_samples(Walk, 2, NumpyAgent())
+    with SerialCage(Walk, n_envs=2) as cage:
+        sampler = BasicSampler([cage], agent, samples)
+        for _ in range(3):
+            sampler.collect_batch()
+    assert (agent.n_entered, agent.is_acting) == (3, False)

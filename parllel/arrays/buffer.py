@@ -29,6 +29,7 @@ class Buffer:
         "extents",
         "is_closed",
         "is_on_host",
+        "is_tensor_on_host",
         "kind",
         "memory",
         "n_batch_axes",
@@ -48,6 +49,7 @@ class Buffer:
         # Attributes, not properties: every read and write of an Array asks them.
         self.is_closed = False  # whether the memory was released
         self.is_on_host = memory.is_on_host  # whether `data` is NumPy's; otherwise it is CuPy's
+        self.is_tensor_on_host = memory.is_on_host and memory.kind != "managed"
         # What can be written as it is, and what makes the rest of it so.
         self.plain, self.accept = (PLAIN, to_host) if memory.is_on_host else (SCALARS, to_device)
         memory.acquire()

@@ -86,6 +86,10 @@ def narrow(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def _from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
     try:
+        return tensor.numpy()
+    except (RuntimeError, TypeError):  # it has a gradient, is conjugated, or on another device
+        pass
+    try:
         return tensor.numpy(force=True)
     except TypeError:  # NumPy has no bfloat16; widening to float32 is exact
         return tensor.float().numpy(force=True)

@@ -131,9 +131,9 @@ class Readable:
         Raises:
             ValueError: the view has a negative step, which torch does not know.
         """
-        if self.storage in ("device", "managed"):
-            return cuda.tensor_over(self.to_cupy())
-        return to_tensor(self._elements())
+        if self._buffer.is_tensor_on_host:
+            return to_tensor(self._elements())
+        return cuda.tensor_over(self.to_cupy())
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if not self._buffer.is_on_host:

@@ -187,15 +187,15 @@ class Cage(ABC):
 def execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
     """Carry out a command and return its results."""
     outputs, rows = command.outputs, command.rows
+    if command.kind == "step":
+        actions = to_actions(command.action, stepper.action_space)
+        return _deliver_step(stepper.step(actions), outputs, rows)
     if command.kind == "reset":
         observations, infos = stepper.reset()
         return (
             _deliver(observations, outputs.observation, rows.observation),
             _deliver_infos(infos, outputs.info, rows.info),
         )
-    if command.kind == "step":
-        actions = to_actions(command.action, stepper.action_space)
-        return _deliver_step(stepper.step(actions), outputs, rows)
     actions = stepper.random_actions()
     action = _deliver(actions, outputs.action, rows.action)  # the environments may overwrite theirs
     return (action, *_deliver_step(stepper.step(actions), outputs, rows))

@@ -88,6 +88,8 @@ def as_place(leaf: Any) -> NDArray[Any]:
 
 def copy_tree(value: Any) -> Any:
     """Return a value as `as_tree` does, but copy its arrays: environments may reuse theirs."""
+    if isinstance(value, np.ndarray | float):  # most observations and rewards
+        return _copy(value)
     return dict_map(_copy, as_tree(value))
 
 
@@ -107,6 +109,8 @@ def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
             environment.
         space: of a single environment's actions.
     """
+    if isinstance(space, spaces.Discrete):  # scalars; an Ellipsis would make arrays of them
+        return list(rows.astype(space.dtype))
     if isinstance(space, spaces.Dict):
         parts = [to_actions(rows[name], part) for name, part in space.items()]
         return [dict(zip(space, members, strict=True)) for members in zip(*parts, strict=True)]
@@ -114,8 +118,6 @@ def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
         parts = [to_actions(rows[str(place)], part) for place, part in enumerate(space)]
         return list(zip(*parts, strict=True))
     owned = rows.astype(space.dtype)
-    if isinstance(space, spaces.Discrete):
-        return list(owned)  # scalars, which an Ellipsis would make arrays
     return [owned[row, ...] for row in range(len(owned))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from parllel.cages import Cage, TrajInfo
 from parllel.samplers.sampler import Agent, Sampler, as_rows
@@ -48,19 +49,17 @@ class BasicSampler(Sampler):
         if not self._was_reset:
             self.reset()
         self._rotate()
-        for t in range(self.batch_T):
-            self._step(t)
+        with self._acting():
+            for t in range(self.batch_T):
+                self._step(t)
+                if self._completes_values and (final_obs := self._final_obs()):
+                    self._value_final_obs(t, final_obs)
             if self._completes_values:
-                self._value_final_obs(t)
-        if self._completes_values:
-            last = self.samples["observation"][self.batch_T]
-            self.samples["agent_info"]["value"][self.batch_T] = self.agent.value(last)
+                last = self.samples["observation"][self.batch_T]
+                self.samples["agent_info"]["value"][self.batch_T] = self.agent.value(last)
         return self.samples, self._take_completed()
 
-    def _value_final_obs(self, t: int) -> None:
-        final_obs = self._final_obs()
-        if not final_obs:
-            return
+    def _value_final_obs(self, t: int, final_obs: dict[int, Any]) -> None:
         terminated = self.samples["terminated"][t].to_ndarray()
         columns = [column for column in final_obs if not terminated[column]]
         if columns:

@@ -54,16 +54,17 @@ class EvalSampler(Sampler):
         self.reset()
         left = [self._share] * self.batch_B
         finished: list[TrajInfo] = []
-        for step in range(self._max_steps):
-            t = step % self.batch_T
-            if t == 0:
-                self._rotate()
-            self._step(t, deterministic=self._deterministic)
-            # Episodes come in the order of the columns in which they ended.
-            for column, traj in zip(self._final_obs(), self._take_completed(), strict=True):
-                if left[column]:
-                    left[column] -= 1
-                    finished.append(traj)
-            if not any(left):
-                break
+        with self._acting():
+            for step in range(self._max_steps):
+                t = step % self.batch_T
+                if t == 0:
+                    self._rotate()
+                self._step(t, deterministic=self._deterministic)
+                # Episodes come in the order of the columns in which they ended.
+                for column, traj in zip(self._final_obs(), self._take_completed(), strict=True):
+                    if left[column]:
+                        left[column] -= 1
+                        finished.append(traj)
+                if not any(left):
+                    break
         return finished

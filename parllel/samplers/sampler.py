@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 from parllel.cages import Cage, Command, TrajInfo
@@ -12,7 +13,12 @@ from parllel.tree.leaves import empty_rows
 
 
 class Agent(Protocol):
-    """Whom a sampler asks for actions and values; rows are those of the sample tree."""
+    """Whom a sampler asks for actions and values; rows are those of the sample tree.
+
+    An agent may have a method `acting` too, which returns a context manager: a sampler enters it
+    once for each batch, and an agent can do there what it would do in each call otherwise. Serial
+    cages step their environments inside of it.
+    """
 
     def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
         """Return an action for each row, and a mapping of what else is kept for learning."""
@@ -110,6 +116,11 @@ class Sampler:
             cage.start(command)
         for cage in self.cages:
             cage.await_step()
+
+    def _acting(self) -> AbstractContextManager[None]:
+        """Return the context in which the agent acts."""
+        context: AbstractContextManager[None] = getattr(self.agent, "acting", nullcontext)()
+        return context
 
     def _final_obs(self) -> dict[int, Any]:
         """Return the true final observations of the last step by the environment's column."""

@@ -253,6 +253,8 @@ def dict_map(function: Callable[..., Any], tree: Any, *args: Any, **kwargs: Any)
             is a leaf, and its result is returned.
         args, kwargs: passed on.
     """
+    if isinstance(tree, Array):  # asked first: it is the common case, and quickly told
+        return function(tree, *args, **kwargs)
     if isinstance(tree, Mapping):
         tree = tree if isinstance(tree, ArrayDict) else ArrayDict(tree)
         return tree.apply(function, *args, **kwargs)

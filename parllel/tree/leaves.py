@@ -21,10 +21,10 @@ def as_ndarray(leaf: Any) -> NDArray[Any]:
 
 def as_tensor(leaf: Any) -> torch.Tensor:
     """Return a leaf as a torch tensor over the same memory."""
-    if is_tensor(leaf):
-        return leaf
     if isinstance(leaf, Array):
         return leaf.to_torch()
+    if is_tensor(leaf):
+        return leaf
     if isinstance(leaf, np.ndarray) or not hasattr(leaf, "__dlpack__"):
         return to_tensor(np.asarray(leaf))
     from torch.utils.dlpack import from_dlpack

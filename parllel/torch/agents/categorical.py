@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +66,16 @@ class CategoricalPgAgent:
         self._generator = generator
         self._check_model(example_obs)
 
-    @torch.inference_mode()
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Enter torch's inference mode once for many calls of `step` and `value`.
+
+        An environment that is stepped inside and needs gradients of its own leaves it with
+        `torch.inference_mode(False)`.
+        """
+        with torch.inference_mode():
+            yield
+
     def step(
         self, observation: Any, *, deterministic: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -79,6 +89,9 @@ class CategoricalPgAgent:
             The actions, int64 [B], and a dictionary of `value` and `log_prob`, float32 [B]. They
             are made in torch's inference mode: clone them before autograd is to use them.
         """
+        if not torch.is_inference_mode_enabled():
+            with self.acting():
+                return self.step(observation, deterministic=deterministic)
         outputs = self.model(dict_map(as_tensor, observation))
         log_probs = self.distribution.log_probs(outputs.dist_params)
         if deterministic:
@@ -88,9 +101,11 @@ class CategoricalPgAgent:
         log_prob = self.distribution.log_prob(log_probs, action)
         return action, {"value": outputs.value, "log_prob": log_prob}
 
-    @torch.inference_mode()
     def value(self, observation: Any) -> Tensor:
         """Return the value estimate of each row, float32 [B]."""
+        if not torch.is_inference_mode_enabled():
+            with self.acting():
+                return self.value(observation)
         return self.model(dict_map(as_tensor, observation)).value
 
     def evaluate(self, observation: Any, action: Tensor) -> Evaluation:
