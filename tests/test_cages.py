@@ -404,3 +404,11 @@ def test_a_closed_cage_is_an_error(command: str) -> None:
     cage.close()
     with pytest.raises(RuntimeError, match="the cage is closed"):
         getattr(cage, command)()
+
+
+def test_rows_of_actions_may_be_a_tuple() -> None:
+    with SerialCage(Clock, n_envs=2) as cage:
+        cage.reset_async()
+        cage.step_async((0, 0))
+        _, reward, *_ = cage.await_step()
+    assert reward.shape == (2,)

@@ -519,6 +519,23 @@ def test_a_saved_agent_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(*actions)
 
 
+def test_a_save_that_breaks_off_leaves_the_former_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, path = make_agent(0), tmp_path / "agent.pt"
+    agent.save(path)
+    former = path.read_bytes()
+
+    def break_off(_: Any, target: Path) -> None:
+        target.write_bytes(former[:10])
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(torch, "save", break_off)
+    with pytest.raises(OSError, match="the disk is full"):
+        agent.save(path)
+    assert path.read_bytes() == former
+
+
 def test_a_model_without_parameters_cannot_be_saved(tmp_path: Path) -> None:
     agent = CategoricalPgAgent(Constant3(), Categorical(3), np.zeros((2, 3), np.float32))
     with pytest.raises(TypeError, match=r"model: got a Constant3, expected a torch\.nn\.Module"):

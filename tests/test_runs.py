@@ -382,6 +382,11 @@ def test_a_run_needs_positive_counts(name: str) -> None:
         run(**{name: 0})
 
 
+def test_a_checkpoint_needs_a_folder_from_the_start(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"checkpoint: .*missing is no folder; make it"):
+        run(agent=Constant(), checkpoint=tmp_path / "missing" / "agent.pt")
+
+
 def test_a_checkpoint_needs_an_agent() -> None:
     with pytest.raises(ValueError, match="give agent="):
         run(checkpoint="agent.pt")
@@ -430,7 +435,7 @@ def test_the_example_gives_the_same_bits_for_the_same_seed(example: ModuleType) 
 
 def test_the_example_writes_numbers_and_a_picture(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLE), "--steps", "2500", "--out", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
     assert "mean return of the last 100 episodes: " in result.stdout
     with (tmp_path / "metrics.csv").open(newline="") as file:
@@ -439,3 +444,13 @@ def test_the_example_writes_numbers_and_a_picture(tmp_path: Path) -> None:
     assert all(float(row["train/episode_return"]) > 5 for row in rows)
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_each_run_of_the_example_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    for _ in range(2):
+        command = [sys.executable, str(EXAMPLE), "--steps", "1024"]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    files = list((tmp_path / "runs" / "cartpole_ppo").glob("*/metrics.csv"))
+    assert len(files) == 2
+    for file in files:
+        assert len(file.read_text().splitlines()) == 2  # the header and one row

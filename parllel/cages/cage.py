@@ -121,6 +121,8 @@ class Cage(ABC):
         """
         if action is None:
             raise TypeError("action: got None, expected a row for each environment")
+        if isinstance(action, tuple) and not isinstance(self.action_space, gym.spaces.Tuple):
+            action = list(action)  # rows, not the parts of one action
         outputs = Outputs(None, out_obs, out_reward, out_terminated, out_truncated, out_info)
         return self._bind("step", action, outputs)
 

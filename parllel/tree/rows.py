@@ -13,7 +13,7 @@ from parllel.kernels.row_table import RowTable, rows_at
 from parllel.kernels.rows import check_rows
 
 _WORD = 16  # bytes of one access
-_THREADS = 256  # of a block: enough to hide the latency of memory, on every GPU since Turing
+_THREADS = 256  # of a block: allowed on every GPU, not tuned on one yet
 _MOST_GROUPS = 65_535  # the kernel goes on where the grid ends
 
 
