@@ -123,6 +123,20 @@ def keys(location: Location) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return (*first, Ellipsis), tuple(second)
 
 
+def rows_of(location: Location, extents: Sequence[int]) -> tuple[int, NDArray[np.intp]] | None:
+    """Return the whole rows that integer arrays pick.
+
+    Returns:
+        How many leading axes the arrays are on, k, and the rows' numbers, [n], counted over these
+        axes together; None where the location is no such pick.
+    """
+    n_axes = sum(1 for _ in takewhile(lambda axis: isinstance(axis, np.ndarray), location))
+    if not n_axes or location[n_axes:] != tuple(map(range, extents[n_axes:])):
+        return None
+    arrays = np.broadcast_arrays(*(np.asarray(axis) for axis in location[:n_axes]))
+    return n_axes, np.ravel_multi_index(arrays, tuple(extents[:n_axes])).ravel()
+
+
 def shape_of(location: Location) -> tuple[int, ...]:
     """Return the shape of the view that lies at a location."""
     return tuple(length for length, _ in _dimensions(location))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -11,10 +11,22 @@ from numpy.typing import DTypeLike, NDArray
 from parllel import cuda
 from parllel.arrays.buffer import Buffer
 from parllel.arrays.interop import to_tensor
-from parllel.arrays.location import Location, count_dims, is_gathered, keys, shape_of
+from parllel.arrays.location import Location, count_dims, is_gathered, keys, rows_of, shape_of
 
 if TYPE_CHECKING:
     import torch
+
+
+class PickedRows(NamedTuple):
+    """Whole rows of a base buffer that integer arrays pick.
+
+    Args:
+        rows: of NumPy or CuPy, [m, ...]. All rows of the buffer.
+        numbers: intp [n]. Which of them.
+    """
+
+    rows: Any
+    numbers: NDArray[np.intp]
 
 
 class Readable:
@@ -162,6 +174,18 @@ class Readable:
         except TypeError as error:  # so that hasattr tells what a GPU can use
             raise AttributeError(str(error)) from error
         return interface
+
+    def picked_rows(self) -> PickedRows | None:
+        """Return the rows that a view made with integer arrays shows; None for any other view.
+
+        The arrays are on the leading axes, and all others are shown whole.
+        """
+        found = rows_of(self._location, self._buffer.extents)
+        if found is None:
+            return None
+        n_axes, numbers = found
+        data = self._buffer.data
+        return PickedRows(data.reshape(-1, *data.shape[n_axes:]), numbers)
 
     def _elements(self) -> NDArray[Any]:
         """Return the visible elements as the memory's own kind of array."""

@@ -10,6 +10,7 @@ from typing import Any
 from parllel.arrays import Array, ArraySpec
 from parllel.storages import KINDS, Memory, aligned, allocate
 from parllel.tree.errors import raise_at
+from parllel.tree.gathers import gather_on_device, has_arrays, scatter_on_device
 from parllel.tree.leaves import (
     as_ndarray,
     as_tensor,
@@ -18,7 +19,7 @@ from parllel.tree.leaves import (
     describe_leaf,
     is_on_device,
 )
-from parllel.tree.rows import copy_blocks_on_device
+from parllel.tree.rows import copy_blocks
 
 
 class ArrayDict(MutableMapping[str, Any]):
@@ -101,6 +102,8 @@ class ArrayDict(MutableMapping[str, Any]):
             self._items[index] = ArrayDict(value) if _is_foreign_mapping(value) else value
             return
         values = value if value.__class__ is dict else _as_mapping(value)
+        if has_arrays(index) and values is not None and self._scatter(index, values):
+            return
         name = ""
         try:
             if values is None:
@@ -111,6 +114,24 @@ class ArrayDict(MutableMapping[str, Any]):
                 item[index] = values[name]
         except Exception as error:
             raise_at(name, error)
+
+    def _scatter(self, index: Any, values: Mapping[str, Any]) -> bool:
+        """Write rows that integer arrays pick in one launch, where all leaves are on a device."""
+        leaves, flat = dict(self.walk()), dict(ArrayDict(values).walk())
+        if leaves.keys() != flat.keys() or not all(map(is_on_device, leaves.values())):
+            return False
+        return scatter_on_device(dict(self[index].walk()), flat)
+
+    def _gathered(self) -> ArrayDict:
+        """Return rows that integer arrays picked, where all leaves are on a device; else itself."""
+        leaves = dict(self.walk())
+        if not all(map(is_on_device, leaves.values())):
+            return self
+        gathered = gather_on_device(leaves)
+        if gathered is None:
+            return self
+        rows = iter(gathered.values())
+        return self.apply(lambda _: next(rows))
 
     def _describe_difference(self, values: Mapping[str, Any]) -> str:
         missing = [name for name in self._items if name not in values]
@@ -147,12 +168,19 @@ class ArrayDict(MutableMapping[str, Any]):
         return self.apply(call, *args, **kwargs)
 
     def to_ndarray(self) -> ArrayDict:
-        """Return the tree of NumPy arrays over the same memory, where the host can read it."""
-        return self.apply(as_ndarray)
+        """Return the tree of NumPy arrays over the same memory, where the host can read it.
+
+        Of device memory they are read-only copies, for which the host waits (`Array.to_ndarray`).
+        """
+        return self._gathered().apply(as_ndarray)
 
     def to_torch(self) -> ArrayDict:
-        """Return the tree of torch tensors over the same memory."""
-        return self.apply(as_tensor)
+        """Return the tree of torch tensors over the same memory. Waits for nothing.
+
+        What integer arrays pick is gathered: in device memory, the same rows of all leaves by one
+        launch in the caller's current stream.
+        """
+        return self._gathered().apply(as_tensor)
 
     def rotate(self) -> None:
         """Rotate all leaves (`Array.rotate`).
@@ -166,7 +194,7 @@ class ArrayDict(MutableMapping[str, Any]):
         wrapped = {path: rows for path, rows in moves.items() if rows is not None}
         if wrapped:
             destination, source = zip(*wrapped.values(), strict=True)
-            copy_blocks_on_device(destination, source, names=list(wrapped))
+            copy_blocks(destination, source, names=list(wrapped))
 
     def reset(self) -> None:
         """Reset all leaves, so that the next `rotate` lands at the beginning."""

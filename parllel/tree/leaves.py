@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 def as_ndarray(leaf: Any) -> NDArray[Any]:
     """Return a leaf as a NumPy array, over the same memory where the host can read it."""
-    return leaf.to_ndarray() if isinstance(leaf, Array) else np.asarray(to_host(leaf))
+    if isinstance(leaf, Array):
+        return leaf.to_ndarray()
+    values = np.asarray(to_host(leaf))
+    if not isinstance(leaf, np.ndarray) and hasattr(leaf, "__cuda_array_interface__"):
+        values.flags.writeable = False  # a copy: a write would be lost
+    return values
 
 
 def as_tensor(leaf: Any) -> torch.Tensor:

@@ -1,83 +1,131 @@
-"""Copies of rows of a whole tree: all leaves in one launch of the `rows` kernel."""
+"""Copies of rows of whole trees: all leaves in one call of the `rows` kernel, or in one launch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from parllel import cuda
 from parllel.kernels.row_index import Index
-from parllel.kernels.row_table import RowTable, rows_at
-from parllel.kernels.rows import check_rows
+from parllel.kernels.row_table import Rows, RowTable, rows_at
+from parllel.kernels.rows import check_rows, copy_rows
+
+AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
+AnyIndex: TypeAlias = Index | Any  # or a device array, int64 [n]
 
 _WORD = 16  # bytes of one access
 _THREADS = 256  # of a block: allowed on every GPU, not tuned on one yet
 _MOST_GROUPS = 65_535  # the kernel goes on where the grid ends
 
 
-def copy_rows_on_device(
-    destination: Sequence[Any],
-    source: Sequence[Any],
-    destination_index: Index,
-    source_index: Index,
-    *,
-    names: Sequence[str] | None = None,
-) -> None:
-    """Copy rows between device arrays, all leaves in one launch in the caller's current stream.
+class RowCopy:
+    """A copy of rows from some arrays to others, prepared once and run many times.
 
-    destination[leaf][d[i]] = source[leaf][s[i]] for all i. Returns at once. The table of leaves,
-    and index vectors, are copied to the device before.
+    destination[leaf][d[i]] = source[leaf][s[i]] for all i
+
+    The arrays are NumPy's, and rows are copied when `run` returns; or all of them are CuPy's, over
+    device memory or mapped host memory, and each run is one launch in the caller's current stream.
+    The table of leaves goes to the device here, once, in the stream that is current: who runs in
+    another one orders it behind that.
 
     Args:
-        destination, source: CuPy arrays [n, ...] with contiguous rows, over device memory or
-            mapped host memory.
-        destination_index, source_index: range, or int64 [k] on the host.
+        destination: for each leaf an array [n, ...] of rows to write.
+        source: for each leaf an array [m, ...] of rows to read, of the same dtype and row shape.
         names: what errors call the leaves.
 
     Raises:
-        IndexError, TypeError, ValueError: as `kernels.rows.copy_rows`; nothing was launched.
+        TypeError: some arrays are NumPy's and some are CuPy's.
+        ValueError: as `RowTable`: dtypes or rows differ, are not contiguous, or overlap.
     """
-    sides = [[_locate(leaf) for leaf in side] for side in (destination, source)]
-    table = RowTable(*sides, names=names)
-    check_rows(table, destination_index, source_index)
-    n_rows = len(destination_index)
-    if not n_rows:
-        return
-    longest = int(table.entries[:, -1].max())
-    lanes = min(_THREADS, 1 << max(0, -(-longest // _WORD) - 1).bit_length())
-    rows_per_block = _THREADS // lanes
-    groups = min(-(-n_rows // rows_per_block), _MOST_GROUPS)
-    cuda.launch(
-        "rows",
-        (groups, len(table.entries)),
-        (lanes, rows_per_block),
-        [
-            cuda.to_device(table.entries),
-            np.int64(n_rows),
-            *_picks(destination_index),
-            *_picks(source_index),
-        ],
-    )
+
+    def __init__(
+        self,
+        destination: Sequence[AnyArray],
+        source: Sequence[AnyArray],
+        *,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        arrays = (*destination, *source)
+        are_on_host = {isinstance(array, np.ndarray) for array in arrays}
+        if len(are_on_host) > 1:
+            raise TypeError("rows: got arrays of NumPy and of CuPy, expected one kind")
+        self._device_table: Any = None  # cupy.ndarray; None for arrays of NumPy
+        if are_on_host == {True}:
+            self._table = RowTable.of_arrays(destination, source, names=names)
+            return
+        sides = [[_locate(leaf) for leaf in side] for side in (destination, source)]
+        self._table = RowTable(*sides, names=names)
+        self._device_table = cuda.to_device(self._table.entries)
+        self._owners = arrays
+        longest = int(self._table.entries[:, -1].max())
+        self._lanes = min(_THREADS, 1 << max(0, -(-longest // _WORD) - 1).bit_length())
+
+    def run(self, destination_index: AnyIndex, source_index: AnyIndex) -> None:
+        """Copy the rows of one index to the rows of another.
+
+        Args:
+            destination_index, source_index: range, or integers [k]. Of arrays of CuPy it may be a
+                contiguous device array, int64 [k], too: then neither index is checked, and a row
+                outside a leaf is read from, or written to, somewhere else. Integers of the host
+                are copied to the device first.
+
+        Raises:
+            IndexError, TypeError, ValueError: as `kernels.rows.copy_rows`; nothing was written.
+        """
+        if self._device_table is None:
+            copy_rows(self._table, destination_index, source_index)
+            return
+        if not (_is_on_device(destination_index) or _is_on_device(source_index)):
+            check_rows(self._table, destination_index, source_index)
+        n_rows = len(destination_index)
+        if len(source_index) != n_rows:
+            raise ValueError(f"rows: {n_rows} rows to write, {len(source_index)} to read")
+        if n_rows:
+            self._launch(n_rows, destination_index, source_index)
+
+    def _launch(self, n_rows: int, destination_index: AnyIndex, source_index: AnyIndex) -> None:
+        rows_per_block = _THREADS // self._lanes
+        groups = min(-(-n_rows // rows_per_block), _MOST_GROUPS)
+        cuda.launch(
+            "rows",
+            (groups, len(self._table.names)),
+            (self._lanes, rows_per_block),
+            [
+                self._device_table,
+                np.int64(n_rows),
+                *_picks(destination_index),
+                *_picks(source_index),
+            ],
+        )
 
 
-def copy_blocks_on_device(
-    destination: Sequence[Any], source: Sequence[Any], *, names: Sequence[str] | None = None
+def copy_blocks(
+    destination: Sequence[AnyArray],
+    source: Sequence[AnyArray],
+    *,
+    names: Sequence[str] | None = None,
 ) -> None:
-    """Copy whole contiguous device arrays, each of its own size, in one launch as above."""
+    """Copy whole contiguous arrays, each of its own size, all at once as `RowCopy` does."""
     written, read = ([leaf.reshape(1, -1) for leaf in side] for side in (destination, source))
-    copy_rows_on_device(written, read, range(1), range(1), names=names)
+    RowCopy(written, read, names=names).run(range(1), range(1))
 
 
-def _picks(index: Index) -> list[Any]:
+def _is_on_device(index: AnyIndex) -> bool:
+    return not isinstance(index, range | np.ndarray)
+
+
+def _picks(index: AnyIndex) -> list[Any]:
     """Return a kernel's three arguments for an index: a vector or 0, then start and step."""
     if isinstance(index, range):
         return [np.int64(0), np.int64(index.start), np.int64(index.step)]
-    return [cuda.to_device(np.ascontiguousarray(index, np.int64)), np.int64(0), np.int64(0)]
+    if isinstance(index, np.ndarray):
+        index = cuda.to_device(np.ascontiguousarray(index, np.int64))
+    return [index, np.int64(0), np.int64(0)]
 
 
-def _locate(leaf: Any) -> Any:
+def _locate(leaf: AnyArray) -> Rows:
     rows = rows_at(leaf.data.ptr, leaf.shape, leaf.strides, leaf.itemsize)
     if rows is None:
         raise ValueError(

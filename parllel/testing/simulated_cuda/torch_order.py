@@ -3,15 +3,15 @@
 On a GPU torch queues its work in the current stream, behind parllel's. In a simulation it
 computes at once, on the host. So that both mean the same, the current stream's work runs before
 each of torch's operations that touches device memory, and the rest of the device may lag behind.
-Not seen are `tensor.numpy()`, which a GPU's tensor refuses, and `tensor.cpu()`, which makes no copy
-here: take values out with `tensor.tolist()`, `tensor.item()` or `tensor.clone()`.
+What brings values to the host waits for that work too: `tolist`, `item`, `cpu` (a copy), and
+`numpy(force=True)`. `tensor.numpy()` is refused, as a GPU's tensor refuses it.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 from parllel.testing.simulated_cuda.active import Device
@@ -23,11 +23,16 @@ def torch_in_order(device: Device) -> AbstractContextManager[object]:
     It does nothing where torch was not imported before.
     """
     device.is_torch_in_order = "torch" in sys.modules
-    return _mode_class()(device) if device.is_torch_in_order else nullcontext()
+    if not device.is_torch_in_order:
+        return nullcontext()
+    modes = ExitStack()
+    modes.enter_context(_operations_mode()(device))
+    modes.enter_context(_values_mode()(device))
+    return modes
 
 
 @functools.cache
-def _mode_class() -> Any:  # Any: a class of torch's, which is not imported before it is needed
+def _operations_mode() -> Any:  # Any: a class of torch's, which is not imported before it is needed
     from torch import Tensor
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_iter
@@ -48,6 +53,37 @@ def _mode_class() -> Any:  # Any: a class of torch's, which is not imported befo
             return func(*args, **kwargs)
 
     return InOrder
+
+
+@functools.cache
+def _values_mode() -> Any:  # Any: as above
+    from torch import Tensor
+    from torch.overrides import TorchFunctionMode
+
+    class ValuesInOrder(TorchFunctionMode):
+        def __init__(self, device: Device) -> None:
+            super().__init__()
+            self._device = device
+
+        def __torch_function__(  # type: ignore[no-untyped-def]  # as torch declares it
+            self, func, types, args=(), kwargs=None
+        ) -> Any:
+            kwargs = kwargs or {}
+            is_reading = func in (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu)
+            if is_reading and _is_of_device(self._device, args[0]):
+                return self._read(func, *args, **kwargs)
+            return func(*args, **kwargs)
+
+        def _read(self, func: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:  # as above
+            if func in (Tensor.numpy, Tensor.__array__) and not kwargs.get("force"):
+                raise TypeError(
+                    "simulated CUDA: a tensor in device memory can't be converted to numpy; copy"
+                    " it to the host first, with tensor.cpu()"
+                )
+            host = tensor.detach().clone()  # an operation, so that it takes its place in the order
+            return host if func is Tensor.cpu else func(host, *args, **kwargs)
+
+    return ValuesInOrder
 
 
 def check_torch_is_in_order(device: Device) -> None:
