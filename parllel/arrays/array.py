@@ -169,6 +169,16 @@ class Array(Indexable):
         """Rows of the ring; for a view the number of its rows, 0 where it has no dimension."""
         return self._window.full_size if self._window is not None else (*self.shape, 0)[0]
 
+    @property
+    def window_begin(self) -> int:
+        """Row of the ring at which the window begins, from 0 to `full_size - T`.
+
+        Raises:
+            TypeError: this is a view.
+        """
+        window = self._own_window("window_begin")
+        return window.rows.start - window.ring.start
+
     def rotate(self) -> None:
         """Move the window forward by its own length, so that the next batch can be written.
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from parllel.tree import ArrayDict
-from parllel.tree.leaves import empty_rows
+from parllel import cuda
+from parllel.arrays import Array, ArraySpec
+from parllel.arrays.interop import to_device
+from parllel.tree import ArrayDict, allocate_tree
+from parllel.tree.leaves import as_ndarray, is_on_gpu
+from parllel.tree.rows import RowCopy
+
+AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
 
 
 class Minibatches:
     """Cut batches into random parts; each pass over a batch visits every row once.
 
     The T and B dimensions are flattened. All minibatches have the same size and are gathered into
-    the same memory, which is kept from batch to batch: each overwrites the one before.
+    the same memory, which is kept from batch to batch: each overwrites the one before. A batch in
+    device memory is gathered there, with one launch for each minibatch and one copy of the order
+    for each pass, in the caller's current stream; nothing waits for it.
 
     Args:
         n_minibatches: parts of a pass. Rows that do not fill a whole part are left out, other
@@ -35,20 +42,24 @@ class Minibatches:
         self._out = ArrayDict()
         self._tensors = ArrayDict()
 
-    def of(self, batch: ArrayDict) -> Iterator[ArrayDict]:
-        """Yield one pass over a batch, in a new random order.
+    def of(self, batch: ArrayDict, *, n_passes: int = 1) -> Iterator[ArrayDict]:
+        """Yield the minibatches of some passes over a batch, each in a new random order.
 
         Args:
-            batch: tree of leaves [T, B, ...].
+            batch: tree of leaves [T, B, ...], which stays what it is meanwhile.
+            n_passes: how often each row comes.
 
         Yields:
             Trees of torch tensors [rows, ...], rows = T * B // n_minibatches.
 
         Raises:
+            TypeError: a part of the batch is in device memory, and another one where no GPU can
+                use it.
             ValueError: the batch has fewer rows than minibatches, no leaf, or leaves with
                 different numbers of rows.
         """
-        flat = batch.to_ndarray().apply(_flatten)
+        on_gpu = any(is_on_gpu(leaf) for _, leaf in batch.walk())
+        flat = batch.apply(_flatten, on_gpu)
         n_rows = _count_rows(flat)
         size = n_rows // self._n_minibatches
         if not size:
@@ -56,23 +67,41 @@ class Minibatches:
                 f"n_minibatches: got {self._n_minibatches}, expected at most {n_rows}, the rows of"
                 " the batch"
             )
-        copies = self._find_outputs(flat, size)
-        order = self._rng.permutation(n_rows)
-        for number in range(self._n_minibatches):
-            rows = order[number * size : (number + 1) * size]
-            for leaf, out in copies:
-                # "clip" writes into `out` at once; "raise" would go through a temporary.
-                np.take(leaf, rows, axis=0, out=out, mode="clip")
-            yield self._tensors
+        self._fit_outputs(flat.apply(_spec, size), "device" if on_gpu else "local")
+        written = self._out.to_cupy() if on_gpu else self._out.to_ndarray()
+        copy = RowCopy(_leaves(written), _leaves(flat), names=[path for path, _ in flat.walk()])
+        for _ in range(n_passes):
+            order: AnyArray = self._rng.permutation(n_rows)
+            if on_gpu:
+                order = cuda.to_device(order)
+            for number in range(self._n_minibatches):
+                copy.run(range(size), order[number * size : (number + 1) * size])
+                yield self._tensors
 
-    def _find_outputs(self, flat: ArrayDict, size: int) -> list[tuple[Any, Any]]:
-        """Return each leaf with its output: that of the last batch if all of them fit."""
-        leaves = [leaf for _, leaf in flat.walk()]
-        wanted = [(path, leaf.dtype, (size, *leaf.shape[1:])) for path, leaf in flat.walk()]
-        if wanted != [(path, out.dtype, out.shape) for path, out in self._out.walk()]:
-            self._out = flat.apply(empty_rows, size)
+    def _fit_outputs(self, specs: ArrayDict, storage: str) -> None:
+        """Keep the outputs of the last batch if all of them fit."""
+        wanted = [(path, spec, storage) for path, spec in specs.walk()]
+        if wanted != [(path, leaf.spec, leaf.storage) for path, leaf in self._out.walk()]:
+            self._out = allocate_tree(specs, storage)
             self._tensors = self._out.to_torch()
-        return list(zip(leaves, (out for _, out in self._out.walk()), strict=True))
+
+
+def _flatten(leaf: Any, on_gpu: bool) -> AnyArray:
+    """Return the rows of a leaf of any library, T and B taken together."""
+    if not on_gpu:
+        values: AnyArray = as_ndarray(leaf)
+    else:
+        values = leaf.to_cupy() if isinstance(leaf, Array) else to_device(leaf)
+    rows = values.reshape(values.shape[0] * values.shape[1], *values.shape[2:])
+    return rows if rows.flags.c_contiguous else rows.copy()
+
+
+def _spec(rows: AnyArray, size: int) -> ArraySpec:
+    return ArraySpec.of((size,), rows.dtype, rows.shape[1:])
+
+
+def _leaves(tree: ArrayDict) -> Sequence[AnyArray]:
+    return [leaf for _, leaf in tree.walk()]
 
 
 def _count_rows(flat: ArrayDict) -> int:
@@ -81,7 +110,3 @@ def _count_rows(flat: ArrayDict) -> int:
     if len(set(counts.values())) != 1:
         raise ValueError(f"batch: got leaves of {counts} rows, expected as many in all, and a leaf")
     return next(iter(counts.values()))
-
-
-def _flatten(leaf: NDArray[Any]) -> NDArray[Any]:
-    return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])

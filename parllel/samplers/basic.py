@@ -60,7 +60,7 @@ class BasicSampler(Sampler):
         return self.samples, self._take_completed()
 
     def _value_final_obs(self, t: int, final_obs: dict[int, Any]) -> None:
-        terminated = self.samples["terminated"][t].to_ndarray()
+        terminated = self._host_rows(t)["terminated"].to_ndarray()
         columns = [column for column in final_obs if not terminated[column]]
         if columns:
             like = self.samples["observation"][t]

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
+from parllel.arrays import Array
 from parllel.cages import Cage, Command, TrajInfo
 from parllel.cages.columns import write_column
+from parllel.cages.staging import Staging
+from parllel.cages.transfer import InPlace, Transfer
 from parllel.tree import ArrayDict, dict_map
-from parllel.tree.leaves import empty_rows
+from parllel.tree.leaves import empty_rows, is_on_gpu
 
 
 class Agent(Protocol):
@@ -27,13 +30,11 @@ class Agent(Protocol):
         """Return a value estimate for each row."""
 
 
-class _Places(NamedTuple):
-    """Where one time step is read and written: views that are found once, not at every step."""
+class _Rows(NamedTuple):
+    """Where the agent reads and writes one time step: views that are found once for a batch."""
 
     observation: Any
-    action: Any
     agent_info: Any  # None where the tree has no such branch
-    commands: list[Command]  # one for each cage
 
 
 class Sampler:
@@ -64,58 +65,81 @@ class Sampler:
         self._has_agent_info = bool(samples.get("agent_info"))
         self._columns = _columns_of(self.cages)
         self._is_moving = any(leaf.full_size > self.batch_T for _, leaf in samples.walk())
-        self._places: list[_Places] = []
+        self._rows: list[_Rows] = []
+        self._transfer: Transfer = _transfer_for(samples)
+        self._commands = self._bind()  # for each of the transfer's host rows, one for each cage
 
     def reset(self) -> None:
         """Reset all environments; the next batch begins with their first observations."""
         self.samples.reset()
-        first = self.samples["observation"][self.batch_T]  # rotate carries it to row 0
+        first = self._transfer.first_rows()
         for cage, columns in zip(self.cages, self._columns, strict=True):
             cage.reset_async(out_obs=_part(first, columns))
         for cage in self.cages:
             cage.await_step()
             cage.take_completed()
+        self._transfer.take_first()
+
+    def close(self) -> None:
+        """Give back what the sampler allocated: nothing, where the tree is in host memory.
+
+        Cages and the tree stay open. Called again, it does nothing.
+        """
+        self._transfer.close()
 
     def _rotate(self) -> None:
-        """Move the tree's window on, and find the places that its steps are written to."""
+        """Move the tree's window on, and find the rows of its steps."""
         self.samples.rotate()
-        if self._is_moving or not self._places:
-            self._places = [self._find_places(t) for t in range(self.batch_T)]
+        if self._is_moving or not self._rows:
+            self._rows = [self._find_rows(t) for t in range(self.batch_T)]
+        if self._transfer.move():
+            self._commands = self._bind()
 
-    def _find_places(self, t: int) -> _Places:
+    def _find_rows(self, t: int) -> _Rows:
         samples = self.samples
-        outputs = {
-            "out_obs": samples["observation"][t + 1],
-            "out_reward": samples["reward"][t],
-            "out_terminated": samples["terminated"][t],
-            "out_truncated": samples["truncated"][t],
-            "out_info": samples["env_info"][t],
-        }
-        action = samples["action"][t]
-        return _Places(
+        return _Rows(
             observation=samples["observation"][t],
-            action=action,
             agent_info=samples["agent_info"][t] if self._has_agent_info else None,
-            commands=[
-                cage.bind_step(
-                    _part(action, columns),
-                    **{name: _part(place, columns) for name, place in outputs.items()},
-                )
+        )
+
+    def _bind(self) -> list[list[Command]]:
+        return [
+            [
+                self._bind_step(cage, rows.apply(_part, columns))
                 for cage, columns in zip(self.cages, self._columns, strict=True)
-            ],
+            ]
+            for rows in self._transfer.host_rows
+        ]
+
+    @staticmethod
+    def _bind_step(cage: Cage, rows: ArrayDict) -> Command:
+        return cage.bind_step(
+            rows["action"],
+            out_obs=rows["observation"],
+            out_reward=rows["reward"],
+            out_terminated=rows["terminated"],
+            out_truncated=rows["truncated"],
+            out_info=rows["env_info"],
         )
 
     def _step(self, t: int, *, deterministic: bool = False) -> None:
         """Act on observation t; write action t, its outcome, and observation t + 1."""
-        places = self._places[t]
-        action, agent_info = self.agent.step(places.observation, deterministic=deterministic)
-        places.action[...] = action
-        if places.agent_info is not None:
-            places.agent_info[...] = agent_info
-        for cage, command in zip(self.cages, places.commands, strict=True):
+        rows, transfer = self._rows[t], self._transfer
+        action, agent_info = self.agent.step(rows.observation, deterministic=deterministic)
+        transfer.action_rows(t)[...] = action
+        if rows.agent_info is not None:
+            rows.agent_info[...] = agent_info
+        transfer.send_actions(t)
+        for cage, command in zip(self.cages, self._commands[t % len(self._commands)], strict=True):
             cage.start(command)
         for cage in self.cages:
             cage.await_step()
+        transfer.take_outputs(t)
+
+    def _host_rows(self, t: int) -> ArrayDict:
+        """Return step t as the environments wrote it, in host memory."""
+        rows = self._transfer.host_rows
+        return rows[t % len(rows)]
 
     def _acting(self) -> AbstractContextManager[None]:
         """Return the context in which the agent acts."""
@@ -135,16 +159,36 @@ class Sampler:
         return [traj for cage in self.cages for traj in cage.take_completed()]
 
 
+def _transfer_for(samples: ArrayDict) -> Transfer:
+    """Return the way that suits the memory of a sample tree."""
+    storages = {path: leaf.storage for path, leaf in samples.walk()}
+    if "device" not in storages.values():
+        return InPlace(samples)
+    elsewhere = [path for path, storage in storages.items() if storage != "device"]
+    if elsewhere:
+        raise ValueError(
+            f"samples: {', '.join(elsewhere)} in other memory than the device's, expected all"
+            ' leaves there or none; move the tree with samples.to("device")'
+        )
+    return Staging(samples)
+
+
 def as_rows(observations: Sequence[Any], like: Any) -> Any:
-    """Return observations as NumPy rows with the dtype and shape that the sample tree has.
+    """Return observations as new rows with the dtype and shape that the sample tree has.
 
     Args:
         observations: k of them, from environments.
         like: rows of the tree's `observation`, [B, ...].
+
+    Returns:
+        NumPy arrays, or Arrays in device memory for a tree that a GPU works on; and trees of them.
     """
     rows = dict_map(empty_rows, like, len(observations))
     write_column(rows, observations)
-    return rows
+    first = next(leaf for _, leaf in ArrayDict({"observation": like}).walk())
+    if not is_on_gpu(first):
+        return rows
+    return dict_map(Array.from_numpy, rows, storage="device", force_32bit=False)
 
 
 def _columns_of(cages: Sequence[Cage]) -> list[int | slice | None]:

@@ -108,7 +108,8 @@ class Event:
     @property
     def done(self) -> bool:
         """Whether the event was reached; True before it is recorded."""
-        return device().engine.is_done(self._mark)
+        is_known = self._mark is None or self._mark.is_done  # also after the simulation's end
+        return is_known or device().engine.is_done(self._mark)
 
     def record(self, stream: Stream | None = None) -> None:
         """Move the event behind all that is now in a stream, the current one by default."""

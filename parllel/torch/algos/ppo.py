@@ -114,13 +114,12 @@ class PPO:
         """Return the numbers of each minibatch up to the KL limit, and the number of updates."""
         rows: list[Tensor] = []
         limit = self._settings.kl_limit
-        for _ in range(self._settings.n_epochs):
-            for minibatch in self._minibatches.of(batch):
-                loss, numbers = self._loss(minibatch)
-                rows.append(numbers)
-                if limit is not None and numbers[3] > limit:
-                    return rows, len(rows) - 1
-                self._update(loss)
+        for minibatch in self._minibatches.of(batch, n_passes=self._settings.n_epochs):
+            loss, numbers = self._loss(minibatch)
+            rows.append(numbers)
+            if limit is not None and numbers[3] > limit:
+                return rows, len(rows) - 1
+            self._update(loss)
         return rows, len(rows)
 
     def _loss(self, minibatch: ArrayDict) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,98 @@
+"""How a time step gets from environments to the sample tree, and actions to them: the contract.
+
+And `InPlace`, for trees in host memory; `Staging`, for those on the device, has its own file.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from parllel import cuda
+from parllel.tree import ArrayDict
+
+OUTPUTS = ("observation", "reward", "terminated", "truncated", "env_info")
+
+
+class Transfer(Protocol):
+    """Brings actions to environments, and what comes of them to the sample tree.
+
+    Attributes:
+        host_rows: for step t the item `t % len(host_rows)` holds Arrays [B, ...] in host memory:
+            the branch `action`, which environments read, and what they write: `observation` (the
+            one that follows action t), `reward`, `terminated`, `truncated` and `env_info`.
+    """
+
+    host_rows: list[ArrayDict]
+
+    def move(self) -> bool:
+        """Follow the tree's window, which has moved; tell whether `host_rows` are others now."""
+
+    def action_rows(self, t: int) -> Any:
+        """Return the place, [B, ...], that the agent's action t is written to."""
+
+    def send_actions(self, t: int) -> None:
+        """Bring action t to the host rows. The environments' own rows may be written then."""
+
+    def take_outputs(self, t: int) -> None:
+        """Bring what environments have written in step t to the tree."""
+
+    def first_rows(self) -> Any:
+        """Return the place in host memory, [B, ...], that first observations are written to."""
+
+    def take_first(self) -> None:
+        """Bring them to the row after the batch, which `rotate` carries to row 0."""
+
+    def close(self) -> None:
+        """Give back memory that is not the tree's. Called again, it does nothing."""
+
+
+class InPlace:
+    """Environments read and write the rows of a tree in host memory; nothing is staged.
+
+    Where a GPU can read the memory too (`pinned`, `managed`), the host waits for the caller's
+    current stream when the window moves: what that still reads is not overwritten.
+
+    Args:
+        samples: of a sampler.
+    """
+
+    def __init__(self, samples: ArrayDict) -> None:
+        leaves = [leaf for _, leaf in samples.walk()]
+        self._samples = samples
+        self._batch_T = len(samples["reward"])
+        self._is_moving = any(leaf.full_size > self._batch_T for leaf in leaves)
+        self._is_read_by_gpu = any(leaf.storage in ("pinned", "managed") for leaf in leaves)
+        self.host_rows: list[ArrayDict] = []
+
+    def move(self) -> bool:
+        """Find the rows of each step; tell whether they are others than before."""
+        if self._is_read_by_gpu:
+            cuda.synchronize()
+        if self.host_rows and not self._is_moving:
+            return False
+        self.host_rows = [self._find_rows(t) for t in range(self._batch_T)]
+        return True
+
+    def _find_rows(self, t: int) -> ArrayDict:
+        rows = {name: self._samples[name][t] for name in ("action", *OUTPUTS)}
+        return ArrayDict({**rows, "observation": self._samples["observation"][t + 1]})
+
+    def action_rows(self, t: int) -> Any:
+        """Return row t of the tree's `action`."""
+        return self.host_rows[t]["action"]
+
+    def send_actions(self, t: int) -> None:
+        """Do nothing: environments read the tree."""
+
+    def take_outputs(self, t: int) -> None:
+        """Do nothing: environments have written the tree."""
+
+    def first_rows(self) -> Any:
+        """Return the tree's row after the batch."""
+        return self._samples["observation"][self._batch_T]
+
+    def take_first(self) -> None:
+        """Do nothing: environments have written the tree."""
+
+    def close(self) -> None:
+        """Do nothing: all memory is the tree's."""
