@@ -48,16 +48,17 @@ def make_env() -> gym.Env:
     return gym.make("CartPole-v1", disable_env_checker=True)
 
 
-def train(seed: int, n_steps: int, metrics: Metrics) -> RunSummary:
+def train(seed: int, n_steps: int, metrics: Metrics, storage: str | None = None) -> RunSummary:
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # networks this small are slower with more
 
     # Environments, and one step of one of them, which tells shapes and dtypes.
     cages = build_cages(make_env, N_ENVS, seed=seed)
-    example = build_example(make_env)
+    example = build_example(make_env, storage=storage)
+    device = example["reward"].to_torch().device  # where a GPU is, samples are in its memory
 
     # An agent: a model and the distribution of its actions.
-    model = ActorCritic(n_inputs=4, n_actions=2)
+    model = ActorCritic(n_inputs=4, n_actions=2).to(device)
     agent = CategoricalPgAgent(model, Categorical(dim=2), example_obs=example["observation"])
 
     # The tree that holds every sample. Environments write it, the agent reads it, in place.
@@ -75,6 +76,7 @@ def train(seed: int, n_steps: int, metrics: Metrics) -> RunSummary:
     runner = RLRunner(sampler, algorithm, metrics, n_steps=n_steps, transforms=transforms)
     with ExitStack() as stack:  # closes environments and memory, also after an error
         stack.callback(samples.close)
+        stack.callback(sampler.close)
         for cage in cages:
             stack.enter_context(cage)
         return runner.run()
@@ -84,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=200_000)
+    parser.add_argument("--storage", help="memory of the samples; the GPU's where there is one")
     started = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"  # each run has a folder of its own
     parser.add_argument("--out", type=Path, default=Path("runs/cartpole_ppo") / started)
     arguments = parser.parse_args()
@@ -97,7 +100,7 @@ def main() -> None:
         ProgressBar(arguments.steps),
     ]
     with Metrics(*sinks) as metrics:
-        summary = train(arguments.seed, arguments.steps, metrics)
+        summary = train(arguments.seed, arguments.steps, metrics, arguments.storage)
     print(
         f"mean return of the last 100 episodes: {summary.mean_return:.1f}"
         f" (sampling {summary.sample_s:.1f} s, learning {summary.learn_s:.1f} s)\n"

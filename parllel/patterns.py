@@ -12,7 +12,9 @@ from parllel.arrays import Array, ArraySpec
 from parllel.cages import Cage, SerialCage, TrajInfo
 from parllel.cages.stepper import Seed
 from parllel.samplers import Agent
+from parllel.storages import default_storage
 from parllel.tree import ArrayDict, allocate_tree, dict_map
+from parllel.tree.leaves import as_ndarray
 
 _ENV_BRANCHES = ("observation", "action", "reward", "terminated", "truncated", "env_info")
 
@@ -38,13 +40,22 @@ def build_cages(
 
 
 def build_example(
-    make_env: Callable[..., gym.Env[Any, Any]], *, env_kwargs: Mapping[str, Any] | None = None
+    make_env: Callable[..., gym.Env[Any, Any]],
+    *,
+    env_kwargs: Mapping[str, Any] | None = None,
+    storage: str | None = None,
 ) -> ArrayDict:
     """Return one step of an environment that is made for this and closed: a batch of one row.
 
     The branches are `observation`, `action`, `reward`, `terminated`, `truncated` and `env_info`,
     all Arrays of shape [1, ...] with 32-bit numbers at most; rewards are float32. Of the step's
     info, what is a number or an array of numbers is kept.
+
+    Args:
+        make_env: returns one gymnasium environment.
+        env_kwargs: for `make_env`.
+        storage: kind of the memory; `parllel.default_storage()` if left out. An agent's model has
+            to be on the same device: `example["reward"].to_torch().device`.
     """
     with SerialCage(make_env, env_kwargs, seed=0) as cage:
         cage.random_step_async()
@@ -57,7 +68,8 @@ def build_example(
         "truncated": np.bool_(truncated),
         "env_info": _numbers_of(info),
     }
-    return ArrayDict({name: dict_map(_as_row, value) for name, value in values.items()})
+    storage = storage or default_storage()
+    return ArrayDict({name: dict_map(_as_row, value, storage) for name, value in values.items()})
 
 
 def build_sample_tree(
@@ -65,7 +77,7 @@ def build_sample_tree(
     agent: Agent,
     *,
     batch_shape: Sequence[int],
-    storage: str = "local",
+    storage: str | None = None,
     full_size: int | None = None,
 ) -> ArrayDict:
     """Allocate the tree that a sampler writes, in one block of memory.
@@ -74,7 +86,7 @@ def build_sample_tree(
         example: of `build_example`.
         agent: steps on the example once, to see what it returns.
         batch_shape: (T, B): steps and environments.
-        storage: kind of the memory.
+        storage: kind of the memory; that of the example if left out.
         full_size: rows of a larger ring that the batches fill in turn, a multiple of T.
 
     Returns:
@@ -82,6 +94,7 @@ def build_sample_tree(
         `agent_info`. If the agent gives a value, it has padding 1, and there is `final_value`.
     """
     _, agent_info = agent.step(example["observation"], deterministic=True)  # draws nothing
+    storage = storage or example["reward"].storage
     rows = ArrayDict({**{name: example[name] for name in _ENV_BRANCHES}, "agent_info": agent_info})
     specs = rows.apply(_spec, tuple(batch_shape), full_size)
     specs["observation"] = dict_map(_padded, specs["observation"])
@@ -94,12 +107,14 @@ def build_sample_tree(
 def build_eval_tree(samples: ArrayDict, *, n_envs: int) -> ArrayDict:
     """Allocate the small tree that an `EvalSampler` of `n_envs` environments writes over and over.
 
+    It is in memory of the same kind as the tree of training.
+
     Args:
-        samples: the tree of training; only its shapes and dtypes matter.
+        samples: the tree of training; only its shapes, dtypes and memory matter.
         n_envs: number of environments of the evaluation.
     """
     specs = ArrayDict({name: dict_map(_eval_spec, samples[name], n_envs) for name in _ENV_BRANCHES})
-    return allocate_tree(specs)
+    return allocate_tree(specs, samples["reward"].storage)
 
 
 def _numbers_of(info: Mapping[str, Any]) -> ArrayDict:
@@ -120,14 +135,14 @@ def _is_numeric(value: Any) -> bool:
         return False
 
 
-def _as_row(value: Any) -> Array:
-    row = Array.from_numpy(value, batch_shape=(1,))
+def _as_row(value: Any, storage: str) -> Array:
+    row = Array.from_numpy(value, batch_shape=(1,), storage=storage)
     row[0] = value
     return row
 
 
 def _spec(row: Any, batch_shape: tuple[int, ...], full_size: int | None) -> ArraySpec:
-    values = np.asarray(row)
+    values = as_ndarray(row)
     return ArraySpec.of(batch_shape, values.dtype, values.shape[1:], full_size=full_size)
 
 

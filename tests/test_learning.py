@@ -494,6 +494,11 @@ def test_a_model_with_wrong_outputs_is_found_at_once(
         CategoricalPgAgent(outputs, Categorical(3), np.zeros((7, 3), np.float32))
 
 
+def test_a_model_on_another_device_than_the_observations_is_found_at_once() -> None:
+    with pytest.raises(ValueError, match=r"on meta, and the observations on cpu; move it with"):
+        CategoricalPgAgent(Model().to("meta"), Categorical(3), np.zeros((7, 3), np.float32))
+
+
 def test_making_an_agent_draws_no_random_number() -> None:
     torch.manual_seed(0)
     before, generator = torch.get_rng_state(), torch.Generator().manual_seed(1)

@@ -37,7 +37,7 @@ RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 LEAF = "parllel.metrics"  # imports no parllel module; all but the kernels may import it
 TESTING = "parllel.testing"  # may import everything; nothing in the package imports it
 FRONT = "parllel"  # re-exports the primitive types; nothing in the package imports it
-FRONT_MAY_IMPORT = {"parllel.arrays", "parllel.tree"}
+FRONT_MAY_IMPORT = {"parllel.arrays", "parllel.storages", "parllel.tree"}
 CUPY_MAY_BE_IMPORTED_BY = {"parllel.cuda", TESTING}
 
 MODULE_LINES = 400

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from parllel.storages.default import default_storage
 from parllel.storages.device import Device
 from parllel.storages.inherited import Inherited
 from parllel.storages.local import Local
@@ -23,6 +24,7 @@ __all__ = [
     "Shared",
     "aligned",
     "allocate",
+    "default_storage",
     "nbytes_of",
 ]
 
@@ -40,8 +42,9 @@ def allocate(kind: str, nbytes: int) -> Memory:
 
     Raises:
         ValueError: the kind is not known.
-        CudaUnavailableError: the kind needs a GPU, and there is no usable one.
-        MemoryError: there is less memory than that.
+        CudaUnavailableError: the kind needs a GPU, and there is no usable one; the message says
+            why, and which kinds need none.
+        MemoryError: there is less memory than that; nothing was allocated.
     """
     if not isinstance(kind, str):
         raise TypeError(f"storage: got {kind!r}, expected a kind of memory or a block of it")

@@ -51,7 +51,7 @@ class CategoricalPgAgent:
 
     Raises:
         TypeError: the model does not return `ModelOutputs`.
-        ValueError: its outputs have a wrong shape.
+        ValueError: its outputs have a wrong shape, or it is on another device than observations.
     """
 
     def __init__(
@@ -145,13 +145,14 @@ class CategoricalPgAgent:
     def _check_model(self, example_obs: Any) -> None:
         """Try the model once, so that a wrong shape is found here and not in the training loop."""
         rows = dict_map(as_tensor, example_obs)
+        first = next(leaf for _, leaf in rows.walk()) if hasattr(rows, "walk") else rows
+        self._check_device(first.device)
         outputs = self.model(rows)
         if not isinstance(outputs, ModelOutputs):
             raise TypeError(
                 f"model: it returned a {type(outputs).__name__}, expected"
                 " ModelOutputs(dist_params=DistParams(...), value=...)"
             )
-        first = next(leaf for _, leaf in rows.walk()) if hasattr(rows, "walk") else rows
         n_rows, dim = first.shape[0], self.distribution.dim
         shapes = {
             "dist_params": (self.distribution.log_probs(outputs.dist_params), (n_rows, dim)),
@@ -163,3 +164,13 @@ class CategoricalPgAgent:
                     f"model: {name} has shape {tuple(tensor.shape)}, expected {expected} for"
                     f" {n_rows} rows of observations"
                 )
+
+    def _check_device(self, device: torch.device) -> None:
+        parameters = self.model.parameters() if isinstance(self.model, nn.Module) else iter(())
+        parameter = next(parameters, None)
+        if parameter is not None and parameter.device != device:
+            raise ValueError(
+                f"model: its parameters are on {parameter.device}, and the observations on"
+                f" {device}; move it with model.to({str(device)!r}), or keep the samples elsewhere"
+                " (storage=)"
+            )
