@@ -18,7 +18,7 @@ from parllel import Array, ArrayDict, cuda
 from parllel.cages import Cage, SerialCage
 from parllel.cages.staging import Staging
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree
-from parllel.samplers import BasicSampler, EvalSampler, Sampler
+from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler, Sampler
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock, Echo, Walk
 from parllel.tree import dict_map
@@ -110,6 +110,21 @@ def test_batches_are_those_of_host_memory(
         del sampler, samples
         simulation.assert_no_leaks()
     assert sum(sum(map(sum, batch["truncated"])) for batch in expected) > 0
+
+
+@each_schedule
+@pytest.mark.parametrize("kind", ["device", "managed"])
+def test_taking_turns_gives_the_batches_of_host_memory(schedule: str, seed: int, kind: str) -> None:
+    host = make_tree(Walk, TensorAgent())
+    expected = list(collect(BasicSampler(make_cages(Walk, (1, 3)), TensorAgent(), host), 3))
+    for batch in expected:
+        batch["completed"].sort()
+    with simulated_cuda(schedule, seed):
+        samples = host.new_array(storage=kind)
+        sampler = AlternatingSampler(make_cages(Walk, (1, 3)), TensorAgent(), samples)
+        for batch, wanted in zip(collect(sampler, 3), expected, strict=True):
+            batch["completed"].sort()
+            assert batch == wanted
 
 
 @each_schedule
@@ -241,8 +256,9 @@ def sample_with(staging: type[Staging], host: ArrayDict) -> list[dict[str, list[
     sampler = BasicSampler(
         make_cages(Walk, (B,)), TensorAgent(), samples := host.new_array(storage="device")
     )
-    sampler._transfer = staging(samples)
-    sampler._commands = sampler._bind()
+    (group,) = sampler._groups
+    group._transfer = staging(samples)
+    group._commands = group._bind()
     return list(collect(sampler, 4))
 
 

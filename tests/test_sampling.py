@@ -15,7 +15,7 @@ from torch import nn
 from parllel import Array, ArrayDict
 from parllel.cages import Cage, SerialCage
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
-from parllel.samplers import BasicSampler, EvalSampler, Sampler
+from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler, Sampler
 from parllel.testing.toy_envs import Clock, Echo, Walk
 from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
 from parllel.torch.distributions.categorical import Categorical
@@ -418,6 +418,94 @@ def test_trees_of_observations_and_actions_come_through(sizes: tuple[int, ...]) 
     )
     for cage in cages:
         cage.close()
+
+
+# Taking turns
+
+
+class Order:
+    """Cages that note when they are started and awaited, together with an agent that acts."""
+
+    def __init__(self, n_cages: int) -> None:
+        self.notes: list[str] = []
+        self.cages = [self._spy(number) for number in range(n_cages)]
+
+    def _spy(self, number: int) -> SerialCage:
+        notes = self.notes
+
+        class Spy(SerialCage):
+            def start(self, command: Any) -> None:
+                notes.append(f"start {number}" if command.kind == "step" else "reset")
+                super().start(command)
+
+            def await_step(self) -> Any:
+                notes.append(f"await {number}")
+                return super().await_step()
+
+        return Spy(Clock, n_envs=1)
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        self.notes.append("act")
+        return np.zeros(len(observation), np.int64), {}
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (1, 3), (2, 1, 1), (1, 1, 1, 2, 3)])
+@pytest.mark.parametrize("window", [{}, {"full_size": 3 * T}])
+def test_taking_turns_gives_the_batches_of_not_taking_turns(
+    sizes: tuple[int, ...], window: dict[str, int]
+) -> None:
+    collected = []
+    for kind in (BasicSampler, AlternatingSampler):
+        cages = [SerialCage(Walk, n_envs=size, seed=number) for number, size in enumerate(sizes)]
+        agent = NumpyAgent()
+        sampler = kind(cages, agent, make_samples(Walk, sum(sizes), agent, **window))
+        batches = []
+        for _ in range(4):
+            samples, completed = sampler.collect_batch()
+            batches.append(
+                (
+                    samples.apply(np.array).apply(np.ndarray.tolist),
+                    samples["observation"][T].to_ndarray().tolist(),
+                    sorted(summaries(completed)),
+                )
+            )
+        collected.append([(dict(tree.walk()), last, sums) for tree, last, sums in batches])
+    assert collected[0] == collected[1]
+
+
+def test_one_half_steps_while_the_agent_acts_for_the_other() -> None:
+    order = Order(2)
+    samples = make_samples(Clock, 2, NumpyAgent())
+    del samples["agent_info"], samples["final_value"]
+    sampler = AlternatingSampler(order.cages, order, samples.new_array(batch_shape=(2, 2)))
+    sampler.collect_batch()
+    order.notes.clear()
+    sampler.collect_batch()
+    assert order.notes == [
+        "act", "start 0",
+        "act", "start 1",
+        "await 0", "act", "start 0",
+        "await 1", "act", "start 1",
+        "await 0",
+        "await 1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sizes", "middle"), [((1, 1), 1), ((1, 3), 1), ((3, 1), 3), ((2, 1, 1), 2), ((1, 1, 1, 5), 3)]
+)
+def test_the_halves_are_as_equal_as_the_cages_allow(sizes: tuple[int, ...], middle: int) -> None:
+    agent, n_envs = NumpyAgent(), sum(sizes)
+    cages = [SerialCage(Walk, n_envs=size) for size in sizes]
+    sampler = AlternatingSampler(cages, agent, make_samples(Walk, n_envs, agent))
+    columns = [group.columns for group in sampler._groups]
+    assert columns == [range(middle), range(middle, n_envs)]
+
+
+def test_one_cage_cannot_take_turns() -> None:
+    agent = NumpyAgent()
+    with pytest.raises(ValueError, match=r"cages: got 1, expected 2 or more, to take turns"):
+        AlternatingSampler([SerialCage(Walk, n_envs=4)], agent, make_samples(Walk, 4, agent))
 
 
 # Evaluation

@@ -63,16 +63,19 @@ class Staging:
 
     Args:
         samples: of a sampler, all of it in device memory.
+        columns: environments that are brought; all by default.
 
     Raises:
         MemoryError, RuntimeError: as for `pinned` memory.
     """
 
-    def __init__(self, samples: ArrayDict) -> None:
+    def __init__(self, samples: ArrayDict, columns: range | None = None) -> None:
         self._samples = samples
         self._batch_T, self._batch_B = samples["reward"].batch_shape[:2]
-        actions = ArrayDict({"action": samples["action"]}).apply(_row_spec)
-        outputs = ArrayDict({name: samples[name] for name in OUTPUTS}).apply(_row_spec)
+        self._columns = range(self._batch_B) if columns is None else columns
+        n_envs = len(self._columns)
+        actions = ArrayDict({"action": samples["action"]}).apply(_row_spec, n_envs)
+        outputs = ArrayDict({name: samples[name] for name in OUTPUTS}).apply(_row_spec, n_envs)
         n_action_bytes, n_output_bytes = _nbytes_of(actions), _nbytes_of(outputs)
         on_device = allocate("device", n_action_bytes)
         self._action = actions.apply(Array.from_spec, on_device)
@@ -152,8 +155,9 @@ class Staging:
 
     def _copy(self, copies: list[RingCopy], t: int) -> None:
         for leaf, rows in copies:
-            begin = (leaf.window_begin + t) * self._batch_B
-            rows.run(range(begin, begin + self._batch_B), range(self._batch_B))
+            begin = (leaf.window_begin + t) * self._batch_B + self._columns.start
+            n_envs = len(self._columns)
+            rows.run(range(begin, begin + n_envs), range(n_envs))
 
     def close(self) -> None:
         """Wait until the GPU has read the slots, and give them back."""
@@ -169,8 +173,8 @@ def _wait_for(slots: list[Slot]) -> None:
             slot.is_taken.synchronize()
 
 
-def _row_spec(leaf: Array) -> ArraySpec:
-    return ArraySpec.of(leaf.batch_shape[1:], leaf.dtype, leaf.feature_shape)
+def _row_spec(leaf: Array, n_envs: int) -> ArraySpec:
+    return ArraySpec.of((n_envs, *leaf.batch_shape[2:]), leaf.dtype, leaf.feature_shape)
 
 
 def _nbytes_of(specs: ArrayDict) -> int:

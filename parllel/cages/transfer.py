@@ -54,12 +54,16 @@ class InPlace:
 
     Args:
         samples: of a sampler.
+        columns: environments that are brought; all by default.
     """
 
-    def __init__(self, samples: ArrayDict) -> None:
+    def __init__(self, samples: ArrayDict, columns: range | None = None) -> None:
         leaves = [leaf for _, leaf in samples.walk()]
         self._samples = samples
-        self._batch_T = len(samples["reward"])
+        self._batch_T, batch_B = samples["reward"].batch_shape[:2]
+        columns = range(batch_B) if columns is None else columns
+        is_all = len(columns) == batch_B
+        self._columns = None if is_all else slice(columns.start, columns.stop)
         self._is_moving = any(leaf.full_size > self._batch_T for leaf in leaves)
         self._is_read_by_gpu = any(leaf.storage in ("pinned", "managed") for leaf in leaves)
         self.host_rows: list[ArrayDict] = []
@@ -74,8 +78,12 @@ class InPlace:
         return True
 
     def _find_rows(self, t: int) -> ArrayDict:
-        rows = {name: self._samples[name][t] for name in ("action", *OUTPUTS)}
-        return ArrayDict({**rows, "observation": self._samples["observation"][t + 1]})
+        rows = {name: self._row(name, t) for name in ("action", *OUTPUTS)}
+        return ArrayDict({**rows, "observation": self._row("observation", t + 1)})
+
+    def _row(self, name: str, t: int) -> Any:
+        branch = self._samples[name]
+        return branch[t] if self._columns is None else branch[t, self._columns]
 
     def action_rows(self, t: int) -> Any:
         """Return row t of the tree's `action`."""
@@ -89,7 +97,7 @@ class InPlace:
 
     def first_rows(self) -> Any:
         """Return the tree's row after the batch."""
-        return self._samples["observation"][self._batch_T]
+        return self._row("observation", self._batch_T)
 
     def take_first(self) -> None:
         """Do nothing: environments have written the tree."""

@@ -1,7 +1,8 @@
 """Samplers: collect samples from cages with an agent."""
 
+from parllel.samplers.alternating import AlternatingSampler
 from parllel.samplers.basic import BasicSampler
 from parllel.samplers.evaluation import EvalSampler
 from parllel.samplers.sampler import Agent, Sampler
 
-__all__ = ["Agent", "BasicSampler", "EvalSampler", "Sampler"]
+__all__ = ["Agent", "AlternatingSampler", "BasicSampler", "EvalSampler", "Sampler"]

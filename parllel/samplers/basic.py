@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from parllel.cages import Cage, TrajInfo
+from parllel.samplers.group import Group
 from parllel.samplers.sampler import Agent, Sampler, as_rows
 from parllel.tree import ArrayDict
 
@@ -50,18 +51,28 @@ class BasicSampler(Sampler):
             self.reset()
         self._rotate()
         with self._acting():
-            for t in range(self.batch_T):
-                self._step(t)
-                if self._completes_values and (final_obs := self._final_obs()):
-                    self._value_final_obs(t, final_obs)
+            self._collect_steps()
             if self._completes_values:
                 last = self.samples["observation"][self.batch_T]
                 self.samples["agent_info"]["value"][self.batch_T] = self.agent.value(last)
         return self.samples, self._take_completed()
 
-    def _value_final_obs(self, t: int, final_obs: dict[int, Any]) -> None:
-        terminated = self._host_rows(t)["terminated"].to_ndarray()
-        columns = [column for column in final_obs if not terminated[column]]
+    def _collect_steps(self) -> None:
+        for t in range(self.batch_T):
+            for group in self._groups:
+                group.act(self.agent, t)
+            for group in self._groups:
+                self._finish(group, t)
+
+    def _finish(self, group: Group, t: int) -> None:
+        """Wait for a group's step t; complete its values."""
+        group.finish(t)
+        if self._completes_values and (final_obs := group.final_obs()):
+            self._value_final_obs(group, t, final_obs)
+
+    def _value_final_obs(self, group: Group, t: int, final_obs: dict[int, Any]) -> None:
+        terminated, first = group.host_rows(t)["terminated"].to_ndarray(), group.columns.start
+        columns = [column for column in final_obs if not terminated[column - first]]
         if columns:
             like = self.samples["observation"][t]
             rows = as_rows([final_obs[column] for column in columns], like)

@@ -59,12 +59,16 @@ class EvalSampler(Sampler):
                 t = step % self.batch_T
                 if t == 0:
                     self._rotate()
-                self._step(t, deterministic=self._deterministic)
-                # Episodes come in the order of the columns in which they ended.
-                for column, traj in zip(self._final_obs(), self._take_completed(), strict=True):
-                    if left[column]:
-                        left[column] -= 1
-                        finished.append(traj)
+                for group in self._groups:
+                    group.act(self.agent, t, deterministic=self._deterministic)
+                for group in self._groups:
+                    group.finish(t)
+                    # Episodes come in the order of the columns in which they ended.
+                    completed = zip(group.final_obs(), group.take_completed(), strict=True)
+                    for column, traj in completed:
+                        if left[column]:
+                            left[column] -= 1
+                            finished.append(traj)
                 if not any(left):
                     break
         return finished

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from parllel.arrays import Array
-from parllel.cages import Cage, Command, TrajInfo
+from parllel.cages import Cage, TrajInfo
 from parllel.cages.columns import write_column
-from parllel.cages.staging import Staging
-from parllel.cages.transfer import InPlace, Transfer
+from parllel.samplers.group import Group
 from parllel.tree import ArrayDict, dict_map
 from parllel.tree.leaves import empty_rows, is_on_gpu
 
@@ -28,13 +27,6 @@ class Agent(Protocol):
 
     def value(self, observation: Any) -> Any:
         """Return a value estimate for each row."""
-
-
-class _Rows(NamedTuple):
-    """Where the agent reads and writes one time step: views that are found once for a batch."""
-
-    observation: Any
-    agent_info: Any  # None where the tree has no such branch
 
 
 class Sampler:
@@ -62,115 +54,43 @@ class Sampler:
         self.agent = agent
         self.samples = samples
         self.batch_T, self.batch_B = samples["reward"].batch_shape[:2]
-        self._has_agent_info = bool(samples.get("agent_info"))
-        self._columns = _columns_of(self.cages)
-        self._is_moving = any(leaf.full_size > self.batch_T for _, leaf in samples.walk())
-        self._rows: list[_Rows] = []
-        self._transfer: Transfer = _transfer_for(samples)
-        self._commands = self._bind()  # for each of the transfer's host rows, one for each cage
+        self._groups = [
+            Group(part, samples, columns) for part, columns in self._split_cages(self.cages)
+        ]
+
+    def _split_cages(self, cages: Sequence[Cage]) -> list[tuple[Sequence[Cage], range]]:
+        """Return the groups that step together, with their columns: here one of all cages."""
+        return [(cages, range(self.batch_B))]
 
     def reset(self) -> None:
         """Reset all environments; the next batch begins with their first observations."""
         self.samples.reset()
-        first = self._transfer.first_rows()
-        for cage, columns in zip(self.cages, self._columns, strict=True):
-            cage.reset_async(out_obs=_part(first, columns))
-        for cage in self.cages:
-            cage.await_step()
-            cage.take_completed()
-        self._transfer.take_first()
+        for group in self._groups:
+            group.start_reset()
+        for group in self._groups:
+            group.finish_reset()
 
     def close(self) -> None:
         """Give back what the sampler allocated: nothing, where the tree is in host memory.
 
         Cages and the tree stay open. Called again, it does nothing.
         """
-        self._transfer.close()
+        for group in self._groups:
+            group.close()
 
     def _rotate(self) -> None:
         """Move the tree's window on, and find the rows of its steps."""
         self.samples.rotate()
-        if self._is_moving or not self._rows:
-            self._rows = [self._find_rows(t) for t in range(self.batch_T)]
-        if self._transfer.move():
-            self._commands = self._bind()
-
-    def _find_rows(self, t: int) -> _Rows:
-        samples = self.samples
-        return _Rows(
-            observation=samples["observation"][t],
-            agent_info=samples["agent_info"][t] if self._has_agent_info else None,
-        )
-
-    def _bind(self) -> list[list[Command]]:
-        return [
-            [
-                self._bind_step(cage, rows.apply(_part, columns))
-                for cage, columns in zip(self.cages, self._columns, strict=True)
-            ]
-            for rows in self._transfer.host_rows
-        ]
-
-    @staticmethod
-    def _bind_step(cage: Cage, rows: ArrayDict) -> Command:
-        return cage.bind_step(
-            rows["action"],
-            out_obs=rows["observation"],
-            out_reward=rows["reward"],
-            out_terminated=rows["terminated"],
-            out_truncated=rows["truncated"],
-            out_info=rows["env_info"],
-        )
-
-    def _step(self, t: int, *, deterministic: bool = False) -> None:
-        """Act on observation t; write action t, its outcome, and observation t + 1."""
-        rows, transfer = self._rows[t], self._transfer
-        action, agent_info = self.agent.step(rows.observation, deterministic=deterministic)
-        transfer.action_rows(t)[...] = action
-        if rows.agent_info is not None:
-            rows.agent_info[...] = agent_info
-        transfer.send_actions(t)
-        for cage, command in zip(self.cages, self._commands[t % len(self._commands)], strict=True):
-            cage.start(command)
-        for cage in self.cages:
-            cage.await_step()
-        transfer.take_outputs(t)
-
-    def _host_rows(self, t: int) -> ArrayDict:
-        """Return step t as the environments wrote it, in host memory."""
-        rows = self._transfer.host_rows
-        return rows[t % len(rows)]
+        for group in self._groups:
+            group.move()
 
     def _acting(self) -> AbstractContextManager[None]:
         """Return the context in which the agent acts."""
         context: AbstractContextManager[None] = getattr(self.agent, "acting", nullcontext)()
         return context
 
-    def _final_obs(self) -> dict[int, Any]:
-        """Return the true final observations of the last step by the environment's column."""
-        first, found = 0, {}
-        for cage in self.cages:
-            for number, observation in cage.final_obs.items():
-                found[first + number] = observation
-            first += cage.n_envs
-        return found
-
     def _take_completed(self) -> list[TrajInfo]:
-        return [traj for cage in self.cages for traj in cage.take_completed()]
-
-
-def _transfer_for(samples: ArrayDict) -> Transfer:
-    """Return the way that suits the memory of a sample tree."""
-    storages = {path: leaf.storage for path, leaf in samples.walk()}
-    if "device" not in storages.values():
-        return InPlace(samples)
-    elsewhere = [path for path, storage in storages.items() if storage != "device"]
-    if elsewhere:
-        raise ValueError(
-            f"samples: {', '.join(elsewhere)} in other memory than the device's, expected all"
-            ' leaves there or none; move the tree with samples.to("device")'
-        )
-    return Staging(samples)
+        return [traj for group in self._groups for traj in group.take_completed()]
 
 
 def as_rows(observations: Sequence[Any], like: Any) -> Any:
@@ -189,22 +109,6 @@ def as_rows(observations: Sequence[Any], like: Any) -> Any:
     if not is_on_gpu(first):
         return rows
     return dict_map(Array.from_numpy, rows, storage="device", force_32bit=False)
-
-
-def _columns_of(cages: Sequence[Cage]) -> list[int | slice | None]:
-    """Return for each cage its columns of the batch; None where they are all of them."""
-    if len(cages) == 1:
-        return [None if cages[0].n_envs > 1 else 0]
-    columns: list[int | slice | None] = []
-    first = 0
-    for cage in cages:
-        columns.append(first if cage.n_envs == 1 else slice(first, first + cage.n_envs))
-        first += cage.n_envs
-    return columns
-
-
-def _part(place: Any, columns: int | slice | None) -> Any:
-    return place if columns is None else place[columns]
 
 
 def _check(cages: Sequence[Cage], samples: ArrayDict) -> None:

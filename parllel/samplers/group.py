@@ -1,0 +1,164 @@
+"""Group: environments that step together, and their columns of the sample tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from parllel.cages import Cage, Command, TrajInfo
+from parllel.cages.staging import Staging
+from parllel.cages.transfer import InPlace, Transfer
+from parllel.tree import ArrayDict
+
+
+class _Rows(NamedTuple):
+    """Where the agent reads and writes one time step: views that are found once for a batch."""
+
+    observation: Any
+    agent_info: Any  # None where the tree has no such branch
+
+
+class Group:
+    """Some cages, and what brings their time steps from and to their columns of the tree.
+
+    For each step `act` is called, then `finish`; what else is done in between runs while the
+    environments of cages with workers step.
+
+    Args:
+        cages: their environments make the columns, in their order.
+        samples: of a sampler.
+        columns: of the tree's second dimension, with step 1.
+    """
+
+    def __init__(self, cages: Sequence[Cage], samples: ArrayDict, columns: range) -> None:
+        self.cages = list(cages)
+        self.columns = columns
+        self._samples = samples
+        self._batch_T, batch_B = samples["reward"].batch_shape[:2]
+        self._is_all = len(columns) == batch_B
+        self._has_agent_info = bool(samples.get("agent_info"))
+        self._is_moving = any(leaf.full_size > self._batch_T for _, leaf in samples.walk())
+        self._parts = _parts_of(self.cages)
+        self._rows: list[_Rows] = []
+        self._transfer = _transfer_for(samples, columns)
+        self._commands = self._bind()  # for each of the transfer's host rows, one for each cage
+
+    def start_reset(self) -> None:
+        """Start a reset of all environments."""
+        first = self._transfer.first_rows()
+        for cage, part in zip(self.cages, self._parts, strict=True):
+            cage.reset_async(out_obs=_part(first, part))
+
+    def finish_reset(self) -> None:
+        """Wait for it; the first observations get to the row after the batch."""
+        for cage in self.cages:
+            cage.await_step()
+            cage.take_completed()
+        self._transfer.take_first()
+
+    def move(self) -> None:
+        """Follow the tree's window, which has moved."""
+        if self._is_moving or not self._rows:
+            self._rows = [self._find_rows(t) for t in range(self._batch_T)]
+        if self._transfer.move():
+            self._commands = self._bind()
+
+    def act(self, agent: Any, t: int, *, deterministic: bool = False) -> None:
+        """Let the agent act on observation t; start step t of the environments."""
+        rows, transfer = self._rows[t], self._transfer
+        action, agent_info = agent.step(rows.observation, deterministic=deterministic)
+        transfer.action_rows(t)[...] = action
+        if rows.agent_info is not None:
+            rows.agent_info[...] = agent_info
+        transfer.send_actions(t)
+        for cage, command in zip(self.cages, self._commands[t % len(self._commands)], strict=True):
+            cage.start(command)
+
+    def finish(self, t: int) -> None:
+        """Wait for step t; its outcome, and observation t + 1, get to the tree."""
+        for cage in self.cages:
+            cage.await_step()
+        self._transfer.take_outputs(t)
+
+    def host_rows(self, t: int) -> ArrayDict:
+        """Return step t as the environments wrote it, in host memory, [len(columns), ...]."""
+        rows = self._transfer.host_rows
+        return rows[t % len(rows)]
+
+    def final_obs(self) -> dict[int, Any]:
+        """Return the true final observations of the last step by the column of the tree."""
+        first, found = self.columns.start, {}
+        for cage in self.cages:
+            for number, observation in cage.final_obs.items():
+                found[first + number] = observation
+            first += cage.n_envs
+        return found
+
+    def take_completed(self) -> list[TrajInfo]:
+        """Return the episodes that ended since the last call."""
+        return [traj for cage in self.cages for traj in cage.take_completed()]
+
+    def close(self) -> None:
+        """Give back what was allocated here. Cages and tree stay open."""
+        self._transfer.close()
+
+    def _find_rows(self, t: int) -> _Rows:
+        return _Rows(
+            observation=self._columns_of("observation", t),
+            agent_info=self._columns_of("agent_info", t) if self._has_agent_info else None,
+        )
+
+    def _columns_of(self, branch: str, t: int) -> Any:
+        if self._is_all:
+            return self._samples[branch][t]
+        return self._samples[branch][t, self.columns.start : self.columns.stop]
+
+    def _bind(self) -> list[list[Command]]:
+        return [
+            [
+                _bind_step(cage, rows.apply(_part, part))
+                for cage, part in zip(self.cages, self._parts, strict=True)
+            ]
+            for rows in self._transfer.host_rows
+        ]
+
+
+def _transfer_for(samples: ArrayDict, columns: range) -> Transfer:
+    """Return the way that suits the memory of a sample tree."""
+    storages = {path: leaf.storage for path, leaf in samples.walk()}
+    if "device" not in storages.values():
+        return InPlace(samples, columns)
+    elsewhere = [path for path, storage in storages.items() if storage != "device"]
+    if elsewhere:
+        raise ValueError(
+            f"samples: {', '.join(elsewhere)} in other memory than the device's, expected all"
+            ' leaves there or none; move the tree with samples.to("device")'
+        )
+    return Staging(samples, columns)
+
+
+def _bind_step(cage: Cage, rows: ArrayDict) -> Command:
+    return cage.bind_step(
+        rows["action"],
+        out_obs=rows["observation"],
+        out_reward=rows["reward"],
+        out_terminated=rows["terminated"],
+        out_truncated=rows["truncated"],
+        out_info=rows["env_info"],
+    )
+
+
+def _parts_of(cages: Sequence[Cage]) -> list[int | slice | None]:
+    """Return for each cage its rows of a group's; None where they are all of them."""
+    if len(cages) == 1:
+        return [None if cages[0].n_envs > 1 else 0]
+    parts: list[int | slice | None] = []
+    first = 0
+    for cage in cages:
+        parts.append(first if cage.n_envs == 1 else slice(first, first + cage.n_envs))
+        first += cage.n_envs
+    return parts
+
+
+def _part(place: Any, part: int | slice | None) -> Any:
+    return place if part is None else place[part]
