@@ -237,8 +237,8 @@ def test_a_step_is_one_launch_one_copy_and_one_wait(
 class Spy(Staging):
     """Poison what environments are about to write, as late as it may be written."""
 
-    def send_actions(self, t: int) -> None:
-        super().send_actions(t)
+    def await_actions(self, t: int) -> None:
+        super().await_actions(t)
         slot = self.host_rows[t % len(self.host_rows)]
         for name in ("observation", "reward"):
             slot[name].to_ndarray()[...] = np.nan
@@ -247,9 +247,8 @@ class Spy(Staging):
 class Hasty(Staging):
     """Does not wait for the action's copy."""
 
-    def send_actions(self, t: int) -> None:
-        slot = self._slots[t % len(self._slots)]
-        cuda.copy_to_host(self._action_bytes, out_host=slot.action_bytes)
+    def await_actions(self, t: int) -> None:
+        """Do nothing."""
 
 
 def sample_with(staging: type[Staging], host: ArrayDict) -> list[dict[str, list[Any]]]:
@@ -257,7 +256,7 @@ def sample_with(staging: type[Staging], host: ArrayDict) -> list[dict[str, list[
         make_cages(Walk, (B,)), TensorAgent(), samples := host.new_array(storage="device")
     )
     (group,) = sampler._groups
-    group._transfer = staging(samples)
+    group.transfer = staging(samples)
     group._commands = group._bind()
     return list(collect(sampler, 4))
 

@@ -66,6 +66,10 @@ class Cage(ABC):
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
 
+    busy_span: tuple[float, float] | None = None
+    """When the last command's work began and ended, in seconds of `time.perf_counter`; None where
+    that is not known."""
+
     def reset_async(self, *, out_obs: Any = None, out_info: Any = None) -> None:
         """Start a reset of all environments. `await_step` returns (observation, info).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,9 @@ class SerialCage(Cage):
 
     def start(self, command: Command) -> None:
         """Carry out a command; `await_step` returns its results."""
+        begin_s = time.perf_counter()
         self._result = execute(self._stepper, command)
+        self.busy_span = begin_s, time.perf_counter()
 
     def await_step(self) -> Any:  # Any: a tuple whose length the command decides
         """Return the results of what was started; None if nothing was."""

@@ -131,11 +131,15 @@ class Staging:
         return self._action["action"]
 
     def send_actions(self, t: int) -> None:
-        """Copy the action to the slot of step t, and wait for it and for the slot."""
+        """Queue the copy of the action to the slot of step t. Returns at once."""
         slot = self._slots[t % _N_SLOTS]
         cuda.copy_to_host(self._action_bytes, out_host=slot.action_bytes)
-        self._is_sent.record().synchronize()
-        _wait_for([slot])
+        self._is_sent.record()
+
+    def await_actions(self, t: int) -> None:
+        """Wait for the copy, and until the slot of step t was taken the last time."""
+        self._is_sent.synchronize()
+        _wait_for([self._slots[t % _N_SLOTS]])
 
     def take_outputs(self, t: int) -> None:
         """Launch the copy of the slot of step t to row t of the tree. Returns at once."""

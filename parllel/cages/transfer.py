@@ -31,7 +31,10 @@ class Transfer(Protocol):
         """Return the place, [B, ...], that the agent's action t is written to."""
 
     def send_actions(self, t: int) -> None:
-        """Bring action t to the host rows. The environments' own rows may be written then."""
+        """Start to bring action t to the host rows."""
+
+    def await_actions(self, t: int) -> None:
+        """Wait until action t is there, and until the environments' rows may be written."""
 
     def take_outputs(self, t: int) -> None:
         """Bring what environments have written in step t to the tree."""
@@ -91,6 +94,9 @@ class InPlace:
 
     def send_actions(self, t: int) -> None:
         """Do nothing: environments read the tree."""
+
+    def await_actions(self, t: int) -> None:
+        """Do nothing: the action was written by the host."""
 
     def take_outputs(self, t: int) -> None:
         """Do nothing: environments have written the tree."""

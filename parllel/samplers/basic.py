@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from parllel.cages import Cage, TrajInfo
 from parllel.samplers.group import Group
 from parllel.samplers.sampler import Agent, Sampler, as_rows
+from parllel.samplers.tracing import TracedAgent, traced
 from parllel.tree import ArrayDict
 
 
@@ -56,6 +58,32 @@ class BasicSampler(Sampler):
                 last = self.samples["observation"][self.batch_T]
                 self.samples["agent_info"]["value"][self.batch_T] = self.agent.value(last)
         return self.samples, self._take_completed()
+
+    def trace(self, path: str | Path) -> tuple[ArrayDict, list[TrajInfo]]:
+        """Collect a batch as `collect_batch` does, and write where its time went.
+
+        Lanes are the environments of each cage, the agent, copies, and waits, as the host sees
+        them: what a GPU does behind a queued copy or launch is not seen.
+
+        Args:
+            path: of the trace in Chrome's format, `batch.json`: open it in Perfetto or
+                chrome://tracing. A Gantt chart is written beside it, `batch.png`.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed; parllel[train] brings it.
+        """
+        if not self._was_reset:
+            self.reset()
+        agent = self.agent
+        with traced(self._groups) as trace:
+            self.agent = TracedAgent(agent, trace)
+            try:
+                result = self.collect_batch()
+            finally:
+                self.agent = agent
+        trace.write_json(path)
+        trace.write_png(Path(path).with_suffix(".png"))
+        return result
 
     def _collect_steps(self) -> None:
         for t in range(self.batch_T):

@@ -40,12 +40,12 @@ class Group:
         self._is_moving = any(leaf.full_size > self._batch_T for _, leaf in samples.walk())
         self._parts = _parts_of(self.cages)
         self._rows: list[_Rows] = []
-        self._transfer = _transfer_for(samples, columns)
+        self.transfer: Transfer = _transfer_for(samples, columns)
         self._commands = self._bind()  # for each of the transfer's host rows, one for each cage
 
     def start_reset(self) -> None:
         """Start a reset of all environments."""
-        first = self._transfer.first_rows()
+        first = self.transfer.first_rows()
         for cage, part in zip(self.cages, self._parts, strict=True):
             cage.reset_async(out_obs=_part(first, part))
 
@@ -54,23 +54,24 @@ class Group:
         for cage in self.cages:
             cage.await_step()
             cage.take_completed()
-        self._transfer.take_first()
+        self.transfer.take_first()
 
     def move(self) -> None:
         """Follow the tree's window, which has moved."""
         if self._is_moving or not self._rows:
             self._rows = [self._find_rows(t) for t in range(self._batch_T)]
-        if self._transfer.move():
+        if self.transfer.move():
             self._commands = self._bind()
 
     def act(self, agent: Any, t: int, *, deterministic: bool = False) -> None:
         """Let the agent act on observation t; start step t of the environments."""
-        rows, transfer = self._rows[t], self._transfer
+        rows, transfer = self._rows[t], self.transfer
         action, agent_info = agent.step(rows.observation, deterministic=deterministic)
         transfer.action_rows(t)[...] = action
         if rows.agent_info is not None:
             rows.agent_info[...] = agent_info
         transfer.send_actions(t)
+        transfer.await_actions(t)
         for cage, command in zip(self.cages, self._commands[t % len(self._commands)], strict=True):
             cage.start(command)
 
@@ -78,11 +79,11 @@ class Group:
         """Wait for step t; its outcome, and observation t + 1, get to the tree."""
         for cage in self.cages:
             cage.await_step()
-        self._transfer.take_outputs(t)
+        self.transfer.take_outputs(t)
 
     def host_rows(self, t: int) -> ArrayDict:
         """Return step t as the environments wrote it, in host memory, [len(columns), ...]."""
-        rows = self._transfer.host_rows
+        rows = self.transfer.host_rows
         return rows[t % len(rows)]
 
     def final_obs(self) -> dict[int, Any]:
@@ -100,7 +101,7 @@ class Group:
 
     def close(self) -> None:
         """Give back what was allocated here. Cages and tree stay open."""
-        self._transfer.close()
+        self.transfer.close()
 
     def _find_rows(self, t: int) -> _Rows:
         return _Rows(
@@ -119,7 +120,7 @@ class Group:
                 _bind_step(cage, rows.apply(_part, part))
                 for cage, part in zip(self.cages, self._parts, strict=True)
             ]
-            for rows in self._transfer.host_rows
+            for rows in self.transfer.host_rows
         ]
 
 
