@@ -10,8 +10,9 @@ import numpy as np
 
 from parllel.arrays import Array, ArraySpec
 from parllel.cages import Cage, SerialCage, TrajInfo
+from parllel.cages.columns import as_tree
 from parllel.cages.stepper import Seed
-from parllel.samplers import Agent
+from parllel.samplers import Agent, RecurrentAgent
 from parllel.storages import default_storage
 from parllel.tree import ArrayDict, allocate_tree, dict_map
 from parllel.tree.leaves import as_ndarray
@@ -74,7 +75,7 @@ def build_example(
 
 def build_sample_tree(
     example: ArrayDict,
-    agent: Agent,
+    agent: Agent | RecurrentAgent,
     *,
     batch_shape: Sequence[int],
     storage: str | None = None,
@@ -91,8 +92,14 @@ def build_sample_tree(
 
     Returns:
         The example's branches of shape [T, B, ...] (`observation` with padding 1) and
-        `agent_info`. If the agent gives a value, it has padding 1, and there is `final_value`.
+        `agent_info`. If the agent gives a value, it has padding 1, and there is `final_value`. For
+        a `RecurrentAgent` there are `valid` [T, B] and `initial_rnn_state` [B, ...] too, and
+        `bootstrap_value` [B] if it gives a value; its state is that of one environment afterwards.
     """
+    recurrent: Any = agent if hasattr(agent, "rnn_state") else None
+    if recurrent is not None:
+        recurrent.begin(1)
+        state = as_tree(recurrent.rnn_state)
     _, agent_info = agent.step(example["observation"], deterministic=True)  # draws nothing
     storage = storage or example["reward"].storage
     rows = ArrayDict({**{name: example[name] for name in _ENV_BRANCHES}, "agent_info": agent_info})
@@ -101,6 +108,11 @@ def build_sample_tree(
     if "value" in agent_info:
         specs["final_value"] = specs["agent_info"]["value"]
         specs["agent_info"]["value"] = _padded(specs["agent_info"]["value"])
+    if recurrent is not None:
+        specs["valid"] = ArraySpec.of(batch_shape, np.bool_, full_size=full_size)
+        specs["initial_rnn_state"] = dict_map(_spec, state, tuple(batch_shape[1:2]), None)
+        if "value" in agent_info:
+            specs["bootstrap_value"] = _spec(agent_info["value"], tuple(batch_shape[1:2]), None)
     return allocate_tree(specs, storage)
 
 

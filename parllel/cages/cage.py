@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
@@ -42,6 +42,7 @@ class Command(NamedTuple):
     action: Any  # rows, read at each start; None where the kind takes no action
     outputs: Outputs  # as the caller gave them
     rows: Outputs  # the same places as NumPy arrays, a row for each environment
+    max_random_steps: int = 0  # after a reset
 
 
 class Cage(ABC):
@@ -70,12 +71,26 @@ class Cage(ABC):
     """When the last command's work began and ended, in seconds of `time.perf_counter`; None where
     that is not known."""
 
-    def reset_async(self, *, out_obs: Any = None, out_info: Any = None) -> None:
+    def reset_async(
+        self, *, out_obs: Any = None, out_info: Any = None, max_random_steps: int = 0
+    ) -> None:
         """Start a reset of all environments. `await_step` returns (observation, info).
 
         The first reset seeds the environments. Episodes under way are forgotten.
+
+        Args:
+            out_obs, out_info: places for the results; info is that of the reset.
+            max_random_steps: each environment takes up to as many steps after its reset, with
+                random actions, so that their episodes do not go in step. The number is drawn from
+                the environment's own seed. Episodes that end meanwhile are not reported.
+
+        Raises:
+            ValueError: max_random_steps is negative, or a place is read-only.
         """
-        self.start(self._bind("reset", None, Outputs(observation=out_obs, info=out_info)))
+        if max_random_steps < 0:
+            raise ValueError(f"max_random_steps: got {max_random_steps}, expected 0 or more")
+        command = self._bind("reset", None, Outputs(observation=out_obs, info=out_info))
+        self.start(command._replace(max_random_steps=max_random_steps))
 
     def step_async(
         self,
@@ -175,6 +190,15 @@ class Cage(ABC):
         There is one for each environment whose episode ended in that step.
         """
 
+    @property
+    def invalid(self) -> Collection[int]:
+        """Numbers of the environments whose last step is no transition to learn from.
+
+        Their observations go on, but reward and flags are not an environment's. Empty for most
+        cages, always.
+        """
+        return ()
+
     @abstractmethod
     def take_completed(self) -> list[TrajInfo]:
         """Return the episodes that ended since the last call, in the order of their ends."""
@@ -197,7 +221,7 @@ def execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
         actions = to_actions(command.action, stepper.action_space)
         return _deliver_step(stepper.step(actions), outputs, rows)
     if command.kind == "reset":
-        observations, infos = stepper.reset()
+        observations, infos = stepper.reset(command.max_random_steps)
         return (
             _deliver(observations, outputs.observation, rows.observation),
             _deliver_infos(infos, outputs.info, rows.info),

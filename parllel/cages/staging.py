@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from parllel import cuda
 from parllel.arrays import Array, ArraySpec
-from parllel.cages.transfer import OUTPUTS
+from parllel.cages.transfer import outputs_of
 from parllel.storages import aligned, allocate
 from parllel.tree import ArrayDict
 from parllel.tree.rows import RowCopy
@@ -75,7 +75,8 @@ class Staging:
         self._columns = range(self._batch_B) if columns is None else columns
         n_envs = len(self._columns)
         actions = ArrayDict({"action": samples["action"]}).apply(_row_spec, n_envs)
-        outputs = ArrayDict({name: samples[name] for name in OUTPUTS}).apply(_row_spec, n_envs)
+        branches = ArrayDict({name: samples[name] for name in outputs_of(samples)})
+        outputs = branches.apply(_row_spec, n_envs)
         n_action_bytes, n_output_bytes = _nbytes_of(actions), _nbytes_of(outputs)
         on_device = allocate("device", n_action_bytes)
         self._action = actions.apply(Array.from_spec, on_device)

@@ -75,15 +75,39 @@ class Stepper:
         self.final_obs: dict[int, Any] = {}
         """Observation before the reset, of each environment whose episode ended in this step."""
 
-    def reset(self) -> tuple[list[Any], list[dict[str, Any]]]:
-        """Reset all environments, seeded the first time. Episodes under way are forgotten."""
+    def reset(self, max_random_steps: int = 0) -> tuple[list[Any], list[dict[str, Any]]]:
+        """Reset all environments, seeded the first time. Episodes under way are forgotten.
+
+        Args:
+            max_random_steps: each environment takes up to as many steps then, at random; the
+                number and the actions come from its own seed.
+
+        Returns:
+            The observations to act on, and the infos of the resets.
+        """
         self._check_open()
         self.final_obs = {}
         self._trajs = [self._make_traj_info() for _ in self._envs]
         seeds = self._first_seeds() if not self._is_reset else [None] * len(self._envs)
         self._is_reset = True
         results = [env.reset(seed=seed) for env, seed in zip(self._envs, seeds, strict=True)]
-        return [obs for obs, _ in results], [info for _, info in results]
+        observations, infos = [obs for obs, _ in results], [info for _, info in results]
+        if max_random_steps:
+            for number, seed in enumerate(self._seeds):
+                n_steps = int(np.random.default_rng(seed).integers(max_random_steps + 1))
+                for _ in range(n_steps):
+                    observations[number] = self._step_randomly(number)
+        return observations, infos
+
+    def _step_randomly(self, number: int) -> Any:
+        """Take a random step in one environment; return the observation to act on."""
+        env, action = self._envs[number], self._action_spaces[number].sample()
+        observation, reward, terminated, truncated, info = env.step(action)
+        self._trajs[number].step(observation, action, reward, terminated, truncated, info)
+        if terminated or truncated:
+            self._trajs[number] = self._make_traj_info()
+            observation, _ = env.reset()
+        return observation
 
     def step(self, actions: Sequence[Any]) -> Columns:
         """Step all environments, and reset those whose episode ends.

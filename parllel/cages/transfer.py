@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from parllel import cuda
 from parllel.tree import ArrayDict
 
-OUTPUTS = ("observation", "reward", "terminated", "truncated", "env_info")
+_OUTPUTS = ("observation", "reward", "terminated", "truncated", "env_info", "valid")
 
 
 class Transfer(Protocol):
@@ -19,7 +19,8 @@ class Transfer(Protocol):
     Attributes:
         host_rows: for step t the item `t % len(host_rows)` holds Arrays [B, ...] in host memory:
             the branch `action`, which environments read, and what they write: `observation` (the
-            one that follows action t), `reward`, `terminated`, `truncated` and `env_info`.
+            one that follows action t), `reward`, `terminated`, `truncated`, `env_info`; and `valid`
+            where the tree has it, for the sampler itself.
     """
 
     host_rows: list[ArrayDict]
@@ -49,6 +50,11 @@ class Transfer(Protocol):
         """Give back memory that is not the tree's. Called again, it does nothing."""
 
 
+def outputs_of(samples: ArrayDict) -> list[str]:
+    """Return the names of the branches that a step of the environments gives."""
+    return [name for name in _OUTPUTS if name in samples]
+
+
 class InPlace:
     """Environments read and write the rows of a tree in host memory; nothing is staged.
 
@@ -67,7 +73,7 @@ class InPlace:
         columns = range(batch_B) if columns is None else columns
         is_all = len(columns) == batch_B
         self._columns = None if is_all else slice(columns.start, columns.stop)
-        self._is_moving = any(leaf.full_size > self._batch_T for leaf in leaves)
+        self._is_moving = any(leaf.full_size > len(leaf) for leaf in leaves)
         self._is_read_by_gpu = any(leaf.storage in ("pinned", "managed") for leaf in leaves)
         self.host_rows: list[ArrayDict] = []
 
@@ -81,7 +87,7 @@ class InPlace:
         return True
 
     def _find_rows(self, t: int) -> ArrayDict:
-        rows = {name: self._row(name, t) for name in ("action", *OUTPUTS)}
+        rows = {name: self._row(name, t) for name in ("action", *outputs_of(self._samples))}
         return ArrayDict({**rows, "observation": self._row("observation", t + 1)})
 
     def _row(self, name: str, t: int) -> Any:

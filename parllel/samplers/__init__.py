@@ -3,6 +3,15 @@
 from parllel.samplers.alternating import AlternatingSampler
 from parllel.samplers.basic import BasicSampler
 from parllel.samplers.evaluation import EvalSampler
+from parllel.samplers.recurrent import RecurrentAgent, RecurrentSampler
 from parllel.samplers.sampler import Agent, Sampler
 
-__all__ = ["Agent", "AlternatingSampler", "BasicSampler", "EvalSampler", "Sampler"]
+__all__ = [
+    "Agent",
+    "AlternatingSampler",
+    "BasicSampler",
+    "EvalSampler",
+    "RecurrentAgent",
+    "RecurrentSampler",
+    "Sampler",
+]

@@ -14,7 +14,10 @@ from parllel.tree import ArrayDict
 
 
 class BasicSampler(Sampler):
-    """Collect batches of T steps from B environments, every row of them valid.
+    """Collect batches of T steps from B environments.
+
+    Every row is a transition to learn from; where cages have others (`Cage.invalid`), a branch
+    `valid`, bool [T, B], tells them apart.
 
     If the tree has a branch `final_value`, values for learning are completed, with one value
     call for each step at which an episode was truncated, and one for each batch:
@@ -25,14 +28,28 @@ class BasicSampler(Sampler):
 
     Args:
         cages, agent, samples: as for `Sampler`.
+        max_steps_decorrelate: up to as many random steps that each environment takes after a
+            reset of all, so that their episodes do not go in step.
 
     Raises:
         ValueError: as for `Sampler`; or there is `final_value`, but no `agent_info.value` with a
-            row of padding.
+            row of padding; or max_steps_decorrelate is negative.
     """
 
-    def __init__(self, cages: Sequence[Cage], agent: Agent, samples: ArrayDict) -> None:
+    def __init__(
+        self,
+        cages: Sequence[Cage],
+        agent: Agent,
+        samples: ArrayDict,
+        *,
+        max_steps_decorrelate: int = 0,
+    ) -> None:
         super().__init__(cages, agent, samples)
+        if max_steps_decorrelate < 0:
+            raise ValueError(
+                f"max_steps_decorrelate: got {max_steps_decorrelate}, expected 0 or more"
+            )
+        self._max_steps_decorrelate = max_steps_decorrelate
         self._completes_values = "final_value" in samples
         if self._completes_values:
             _check_value(samples)
@@ -54,10 +71,14 @@ class BasicSampler(Sampler):
         self._rotate()
         with self._acting():
             self._collect_steps()
-            if self._completes_values:
-                last = self.samples["observation"][self.batch_T]
-                self.samples["agent_info"]["value"][self.batch_T] = self.agent.value(last)
+            self._complete_batch()
         return self.samples, self._take_completed()
+
+    def _complete_batch(self) -> None:
+        """Write what is known after the last step only."""
+        if self._completes_values:
+            last = self.samples["observation"][self.batch_T]
+            self.samples["agent_info"]["value"][self.batch_T] = self._value(last)
 
     def trace(self, path: str | Path) -> tuple[ArrayDict, list[TrajInfo]]:
         """Collect a batch as `collect_batch` does, and write where its time went.
@@ -104,7 +125,11 @@ class BasicSampler(Sampler):
         if columns:
             like = self.samples["observation"][t]
             rows = as_rows([final_obs[column] for column in columns], like)
-            self.samples["final_value"][t, columns] = self.agent.value(rows)
+            self.samples["final_value"][t, columns] = self._value(rows, columns)
+
+    def _value(self, observation: Any, columns: Sequence[int] | None = None) -> Any:
+        """Return the agent's values of observations of these columns of the tree; of all."""
+        return self.agent.value(observation)
 
 
 def _check_value(samples: ArrayDict) -> None:

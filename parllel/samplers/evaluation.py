@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from parllel.cages import Cage, TrajInfo
 from parllel.samplers.sampler import Agent, Sampler
@@ -13,7 +15,8 @@ class EvalSampler(Sampler):
     """Play the same number of episodes in each environment, and return their summaries.
 
     Taking the first episodes to end would favour short ones; so each environment plays its share
-    to the end, and what it plays beyond it is dropped.
+    to the end, and what it plays beyond it is dropped. A `RecurrentAgent` gets a state for these
+    environments meanwhile, and its former one back.
 
     Args:
         cages, agent: as for `Sampler`; use cages of their own, not those of training.
@@ -52,6 +55,26 @@ class EvalSampler(Sampler):
     def collect_episodes(self) -> list[TrajInfo]:
         """Play the episodes, from a reset of all environments on; return what was finished."""
         self.reset()
+        with self._own_state():
+            return self._play()
+
+    @contextmanager
+    def _own_state(self) -> Iterator[None]:
+        """Give a recurrent agent a state of its own for a while, then the former one again."""
+        agent: Any = self.agent
+        if not hasattr(agent, "rnn_state"):
+            yield
+            return
+        former = agent.rnn_state
+        agent.begin(self.batch_B)
+        try:
+            yield
+        finally:
+            agent.rnn_state = former
+
+    def _play(self) -> list[TrajInfo]:
+        agent: Any = self.agent
+        is_recurrent = hasattr(agent, "rnn_state")
         left = [self._share] * self.batch_B
         finished: list[TrajInfo] = []
         with self._acting():
@@ -69,6 +92,8 @@ class EvalSampler(Sampler):
                         if left[column]:
                             left[column] -= 1
                             finished.append(traj)
+                    if is_recurrent and group.final_obs():
+                        agent.reset_state(list(group.final_obs()))
                 if not any(left):
                     break
         return finished

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from parllel.cages import Cage, Command, TrajInfo
 from parllel.cages.staging import Staging
 from parllel.cages.transfer import InPlace, Transfer
@@ -37,17 +40,18 @@ class Group:
         self._batch_T, batch_B = samples["reward"].batch_shape[:2]
         self._is_all = len(columns) == batch_B
         self._has_agent_info = bool(samples.get("agent_info"))
-        self._is_moving = any(leaf.full_size > self._batch_T for _, leaf in samples.walk())
+        self._has_valid = "valid" in samples
+        self._is_moving = any(leaf.full_size > len(leaf) for _, leaf in samples.walk())
         self._parts = _parts_of(self.cages)
         self._rows: list[_Rows] = []
         self.transfer: Transfer = _transfer_for(samples, columns)
         self._commands = self._bind()  # for each of the transfer's host rows, one for each cage
 
-    def start_reset(self) -> None:
-        """Start a reset of all environments."""
+    def start_reset(self, max_random_steps: int = 0) -> None:
+        """Start a reset of all environments, and random steps after it."""
         first = self.transfer.first_rows()
         for cage, part in zip(self.cages, self._parts, strict=True):
-            cage.reset_async(out_obs=_part(first, part))
+            cage.reset_async(out_obs=_part(first, part), max_random_steps=max_random_steps)
 
     def finish_reset(self) -> None:
         """Wait for it; the first observations get to the row after the batch."""
@@ -79,6 +83,8 @@ class Group:
         """Wait for step t; its outcome, and observation t + 1, get to the tree."""
         for cage in self.cages:
             cage.await_step()
+        if self._has_valid:
+            self._mark_valid(self.host_rows(t)["valid"].to_ndarray())
         self.transfer.take_outputs(t)
 
     def host_rows(self, t: int) -> ArrayDict:
@@ -98,6 +104,14 @@ class Group:
     def take_completed(self) -> list[TrajInfo]:
         """Return the episodes that ended since the last call."""
         return [traj for cage in self.cages for traj in cage.take_completed()]
+
+    def _mark_valid(self, valid: NDArray[np.bool_]) -> None:
+        valid[...] = True
+        first = 0
+        for cage in self.cages:
+            for number in cage.invalid:
+                valid[first + number] = False
+            first += cage.n_envs
 
     def close(self) -> None:
         """Give back what was allocated here. Cages and tree stay open."""

@@ -48,6 +48,8 @@ class Sampler:
             environments.
     """
 
+    _max_steps_decorrelate = 0
+
     def __init__(self, cages: Sequence[Cage], agent: Agent, samples: ArrayDict) -> None:
         _check(cages, samples)
         self.cages = list(cages)
@@ -66,7 +68,7 @@ class Sampler:
         """Reset all environments; the next batch begins with their first observations."""
         self.samples.reset()
         for group in self._groups:
-            group.start_reset()
+            group.start_reset(self._max_steps_decorrelate)
         for group in self._groups:
             group.finish_reset()
 
