@@ -1,12 +1,21 @@
 """Generalized advantage estimation: the kernel, its CPU twin and the checks at its boundary."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from parllel.kernels.array_checks import (
+    check_dtype,
+    check_fraction,
+    check_is_ndarray,
+    check_layout,
+    check_output,
+    check_shape,
+    is_apart,
+)
 from parllel.kernels.targets import DeviceEntry, cuda, pointer_to, twin
 
 Floats = npt.NDArray[np.float32]
@@ -86,6 +95,24 @@ class Batch(NamedTuple):
     final_value: npt.NDArray[np.float32]
     out_advantage: npt.NDArray[np.float32]
     out_return: npt.NDArray[np.float32]
+
+
+class Expected(NamedTuple):
+    """What an argument must be; `meaning` is the shape in words."""
+
+    dtype: type[np.float32 | np.bool_]
+    shape: tuple[int, int]
+    meaning: str
+
+
+def expected_arrays(steps: int, width: int) -> dict[str, Expected]:
+    """Return what the arrays of a batch must be, in host or in device memory, by their names."""
+    hint = "reward's shape is (T, B), and value's row T follows the batch's last action"
+    floats = Expected(np.float32, (steps, width), f"(T, B); {hint}")
+    expected = dict.fromkeys(Batch._fields, floats)
+    expected["terminated"] = expected["truncated"] = floats._replace(dtype=np.bool_)
+    expected["value"] = Expected(np.float32, (steps + 1, width), f"(T + 1, B); {hint}")
+    return expected
 
 
 def estimate_step(
@@ -176,12 +203,6 @@ DEVICE = DeviceEntry(
 )
 
 
-def is_apart(array: npt.NDArray[np.generic], other: npt.NDArray[np.generic]) -> bool:
-    """Return whether two contiguous arrays share no byte."""
-    begin, other_begin = array.ctypes.data, other.ctypes.data
-    return begin + array.nbytes <= other_begin or other_begin + other.nbytes <= begin
-
-
 def is_apart_from_inputs(
     output: Floats,
     reward: Floats,
@@ -270,77 +291,15 @@ def _explain_refusal(
     """
     arrays = dict(zip(Batch._fields, (*inputs, *outputs), strict=True))
     reward = inputs[0]
-    _check_is_array("reward", reward)
+    check_is_ndarray("reward", reward)
     if reward.ndim != 2:
         raise ValueError(f"reward: shape {reward.shape}, expected two axes, (T, B)")
-    steps, width = reward.shape
-    for name, array in arrays.items():
-        _check_is_array(name, array)
-        _check_dtype(name, array, np.bool_ if name in {"terminated", "truncated"} else np.float32)
-        if name == "value":
-            _check_shape(name, array, (steps + 1, width), "(T + 1, B)")
-        else:
-            _check_shape(name, array, (steps, width), "(T, B)")
-        _check_layout(name, array)
-    _check_scalar("discount", discount)
-    _check_scalar("trace", trace)
-    _check_output("out_advantage", arrays)
-    _check_output("out_return", arrays)
-
-
-def _check_is_array(name: str, array: object) -> None:
-    if not isinstance(array, np.ndarray):
-        raise TypeError(
-            f"{name}: {type(array).__name__}, expected numpy.ndarray; "
-            "convert an input with numpy.asarray, allocate an output with numpy.empty"
-        )
-
-
-def _check_dtype(
-    name: str, array: npt.NDArray[np.generic], expected: type[np.float32 | np.bool_]
-) -> None:
-    if array.dtype != expected:
-        raise ValueError(
-            f"{name}: dtype {array.dtype}, expected {np.dtype(expected)}; "
-            f"convert an input with .astype(numpy.{expected.__name__}), allocate an output with it"
-        )
-
-
-def _check_shape(
-    name: str, array: npt.NDArray[np.generic], expected: tuple[int, int], meaning: str
-) -> None:
-    if array.shape != expected:
-        raise ValueError(
-            f"{name}: shape {array.shape}, expected {expected} = {meaning}; "
-            "reward's shape is (T, B), and value's row T follows the batch's last action"
-        )
-
-
-def _check_layout(name: str, array: npt.NDArray[np.generic]) -> None:
-    if not (array.flags.c_contiguous and array.flags.aligned):
-        raise ValueError(
-            f"{name}: strides {array.strides} at address {array.ctypes.data:#x}, "
-            "expected C-contiguous and aligned; "
-            "copy an input with .copy(), allocate an output with numpy.empty"
-        )
-
-
-def _check_scalar(name: str, scalar: object) -> None:
-    if not isinstance(scalar, int | float | np.integer | np.float16 | np.float32):
-        raise TypeError(
-            f"{name}: {type(scalar).__name__}, expected float; convert it with float({name})"
-        )
-    if not 0 <= scalar <= 1:
-        raise ValueError(f"{name}: {scalar}, expected a number in [0, 1], such as 0.99")
-
-
-def _check_output(name: str, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    output = arrays[name]
-    if not output.flags.writeable:
-        raise ValueError(f"{name}: read-only, expected writable; allocate it with numpy.empty")
-    for other_name, other in arrays.items():
-        if other_name != name and np.may_share_memory(output, other):
-            raise ValueError(
-                f"{name}: overlaps {other_name}, expected memory of its own; "
-                "allocate it with numpy.empty"
-            )
+    for name, (dtype, shape, meaning) in expected_arrays(*reward.shape).items():
+        check_is_ndarray(name, arrays[name])
+        check_dtype(name, arrays[name], dtype)
+        check_shape(name, arrays[name], shape, meaning)
+        check_layout(name, arrays[name])
+    check_fraction("discount", discount)
+    check_fraction("trace", trace)
+    check_output("out_advantage", arrays)
+    check_output("out_return", arrays)

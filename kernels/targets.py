@@ -118,7 +118,7 @@ def twin(
 
     names = {"pointer_to": _pointer_intrinsic(), **_memory_intrinsics()}
     function = bind(entry, parts, names, njit(inline="always"))
-    function.__qualname__ += f"_{_checksum(entry, *parts):08x}"
+    function.__qualname__ += f"_{_checksum():08x}"
     pipeline = _no_alias_pipeline() if outputs_are_apart else None
     # "contract" fuses multiply and add, as a GPU does: without it the twin differs by a rounding.
     # No other licence of fast math is taken: NaN, infinity and the order of sums stay as written.
@@ -154,16 +154,16 @@ def _with_globals(body: Callable[..., Any], names: Mapping[str, object]) -> type
     return types.FunctionType(body.__code__, {**body.__globals__, **names}, body.__name__)
 
 
-def _checksum(*bodies: Callable[..., Any]) -> int:
-    """Return a checksum of all source files that the compiled code depends on.
+@functools.cache
+def _checksum() -> int:
+    """Return a checksum of all that compiled code may depend on: the modules of this folder.
 
     Numba's disk cache notices a change of the entry's own file only. With the checksum in the
-    entry's name, an edit of a part or of this file is noticed as well.
-    Proof: `test_the_cache_notices_an_edit_of_the_machinery`.
+    entry's name, an edit of a part, of a constant or of this file is noticed as well.
+    Proof: `test_the_cache_notices_an_edit_of_another_module`.
     """
-    files = {Path(__file__), Path(memory.__file__)}
-    files |= {Path(body.__code__.co_filename) for body in bodies}
-    return zlib.crc32(b"".join(file.read_bytes() for file in sorted(files)))
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return zlib.crc32(b"".join(file.read_bytes() for file in files))
 
 
 def _enable_cache(dispatcher: "Dispatcher[Any]") -> None:  # Any: whatever the entry is

@@ -422,11 +422,13 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert report_cache(package) == (1, 0, folder)
 
 
-def test_the_cache_notices_an_edit_of_the_machinery(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["targets.py", "moment_layout.py"])
+def test_the_cache_notices_an_edit_of_another_module(name: str, tmp_path: Path) -> None:
+    """A constant is compiled in, wherever it comes from."""
     package = copy_of_package(tmp_path)
     report_cache(package)
-    with (package / "kernels" / "targets.py").open("a") as machinery:
-        machinery.write("\n# another line\n")
+    with (package / "kernels" / name).open("a") as module:
+        module.write("\n# another line\n")
     hits, misses, _ = report_cache(package)
     assert (hits, misses) == (0, 1)
 
