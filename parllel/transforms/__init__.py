@@ -2,6 +2,13 @@
 
 from parllel.transforms.advantage import EstimateAdvantage, NormalizeAdvantage
 from parllel.transforms.clip import ClipRewards
+from parllel.transforms.running_moments import RunningMoments
 from parllel.transforms.transform import Transform
 
-__all__ = ["ClipRewards", "EstimateAdvantage", "NormalizeAdvantage", "Transform"]
+__all__ = [
+    "ClipRewards",
+    "EstimateAdvantage",
+    "NormalizeAdvantage",
+    "RunningMoments",
+    "Transform",
+]

@@ -5,12 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from parllel.arrays import Array
+from parllel.kernels.array_checks import check_dtype
+from parllel.kernels.moment_layout import LANES, N_KEPT, SCALE
 from parllel.transforms.outputs import output_like
+from parllel.transforms.place import place_of
 from parllel.tree import ArrayDict
 
 
 class ClipRewards:
     """Replace `reward` by values in [low, high]; the tree keeps the environments' own rewards.
+
+    NaN stays NaN. In device and managed memory it is one launch in the caller's current stream;
+    nothing waits for it.
 
     Args:
         low, high: bounds, low < high.
@@ -24,10 +30,36 @@ class ClipRewards:
             raise ValueError(f"ClipRewards: got low {low} and high {high}, expected low < high")
         self._low, self._high = low, high
         self._clipped: Array | None = None
+        self._identity: Array | None = None
 
     def __call__(self, batch: ArrayDict) -> ArrayDict:
-        """Return the batch with the clipped `reward`, overwritten by the next call."""
+        """Return the batch with the clipped `reward`, overwritten by the next call.
+
+        Args:
+            batch: with `reward`, float32 [T, B, ...].
+
+        Raises:
+            ValueError: the reward is not float32.
+        """
         reward = batch["reward"]
+        check_dtype("reward", reward, np.float32)
+        place = place_of(reward=reward)
         self._clipped = output_like(reward, self._clipped)
-        np.clip(reward.to_ndarray(), self._low, self._high, out=self._clipped.to_ndarray())
+        if self._identity is None or self._identity.storage != reward.storage:
+            self._identity = _identity_like(reward)
+        place.normalize(
+            place.read(reward),
+            place.share(self._identity),
+            low=self._low,
+            high=self._high,
+            out_values=place.share(self._clipped),
+        )
         return ArrayDict({**batch, "reward": self._clipped})
+
+
+def _identity_like(reward: Array) -> Array:
+    """Return moments that leave a number as it is: mean 0 and scale 1."""
+    shape = (N_KEPT, LANES)
+    kept = reward.new_array(batch_shape=shape, feature_shape=(), padding=0, full_size=N_KEPT)
+    kept[SCALE] = 1
+    return kept

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.kernels import advantage, rows
+from parllel.kernels import advantage, moments, normalize, rows
 from parllel.kernels.targets import DeviceEntry, pointer_to, twin
 from parllel.testing.simulated_cuda.active import device
 
@@ -24,13 +24,21 @@ _INTEGER_NBYTES = 8
 
 def own_twins() -> Mapping[str, Twin]:
     """Return the twins by the names of the kernels. They are compiled when they first run."""
-    return {"advantage": run_advantage, "rows": run_rows}
+    on_arrays = {
+        "advantage": advantage.DEVICE,
+        "merge_moments": moments.MERGE,
+        "moments": moments.MEASURE,
+        "normalize": normalize.DEVICE,
+        "update_moments": moments.UPDATE,
+    }
+    twins = {name: functools.partial(run_on_arrays, kernel) for name, kernel in on_arrays.items()}
+    return {**twins, "rows": run_rows}
 
 
-def run_advantage(grid: Sizes, block: Sizes, *arguments: Any) -> None:
-    """Estimate advantages; arguments as `kernels.advantage.DEVICE` has them, pointers as arrays."""
+def run_on_arrays(kernel: DeviceEntry, grid: Sizes, block: Sizes, *arguments: Any) -> None:
+    """Run a kernel whose pointers are arrays; arguments as its entry has them."""
     flat = [pointer_to(each) if isinstance(each, np.ndarray) else each for each in arguments]
-    _compiled(advantage.DEVICE)(*flat)
+    _compiled(kernel)(*flat)
 
 
 def run_rows(grid: Sizes, block: Sizes, table: Any, n_rows: Any, *picks: Any) -> None:

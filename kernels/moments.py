@@ -1,0 +1,357 @@
+"""Mean and variance of rows, and their merge with those of earlier rows: kernels and CPU twin.
+
+Three kernels, for one thing: the moments of many parts of the rows (`MEASURE`), those of fewer,
+larger parts (`MERGE`, where there are many), and the merge into what is kept (`UPDATE`).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from parllel.kernels.array_checks import (
+    check_dtype,
+    check_is_ndarray,
+    check_layout,
+    check_output,
+    is_apart,
+)
+from parllel.kernels.moment_layout import (
+    LENGTH,
+    M2,
+    MEAN,
+    N_KEPT,
+    OFFSET,
+    SCALE,
+    SHIFT,
+    VARIANCE,
+    Weights,
+    check_update,
+    lay_out,
+)
+from parllel.kernels.targets import DeviceEntry, cuda, pointer_to, twin
+
+Floats = npt.NDArray[np.float32]
+
+
+def update_moments(
+    rows: Floats,
+    *,
+    n_before: int,
+    epsilon: float,
+    out_kept: Floats,
+    out_scratch: Floats,
+) -> None:
+    """Merge mean and variance of rows into those of earlier rows, for each feature.
+
+    For the moments a of n earlier rows and b of k new ones:
+
+    d = mean_b - mean_a
+    mean = mean_a + d * k / (n + k)
+    M2 = M2_a + M2_b + d**2 * n * k / (n + k),  variance = M2 / (n + k)
+
+    The moments of the new rows come from parts in the same way: of each part the mean, then the
+    deviations from it, whose sum takes away what the mean was rounded by.
+
+    A NaN or an infinity makes NaN of all moments of its feature, now and after later updates.
+    Numbers whose deviations' squares overflow or underflow float32 are not looked after. Runs in
+    the calling thread, without the GIL, and allocates nothing. All arrays are C-contiguous and in
+    host memory.
+
+    Args:
+        rows: float32 [n_rows, F]; with no row or no feature nothing is written.
+        n_before: rows merged into `out_kept` before; 0 begins anew, whatever it holds.
+        epsilon: float of 0 or more, added to the standard deviation for the scale.
+        out_kept: float32 [N_KEPT, count_copies(F), F], updated: SHIFT, OFFSET, M2, SCALE, MEAN,
+            VARIANCE of each feature, all copies alike.
+        out_scratch: float32 [N_PLANES, lay_out(n_rows, F).n_scratch or more], overwritten.
+
+    Raises:
+        TypeError: an array is no numpy.ndarray.
+        ValueError: an array has another dtype, shape or layout, is read-only or overlaps another
+            one. Nothing has been written then.
+
+    Source: Chan, Golub, LeVeque 1979, STAN-CS-79-773, eq. 2.1 (the merge); the same, The American
+        Statistician 37 (1983), eq. 1.7 (the parts).
+    Error: with c = (512 + sqrt(n_rows) / 2 + 8 * abs(mean - SHIFT) / deviation) * 2**-24, of
+        the first update, at most c * variance for the variance, and c * deviation plus
+        2**-24 * abs(mean) for the mean (`test_moments_are_those_of_double_precision`).
+    """
+    if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.size == 0:
+        return
+    mismatch = None
+    try:
+        layout = lay_out(*rows.shape)
+        weights = Weights.of(n_before, len(rows), epsilon)
+        is_written = _compiled_entry()(rows, out_kept, *out_scratch, *layout[2:], *weights)
+    except (TypeError, ValueError, AttributeError) as error:  # raised before anything is written
+        is_written, mismatch = False, error
+    if not is_written:
+        _explain_refusal(rows, out_kept, out_scratch)
+        raise AssertionError("the compiled entry refuses what no check finds wrong") from mismatch
+
+
+class Parts(NamedTuple):
+    """Pointers to the moments of parts."""
+
+    n: Floats  # numbers of the part
+    mean: Floats  # minus SHIFT
+    m2: Floats
+
+
+class Part(NamedTuple):
+    """The moments of one part."""
+
+    n: np.float32
+    mean: np.float32
+    m2: np.float32
+
+
+def summarize(n: np.float32, pivot: np.float32, total: np.float32, squares: np.float32) -> Part:
+    """Return moments; `total` and `squares` are of deviations from the pivot."""
+    inverse = np.float32(1) / n
+    # No product is used twice: compilers would differ in whether they fuse it with a sum.
+    return Part(n, pivot + total * inverse, squares - (total * total) * inverse)
+
+
+def store(parts: Parts, at: int, part: Part) -> None:
+    """Write a part to its place."""
+    parts.n[at] = part.n
+    parts.mean[at] = part.mean
+    parts.m2[at] = part.m2
+
+
+def measure_lane(
+    values: Floats, begin: int, stop: int, width: int, lane: int, shift: np.float32
+) -> Part:
+    """Return the moments of a lane of the block that lies from begin to stop."""
+    first = values[begin + lane]
+    n = np.float32(0)
+    total = np.float32(0)
+    for at in range(begin + lane, stop, width):
+        n += np.float32(1)
+        total += values[at] - first
+    pivot = first + total * (np.float32(1) / n)
+    total = np.float32(0)
+    squares = np.float32(0)
+    for at in range(begin + lane, stop, width):
+        deviation = values[at] - pivot
+        total += deviation
+        squares += deviation * deviation
+    return summarize(n, pivot - shift, total, squares)
+
+
+def measure_block(
+    values: Floats,
+    begin: int,
+    stop: int,
+    width: int,
+    n_features: int,
+    shift: Floats,
+    parts: Parts,
+    first_part: int,
+) -> None:
+    """Write the moments of all lanes of a block, line by line: what `measure_lane` returns.
+
+    Until the moments are known, a part's place holds sums: of deviations as `n`, of their
+    squares as `m2`, and as `mean` first a sum and then the pivot.
+    """
+    n_lanes = min(width, stop - begin)
+    n_lines, n_longer = (stop - begin) // width, (stop - begin) % width
+    for lane in range(n_lanes):
+        store(parts, first_part + lane, Part(np.float32(0), np.float32(0), np.float32(0)))
+    for line in range(begin, stop, width):
+        for lane in range(min(width, stop - line)):
+            parts.mean[first_part + lane] += values[line + lane] - values[begin + lane]
+    for lane in range(n_lanes):
+        inverse = np.float32(1) / np.float32(n_lines + (lane < n_longer))
+        pivot = values[begin + lane] + parts.mean[first_part + lane] * inverse
+        parts.mean[first_part + lane] = pivot
+    for line in range(begin, stop, width):
+        for lane in range(min(width, stop - line)):
+            deviation = values[line + lane] - parts.mean[first_part + lane]
+            parts.n[first_part + lane] += deviation
+            parts.m2[first_part + lane] += deviation * deviation
+    for lane in range(n_lanes):
+        at = first_part + lane
+        n = np.float32(n_lines + (lane < n_longer))
+        pivot = parts.mean[at] - shift[lane % n_features]
+        store(parts, at, summarize(n, pivot, parts.n[at], parts.m2[at]))
+
+
+def merge_lane(parts: Parts, begin: int, stop: int, step: int) -> Part:
+    """Return the moments of every step-th part from begin to stop together."""
+    n = np.float32(0)
+    total = np.float32(0)
+    for at in range(begin, stop, step):
+        n += parts.n[at]
+        total += parts.n[at] * parts.mean[at]
+    pivot = total * (np.float32(1) / n)
+    total = np.float32(0)
+    squares = np.float32(0)
+    for at in range(begin, stop, step):
+        deviation = parts.mean[at] - pivot
+        total += parts.n[at] * deviation
+        squares += parts.m2[at] + parts.n[at] * (deviation * deviation)
+    return summarize(n, pivot, total, squares)
+
+
+def update_feature(
+    new: Part, feature: int, n_features: int, width: int, shift: Floats, kept: Floats, by: Weights
+) -> None:
+    """Merge a feature's new moments into those that are kept, and write all copies of these."""
+    old_offset = kept[OFFSET * width + feature] if by.cross > 0 else np.float32(0)
+    old_m2 = kept[M2 * width + feature] if by.cross > 0 else np.float32(0)
+    change = new.mean - old_offset
+    offset = old_offset + change * by.weight
+    m2 = (old_m2 + new.m2) + (change * change) * by.cross
+    variance = m2 * by.inverse
+    deviation = np.float32(math.sqrt(variance)) + by.epsilon
+    scale = np.float32(0) if deviation == 0 else np.float32(1) / deviation
+    origin = shift[feature]
+    for lane in range(feature, width, n_features):
+        kept[SHIFT * width + lane] = origin
+        kept[OFFSET * width + lane] = offset
+        kept[M2 * width + lane] = m2
+        kept[SCALE * width + lane] = scale
+        kept[MEAN * width + lane] = origin + offset
+        kept[VARIANCE * width + lane] = variance
+
+
+def measure_on_grid(
+    values: Floats,
+    size: int,
+    n_features: int,
+    width: int,
+    shift: Floats,
+    n: Floats,
+    mean: Floats,
+    m2: Floats,
+) -> None:
+    """Write the moments of all parts. Grid (blocks, lanes), block (lanes, blocks of numbers)."""
+    parts = Parts(n, mean, m2)
+    block = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
+    while block * LENGTH * width < size:
+        begin = block * LENGTH * width
+        stop = min(begin + LENGTH * width, size)
+        lane = cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
+        while lane < min(width, stop - begin):
+            part = measure_lane(values, begin, stop, width, lane, shift[lane % n_features])
+            store(parts, block * width + lane, part)
+            lane += cuda.gridDim.y * cuda.blockDim.x
+        block += cuda.gridDim.x * cuda.blockDim.y
+
+
+def merge_on_grid(n: Floats, mean: Floats, m2: Floats, n_parts: int, n_groups: int) -> None:
+    """Write the moments of all groups behind those of the parts. A grid with one axis."""
+    parts = Parts(n, mean, m2)
+    group = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    while group < n_groups:
+        store(parts, n_parts + group, merge_lane(parts, group, n_parts, n_groups))
+        group += cuda.gridDim.x * cuda.blockDim.x
+
+
+def update_on_grid(
+    n: Floats,
+    mean: Floats,
+    m2: Floats,
+    begin: int,
+    stop: int,
+    n_features: int,
+    width: int,
+    shift: Floats,
+    kept: Floats,
+    weight: np.float32,
+    cross: np.float32,
+    inverse: np.float32,
+    epsilon: np.float32,
+) -> None:
+    """Merge the parts from begin to stop into what is kept. A grid with one axis."""
+    parts, by = Parts(n, mean, m2), Weights(weight, cross, inverse, epsilon)
+    feature = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    while feature < n_features:
+        new = merge_lane(parts, begin + feature, stop, n_features)
+        update_feature(new, feature, n_features, width, shift, kept, by)
+        feature += cuda.gridDim.x * cuda.blockDim.x
+
+
+_FLOATS = "CPointer(float32)"
+_PARTS = f"{_FLOATS}, {_FLOATS}, {_FLOATS}"
+MEASURE = DeviceEntry(
+    measure_on_grid,
+    f"void({_FLOATS}, int64, int64, int64, {_FLOATS}, {_PARTS})",
+    (summarize, store, measure_lane),
+)
+MERGE = DeviceEntry(merge_on_grid, f"void({_PARTS}, int64, int64)", (summarize, store, merge_lane))
+UPDATE = DeviceEntry(
+    update_on_grid,
+    f"void({_PARTS}, int64, int64, int64, int64, {_FLOATS}, {_FLOATS}, "
+    "float32, float32, float32, float32)",
+    (summarize, merge_lane, update_feature),
+)
+
+
+def update_checked(
+    rows: Floats,
+    kept: Floats,
+    n: Floats,
+    mean: Floats,
+    m2: Floats,
+    width: int,
+    n_parts: int,
+    n_groups: int,
+    weight: np.float32,
+    cross: np.float32,
+    inverse: np.float32,
+    epsilon: np.float32,
+) -> bool:
+    """Check all that the types leave open, then do what the kernels do; return if checks passed."""
+    n_features = rows.shape[1]
+    fits = kept.shape == (N_KEPT, width // n_features, n_features)
+    if not (fits and n.size >= n_parts + n_groups):
+        return False
+    for plane in (n, mean, m2):
+        if not (is_apart(rows, plane) and is_apart(kept, plane)):
+            return False
+    if not is_apart(rows, kept):
+        return False
+    parts = Parts(pointer_to(n), pointer_to(mean), pointer_to(m2))
+    values, kept_at = pointer_to(rows), pointer_to(kept)
+    shift = kept_at if cross > 0 else values
+    for begin in range(0, rows.size, LENGTH * width):
+        stop = min(begin + LENGTH * width, rows.size)
+        measure_block(values, begin, stop, width, n_features, shift, parts, begin // LENGTH)
+    for group in range(n_groups):
+        store(parts, n_parts + group, merge_lane(parts, group, n_parts, n_groups))
+    begin = n_parts if n_groups > 0 else 0
+    by = Weights(weight, cross, inverse, epsilon)
+    for feature in range(n_features):
+        new = merge_lane(parts, begin + feature, n_parts + n_groups, n_features)
+        update_feature(new, feature, n_features, width, shift, kept_at, by)
+    return True
+
+
+@functools.cache
+def _compiled_entry() -> Callable[..., bool]:
+    plane = "Array(float32, 1, 'C')"
+    signature = (
+        "boolean(Array(float32, 2, 'C', readonly=True), Array(float32, 3, 'C'), "
+        f"{plane}, {plane}, {plane}, int64, int64, int64, float32, float32, float32, float32)"
+    )
+    parts = (is_apart, summarize, store, measure_block, merge_lane, update_feature)
+    return twin(update_checked, signature, parts=parts, outputs_are_apart=True)
+
+
+def _explain_refusal(rows: Floats, kept: Floats, scratch: Floats) -> None:
+    """Raise the error that says what is wrong with the arguments."""
+    arrays = {"rows": rows, "out_kept": kept, "out_scratch": scratch}
+    for name, array in arrays.items():
+        check_is_ndarray(name, array)
+        check_dtype(name, array, np.float32)
+        check_layout(name, array)
+    check_update(rows, kept, scratch)
+    check_output("out_kept", arrays)
+    check_output("out_scratch", arrays)

@@ -1,0 +1,210 @@
+"""RunningMoments: mean and variance of all rows that were ever seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parllel.arrays import Array
+from parllel.kernels.array_checks import check_dtype, check_shape
+from parllel.kernels.moment_layout import (
+    M2,
+    MEAN,
+    N_KEPT,
+    N_PLANES,
+    OFFSET,
+    SCALE,
+    SHIFT,
+    VARIANCE,
+    count_copies,
+    lay_out,
+)
+from parllel.transforms.outputs import output_like
+from parllel.transforms.place import place_of
+
+_SAVED = {"shift": SHIFT, "offset": OFFSET, "m2": M2}
+
+
+class RunningMoments:
+    """Mean and variance of each feature over all rows seen, in the rows' own kind of memory.
+
+    Rows of k samples are merged into the moments of n earlier ones:
+
+    d = mean_new - mean_old
+    mean = mean_old + d * k / (n + k)
+    M2 = M2_old + M2_new + d**2 * n * k / (n + k),  variance = M2 / (n + k)
+
+    Means are kept as offsets from the first row, which leaves room for a variance that is small
+    beside the mean. A NaN or an infinity makes NaN of its feature's moments, until `reset`.
+
+    In device and managed memory an update is two launches (three for more than 8,000 rows), and
+    `normalize` is one, in the caller's current stream, which should be the same one each time.
+    Nothing waits for them, and only rows of a new shape make them allocate.
+
+    Args:
+        like: float32 [..., F...], an Array like those that will come; its features and its kind
+            of memory count.
+        epsilon: added to the standard deviation that `normalize` divides by; 0 or more.
+
+    Raises:
+        ValueError: `like` is not float32, or epsilon is negative.
+
+    Source: Chan, Golub, LeVeque 1979, STAN-CS-79-773, eq. 2.1.
+    Error: that of `parllel.kernels.moments.update_moments` for one update; for t updates at most
+        4 * t**1.5 times as much (`test_running_moments_are_those_of_all_rows_together`).
+    """
+
+    def __init__(self, like: Array, *, epsilon: float = 1e-8) -> None:
+        check_dtype("like", like, np.float32)
+        if not epsilon >= 0:
+            raise ValueError(f"epsilon: got {epsilon}, expected 0 or more")
+        self._epsilon = epsilon
+        self._count = 0
+        self._n_features = math.prod(like.feature_shape)
+        self._n_copies = count_copies(self._n_features)
+        shape = (N_KEPT, self._n_copies)
+        self._kept = like.new_array(batch_shape=shape, padding=0, full_size=N_KEPT)
+        self._place = place_of(like=like)
+        self._scratch: Array | None = None
+        self._normalized: Array | None = None
+
+    @property
+    def count(self) -> int:
+        """Rows seen."""
+        return self._count
+
+    @property
+    def mean(self) -> Array:
+        """Mean of each feature, float32 [F...], 0 before the first row; updates overwrite it."""
+        return self._kept[MEAN, 0]
+
+    @property
+    def variance(self) -> Array:
+        """Mean squared deviation of each feature, float32 [F...]; updates overwrite it."""
+        return self._kept[VARIANCE, 0]
+
+    def is_for(self, rows: Array) -> bool:
+        """Whether an Array has the features and lives in the kind of memory of these moments."""
+        look = (rows.feature_shape, rows.dtype, rows.storage)
+        return look == (self._kept.feature_shape, self._kept.dtype, self._kept.storage)
+
+    def reset(self) -> None:
+        """Forget all rows. No byte moves: the next update begins anew."""
+        self._count = 0
+
+    def update(self, rows: Array) -> None:
+        """Merge rows into the moments.
+
+        Args:
+            rows: float32 [..., F...]: all batch dimensions count samples. Copied first where it
+                is not contiguous.
+
+        Raises:
+            ValueError: the rows have another dtype or other features, or one of rows and moments
+                lives on the host and the other on the device.
+        """
+        self._check("rows", rows)
+        n_rows = math.prod(rows.batch_shape)
+        if n_rows and self._n_features:
+            n_scratch = lay_out(n_rows, self._n_features).n_scratch
+            if self._scratch is None or self._scratch.shape[1] < n_scratch:
+                shape = (N_PLANES, n_scratch)
+                self._scratch = Array(shape, np.float32, storage=self._place.scratch)
+            kept_shape = (N_KEPT, self._n_copies, self._n_features)
+            self._place.update_moments(
+                self._place.read(rows).reshape(n_rows, self._n_features),
+                n_before=self._count,
+                epsilon=self._epsilon,
+                out_kept=self._place.share(self._kept).reshape(kept_shape),
+                out_scratch=self._place.share(self._scratch),
+            )
+        self._count += n_rows
+
+    def normalize(self, rows: Array, *, out: Array | None = None, clip: float = math.inf) -> Array:
+        """Return (rows - mean) / (standard deviation + epsilon), in [-clip, clip].
+
+        A feature that never differed becomes 0 with an epsilon of 0.
+
+        Args:
+            rows: float32 [..., F...]. Copied first where it is not contiguous.
+            out: float32 of the same shape, contiguous, overwritten and returned; must not overlap
+                the rows. Left out, it is an Array of the moments' own, which the next call
+                without `out` overwrites.
+            clip: bound of the magnitude, more than 0.
+
+        Raises:
+            RuntimeError: no row was seen yet.
+            ValueError: an Array has another dtype or other features, or does not live where the
+                moments do, or `out` does not fit.
+            IndexError: `out` is a view made with integer arrays or a mask.
+        """
+        self._check("rows", rows)
+        if not clip > 0:
+            raise ValueError(f"clip: got {clip}, expected more than 0")
+        if not self._count:
+            raise RuntimeError("normalize: no row was seen yet; call update first")
+        if out is None:
+            out = self._normalized = output_like(rows, self._normalized)
+        elif out.ndim:
+            out[:0]  # a view made with integer arrays raises: a copy would be written
+        self._check("out", out)
+        self._place.normalize(
+            self._place.read(rows),
+            self._place.share(self._kept),
+            low=-clip,
+            high=clip,
+            out_values=self._place.share(out),
+        )
+        return out
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Return what restores these moments, on the host: `count`, `shift`, `offset` and `m2`.
+
+        mean = shift + offset, variance = m2 / count. The host waits for the current stream if the
+        moments live on the device.
+        """
+        kept = self._place.to_host(self._kept)[:, 0]
+        saved = {name: kept[row].copy() for name, row in _SAVED.items()}
+        return {"count": np.array(self._count), **saved}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore moments that `state_dict` returned, of any kind of memory, bit for bit.
+
+        Args:
+            state: `count`, and float32 [F...] `shift`, `offset` and `m2`.
+
+        Raises:
+            KeyError: an entry is missing.
+            ValueError: an entry has another shape.
+        """
+        count = int(state["count"])
+        kept = np.zeros((N_KEPT, *self._kept.feature_shape), np.float32)
+        for name, row in _SAVED.items():
+            values = np.asarray(state[name], np.float32)
+            check_shape(name, values, self._kept.feature_shape, "the shape of a row")
+            kept[row] = values
+        with np.errstate(divide="ignore", invalid="ignore"):
+            kept[MEAN] = kept[SHIFT] + kept[OFFSET]
+            kept[VARIANCE] = kept[M2] * np.float32(1 / max(count, 1))
+            deviation = np.sqrt(kept[VARIANCE]) + np.float32(self._epsilon)
+            kept[SCALE] = np.where(deviation == 0, np.float32(0), 1 / deviation)
+        copies = np.broadcast_to(kept[:, None], self._kept.shape)
+        self._place.write(self._kept, np.ascontiguousarray(copies))
+        self._count = count
+
+    def _check(self, name: str, array: Array) -> None:
+        check_dtype(name, array, np.float32)
+        if array.feature_shape != self._kept.feature_shape:
+            raise ValueError(
+                f"{name}: features of shape {array.feature_shape}, expected"
+                f" {self._kept.feature_shape}, as of the Array that these moments were made for"
+            )
+        if place_of(array=array) is not self._place:
+            raise ValueError(
+                f"{name}: {array.storage} memory, and these moments work in {self._place.name};"
+                " make RunningMoments for an Array like this one"
+            )
