@@ -10,7 +10,7 @@ from parllel.kernels.array_checks import check_shape
 
 LANES = 128  # numbers side by side: a GPU joins their loads, a CPU takes them in vectors
 LENGTH = 32  # numbers of a lane: few, for many threads; 128 lanes of them fit into a CPU's L1
-FEWEST_TO_GROUP = 257  # parts of a feature. One thread merges fewer in microseconds.
+FEWEST_TO_GROUP = 257  # parts of a feature; one thread merges fewer, which saves a launch
 
 # What is kept of a feature. Deviations are counted from the first number that was ever seen, or
 # else a large mean would leave no digits for a small variance.

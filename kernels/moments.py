@@ -84,9 +84,10 @@ def update_moments(
         return
     mismatch = None
     try:
-        layout = lay_out(*rows.shape)
-        weights = Weights.of(n_before, len(rows), epsilon)
-        is_written = _compiled_entry()(rows, out_kept, *out_scratch, *layout[2:], *weights)
+        _, _, width, n_parts, n_groups = lay_out(*rows.shape)
+        by = Weights.of(n_before, len(rows), epsilon)
+        arrays = (rows, out_kept, *out_scratch)
+        is_written = _compiled_entry()(*arrays, width, n_parts, n_groups, *by)
     except (TypeError, ValueError, AttributeError) as error:  # raised before anything is written
         is_written, mismatch = False, error
     if not is_written:
@@ -131,16 +132,20 @@ def measure_lane(
     first = values[begin + lane]
     n = np.float32(0)
     total = np.float32(0)
-    for at in range(begin + lane, stop, width):
+    at = begin + lane
+    while at < stop:  # `range` with such a step would divide
         n += np.float32(1)
         total += values[at] - first
+        at += width
     pivot = first + total * (np.float32(1) / n)
     total = np.float32(0)
     squares = np.float32(0)
-    for at in range(begin + lane, stop, width):
+    at = begin + lane
+    while at < stop:
         deviation = values[at] - pivot
         total += deviation
         squares += deviation * deviation
+        at += width
     return summarize(n, pivot - shift, total, squares)
 
 
@@ -186,16 +191,20 @@ def merge_lane(parts: Parts, begin: int, stop: int, step: int) -> Part:
     """Return the moments of every step-th part from begin to stop together."""
     n = np.float32(0)
     total = np.float32(0)
-    for at in range(begin, stop, step):
+    at = begin
+    while at < stop:
         n += parts.n[at]
         total += parts.n[at] * parts.mean[at]
+        at += step
     pivot = total * (np.float32(1) / n)
     total = np.float32(0)
     squares = np.float32(0)
-    for at in range(begin, stop, step):
+    at = begin
+    while at < stop:
         deviation = parts.mean[at] - pivot
         total += parts.n[at] * deviation
         squares += parts.m2[at] + parts.n[at] * (deviation * deviation)
+        at += step
     return summarize(n, pivot, total, squares)
 
 
@@ -212,13 +221,15 @@ def update_feature(
     deviation = np.float32(math.sqrt(variance)) + by.epsilon
     scale = np.float32(0) if deviation == 0 else np.float32(1) / deviation
     origin = shift[feature]
-    for lane in range(feature, width, n_features):
+    lane = feature
+    while lane < width:
         kept[SHIFT * width + lane] = origin
         kept[OFFSET * width + lane] = offset
         kept[M2 * width + lane] = m2
         kept[SCALE * width + lane] = scale
         kept[MEAN * width + lane] = origin + offset
         kept[VARIANCE * width + lane] = variance
+        lane += n_features
 
 
 def measure_on_grid(

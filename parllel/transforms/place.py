@@ -57,7 +57,7 @@ def place_of(**leaves: Array) -> Place:
     """
     places = {name: DEVICE if _is_on_device(leaf) else HOST for name, leaf in leaves.items()}
     first, *others = places.values()
-    if any(other is not first for other in others):
+    if any(other != first for other in others):
         kinds = {name: leaf.storage for name, leaf in leaves.items()}
         raise ValueError(
             f"leaves live in {kinds}, expected all on the host or all on the device; move a tree"

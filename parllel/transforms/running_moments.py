@@ -145,7 +145,7 @@ class RunningMoments:
         self._check("rows", rows)
         if not clip > 0:
             raise ValueError(f"clip: got {clip}, expected more than 0")
-        if not self._count:
+        if rows.size and not self._count:
             raise RuntimeError("normalize: no row was seen yet; call update first")
         if out is None:
             out = self._normalized = output_like(rows, self._normalized)
@@ -203,7 +203,7 @@ class RunningMoments:
                 f"{name}: features of shape {array.feature_shape}, expected"
                 f" {self._kept.feature_shape}, as of the Array that these moments were made for"
             )
-        if place_of(array=array) is not self._place:
+        if place_of(array=array) != self._place:
             raise ValueError(
                 f"{name}: {array.storage} memory, and these moments work in {self._place.name};"
                 " make RunningMoments for an Array like this one"
