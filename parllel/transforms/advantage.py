@@ -89,8 +89,8 @@ class NormalizeAdvantage:
             batch: with `advantage`, float32 [T, B].
         """
         advantage = batch["advantage"]
-        if self._moments is None or not self._moments.is_for(advantage):
-            self._moments = RunningMoments(advantage, epsilon=self._epsilon)
+        if self._moments is None or self._moments.storage != advantage.storage:
+            self._moments = RunningMoments(advantage, epsilon=self._epsilon, feature_shape=())
         self._moments.reset()
         self._moments.update(advantage)
         return ArrayDict({**batch, "advantage": self._moments.normalize(advantage)})

@@ -18,4 +18,4 @@ def output_like(like: Array, kept: Array | None) -> Array:
 
 
 def _look(array: Array) -> tuple[object, ...]:
-    return array.batch_shape, array.feature_shape, array.dtype, array.storage
+    return array.shape, array.dtype, array.storage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ class RunningMoments:
         like: float32 [..., F...], an Array like those that will come; its features and its kind
             of memory count.
         epsilon: added to the standard deviation that `normalize` divides by; 0 or more.
+        feature_shape: other features than those of `like`: trailing dimensions, each element of
+            which has a mean of its own; `()` for one mean of all numbers.
 
     Raises:
         ValueError: `like` is not float32, or epsilon is negative.
@@ -58,16 +60,26 @@ class RunningMoments:
         4 * t**1.5 times as much (`test_running_moments_are_those_of_all_rows_together`).
     """
 
-    def __init__(self, like: Array, *, epsilon: float = 1e-8) -> None:
+    def __init__(
+        self,
+        like: Array,
+        *,
+        epsilon: float = 1e-8,
+        feature_shape: Sequence[int] | None = None,
+    ) -> None:
         check_dtype("like", like, np.float32)
         if not epsilon >= 0:
             raise ValueError(f"epsilon: got {epsilon}, expected 0 or more")
         self._epsilon = epsilon
         self._count = 0
-        self._n_features = math.prod(like.feature_shape)
-        self._n_copies = count_copies(self._n_features)
-        shape = (N_KEPT, self._n_copies)
-        self._kept = like.new_array(batch_shape=shape, padding=0, full_size=N_KEPT)
+        self._features = tuple(like.feature_shape if feature_shape is None else feature_shape)
+        self._n_features = math.prod(self._features)
+        self._kept = like.new_array(
+            batch_shape=(N_KEPT, count_copies(self._n_features)),
+            feature_shape=self._features,
+            padding=0,
+            full_size=N_KEPT,
+        )
         self._place = place_of(like=like)
         self._scratch: Array | None = None
         self._normalized: Array | None = None
@@ -87,10 +99,10 @@ class RunningMoments:
         """Mean squared deviation of each feature, float32 [F...]; updates overwrite it."""
         return self._kept[VARIANCE, 0]
 
-    def is_for(self, rows: Array) -> bool:
-        """Whether an Array has the features and lives in the kind of memory of these moments."""
-        look = (rows.feature_shape, rows.dtype, rows.storage)
-        return look == (self._kept.feature_shape, self._kept.dtype, self._kept.storage)
+    @property
+    def storage(self) -> str:
+        """Kind of the moments' memory."""
+        return self._kept.storage
 
     def reset(self) -> None:
         """Forget all rows. No byte moves: the next update begins anew."""
@@ -100,7 +112,7 @@ class RunningMoments:
         """Merge rows into the moments.
 
         Args:
-            rows: float32 [..., F...]: all batch dimensions count samples. Copied first where it
+            rows: float32 [..., F...]: all leading dimensions count samples. Copied first where it
                 is not contiguous.
 
         Raises:
@@ -108,18 +120,17 @@ class RunningMoments:
                 lives on the host and the other on the device.
         """
         self._check("rows", rows)
-        n_rows = math.prod(rows.batch_shape)
+        n_rows = math.prod(rows.shape[: rows.ndim - len(self._features)])
         if n_rows and self._n_features:
             n_scratch = lay_out(n_rows, self._n_features).n_scratch
             if self._scratch is None or self._scratch.shape[1] < n_scratch:
                 shape = (N_PLANES, n_scratch)
                 self._scratch = Array(shape, np.float32, storage=self._place.scratch)
-            kept_shape = (N_KEPT, self._n_copies, self._n_features)
             self._place.update_moments(
                 self._place.read(rows).reshape(n_rows, self._n_features),
                 n_before=self._count,
                 epsilon=self._epsilon,
-                out_kept=self._place.share(self._kept).reshape(kept_shape),
+                out_kept=self._place.share(self._kept).reshape(N_KEPT, -1, self._n_features),
                 out_scratch=self._place.share(self._scratch),
             )
         self._count += n_rows
@@ -149,9 +160,10 @@ class RunningMoments:
             raise RuntimeError("normalize: no row was seen yet; call update first")
         if out is None:
             out = self._normalized = output_like(rows, self._normalized)
-        elif out.ndim:
-            out[:0]  # a view made with integer arrays raises: a copy would be written
-        self._check("out", out)
+        else:
+            self._check("out", out)
+            if out.ndim:
+                out[:0]  # a view made with integer arrays raises: a copy of it would be written
         self._place.normalize(
             self._place.read(rows),
             self._place.share(self._kept),
@@ -182,10 +194,10 @@ class RunningMoments:
             ValueError: an entry has another shape.
         """
         count = int(state["count"])
-        kept = np.zeros((N_KEPT, *self._kept.feature_shape), np.float32)
+        kept = np.zeros((N_KEPT, *self._features), np.float32)
         for name, row in _SAVED.items():
             values = np.asarray(state[name], np.float32)
-            check_shape(name, values, self._kept.feature_shape, "the shape of a row")
+            check_shape(name, values, self._features, "the shape of a row")
             kept[row] = values
         with np.errstate(divide="ignore", invalid="ignore"):
             kept[MEAN] = kept[SHIFT] + kept[OFFSET]
@@ -198,12 +210,12 @@ class RunningMoments:
 
     def _check(self, name: str, array: Array) -> None:
         check_dtype(name, array, np.float32)
-        if array.feature_shape != self._kept.feature_shape:
+        if array.shape[max(0, array.ndim - len(self._features)) :] != self._features:
             raise ValueError(
-                f"{name}: features of shape {array.feature_shape}, expected"
-                f" {self._kept.feature_shape}, as of the Array that these moments were made for"
+                f"{name}: shape {array.shape}, expected features of shape {self._features} at its"
+                " end, for which these moments were made"
             )
-        if place_of(array=array) != self._place:
+        if array.storage != self.storage and place_of(array=array) != self._place:
             raise ValueError(
                 f"{name}: {array.storage} memory, and these moments work in {self._place.name};"
                 " make RunningMoments for an Array like this one"
