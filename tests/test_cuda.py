@@ -386,6 +386,7 @@ class FakeAllocator:
         self.blocks: dict[int, np.ndarray] = {}
         self.streams: list[int] = []
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "init", lambda: None)
         monkeypatch.setattr(torch.cuda, "caching_allocator_alloc", self.allocate)
         monkeypatch.setattr(torch.cuda, "caching_allocator_delete", self.free)
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 500)
@@ -432,17 +433,3 @@ def test_a_tensor_is_made_over_the_same_memory(cuda_simulation: Simulation) -> N
     assert (tuple(tensor.shape), tensor.stride()) == ((2, 2), (3, 1))
     tensor[0, 0] = 9
     assert array.get().tolist() == [[0, 9, 2], [3, 4, 5]]
-
-
-def test_managed_memory_reaches_torch_by_the_array_interface(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Managed:
-        def __dlpack_device__(self) -> tuple[int, int]:
-            return 13, 0
-
-    taken: list[Any] = []
-    monkeypatch.setattr(torch, "as_tensor", lambda array, device: taken.append((array, device)))
-    managed = Managed()
-    cuda.tensor_over(managed)
-    assert taken == [(managed, "cuda")]

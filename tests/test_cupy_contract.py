@@ -217,7 +217,10 @@ def test_cupy_has_what_parllel_uses(name: str) -> None:
 
 # Members of objects, which no dotted name shows: arrays, streams, events, pointers, attributes.
 USED_MEMBERS = {
-    "cupy.ndarray": ("set", "get", "data", "nbytes", "__dlpack_device__", "__dlpack__"),
+    "cupy.ndarray": (
+        *("set", "get", "data", "nbytes", "copy", "shape", "strides", "dtype", "flags", "size"),
+        *("__dlpack_device__", "__dlpack__", "__cuda_array_interface__"),
+    ),
     "cupy.cuda.Stream": ("null", "synchronize", "wait_event", "from_external", "__enter__"),
     "cupy.cuda.Event": ("record", "done", "synchronize"),
     "cupy.cuda.MemoryPointer": ("memset_async",),
@@ -253,6 +256,7 @@ def test_instances_of_cupy_have_what_parllel_uses() -> None:
     assert issubclass(cupy.cuda.memory.OutOfMemoryError, MemoryError)
     assert parameters_of(cupy.RawKernel.__call__)[:4] == ["self", "grid", "block", "args"]
     assert cupy.cuda.get_allocator().__self__ is cupy.get_default_memory_pool()
+    assert hasattr(cupy.get_default_memory_pool(), "free_bytes")
     allocator = cupy.cuda.PythonFunctionAllocator(lambda size, device: 0, lambda address, device: 0)
     assert allocator.malloc.__self__ is allocator
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from parllel.arrays.buffer import Buffer
 from parllel.arrays.indexable import Indexable
-from parllel.arrays.interop import narrow, to_host
+from parllel.arrays.interop import narrow, put_on_device, to_host
 from parllel.arrays.location import Location, shift
 from parllel.arrays.spec import ArraySpec
 from parllel.arrays.window import Window
@@ -26,17 +26,25 @@ class Array(Indexable):
     after the last. Indexing returns a view: writing into it writes into this Array, also with
     integer arrays and masks.
 
+    In device memory, writing and rotating are work of the caller's current stream: they return
+    at once, and work of another stream must wait for it (`cuda.Event`). Values in pinned or
+    managed memory are read when the stream gets there, and must stay as they are until then;
+    other values of the host are taken before a write returns. No operation waits for the whole
+    device.
+
     Args:
         batch_shape: leading dimensions, usually (T, B): steps and environments.
         dtype: of the elements; any NumPy dtype but object.
         feature_shape: trailing dimensions, of one sample.
-        storage: kind of memory ("local", "shared", "inherited"), or a block of it to be placed in.
+        storage: kind of memory ("local", "shared", "inherited", "pinned", "managed", "device"), or
+            a block of it to be placed in.
         padding: rows kept before and after the window, at most T. `rotate` carries them over.
         full_size: rows of the ring that the window slides over, a multiple of T; T by default.
 
     Raises:
         TypeError: dtype is object.
         ValueError: padding is larger than T, full_size is no multiple of T, unknown storage.
+        CudaUnavailableError: the storage needs a GPU, and there is no usable one.
         MemoryError: the memory can't be had; nothing was allocated.
     """
 
@@ -122,6 +130,9 @@ class Array(Indexable):
         Args:
             source: anything with `__dlpack__`, e.g. a torch tensor or a NumPy array.
             n_batch_dims: leading dimensions that are batch dimensions; all by default.
+
+        Raises:
+            BufferError: the memory is not the host's, or NumPy has no such dtype.
         """
         data = np.from_dlpack(source)
         return _view_of(data, data.ndim if n_batch_dims is None else n_batch_dims)
@@ -184,6 +195,7 @@ class Array(Indexable):
 
         Behind the end of the ring it begins again, and the `2 * padding` rows around the end are
         copied to the beginning; otherwise no byte moves. Views that were taken before stay put.
+        In device memory the copy is queued in the caller's current stream.
 
         Raises:
             TypeError: this is a view.
@@ -191,14 +203,16 @@ class Array(Indexable):
         rows = self.advance_window()
         if rows is not None:
             destination, source = rows
-            destination[...] = source
+            with self._buffer.in_order():
+                destination[...] = source
 
     def advance_window(self) -> tuple[Any, Any] | None:  # Any: arrays of NumPy or CuPy
         """Move the window as `rotate` does, and return what is left to be done for that.
 
         Returns:
             The rows at the beginning and those to be copied there, C-contiguous and of the same
-            shape; None where no byte moves.
+            shape; None where no byte moves. In device memory, rows that overlap those were copied
+            in the caller's current stream; copy on in that one.
 
         Raises:
             TypeError: this is a view.
@@ -212,7 +226,8 @@ class Array(Indexable):
         destination, source = self._buffer.data[:ends], self._buffer.data[window.full_size :]
         # A GPU copies in no order, so rows that overlap go through a copy; NumPy sees to it.
         is_overlapping = ends > window.full_size and not self._buffer.is_on_host
-        return destination, source.copy() if is_overlapping else source
+        with self._buffer.in_order():
+            return destination, source.copy() if is_overlapping else source
 
     def reset(self) -> None:
         """Make the next `rotate` land at the beginning of the ring. No byte moves.
@@ -272,7 +287,9 @@ class Array(Indexable):
         Reading, writing and rotating a closed Array, and taking views of it, raise ValueError.
 
         The other Arrays of the same block keep it until they close too. NumPy arrays and tensors
-        that were taken before stay valid, and keep the memory until they go.
+        that were taken before stay valid, and keep the memory until they go. Device memory goes
+        back in the order of the stream that allocated it: work in others must be done. Closing
+        pinned memory waits for the caller's current stream, managed memory for the device.
         """
         self._data = self._lead = None
         self._buffer.close()
@@ -280,14 +297,18 @@ class Array(Indexable):
     def to(self, storage: str | Memory) -> Array:
         """Return a copy of this Array in memory of another kind, with its ring and its padding.
 
-        Of a view, what it shows is copied. From device memory, the host waits for the current
-        stream; into it, the copy is queued there.
+        Of a view, what it shows is copied. From device memory to the host's, the host waits for
+        the caller's current stream. Into device memory, the copy is queued in that stream; from
+        pinned memory it reads what is there when the stream gets there.
         """
         other = Array.from_spec(self.spec, storage)
         if self._window is None:
             other[...] = self
             return other
-        other._buffer.data[...] = other._buffer.accept(self._buffer.data)
+        if other._buffer.is_on_host:
+            other._buffer.data[...] = to_host(self._buffer.data)
+        else:
+            put_on_device(self._buffer.data, out_device=other._buffer.data)
         other._assemble(other._buffer, self._location, copy.copy(self._window))
         return other
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.arrays.interop import PLAIN, SCALARS, to_device, to_host
+from parllel import cuda
+from parllel.arrays.interop import PLAIN, to_device, to_host
 from parllel.storages import Memory, aligned, allocate, nbytes_of
+
+_NONE: frozenset[type] = frozenset()
 
 
 class Buffer:
@@ -50,8 +54,9 @@ class Buffer:
         self.is_closed = False  # whether the memory was released
         self.is_on_host = memory.is_on_host  # whether `data` is NumPy's; otherwise it is CuPy's
         self.is_tensor_on_host = memory.is_on_host and memory.kind != "managed"
-        # What can be written as it is, and what makes the rest of it so.
-        self.plain, self.accept = (PLAIN, to_host) if memory.is_on_host else (SCALARS, to_device)
+        # What can be written as it is, and what makes the rest of it so. On a device each write is
+        # work of a stream, so nothing is.
+        self.plain, self.accept = (PLAIN, to_host) if memory.is_on_host else (_NONE, to_device)
         memory.acquire()
 
     @classmethod
@@ -92,6 +97,10 @@ class Buffer:
             raise TypeError("no GPU can use memory that another library owns")
         assert self.memory is not None
         return self.memory.device_array(self._offset, data.shape, data.dtype)
+
+    def in_order(self) -> AbstractContextManager[object]:
+        """Return a context in which work on `data` goes to the caller's current stream."""
+        return nullcontext() if self.is_on_host else cuda.use_stream()
 
     @property
     def is_private(self) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parllel.arrays.interop import put_on_device
 from parllel.arrays.location import Location, is_gathered, keys, locate
 from parllel.arrays.readable import Readable
 
@@ -53,6 +54,9 @@ class Indexable(Readable, ABC):
         if lead is None or self._buffer.is_closed:
             lead = self._find_lead()
         if value.__class__ not in self._buffer.plain:
+            if not self._buffer.is_on_host:
+                self._write_on_device(index, value)
+                return
             value = self._buffer.accept(value)
         try:
             if index is Ellipsis and self._data is not None:
@@ -72,9 +76,21 @@ class Indexable(Readable, ABC):
                         return
             self._write(locate(self._location, self._buffer.extents, index), value)
         except ValueError as error:
-            raise ValueError(
-                f"writing {_describe(value)} into {self._describe()}: {error}"
-            ) from error
+            raise self._explain(error, value) from error
+
+    def _write_on_device(self, index: Any, value: Any) -> None:
+        view = self[index]
+        try:
+            if not view.is_gathered:
+                put_on_device(value, out_device=view._elements())
+                return
+            with self._buffer.in_order():
+                self._write(view._location, self._buffer.accept(value))
+        except ValueError as error:
+            raise self._explain(error, value) from error
+
+    def _explain(self, error: ValueError, value: Any) -> ValueError:
+        return ValueError(f"writing {_describe(value)} into {self._describe()}: {error}")
 
     def _find_lead(self) -> _Lead:
         """Resolve the way of an integer index. A view with no such way gets one of no rows."""

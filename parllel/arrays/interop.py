@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from parllel import cuda
 if TYPE_CHECKING:
     import torch
 
+DeviceArray: TypeAlias = Any  # cupy.ndarray, which ships no types
+
 # What a NumPy assignment takes as it is: asked before anything slower.
 PLAIN = frozenset(
     {
@@ -21,7 +23,9 @@ PLAIN = frozenset(
     }
 )  # fmt: skip
 
-SCALARS = PLAIN - {np.ndarray, list, tuple}
+_SCALARS = PLAIN - {np.ndarray, list, tuple}
+
+_FLOATS = ("torch.float16", "torch.float32", "torch.float64")  # that NumPy and CuPy have, too
 
 _NARROW = {
     "float64": np.float32,
@@ -32,7 +36,10 @@ _NARROW = {
 
 
 def to_host(value: Any) -> Any:
-    """Return a value as NumPy takes it: tensors and arrays of any device come to the host."""
+    """Return a value as NumPy takes it: tensors and arrays of any device come to the host.
+
+    From a device they are copied in the caller's current stream, and the host waits for it.
+    """
     if value.__class__ in PLAIN:
         return value
     if is_tensor(value):
@@ -40,19 +47,64 @@ def to_host(value: Any) -> Any:
     if hasattr(value, "to_ndarray"):
         return value.to_ndarray()
     if hasattr(value, "__cuda_array_interface__"):
-        return cuda.to_host(value)  # CuPy refuses an implicit conversion
+        return cuda.to_host(cuda.array_over(value))  # CuPy refuses an implicit conversion
     if hasattr(value, "__array__") or not hasattr(value, "__dlpack__"):
         return np.asarray(value)
     return np.from_dlpack(value)
 
 
 def to_device(value: Any) -> Any:
-    """Return a value as CuPy takes it. Values of the host are copied in the current stream."""
-    if value.__class__ in SCALARS:
+    """Return a value as CuPy takes it. The host waits for nothing.
+
+    Values of the host are copied in the caller's current stream; what a GPU can use is taken as it
+    is, and that stream waits for the one that its owner names.
+    """
+    found = _for_gpu(value)
+    return cuda.to_device(found) if isinstance(found, np.ndarray) else found
+
+
+def put_on_device(value: Any, *, out_device: DeviceArray) -> None:
+    """Write a value, taken as `to_device` does, in the caller's current stream.
+
+    Values of the host that are like the place go there by one copy, without memory between.
+
+    Raises:
+        ValueError: the value's shape does not broadcast.
+    """
+    with cuda.use_stream():
+        found = _for_gpu(value)
+        if not isinstance(found, np.ndarray):
+            out_device[...] = found
+            return
+        flags = out_device.flags
+        is_alike = (found.shape, found.dtype) == (out_device.shape, out_device.dtype)
+        if is_alike and found.size and (flags.c_contiguous or flags.f_contiguous):
+            cuda.copy_to_device(found, out_device=out_device)
+        else:
+            out_device[...] = cuda.to_device(found)
+
+
+def _for_gpu(value: Any) -> Any:
+    """Return a value as a scalar, as a CuPy array where a GPU can use it, or as one of NumPy."""
+    if value.__class__ in _SCALARS:
         return value
+    if is_tensor(value):
+        return cuda.array_over(plain(value)) if value.is_cuda else to_host(value)
+    if getattr(value, "is_for_gpu", False):
+        return value.to_cupy()
     if hasattr(value, "__cuda_array_interface__"):
-        return cuda.library().asarray(value.detach() if is_tensor(value) else value)
-    return cuda.to_device(to_host(value))
+        return cuda.array_over(value)
+    return np.asarray(to_host(value))
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's values without what its memory does not show, such as a gradient.
+
+    NumPy and CuPy have no bfloat16, nor shorter floats; widening them to float32 is exact.
+    """
+    values = tensor.detach().resolve_conj().resolve_neg()
+    is_short = values.is_floating_point() and str(values.dtype) not in _FLOATS
+    return values.float() if is_short else values
 
 
 def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:

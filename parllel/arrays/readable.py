@@ -89,6 +89,17 @@ class Readable:
         return self._buffer.kind
 
     @property
+    def is_for_gpu(self) -> bool:
+        """Whether a GPU can use the memory: `device`, `managed` and `pinned`."""
+        memory = self._buffer.memory
+        return memory is not None and memory.is_for_gpu
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether integer arrays or a mask made this view, so that reading it gathers a copy."""
+        return is_gathered(self._location)
+
+    @property
     def first(self) -> int:
         """Index of the first row: 0."""
         return 0
@@ -107,8 +118,14 @@ class Readable:
         """Return the visible elements as a NumPy array over the same memory.
 
         It is a copy, read-only, so that a write that would be lost raises, of a view made with
-        integer arrays or a mask, and of device memory: there the host waits for the current
-        stream.
+        integer arrays or a mask, and of device memory: there it is made in the caller's current
+        stream, and the host waits for that stream.
+
+        Of pinned and managed memory it waits for nothing: before you touch what a stream writes
+        or reads there, wait for that stream, or for an event behind that work.
+
+        Raises:
+            ValueError: the Array was closed.
         """
         buffer = self._buffer
         if self._data is not None and buffer.is_on_host and not buffer.is_closed:
@@ -124,11 +141,13 @@ class Readable:
     def to_cupy(self) -> Any:  # Any: cupy.ndarray
         """Return the visible elements as a CuPy array over the same memory.
 
-        Of a view made with integer arrays or a mask it is a gathered copy. Waits for nothing: of
+        Waits for nothing. Of a view made with integer arrays or a mask it is a copy, gathered in
+        the caller's current stream; work in another one must wait for it (`cuda.Event`). Of
         pinned and managed memory, the caller keeps host and streams apart.
 
         Raises:
             TypeError: no GPU can use memory of this kind.
+            ValueError: the Array was closed.
         """
         if not self._buffer.is_on_host:
             return self._elements()
@@ -137,11 +156,23 @@ class Readable:
     def to_torch(self) -> torch.Tensor:
         """Return the visible elements as a torch tensor over the same memory.
 
-        Device and managed memory give a CUDA tensor, other memory one of the CPU. Of a view made
-        with integer arrays or a mask it is a gathered copy. Waits for nothing.
+        Device memory (by DLPack) and managed memory (by the CUDA array interface: torch refuses it
+        by DLPack) give a CUDA tensor, other memory one of the CPU. A tensor over pinned memory
+        is pinned for torch in the process that owns the memory: `tensor.is_pinned()` asks CUDA
+        what kind of memory is at the tensor's address, whoever locked it. So
+        `tensor.to("cuda", non_blocking=True)` is asynchronous, and the memory must stay as it is
+        until that copy is done.
+
+        Of a view made with integer arrays or a mask it is a gathered copy. Waits for nothing:
+        torch's work in its current stream comes behind what the Array's own work queued in the
+        caller's, which is the same one as soon as torch uses CUDA.
 
         Raises:
-            ValueError: the view has a negative step, which torch does not know.
+            CudaUnavailableError: the memory is CUDA's, and torch can use no device; its build may
+                be for CPUs.
+            TypeError: torch has no such dtype.
+            ValueError: the view has a negative step, which torch does not know; or the Array was
+                closed.
         """
         if self._buffer.is_tensor_on_host:
             return to_tensor(self._elements())
@@ -169,11 +200,24 @@ class Readable:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
+        """The CUDA array interface, version 3, of memory that a GPU can use.
+
+        Its stream is the caller's current one: work of the receiver in another stream, or on the
+        host, must wait for it. CuPy and Numba make the host wait.
+
+        Raises:
+            AttributeError: no GPU can use the memory; or integer arrays or a mask made the view,
+                whose gathered copy nobody would keep.
+        """
+        if self.is_gathered:
+            raise AttributeError(
+                "__cuda_array_interface__: a view made with integer arrays or a mask is gathered"
+                " when it is read, and nobody would keep the copy; use to_cupy() or to_torch()"
+            )
         try:
-            interface: dict[str, Any] = self.to_cupy().__cuda_array_interface__
+            return cuda.array_interface(self.to_cupy())
         except TypeError as error:  # so that hasattr tells what a GPU can use
             raise AttributeError(str(error)) from error
-        return interface
 
     def picked_rows(self) -> PickedRows | None:
         """Return the rows that a view made with integer arrays shows; None for any other view.
@@ -198,7 +242,12 @@ class Readable:
 
     def _pick(self, data: Any) -> Any:  # Any: an array of NumPy or CuPy
         first, second = keys(self._location)
-        return data[first][second] if second else data[first]
+        if not second:
+            return data[first]
+        if isinstance(data, np.ndarray):
+            return data[first][second]
+        with cuda.use_stream():  # a gather is work
+            return data[first][second]
 
     def item(self) -> Any:
         """Return the only element as a Python scalar."""

@@ -8,11 +8,18 @@ the whole device. What a function waits for, and who owns the memory, is in its 
 from parllel.cuda.copies import copy_to_device, copy_to_host, to_device, to_host
 from parllel.cuda.counters import Counters, counters
 from parllel.cuda.description import describe
+from parllel.cuda.exchange import array_interface, array_over, hand_over, is_device_array
 from parllel.cuda.launches import launch
 from parllel.cuda.library import CudaUnavailableError, is_available, library, why_unavailable
 from parllel.cuda.memory import allocate_device, allocate_managed, free_nbytes
 from parllel.cuda.page_lock import PageLock
-from parllel.cuda.streams import Event, current_stream, synchronize, use_stream
+from parllel.cuda.streams import (
+    Event,
+    current_stream,
+    order_streams,
+    synchronize,
+    use_stream,
+)
 from parllel.cuda.torch_sharing import tensor_over, use_torch_allocator
 
 __all__ = [
@@ -22,15 +29,20 @@ __all__ = [
     "PageLock",
     "allocate_device",
     "allocate_managed",
+    "array_interface",
+    "array_over",
     "copy_to_device",
     "copy_to_host",
     "counters",
     "current_stream",
     "describe",
     "free_nbytes",
+    "hand_over",
     "is_available",
+    "is_device_array",
     "launch",
     "library",
+    "order_streams",
     "synchronize",
     "tensor_over",
     "to_device",

@@ -62,7 +62,8 @@ def copy_to_host(
     """
     counters.copies_to_host += 1
     counters.bytes_to_host += device.nbytes
-    device.get(stream=as_stream(stream), out=out_host, blocking=False)
+    with use_stream(stream) as used:  # what is not contiguous is gathered in CuPy's current stream
+        device.get(stream=used, out=out_host, blocking=False)
 
 
 def to_device(host: Any, *, stream: Any = None) -> DeviceArray:  # Any: all that NumPy takes
@@ -83,9 +84,13 @@ def to_device(host: Any, *, stream: Any = None) -> DeviceArray:  # Any: all that
 
 
 def to_host(device: DeviceArray, *, stream: Any = None) -> NDArray[Any]:  # Any: as above
-    """Return device values in a new NumPy array. The host waits for the stream."""
+    """Return device values in a new NumPy array, copied in a stream, the caller's current one.
+
+    The host waits for the stream. An array that is not contiguous is gathered on the device first.
+    """
     counters.copies_to_host += 1
     counters.bytes_to_host += device.nbytes
     counters.stream_synchronizations += 1
-    values: NDArray[Any] = device.get(stream=as_stream(stream))
+    with use_stream(stream) as used:
+        values: NDArray[Any] = device.get(stream=used)
     return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from parllel.cuda.library import DeviceArray, library
 from parllel.cuda.streams import synchronize, use_stream
+from parllel.cuda.torch_sharing import torch_allocator
 
 
 def allocate_device(nbytes: int) -> DeviceArray:
@@ -31,7 +31,7 @@ def allocate_device(nbytes: int) -> DeviceArray:
         try:
             block = cupy.empty(nbytes, np.uint8)
         except MemoryError as error:  # the free memory is in pieces
-            raise _refused("device", nbytes, str(error)) from error
+            raise _refused("device", nbytes, _with_free(error)) from error
         block.data.memset_async(0, nbytes, stream)
     return block
 
@@ -40,8 +40,9 @@ def allocate_managed(nbytes: int) -> tuple[DeviceArray, NDArray[np.uint8]]:
     """Return a zeroed block of managed memory, as the device and as the host see it.
 
     Both arrays are uint8 [nbytes] over the same bytes and keep them alive; the bytes are freed
-    with the last of both, which waits for the device. Neither side waits for the other: before
-    the host touches what a stream writes or reads, it must wait for that stream.
+    with the last of both, and CUDA itself lets that wait for the whole device. Neither side waits
+    for the other: before the host touches what a stream writes or reads, it must wait for that
+    stream.
 
     The zeros are written in the caller's current stream, and the host waits for them.
 
@@ -53,7 +54,7 @@ def allocate_managed(nbytes: int) -> tuple[DeviceArray, NDArray[np.uint8]]:
     try:
         pointer = cupy.cuda.malloc_managed(max(nbytes, 1))
     except (MemoryError, cupy.cuda.runtime.CUDARuntimeError) as error:
-        raise _refused("managed", nbytes, str(error)) from error
+        raise _refused("managed", nbytes, _with_free(error)) from error
     with use_stream() as stream:
         pointer.memset_async(0, nbytes, stream)
         synchronize(stream)
@@ -64,20 +65,22 @@ def allocate_managed(nbytes: int) -> tuple[DeviceArray, NDArray[np.uint8]]:
 def free_nbytes() -> int:
     """Return the bytes that new blocks on the current device can have, all together.
 
-    Counts what the driver has free and what the allocator in use keeps for reuse. Waits for
-    nothing; other processes may take memory at any time.
+    Counts what the driver has free and what the allocator in use keeps for reuse, where it tells
+    that: a pool of CuPy, or torch's. Waits for nothing; other processes may take memory at any
+    time.
 
     Raises:
         CudaUnavailableError: there is no usable device.
     """
     cupy = library()
     free: int = cupy.cuda.runtime.memGetInfo()[0]
-    allocator = getattr(cupy.cuda.get_allocator(), "__self__", None)
-    if isinstance(allocator, cupy.cuda.PythonFunctionAllocator):  # use_torch_allocator's
-        torch = sys.modules["torch"]
-        kept: int = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    allocator: Any = getattr(cupy.cuda.get_allocator(), "__self__", None)  # the owner of `malloc`
+    if allocator is torch_allocator(cupy):
+        import torch
+
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     else:
-        kept = cupy.get_default_memory_pool().free_bytes()
+        kept = allocator.free_bytes() if hasattr(allocator, "free_bytes") else 0
     return free + kept
 
 
@@ -97,7 +100,11 @@ class _HostView:
 def _check_free(kind: str, nbytes: int) -> None:
     free = free_nbytes()
     if nbytes > free:
-        raise _refused(kind, nbytes, f"{free:,} bytes are free")
+        raise _refused(kind, nbytes, f"{free:,} bytes are free on the device")
+
+
+def _with_free(error: Exception) -> str:
+    return f"{error}; {free_nbytes():,} bytes are free on the device"
 
 
 def _refused(kind: str, nbytes: int, reason: str) -> MemoryError:

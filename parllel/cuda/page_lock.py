@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from parllel.cuda.library import DeviceArray, library
 
+_MEMORY_ALLOCATION = 2  # cudaErrorMemoryAllocation
+
 # Flags of cudaHostRegister that CuPy has no names for.
 _PORTABLE = 1  # for every device's context
 _MAPPED = 2  # the device gets an address for it
@@ -21,14 +23,16 @@ class PageLock:
     process that made the lock may hand the memory to CUDA; others that map it just read and
     write. The lock keeps `block` alive, but does not own the memory.
 
-    Making and releasing a lock is synchronous and slow (it touches every page): do it once.
+    Making and releasing a lock is synchronous and slow (it touches every page): do it once. The
+    host waits for no stream.
 
     Args:
         block: uint8 [nbytes], C-contiguous, with at least one byte.
 
     Raises:
         CudaUnavailableError: there is no usable device.
-        RuntimeError: the system refused to lock the pages.
+        MemoryError: there is less memory that can be locked.
+        RuntimeError: the system refused to lock the pages for another reason.
     """
 
     def __init__(self, block: NDArray[np.uint8]) -> None:
@@ -37,7 +41,8 @@ class PageLock:
         try:
             runtime.hostRegister(address, block.nbytes, _PORTABLE | _MAPPED)
         except runtime.CUDARuntimeError as error:
-            raise RuntimeError(
+            kind = MemoryError if error.status == _MEMORY_ALLOCATION else RuntimeError
+            raise kind(
                 f"pinned memory: {block.nbytes:,} bytes at {address:#x} could not be page-locked"
                 f' ({error}); lock less (`ulimit -l` limits it), or use storage="shared"'
             ) from error
@@ -62,6 +67,16 @@ class PageLock:
         pointer = cupy.cuda.MemoryPointer(memory, 0)
         return cupy.ndarray(self._block.nbytes, np.uint8, memptr=pointer)
 
+    def host_view(self) -> NDArray[np.uint8]:
+        """Return the same bytes as an array of the host, uint8 [nbytes], which keeps the lock.
+
+        Raises:
+            ValueError: the lock was released.
+        """
+        if self._block is None:
+            raise ValueError("page-locked memory: the lock was released")
+        return np.asarray(_Kept(self, self._block))
+
     def release(self) -> None:
         """Unlock the pages. Called again, it does nothing.
 
@@ -69,3 +84,11 @@ class PageLock:
         """
         self._block = None
         self._unlock()
+
+
+class _Kept:
+    """Bytes as NumPy takes them, with the lock and the memory that they need."""
+
+    def __init__(self, lock: PageLock, block: NDArray[np.uint8]) -> None:
+        self._lock, self._block = lock, block
+        self.__array_interface__ = block.__array_interface__

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self
 
 from parllel.cuda.counters import counters
 from parllel.cuda.library import Stream, library
+
+LEGACY = 1  # cudaStreamLegacy: the legacy default stream's other name, where 0 is not allowed
 
 
 def current_stream() -> Stream:
     """Return the caller's current stream, as CuPy's kind of stream. Waits for nothing.
 
     It is torch's current stream of this thread where torch uses CUDA, and CuPy's otherwise. Both
-    are the legacy default stream unless the caller chose another one.
+    are the legacy default stream unless the caller chose another one, for both with `use_stream`.
 
     Raises:
         CudaUnavailableError: there is no usable device.
@@ -25,37 +27,78 @@ def current_stream() -> Stream:
     if torch is None or not torch.cuda.is_initialized():
         return current
     address = torch.cuda.current_stream().cuda_stream
-    return current if current.ptr == address else _stream_at(address)
+    return current if current.ptr == address else stream_at(address)
 
 
 def as_stream(stream: Any) -> Stream:  # Any: of CuPy, of torch, or None
     """Return a stream of CuPy or torch as CuPy's kind; the caller's current one for None.
 
     The stream is not copied: its owner must keep it as long as there is work in it.
+
+    Raises:
+        CudaUnavailableError: there is no usable device.
+        TypeError: it is no stream.
     """
     if stream is None:
         return current_stream()
     if hasattr(stream, "cuda_stream"):
-        return _stream_at(stream.cuda_stream)
+        return stream_at(stream.cuda_stream)
+    if not hasattr(stream, "ptr"):
+        raise TypeError(
+            f"stream: got {stream!r} ({type(stream).__name__}), expected a stream of CuPy or torch,"
+            " or None for the current one"
+        )
     return stream
 
 
 @contextmanager
 def use_stream(stream: Any = None) -> Iterator[Stream]:  # Any: of CuPy, of torch, or None
-    """Send what CuPy does in this thread to a stream, the caller's current one by default.
+    """Make a stream the current one of this thread: for parllel, for CuPy, and for torch.
 
-    Entering and leaving wait for nothing and order nothing.
+    Without a stream, CuPy is sent to where the caller's work goes already. Torch follows where it
+    uses CUDA; if it only starts to inside of the context, its own current stream is the caller's
+    from there on, so start it before (`torch.cuda.init()`). Entering and leaving wait for nothing
+    and order nothing: what one stream wrote and another one reads needs an `Event` between them.
+
+    Raises:
+        CudaUnavailableError: there is no usable device.
+        TypeError: it is no stream.
     """
     stream = as_stream(stream)
-    if stream == library().cuda.get_current_stream():
+    is_cupys = stream == library().cuda.get_current_stream()
+    with _in_torch(stream), nullcontext() if is_cupys else stream:
         yield stream
-    else:
-        with stream:
-            yield stream
+
+
+def order_streams(before: Stream, after: Stream) -> None:
+    """Make the later work of a stream wait for all that is now in another one.
+
+    The host does not wait. One event is recorded, and none where both are one stream.
+
+    Args:
+        before, after: streams, as `as_stream` returns them.
+    """
+    if address_of(before) != address_of(after):
+        Event().record(before).wait(after)
+
+
+def stream_at(address: int) -> Stream:
+    """Return the stream at an address as CuPy's kind; it stays its owner's."""
+    # CuPy 14 deprecates ExternalStream for this.
+    return library().cuda.Stream.from_external(_Handle(address))
+
+
+def address_of(stream: Stream) -> int:
+    """Return where a stream is, by one name for the legacy default stream, which has two."""
+    address: int = stream.ptr or LEGACY
+    return address
 
 
 def synchronize(stream: Any = None) -> None:  # Any: of CuPy, of torch, or None
-    """Make the host wait until all work of one stream is done, the caller's current one."""
+    """Make the host wait until all work of one stream is done, the caller's current one.
+
+    Other streams, and the rest of the device, go on.
+    """
     counters.stream_synchronizations += 1
     as_stream(stream).synchronize()
 
@@ -107,6 +150,16 @@ class _Handle:
         return 0, self._address
 
 
-def _stream_at(address: int) -> Stream:
-    # CuPy 14 deprecates ExternalStream for this; it leaves the stream to its owner.
-    return library().cuda.Stream.from_external(_Handle(address))
+def _in_torch(stream: Stream) -> AbstractContextManager[object]:
+    """Return a context in which a stream is torch's current one, where torch uses CUDA."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return nullcontext()
+    address = address_of(stream)
+    if (torch.cuda.current_stream().cuda_stream or LEGACY) == address:
+        return nullcontext()
+    if address == LEGACY:
+        context: AbstractContextManager[object] = torch.cuda.stream(torch.cuda.default_stream())
+    else:
+        context = torch.cuda.stream(torch.cuda.ExternalStream(address))
+    return context

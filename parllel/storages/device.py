@@ -9,7 +9,9 @@ from parllel.storages.storage import Memory
 class Device(Memory):
     """Memory of a GPU, allocated by CuPy's pool (or torch's: `cuda.use_torch_allocator`).
 
-    It is zeroed in the caller's current stream, asynchronously. Only this process can use it.
+    It is zeroed in the caller's current stream, asynchronously, and belongs to it: another stream
+    that uses the memory must wait for an event first, and be done before the memory is closed.
+    Only this process can use it.
 
     Args:
         nbytes: size of the block.
@@ -21,6 +23,7 @@ class Device(Memory):
 
     kind = "device"
     is_on_host = False
+    is_for_gpu = True
 
     def __init__(self, nbytes: int) -> None:
         super().__init__(cuda.allocate_device(nbytes))

@@ -8,6 +8,7 @@ import numpy as np
 
 from parllel import cuda
 from parllel.storages.device import Device
+from parllel.storages.reserve import check_available
 from parllel.storages.storage import Memory
 
 
@@ -15,19 +16,23 @@ class Managed(Memory):
     """Unified memory: Arrays use it from the host, kernels and torch from the GPU.
 
     Neither side waits for the other: wait for the stream before the host touches what it uses.
-    Only this process can use it.
+    Making it waits for the caller's current stream, and CUDA lets giving it back wait for the
+    whole device: do neither in a loop. Only this process can use it.
 
     Args:
         nbytes: size of the block.
 
     Raises:
         CudaUnavailableError: there is no usable device.
-        MemoryError: the system refused it.
+        MemoryError: device and host together have less memory than that, or the system refused
+            it; nothing was allocated.
     """
 
     kind = "managed"
+    is_for_gpu = True
 
     def __init__(self, nbytes: int) -> None:
+        check_available(self.kind, nbytes, elsewhere=cuda.free_nbytes())  # pages move to either
         self._on_device, on_host = cuda.allocate_managed(nbytes)
         super().__init__(on_host)
 

@@ -13,27 +13,36 @@ from parllel.storages.shared import Shared
 class Pinned(Shared):
     """Shared memory, page-locked and mapped into the device's addresses by its owner.
 
-    Copies between it and the device are asynchronous, and kernels read it in place. Processes
-    that receive it map it as plain shared memory and need no CUDA.
+    Copies between it and the device are asynchronous, and kernels read it in place: record an
+    event behind them, and wait for it before the host touches the bytes again. Processes that
+    receive it map it as plain shared memory and need no CUDA.
 
-    Closing waits for the caller's current stream; wait for others that use the memory before.
+    Closing makes the host wait for the caller's current stream; wait for others that use the
+    memory before. Locking and unlocking pages is slow: allocate once.
 
     Args:
         nbytes: size of the block.
 
     Raises:
         CudaUnavailableError: there is no usable device.
-        MemoryError: there is less memory than that.
-        RuntimeError: the system refused to lock the pages.
+        MemoryError: there is less memory than that, or less that can be locked; nothing was
+            allocated.
+        RuntimeError: the system refused to lock the pages for another reason.
     """
 
     kind = "pinned"
+    is_for_gpu = True
 
     def __init__(self, nbytes: int) -> None:
         cuda.library()  # before anything is allocated
         super().__init__(max(nbytes, 1))
         assert self._block is not None
-        self._lock = cuda.PageLock(self._block)
+        try:
+            self._lock = cuda.PageLock(self._block)
+        except Exception:
+            super()._close()  # the error may keep this object for long
+            raise
+        self._block = self._lock.host_view()  # ndarrays and tensors keep the pages locked
 
     def device_array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """Return a device array over the bytes from `offset` on."""

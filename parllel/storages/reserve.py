@@ -18,14 +18,23 @@ def available_nbytes() -> int | None:
     return min(limits, default=None)
 
 
-def check_available(kind: str, nbytes: int) -> None:
+def check_available(kind: str, nbytes: int, *, elsewhere: int = 0) -> None:
     """Raise MemoryError if `nbytes` more cannot be promised.
 
-    Pages of shared memory are counted when they are touched. Without this check, too large a
-    block ends the process with SIGBUS or the kernel's out-of-memory killer instead of an error.
+    Pages of shared and of managed memory are counted when they are touched. Without this check,
+    too large a block ends the process with SIGBUS or the kernel's out-of-memory killer instead of
+    an error.
+
+    Args:
+        kind: of the memory, for the message.
+        nbytes: what is wanted.
+        elsewhere: free bytes that memory of this kind may have beside those of the host.
     """
-    free = available_nbytes()
-    if free is not None and nbytes > free:
+    available = available_nbytes()
+    if available is None:
+        return
+    free = available + elsewhere
+    if nbytes > free:
         raise MemoryError(
             f"{kind} memory: {nbytes:,} bytes wanted, {free:,} free; make batch_shape or full_size"
             " smaller, store observations as uint8, or close other trees first"

@@ -37,20 +37,22 @@ class Shared(Memory):
     kind = "shared"
 
     def __init__(self, nbytes: int, *, descriptor: int | None = None, taken: int = 0) -> None:
-        self._descriptor = _reserve(nbytes) if descriptor is None else descriptor
+        self._descriptor = _reserve(self.kind, nbytes) if descriptor is None else descriptor
         # A finalizer closes exactly once: at close, or with the last reference.
         self._close_file = weakref.finalize(self, os.close, self._descriptor)
         try:
             file_map = mmap.mmap(self._descriptor, max(nbytes, 1))  # an empty file can't be mapped
         except OSError as error:
             self._close_file()
-            raise _refused(nbytes, error) from error
+            raise _refused(self.kind, nbytes, error) from error
         super().__init__(np.frombuffer(file_map, np.uint8)[:nbytes], taken)
         _mapped[_identity(self._descriptor)] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.is_closed:
-            raise ValueError("shared memory: it is closed and can't be sent to another process")
+            raise ValueError(
+                f"{self.kind} memory: it is closed and can't be sent to another process"
+            )
         return _receive, (_handle(self._descriptor), self.nbytes, self._taken)
 
     def _close(self) -> None:
@@ -82,9 +84,9 @@ def _identity(descriptor: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _reserve(nbytes: int) -> int:
+def _reserve(kind: str, nbytes: int) -> int:
     """Return the descriptor of a new, zeroed file of this size, with all its pages reserved."""
-    check_available("shared", nbytes)
+    check_available(kind, nbytes)
     descriptor = _anonymous_file()
     try:
         os.truncate(descriptor, max(nbytes, 1))
@@ -92,13 +94,13 @@ def _reserve(nbytes: int) -> int:
             os.posix_fallocate(descriptor, 0, max(nbytes, 1))
     except OSError as error:
         os.close(descriptor)
-        raise _refused(nbytes, error) from error
+        raise _refused(kind, nbytes, error) from error
     return descriptor
 
 
-def _refused(nbytes: int, error: OSError) -> MemoryError:
+def _refused(kind: str, nbytes: int, error: OSError) -> MemoryError:
     return MemoryError(
-        f"shared memory: {nbytes:,} bytes wanted, and the system refused: {error.strerror}"
+        f"{kind} memory: {nbytes:,} bytes wanted, and the system refused: {error.strerror}"
     )
 
 

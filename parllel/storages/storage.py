@@ -37,6 +37,7 @@ class Memory:
 
     kind: ClassVar[str]
     is_on_host: ClassVar[bool] = True  # NumPy can use the memory; otherwise CuPy does
+    is_for_gpu: ClassVar[bool] = False  # a GPU can use the memory
 
     def __init__(self, block: NDArray[np.uint8], taken: int = 0) -> None:
         self.nbytes = block.nbytes

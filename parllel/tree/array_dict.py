@@ -32,6 +32,9 @@ class ArrayDict(MutableMapping[str, Any]):
     Leaves are Arrays, NumPy arrays, torch tensors, JAX arrays, or anything that acts like them.
     An error that a leaf raises names its path (`observation.camera`).
 
+    In device memory, writing, gathering and rotating are work of the caller's current stream, as
+    of Arrays: they return at once. What integer arrays pick goes in one launch for all leaves.
+
     Args:
         items: names and leaves, as `dict` takes them. Mappings in it become ArrayDicts; leaves
             are not copied.
@@ -220,9 +223,17 @@ class ArrayDict(MutableMapping[str, Any]):
     def to(self, *args: Any, **kwargs: Any) -> ArrayDict:
         """Return a copy of a tree of Arrays in one block of memory of another kind.
 
-        `tree.to("device")`: each leaf keeps its ring, its padding and its window (`Array.to`).
-        With anything else than a kind of memory, the leaves' own `to` is called: a tree of
-        tensors goes to a device with `tree.to(device=...)`.
+        `tree.to("device")`: each leaf keeps its ring, its padding and its window. The copies are
+        queued, or waited for, as `Array.to` has it; each leaf is one.
+
+        With anything else than a kind of memory, the leaves' own `to` is called: a tree of tensors
+        goes to a device with `tree.to(device=...)`.
+
+        Raises:
+            CudaUnavailableError: the kind of memory needs a GPU, and there is no usable one.
+            MemoryError: the memory can't be had, with a table of the leaves; nothing was
+                allocated.
+            TypeError: a leaf is no Array.
         """
         if len(args) != 1 or kwargs or args[0] not in KINDS:
             return self.apply(call_method, "to", *args, **kwargs)
@@ -238,6 +249,7 @@ class ArrayDict(MutableMapping[str, Any]):
         Raises:
             TypeError: a leaf is no Array, an argument is unknown, or the leaves differ in storage
                 and none is given.
+            CudaUnavailableError, MemoryError: as `to`.
         """
         specs = self.apply(_changed_spec, **changes)
         kinds = {leaf.storage for _, leaf in self.walk()}
@@ -292,11 +304,14 @@ def dict_map(function: Callable[..., Any], tree: Any, *args: Any, **kwargs: Any)
 def allocate_tree(specs: ArrayDict, storage: str = "local") -> ArrayDict:
     """Allocate a zeroed tree of Arrays in one block of memory.
 
+    Device memory is zeroed in the caller's current stream, and belongs to it; nobody waits.
+
     Args:
         specs: tree of `ArraySpec`.
         storage: kind of the memory.
 
     Raises:
+        CudaUnavailableError: the storage needs a GPU, and there is no usable one.
         MemoryError: the memory can't be had, with a table of the leaves; nothing was allocated.
     """
     return specs.apply(Array.from_spec, _allocate_for(specs, storage))

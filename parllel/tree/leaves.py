@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parllel import cuda
 from parllel.arrays import Array
 from parllel.arrays.interop import is_tensor, to_host, to_tensor
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def as_ndarray(leaf: Any) -> NDArray[Any]:
-    """Return a leaf as a NumPy array, over the same memory where the host can read it."""
+    """Return a leaf as a NumPy array, over the same memory where the host can read it.
+
+    Of a device's memory it is a copy, for which the host waits (`Array.to_ndarray`).
+    """
     if isinstance(leaf, Array):
         return leaf.to_ndarray()
     values = np.asarray(to_host(leaf))
@@ -25,11 +29,13 @@ def as_ndarray(leaf: Any) -> NDArray[Any]:
 
 
 def as_tensor(leaf: Any) -> torch.Tensor:
-    """Return a leaf as a torch tensor over the same memory."""
+    """Return a leaf as a torch tensor over the same memory. Waits for nothing."""
     if isinstance(leaf, Array):
         return leaf.to_torch()
     if is_tensor(leaf):
         return leaf
+    if cuda.is_device_array(leaf):
+        return cuda.tensor_over(leaf)
     if isinstance(leaf, np.ndarray) or not hasattr(leaf, "__dlpack__"):
         return to_tensor(np.asarray(leaf))
     from torch.utils.dlpack import from_dlpack

@@ -325,8 +325,15 @@ def _source(item: Any) -> Source | None:
 
 
 def array_over(source: Any) -> ndarray:
-    """Return an array over memory that another library shows by the CUDA array interface."""
+    """Return an array over memory that another library shows by the CUDA array interface.
+
+    As in CuPy the host waits for the stream that the interface names.
+    """
     interface = source.__cuda_array_interface__
+    if interface.get("stream") is not None:
+        engine = device().engine
+        engine.counters.stream_synchronizations += 1
+        engine.wait(engine.stream_at(interface["stream"]).last)
     shape, element = tuple(interface["shape"]), np.dtype(interface["typestr"])
     if math.prod(shape) == 0:
         return ndarray(shape, element)
