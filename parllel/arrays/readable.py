@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from parllel import cuda
 from parllel.arrays.buffer import Buffer
+from parllel.arrays.dlpack import Capsule, DLDevice, export
 from parllel.arrays.interop import to_tensor
 from parllel.arrays.location import Location, count_dims, is_gathered, keys, rows_of, shape_of
 
@@ -190,13 +191,56 @@ class Readable:
             )
         return np.array(self.to_ndarray(), dtype=dtype, copy=copy)
 
-    def __dlpack__(self, **options: Any) -> Any:
-        values = self._elements() if not self._buffer.is_on_host else self.to_ndarray()
-        return values.__dlpack__(**options)
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: DLDevice | None = None,
+        copy: bool | None = None,
+    ) -> Capsule:
+        """Return the visible elements as a DLPack capsule over the same memory.
+
+        Strides go out as they are: those of a view, and negative ones too. NumPy and CuPy take
+        them; `torch.from_dlpack` of torch 2.13 ends the process (pytorch issue 188023), where
+        `to_torch` raises.
+
+        Of a view made with integer arrays or a mask, and of device memory that is asked for on
+        the host, it is a copy: read-only, so that a write that would be lost raises, unless
+        `copy=True` asks for a copy.
+
+        Args:
+            stream: of the receiver, for device and managed memory: it is made to wait for the
+                caller's current one, and the host is not. None and 1 are the legacy default
+                stream, 2 is the per-thread default stream, -1 asks for no order, any other number
+                is a stream's address. For memory of the host: None.
+            max_version: newest DLPack that the receiver knows; with (1, 0) or newer it gets a
+                capsule of DLPack 1, which can say read-only and copied.
+            dl_device: where the receiver wants the elements: as `__dlpack_device__` says, or
+                (1, 0) for the host. There the host waits for the caller's current stream.
+            copy: True: always copy, False: never, None: where it is necessary. Device memory is
+                copied in the receiver's stream, and the caller's waits for that.
+
+        Raises:
+            BufferError: the dtype or the device can't be handed out; a copy is necessary and
+                `copy` is False (also a ValueError); or it is read-only, and `max_version` too old
+                to say so.
+            TypeError: an argument is of the wrong kind.
+            ValueError: the stream is not one; memory of the host has none; the Array was closed.
+        """
+        return export(self, stream=stream, max_version=max_version, dl_device=dl_device, copy=copy)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        device: tuple[int, int] = self._buffer.data.__dlpack_device__()
-        return device
+        """Return DLPack's device type and number.
+
+        (2, number) for device memory, (13, number) for managed memory, (1, 0) for all other: also
+        pinned memory is the host's, as what DLPack has for it (3) is refused by most.
+        """
+        buffer = self._buffer
+        is_for_gpu = buffer.is_on_host and not buffer.is_tensor_on_host
+        data = buffer.device_data() if is_for_gpu else buffer.data
+        kind, number = data.__dlpack_device__()
+        return int(kind), int(number)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""DLPack: how the elements of an Array are handed out, as the array API standard 2023.12 has it."""
+
+from __future__ import annotations
+
+import ctypes
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from parllel import cuda
+
+if TYPE_CHECKING:
+    from parllel.arrays.readable import Readable
+
+Capsule: TypeAlias = Any  # PyCapsule, a type without a name in Python
+DLDevice: TypeAlias = tuple[Enum | int, int]  # type and number
+
+HOST = (1, 0)  # kDLCPU
+_NO_ORDER = -1
+
+# Flags of DLPack 1, DLPACK_FLAG_BITMASK_*
+_READ_ONLY = 1
+_IS_COPIED = 2
+
+
+class CopyRefusedError(BufferError, ValueError):
+    """`copy=False`, and the elements can't be handed out without a copy.
+
+    Both errors at once: the standard asks for the one under `copy`, for the other under
+    `dl_device`.
+    """
+
+
+def export(
+    array: Readable,
+    *,
+    stream: int | None,
+    max_version: tuple[int, int] | None,
+    dl_device: DLDevice | None,
+    copy: bool | None,
+) -> Capsule:
+    """Return a capsule of an Array's elements: `Array.__dlpack__` says what and when."""
+    if copy is not None and not isinstance(copy, bool):
+        raise TypeError(f"copy: got {copy!r}, expected True, False or None")
+    is_versioned = _is_versioned(max_version)
+    is_asked_to_host = dl_device is not None and _check_device(dl_device, array) == HOST
+    is_for_host = is_asked_to_host or array.storage not in ("device", "managed")
+    needs_copy = array.is_gathered or (is_for_host and array.storage == "device")
+    if copy is False and needs_copy:
+        raise CopyRefusedError(_describe_copy(array))
+    if copy is None and needs_copy and not is_versioned:
+        raise BufferError(
+            f"{_describe_copy(array)}; it is read-only, which DLPack before 1.0 can't tell: ask"
+            " with max_version=(1, 0), or for a copy of your own with copy=True"
+        )
+    options = {"max_version": max_version} if is_versioned else {}  # NumPy 2.0 takes no options
+    if is_for_host:
+        capsule = _export_to_host(array, stream, copy=copy, needs_copy=needs_copy, options=options)
+    else:
+        caller, receiver = cuda.current_stream(), cuda.hand_over(stream)
+        # The standard has copies made in the receiver's stream: there their memory belongs, too.
+        with cuda.use_stream(receiver):
+            values = array.to_cupy()
+            values = values.copy() if copy and not needs_copy else values
+            capsule = values.__dlpack__(stream=_NO_ORDER, **options)
+        if copy or needs_copy:
+            cuda.order_streams(receiver, caller)  # what the caller writes next is not in the copy
+    if is_versioned and (copy or needs_copy):
+        _mark(capsule, _IS_COPIED if copy else _IS_COPIED | _READ_ONLY)
+    return capsule
+
+
+def _export_to_host(
+    array: Readable, stream: int | None, *, copy: bool | None, needs_copy: bool, options: Any
+) -> Capsule:
+    if stream is not None:
+        raise ValueError(f"stream: got {stream!r}, expected None: memory of the host has no stream")
+    if array.storage == "managed":
+        cuda.synchronize()  # who asks for memory of the host knows of no stream to wait for
+    values = array.to_ndarray()
+    if needs_copy:
+        values.flags.writeable = copy is True
+    elif copy:
+        values = values.copy()
+    return values.__dlpack__(**options)
+
+
+def _is_versioned(max_version: Any) -> bool:  # Any: checked here
+    """Tell whether who asks takes a capsule of DLPack 1."""
+    if max_version is None:
+        return False
+    if not _is_pair(max_version):
+        raise TypeError(f"max_version: got {max_version!r}, expected two integers, as in (1, 0)")
+    return bool(max_version[0] >= 1)
+
+
+def _check_device(wanted: Any, array: Readable) -> tuple[int, int]:  # Any: checked here
+    own = array.__dlpack_device__()
+    if isinstance(wanted, tuple) and wanted and isinstance(wanted[0], Enum):
+        wanted = (wanted[0].value, *wanted[1:])
+    if not _is_pair(wanted):
+        raise TypeError(
+            f"dl_device: got {wanted!r}, expected a device type and a number, as in {HOST}"
+        )
+    device = (int(wanted[0]), int(wanted[1]))
+    if device not in (own, HOST):
+        raise BufferError(
+            f"dl_device: got {device}, expected {own}, where the memory is, or {HOST}, the host;"
+            ' `.to("device")` and `.to("local")` make an Array elsewhere'
+        )
+    return device
+
+
+def _is_pair(value: Any) -> bool:  # Any: checked here
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
+
+
+def _describe_copy(array: Readable) -> str:
+    if array.is_gathered:
+        return "a view made with integer arrays or a mask can't be handed out without a copy"
+    return "device memory can't be handed to the host without a copy"
+
+
+class _Versioned(ctypes.Structure):
+    """How a DLManagedTensorVersioned begins."""
+
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("manager", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+    )
+
+
+_address_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+
+
+def _mark(capsule: Capsule, flags: int) -> None:
+    """Set flags that neither NumPy nor CuPy sets: they do not know that they hold a copy."""
+    _Versioned.from_address(_address_in(capsule, b"dltensor_versioned")).flags |= flags
