@@ -10,9 +10,10 @@ _MIB = 2**20
 
 
 def describe() -> str:
-    """Return what CUDA devices there are, as text; one plain sentence where there are none.
+    """Return what CUDA devices there are, with their memory and the versions, as text.
 
-    Asks NVIDIA's management library, which starts no CUDA context and waits for nothing.
+    One plain sentence where NVIDIA's management library (nvidia-ml-py), which is asked, or the
+    driver is missing. Starts no CUDA context, imports no torch, and waits for nothing.
     """
     try:
         import pynvml
@@ -40,25 +41,33 @@ def describe() -> str:
 def _versions(pynvml: Any) -> str:  # Any: the module, which ships no types
     driver = pynvml.nvmlSystemGetDriverVersion()
     cuda = version_text(pynvml.nvmlSystemGetCudaDriverVersion_v2())
-    return f"NVIDIA driver {driver}, for CUDA up to {cuda}; CuPy {_cupy_version()}"
+    cupy, torch = _version_of("cupy-cuda13x", "cupy-cuda12x", "cupy"), _version_of("torch")
+    return f"NVIDIA driver {driver}, for CUDA up to {cuda}; CuPy {cupy}; torch {torch}"
 
 
 def _device(pynvml: Any, number: int) -> str:  # Any: as above
     """Describe one device, by the driver's number, which CUDA's own need not follow."""
-    handle = pynvml.nvmlDeviceGetHandleByIndex(number)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-    name, total, free = pynvml.nvmlDeviceGetName(handle), memory.total, memory.free
-    return (
-        f"device {number}: {name}, compute capability {major}.{minor},"
-        f" {total // _MIB:,} MiB of memory, {free // _MIB:,} MiB free"
-    )
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(number)
+        name = pynvml.nvmlDeviceGetName(handle)
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    except pynvml.NVMLError as error:
+        return f"device {number} can't be described ({error})"
+    try:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    except pynvml.NVMLError:  # a device that shares the host's memory has none of its own
+        nbytes = "no memory of its own"
+    else:
+        total, free = memory.total // _MIB, memory.free // _MIB
+        nbytes = f"{total:,} MiB of memory, {free:,} MiB free"
+    return f"device {number}: {name}, compute capability {major}.{minor}, {nbytes}"
 
 
-def _cupy_version() -> str:
+def _version_of(*names: str) -> str:
+    """Return the version of the first of some packages that is installed."""
     from importlib.metadata import PackageNotFoundError, version  # slow to import
 
-    for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy"):
+    for name in names:
         try:
             return version(name)
         except PackageNotFoundError:
