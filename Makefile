@@ -22,7 +22,7 @@ help:
 	@echo "make demo   train PPO on CartPole-v1"
 	@echo "make test   run the tests"
 	@echo "make check  lint, format, types and the rules of the repository"
-	@echo "make bench  run the benchmarks"
+	@echo "make bench  run the benchmarks, on the GPU where there is one; files go to bench/results"
 	@echo "make kernels  compile the GPU kernels to kernels/parllel.ptx, without a GPU"
 	@echo "make venv   set up $(VENV); the targets above do it when it is needed"
 	@echo "make clean  remove what checks, tests and builds leave behind; $(VENV) stays"

@@ -1,26 +1,36 @@
-"""Time of advantage estimation against plain Numba loops and a copy of as many bytes."""
+"""Time of advantage estimation against loops over time and a copy of as many bytes.
+
+On a GPU: one launch against torch. Without one: the CPU twin against Numba and NumPy.
+"""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numba
 import numpy as np
-import numpy.typing as npt
-from timing import interleave, print_table, print_target, print_title, ratio
+from advantage_batch import DISCOUNT, TRACE, Batch, Bools, Floats, numpy_loop, random_batch
+from advantage_on_device import race_advantages
+from device_report import DeviceReport
+from device_timing import DeviceTimer
+from report import Report, parse_out
+from timing import interleave, ratio
 
+from parllel import cuda
 from parllel.kernels.advantage import estimate_advantage
 
 SIZES = ((128, 16), (128, 1024), (2048, 16), (512, 4096))
 REPEATS = 31
-END_RATE = 0.01  # for terminated and for truncated: episodes of about 50 steps
-DISCOUNT, TRACE = 0.99, 0.95
+DEVICE_REPEATS = 101
 
 OURS, PLAIN, PLAIN_ROWS = "parllel", "Numba, plain loop", "Numba, plain loop, time outermost"
 NUMPY, COPY, COPY_INPUTS = "NumPy, loop over time", "copy", "copy of the inputs"
 
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
-Batch = tuple[Floats, Floats, Bools, Bools, Floats, Floats, Floats]
+TARGETS = (  # size, claim, reference, most times its time
+    ((512, 4096), "time / time of the copy", COPY, 2.5),
+    ((128, 16), "time / time of the plain loop", PLAIN, 1.0),
+    ((128, 16), "time / time of the one with time outermost", PLAIN_ROWS, 1.0),
+)
 
 
 @numba.njit(fastmath={"contract"})
@@ -81,42 +91,6 @@ def plain_rows(
             out_return[t, b] = carry[b] + value[t, b]
 
 
-def numpy_loop(
-    reward: Floats,
-    value: Floats,
-    terminated: Bools,
-    truncated: Bools,
-    final_value: Floats,
-    out_advantage: Floats,
-    out_return: Floats,
-    discount: np.float32,
-    decay: np.float32,
-) -> None:
-    """Do the same with a few NumPy calls for each row."""
-    carry = np.zeros(reward.shape[1], np.float32)
-    for t in range(len(reward) - 1, -1, -1):
-        bootstrap = np.where(truncated[t], final_value[t], value[t + 1])
-        bootstrap[terminated[t]] = 0
-        carry[terminated[t] | truncated[t]] = 0
-        carry = reward[t] + discount * bootstrap - value[t] + decay * carry
-        out_advantage[t] = carry
-        np.add(carry, value[t], out=out_return[t])
-
-
-def random_batch(steps: int, width: int) -> Batch:
-    """Return inputs, then outputs; the outputs' pages have been touched."""
-    rng = np.random.default_rng(0)
-    return (
-        rng.standard_normal((steps, width), np.float32),
-        rng.standard_normal((steps + 1, width), np.float32),
-        rng.random((steps, width)) < END_RATE,
-        rng.random((steps, width)) < END_RATE,
-        rng.standard_normal((steps, width), np.float32),
-        np.zeros((steps, width), np.float32),
-        np.zeros((steps, width), np.float32),
-    )
-
-
 def make_copy(nbytes: int) -> Callable[[], None]:
     """Return a function that copies `nbytes`, which reads as many and writes as many."""
     source = np.ones(nbytes, np.uint8)
@@ -153,28 +127,56 @@ def check_results(batches: dict[str, Batch]) -> None:
             np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-def main() -> None:
-    print_title("Generalized advantage estimation, CPU twin, no GPU: float32 [T, B], one thread")
-    print(f"{REPEATS} interleaved rounds for each size; ratios are medians over the rounds.")
-    print(f"'{COPY}' copies half of the bytes of all 5 inputs and 2 outputs, each array once: it")
-    print("reads and writes together exactly as many bytes as the estimate reads and writes.")
-    print(
-        f"'{COPY_INPUTS}' copies as many bytes as the estimate reads: more traffic, more lenient."
+def measure_twins(folder: Path, sizes: Sequence[tuple[int, int]], *, repeats: int) -> None:
+    report = Report(
+        "advantage",
+        "Generalized advantage estimation, CPU twin, no GPU: float32 [T, B], one thread",
+        [
+            f"{repeats} interleaved rounds for each size; ratios are medians over the rounds.",
+            f"'{COPY}' copies half of the bytes of all 5 inputs and 2 outputs, each array once: it",
+            "reads and writes together exactly as many bytes as the estimate reads and writes.",
+            f"'{COPY_INPUTS}' copies as many bytes as the estimate reads: more traffic, more"
+            " lenient.",
+            "Every contestant works on arrays of its own.",
+        ],
     )
-    print("Every contestant works on arrays of its own.")
     measured = {}
-    for size in SIZES:
+    for size in sizes:
         batches = {name: random_batch(*size) for name in (OURS, PLAIN, PLAIN_ROWS, NUMPY)}
-        measured[size] = interleave(make_contestants(batches), repeats=REPEATS)
+        measured[size] = interleave(make_contestants(batches), repeats=repeats)
         check_results(batches)
-        print_table(f"(T, B) = {size}", measured[size], references=(COPY, PLAIN))
+        report.add_table(f"(T, B) = {size}", measured[size], references=(COPY, PLAIN))
     print()
-    large, small = measured[512, 4096], measured[128, 16]
-    print_target("(512, 4096): time / time of the copy", ratio(large, OURS, COPY), 2.5)
-    print_target("(128, 16): time / time of the plain loop", ratio(small, OURS, PLAIN), 1.0)
-    print_target(
-        "(128, 16): time / time of the one with time outermost", ratio(small, OURS, PLAIN_ROWS), 1.0
+    for size, claim, reference, limit in TARGETS:
+        if size in measured:
+            report.add_target(f"{size}: {claim}", ratio(measured[size], OURS, reference), limit)
+    report.write(folder)
+
+
+def measure_device(
+    folder: Path, sizes: Sequence[tuple[int, int]], *, timer: DeviceTimer, repeats: int
+) -> None:
+    report = DeviceReport(
+        "advantage",
+        "Generalized advantage estimation on a GPU: float32 [T, B]",
+        [
+            "'parllel' is one launch. 'torch, loop over time' computes all at once that does not",
+            "depend on the next step, then each step with one kernel. 'copy' is one copy",
+            "on the device; it reads and writes together as many bytes as the estimate: the limit.",
+        ],
+        timer=timer,
+        repeats=repeats,
     )
+    race_advantages(report, sizes)
+    report.write(folder)
+
+
+def main() -> None:
+    folder = parse_out("Time advantage estimation.")
+    if cuda.is_available():
+        measure_device(folder, SIZES, timer=DeviceTimer(), repeats=DEVICE_REPEATS)
+    else:
+        measure_twins(folder, SIZES, repeats=REPEATS)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
 """Timing that all benches share: interleaved runs and one printed table; it knows no kernel."""
 
 import math
-import platform
 import random
 import statistics
-import subprocess
 import timeit
-from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+from machine import describe_machine
+
+Sample = TypeVar("Sample")
 
 # A sample shorter than this is mostly the clock and the loop around the call.
 SAMPLE_S = 0.0005
+
+_COLUMN = 10  # characters of a printed column
 
 
 def interleave(
@@ -37,14 +40,23 @@ def interleave(
     """
     timers = {name: timeit.Timer(contestant) for name, contestant in contestants.items()}
     calls = {name: _calls_to_fill(timer, sample_s) for name, timer in timers.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    names = list(contestants)
+    return take_turns(
+        timers, lambda name: timers[name].timeit(calls[name]) / calls[name], repeats=repeats
+    )
+
+
+def take_turns(
+    names: Iterable[str], sample: Callable[[str], Sample], *, repeats: int
+) -> dict[str, list[Sample]]:
+    """Return `repeats` samples for each name, taken in rounds, each in an order of its own."""
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    order = list(samples)
     shuffle = random.Random(0).shuffle
     for _ in range(repeats):
-        shuffle(names)
-        for name in names:
-            seconds[name].append(timers[name].timeit(calls[name]) / calls[name])
-    return seconds
+        shuffle(order)
+        for name in order:
+            samples[name].append(sample(name))
+    return samples
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], name: str, reference: str) -> float:
@@ -56,30 +68,81 @@ def ratio(seconds: Mapping[str, Sequence[float]], name: str, reference: str) -> 
     return statistics.median(ours / theirs for ours, theirs in pairs)
 
 
-def print_title(title: str) -> None:
-    """Print what was measured, then on which machine, with which versions, at which commit."""
+class Summary(NamedTuple):
+    """What a contestant's samples come to.
+
+    Args:
+        median_us, first_quartile_us, third_quartile_us: of the time of one call.
+        n_samples: how many there are.
+        times: reference -> how many times longer this one takes.
+    """
+
+    median_us: float
+    first_quartile_us: float
+    third_quartile_us: float
+    n_samples: int
+    times: dict[str, float]
+
+    @property
+    def spread(self) -> float:
+        """The distance between the first and the third quartile, as a part of the median."""
+        return (self.third_quartile_us - self.first_quartile_us) / self.median_us
+
+
+def summarize(
+    seconds: Mapping[str, Sequence[float]], references: Sequence[str] = ()
+) -> dict[str, Summary]:
+    """Return a summary for each contestant, with its ratio to each reference."""
+    summaries = {}
+    for name, samples in seconds.items():
+        quartiles = statistics.quantiles(samples, n=4, method="inclusive")
+        low, median, high = (quartile * 1e6 for quartile in quartiles)
+        times = {reference: ratio(seconds, name, reference) for reference in references}
+        summaries[name] = Summary(median, low, high, len(samples), times)
+    return summaries
+
+
+def print_title(title: str) -> dict[str, str]:
+    """Print what was measured, then on which machine, with which versions, at which commit.
+
+    Returns:
+        The description of the machine.
+    """
+    machine = describe_machine()
     print(title)
-    print(f"{_processor()} | {_versions()} | commit {_commit()}")
+    print(
+        f"{machine['processor']}, load {machine['load']} | {machine['versions']}"
+        f" | commit {machine['commit']}"
+    )
+    return machine
 
 
 def print_table(
-    heading: str, seconds: Mapping[str, Sequence[float]], *, references: Sequence[str] = ()
+    heading: str,
+    seconds: Mapping[str, Sequence[float]],
+    *,
+    references: Sequence[str] = (),
+    columns: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
     """Print one row for each contestant: median, spread, and its ratio to each reference.
 
     The spread is the distance between the first and the third quartile, in percent of the median.
+
+    Args:
+        heading: what was measured.
+        seconds: name -> samples.
+        references: names of contestants.
+        columns: title -> name -> what else is known of contestants; of some or of all.
     """
-    width = max(len(name) for name in seconds)
-    titles = "".join(f"{'/ ' + reference:>{len(reference) + 5}}" for reference in references)
+    columns = columns or {}
+    width = max(len(heading), *(len(name) for name in seconds))
+    titles = "".join(f"{title:>{_COLUMN}}" for title in columns)
+    titles += "".join(f"{'/ ' + reference:>{len(reference) + 5}}" for reference in references)
     print(f"\n{heading:<{width}} {'median us':>12} {'spread':>7}{titles}")
-    for name, samples in seconds.items():
-        low, median, high = statistics.quantiles(samples, n=4)
-        cells = "".join(
-            f"{ratio(seconds, name, reference):>{len(reference) + 5}.2f}"
-            for reference in references
-        )
-        spread = (high - low) / median
-        print(f"{name:<{width}} {median * 1e6:>12.3f} {spread:>7.0%}{cells}")
+    for name, summary in summarize(seconds, references).items():
+        cells = "".join(f"{_cell(column, name):>{_COLUMN}}" for column in columns.values())
+        cells += "".join(f"{times:>{len(to) + 5}.2f}" for to, times in summary.times.items())
+        print(f"{name:<{width}} {summary.median_us:>12.3f} {summary.spread:>7.0%}{cells}")
 
 
 def print_target(claim: str, measured: float, limit: float) -> bool:
@@ -96,22 +159,5 @@ def _calls_to_fill(timer: timeit.Timer, sample_s: float) -> int:
     return max(1, math.ceil(sample_s / once_s))
 
 
-def _processor() -> str:
-    """Return the processor's name; `platform.processor` says only the architecture on Linux."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor()
-
-
-def _versions() -> str:
-    packages = ("numpy", "numba", "llvmlite")
-    named = " ".join(f"{package} {metadata.version(package)}" for package in packages)
-    return f"Python {platform.python_version()} {named}"
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    found = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "none yet"
+def _cell(column: Mapping[str, float], name: str) -> str:
+    return f"{column[name]:,.1f}" if name in column else ""

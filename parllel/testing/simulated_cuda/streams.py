@@ -129,6 +129,7 @@ class Device:
     """Stands in for cupy.cuda.Device: there is one, number 0."""
 
     compute_capability = "75"  # the oldest that parllel's kernels are made for
+    pci_bus_id = "0000:00:00.0"
 
     def __init__(self, device: int | None = None) -> None:
         if device not in (None, 0):
