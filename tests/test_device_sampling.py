@@ -106,9 +106,11 @@ def test_batches_are_those_of_host_memory(
         sampler = BasicSampler(make_cages(Walk, sizes), TensorAgent(), samples)
         assert list(collect(sampler, 5)) == expected
         sampler.close()
+        sampler.close()
         samples.close()
-        del sampler, samples
-        simulation.assert_no_leaks()
+        simulation.assert_no_leaks()  # though the sampler is still there
+        with pytest.raises(RuntimeError, match="the sampler is closed"):
+            sampler.collect_batch()
     assert sum(sum(map(sum, batch["truncated"])) for batch in expected) > 0
 
 

@@ -165,11 +165,15 @@ class Staging:
             rows.run(range(begin, begin + n_envs), range(n_envs))
 
     def close(self) -> None:
-        """Wait until the GPU has read the slots, and give them back."""
+        """Wait until the GPU has read the slots, and give them back. Nothing works afterwards."""
+        if not self._finalizer.alive:
+            return
         self._finalizer()
         for slot in self._slots:
             slot.rows.close()
         self._action.close()
+        self._slots, self.host_rows = [], []  # what copies to the tree holds on to it
+        del self._action_bytes
 
 
 def _wait_for(slots: list[Slot]) -> None:

@@ -116,6 +116,7 @@ class Group:
     def close(self) -> None:
         """Give back what was allocated here. Cages and tree stay open."""
         self.transfer.close()
+        self._rows, self._commands = [], []
 
     def _find_rows(self, t: int) -> _Rows:
         return _Rows(

@@ -56,6 +56,7 @@ class Sampler:
         self.agent = agent
         self.samples = samples
         self.batch_T, self.batch_B = samples["reward"].batch_shape[:2]
+        self._is_closed = False
         self._groups = [
             Group(part, samples, columns) for part, columns in self._split_cages(self.cages)
         ]
@@ -66,6 +67,7 @@ class Sampler:
 
     def reset(self) -> None:
         """Reset all environments; the next batch begins with their first observations."""
+        self._check_open()
         self.samples.reset()
         for group in self._groups:
             group.start_reset(self._max_steps_decorrelate)
@@ -73,15 +75,22 @@ class Sampler:
             group.finish_reset()
 
     def close(self) -> None:
-        """Give back what the sampler allocated: nothing, where the tree is in host memory.
+        """Give back what the sampler allocated: slots in pinned memory, for a tree on the device.
 
-        Cages and the tree stay open. Called again, it does nothing.
+        Cages and the tree stay open; the sampler can't be used any more. Called again, it does
+        nothing.
         """
+        self._is_closed = True
         for group in self._groups:
             group.close()
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("the sampler is closed; make a new one")
+
     def _rotate(self) -> None:
         """Move the tree's window on, and find the rows of its steps."""
+        self._check_open()
         self.samples.rotate()
         for group in self._groups:
             group.move()
