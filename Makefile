@@ -1,7 +1,7 @@
 # Sets up a virtual environment in the checkout, and runs the demo, the tests, the checks and the benches.
 
 PYTHON ?= python3
-EXTRAS ?= train,dev
+EXTRAS ?= train,dev,cuda13
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -16,17 +16,18 @@ endif
 BENCHES := bench/bench_index.py bench/bench_sampling.py bench/bench_advantage.py bench/bench_rows.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench kernels clean
+.PHONY: help venv demo test test-gpu check bench kernels clean
 
 help:
 	@echo "make demo   train PPO on CartPole-v1"
-	@echo "make test   run the tests"
+	@echo "make test   run the tests; what needs a GPU runs on a simulated one"
+	@echo "make test-gpu  run the tests of GPU memory and kernels on this machine's GPU"
 	@echo "make check  lint, format, types and the rules of the repository"
 	@echo "make bench  run the benchmarks, on the GPU where there is one; files go to bench/results"
 	@echo "make kernels  compile the GPU kernels to kernels/parllel.ptx, without a GPU"
 	@echo "make venv   set up $(VENV); the targets above do it when it is needed"
 	@echo "make clean  remove what checks, tests and builds leave behind; $(VENV) stays"
-	@echo "PYTHON=python3.12 picks the interpreter; EXTRAS=train,dev,cuda13 (with -B venv) adds CuPy"
+	@echo "PYTHON=python3.12 picks the interpreter; EXTRAS=train,dev,cuda12 (with -B venv) is for CUDA 12"
 
 venv: $(INSTALLED)
 
@@ -54,6 +55,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
+
+# One process: the device is one, too.
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest --cuda=real -m cuda
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

@@ -29,7 +29,7 @@ from parllel.testing.simulated_cuda.library import make_library
 from parllel.testing.simulated_cuda.memory import Memory
 from parllel.testing.simulated_cuda.schedules import Eager
 
-REASON = "CuPy is not installed; the dev extra brings it"
+REASON = "CuPy is not installed; the cuda13 extra brings it"
 needs_cupy = pytest.mark.skipif(find_spec("cupy") is None, reason=REASON)
 
 CUDA_SOURCES = sorted(Path(parllel.cuda.__file__).parent.glob("*.py"))

@@ -1,7 +1,6 @@
-"""Rows of whole trees in device memory, read and written in one launch, on simulated CUDA."""
+"""Rows of whole trees in device memory, read and written in one launch."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,16 +10,11 @@ from numpy.testing import assert_array_equal
 
 from parllel import Array, ArrayDict, cuda
 from parllel.replays import Minibatches
-from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.tree.rows import RowCopy
 
 T, B = 6, 4
 
-
-@pytest.fixture(params=["eager", "lazy", "random"])
-def schedule(request: pytest.FixtureRequest) -> Iterator[str]:
-    with simulated_cuda(schedule=request.param, seed=5):
-        yield request.param
+pytestmark = pytest.mark.usefixtures("cuda_device")
 
 
 def make_tree() -> ArrayDict:
@@ -61,7 +55,7 @@ SAME_ROWS: list[Any] = [
 
 
 @pytest.mark.parametrize("index", SAME_ROWS)
-def test_rows_of_all_leaves_are_gathered_in_one_launch(index: Any, schedule: str) -> None:
+def test_rows_of_all_leaves_are_gathered_in_one_launch(index: Any) -> None:
     tree = make_tree()
     on_device = tree.to("device")
     before = copy.copy(cuda.counters)
@@ -73,7 +67,7 @@ def test_rows_of_all_leaves_are_gathered_in_one_launch(index: Any, schedule: str
 
 
 @pytest.mark.parametrize("index", SAME_ROWS)
-def test_rows_of_all_leaves_are_scattered_in_one_launch(index: Any, schedule: str) -> None:
+def test_rows_of_all_leaves_are_scattered_in_one_launch(index: Any) -> None:
     tree = make_tree()
     on_device = tree.to("device")
     values = tree[index].to_ndarray().apply(lambda leaf: leaf[::-1].copy())
@@ -86,7 +80,7 @@ def test_rows_of_all_leaves_are_scattered_in_one_launch(index: Any, schedule: st
     assert_trees_equal(on_device.to_ndarray(), tree.to_ndarray())
 
 
-def test_padding_is_gathered_too_where_all_leaves_have_it(schedule: str) -> None:
+def test_padding_is_gathered_too_where_all_leaves_have_it() -> None:
     tree = make_tree()
     del tree["deep"]["flag"]
     index = (np.array([-1, 6, 2]), np.array([0, 3, 1]))
@@ -101,7 +95,7 @@ def test_padding_is_gathered_too_where_all_leaves_have_it(schedule: str) -> None
         (np.array([1, 2]), slice(1, 3)),
     ],
 )
-def test_other_indices_go_leaf_by_leaf(index: Any, schedule: str) -> None:
+def test_other_indices_go_leaf_by_leaf(index: Any) -> None:
     tree = make_tree()
     on_device = tree.to("device")
     assert_trees_equal(on_device[index].to_ndarray(), tree[index].to_ndarray())
@@ -111,7 +105,7 @@ def test_other_indices_go_leaf_by_leaf(index: Any, schedule: str) -> None:
     assert_trees_equal(on_device.to_ndarray(), tree.to_ndarray())
 
 
-def test_leaves_that_pick_other_rows_go_leaf_by_leaf(schedule: str) -> None:
+def test_leaves_that_pick_other_rows_go_leaf_by_leaf() -> None:
     tree = ArrayDict({"a": Array((T, B), np.float32), "b": Array((T, B + 1), np.float32)})
     for _, leaf in tree.walk():
         leaf[...] = np.arange(leaf.size).reshape(leaf.shape)
@@ -119,7 +113,7 @@ def test_leaves_that_pick_other_rows_go_leaf_by_leaf(schedule: str) -> None:
     assert_trees_equal(tree.to("device")[index].to_torch(), tree[index].to_ndarray())
 
 
-def test_values_of_another_type_are_converted_leaf_by_leaf(schedule: str) -> None:
+def test_values_of_another_type_are_converted_leaf_by_leaf() -> None:
     tree = make_tree()
     on_device = tree.to("device")
     index = (np.array([0, 3]), np.array([1, 2]))
@@ -129,7 +123,7 @@ def test_values_of_another_type_are_converted_leaf_by_leaf(schedule: str) -> Non
     assert_trees_equal(on_device.to_ndarray(), tree.to_ndarray())
 
 
-def test_a_row_outside_a_leaf_is_an_error_with_its_path(schedule: str) -> None:
+def test_a_row_outside_a_leaf_is_an_error_with_its_path() -> None:
     on_device = make_tree().to("device")
     index = (np.array([0, -1]), np.array([1, 2]))
     with pytest.raises(IndexError, match=r"deep\.flag: index -1 is outside the base buffer"):
@@ -141,7 +135,9 @@ def test_a_row_outside_a_leaf_is_an_error_with_its_path(schedule: str) -> None:
 # RowCopy
 
 
-def test_a_prepared_copy_takes_ranges_and_integers_of_host_and_device(schedule: str) -> None:
+def test_a_prepared_copy_takes_ranges_and_integers_of_host_and_device(
+    cuda_device: torch.device,
+) -> None:
     source = cuda.to_device(np.arange(24, dtype=np.float32).reshape(8, 3))
     out = cuda.to_device(np.zeros((4, 3), np.float32))
     rows = RowCopy([out], [source])
@@ -155,7 +151,7 @@ def test_a_prepared_copy_takes_ranges_and_integers_of_host_and_device(schedule: 
     assert cuda.to_host(out)[:, 0].tolist() == [3, 15, 15, 12]
 
 
-def test_a_prepared_copy_refuses_what_it_can_see(schedule: str) -> None:
+def test_a_prepared_copy_refuses_what_it_can_see() -> None:
     host, on_device = np.zeros((4, 3)), cuda.to_device(np.zeros((4, 3)))
     with pytest.raises(TypeError, match=r"got arrays of NumPy and of CuPy, expected one kind"):
         RowCopy([on_device], [host])
@@ -172,7 +168,7 @@ def test_a_prepared_copy_refuses_what_it_can_see(schedule: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["device", "managed"])
-def test_minibatches_are_those_of_host_memory(kind: str, schedule: str) -> None:
+def test_minibatches_are_those_of_host_memory(kind: str) -> None:
     tree = make_tree()
     expected = [
         minibatch.apply(torch.clone)
@@ -185,7 +181,7 @@ def test_minibatches_are_those_of_host_memory(kind: str, schedule: str) -> None:
     assert next(minibatches, None) is None
 
 
-def test_a_minibatch_is_one_launch_and_a_pass_one_copy(schedule: str) -> None:
+def test_a_minibatch_is_one_launch_and_a_pass_one_copy() -> None:
     tree = make_tree().to("device")
     minibatches = Minibatches(3, np.random.default_rng(0))
     next(minibatches.of(tree))  # allocates the outputs
@@ -198,7 +194,9 @@ def test_a_minibatch_is_one_launch_and_a_pass_one_copy(schedule: str) -> None:
     assert counted.device_synchronizations == 0
 
 
-def test_a_batch_is_all_in_memory_that_a_gpu_can_use_or_not_at_all(schedule: str) -> None:
+def test_a_batch_is_all_in_memory_that_a_gpu_can_use_or_not_at_all(
+    cuda_device: torch.device,
+) -> None:
     tree = make_tree().to("device")
     tree["state"] = Array((T, B), np.float32)
     with pytest.raises(TypeError, match="state: local memory: no GPU can use it"):

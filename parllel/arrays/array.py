@@ -42,7 +42,7 @@ class Array(Indexable):
         full_size: rows of the ring that the window slides over, a multiple of T; T by default.
 
     Raises:
-        TypeError: dtype is object.
+        TypeError: dtype is object, or one that memory of this kind can't hold.
         ValueError: padding is larger than T, full_size is no multiple of T, unknown storage.
         CudaUnavailableError: the storage needs a GPU, and there is no usable one.
         MemoryError: the memory can't be had; nothing was allocated.
@@ -301,6 +301,11 @@ class Array(Indexable):
         the caller's current stream. Into device memory, the copy is queued in that stream; from
         pinned memory it reads what is there when the stream gets there.
         """
+        if not self.batch_shape:  # no Array is allocated without one
+            shape: Any = {"batch_shape": (1,), "feature_shape": self.shape}
+            other = Array(dtype=self.dtype, storage=storage, **shape)[0]
+            other[...] = self
+            return other
         other = Array.from_spec(self.spec, storage)
         if self._window is None:
             other[...] = self
@@ -328,8 +333,6 @@ class Array(Indexable):
         return self[...]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Array:
-        if not self.batch_shape:  # no Array is allocated without one
-            return _view_of(self.to_ndarray().copy(), self.n_batch_dims)
         return self.to(self.storage)
 
 
@@ -361,8 +364,12 @@ class ArrayView(Array):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self._buffer.is_private:  # no memory to be sent: the values are
-            return _view_of, (np.array(self), self.n_batch_dims)
+            return _copy_of, (np.array(self), self.dtype, self.n_batch_dims)
         return super().__reduce_ex__(protocol)
+
+
+def _copy_of(data: NDArray[Any], dtype: np.dtype[Any], n_batch_dims: int) -> Array:
+    return _view_of(data.astype(dtype, copy=False), n_batch_dims)
 
 
 def _view_of(data: NDArray[Any], n_batch_dims: int) -> Array:

@@ -67,6 +67,7 @@ class Buffer:
         nbytes = nbytes_of(shape, dtype)
         if not isinstance(storage, Memory):
             storage = allocate(storage, aligned(nbytes))
+        storage.check_dtype(dtype)
         offset = storage.take(nbytes)
         return cls(storage, storage.array(offset, shape, dtype), n_batch_axes, offset)
 
@@ -127,12 +128,13 @@ class Buffer:
     def __reduce__(self) -> tuple[Any, ...]:
         data = self.data
         if self.is_private:
-            return _copy_of, (np.array(data), self.n_batch_axes)
+            return _copy_of, (np.array(data), data.dtype, self.n_batch_axes)
         return _place, (self.memory, self._offset, data.shape, data.dtype, self.n_batch_axes)
 
 
-def _copy_of(data: NDArray[Any], n_batch_axes: int) -> Buffer:
-    buffer = Buffer.allocate("local", data.shape, data.dtype, n_batch_axes)
+def _copy_of(data: NDArray[Any], dtype: np.dtype[Any], n_batch_axes: int) -> Buffer:
+    # The dtype is sent, too: NumPy's own pickles come out in the machine's byte order.
+    buffer = Buffer.allocate("local", data.shape, dtype, n_batch_axes)
     buffer.data[...] = data
     return buffer
 

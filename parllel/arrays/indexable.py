@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.arrays.interop import put_on_device
+from parllel.arrays.interop import apart_from, put_on_device
 from parllel.arrays.location import Location, is_gathered, keys, locate
 from parllel.arrays.readable import Readable
 
@@ -85,7 +85,8 @@ class Indexable(Readable, ABC):
                 put_on_device(value, out_device=view._elements())
                 return
             with self._buffer.in_order():
-                self._write(view._location, self._buffer.accept(value))
+                values = apart_from(self._buffer.data, self._buffer.accept(value))
+                self._write(view._location, values)
         except ValueError as error:
             raise self._explain(error, value) from error
 

@@ -74,7 +74,7 @@ def put_on_device(value: Any, *, out_device: DeviceArray) -> None:
     with cuda.use_stream():
         found = _for_gpu(value)
         if not isinstance(found, np.ndarray):
-            out_device[...] = found
+            out_device[...] = apart_from(out_device, found)
             return
         flags = out_device.flags
         is_alike = (found.shape, found.dtype) == (out_device.shape, out_device.dtype)
@@ -82,6 +82,15 @@ def put_on_device(value: Any, *, out_device: DeviceArray) -> None:
             cuda.copy_to_device(found, out_device=out_device)
         else:
             out_device[...] = cuda.to_device(found)
+
+
+def apart_from(written: DeviceArray, value: Any) -> Any:
+    """Return a value for a write as CuPy takes it: a copy of its own where it shares bytes.
+
+    A GPU copies in no order, so that bytes might be written before they are read.
+    """
+    is_shared = cuda.is_device_array(value) and cuda.may_share_memory(value, written)
+    return value.copy() if is_shared else value
 
 
 def _for_gpu(value: Any) -> Any:
@@ -143,5 +152,5 @@ def _from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
         pass
     try:
         return tensor.numpy(force=True)
-    except TypeError:  # NumPy has no bfloat16; widening to float32 is exact
-        return tensor.float().numpy(force=True)
+    except TypeError:
+        return plain(tensor).numpy(force=True)

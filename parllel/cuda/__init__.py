@@ -11,7 +11,12 @@ from parllel.cuda.description import describe
 from parllel.cuda.exchange import array_interface, array_over, hand_over, is_device_array
 from parllel.cuda.launches import launch
 from parllel.cuda.library import CudaUnavailableError, is_available, library, why_unavailable
-from parllel.cuda.memory import allocate_device, allocate_managed, free_nbytes
+from parllel.cuda.memory import (
+    allocate_device,
+    allocate_managed,
+    free_nbytes,
+    may_share_memory,
+)
 from parllel.cuda.page_lock import PageLock
 from parllel.cuda.streams import (
     Event,
@@ -42,6 +47,7 @@ __all__ = [
     "is_device_array",
     "launch",
     "library",
+    "may_share_memory",
     "order_streams",
     "synchronize",
     "tensor_over",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from parllel.cuda.counters import counters
 from parllel.cuda.library import DeviceArray, library
-from parllel.cuda.streams import as_stream, use_stream
+from parllel.cuda.streams import use_stream
 
 
 def copy_to_device(
@@ -36,7 +36,8 @@ def copy_to_device(
     """
     counters.copies_to_device += 1
     counters.bytes_to_device += host.nbytes
-    out_device.set(host, stream=as_stream(stream))
+    with use_stream(stream) as used:
+        out_device.set(host, stream=used)
 
 
 def copy_to_host(
@@ -70,13 +71,15 @@ def to_device(host: Any, *, stream: Any = None) -> DeviceArray:  # Any: all that
     """Return a new device array with host values, written in a stream, asynchronously.
 
     Page-locked values are read when the stream gets there, others before the call returns.
-    CuPy's allocator owns the new memory.
+    CuPy's allocator owns the new memory, and its dtype has the machine's own byte order.
 
     Raises:
         CudaUnavailableError: there is no usable device.
     """
     cupy = library()
     values = np.asarray(host)
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
     counters.copies_to_device += 1
     counters.bytes_to_device += values.nbytes
     with use_stream(stream):

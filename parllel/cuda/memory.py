@@ -53,7 +53,7 @@ def allocate_managed(nbytes: int) -> tuple[DeviceArray, NDArray[np.uint8]]:
     cupy = library()
     try:
         pointer = cupy.cuda.malloc_managed(max(nbytes, 1))
-    except (MemoryError, cupy.cuda.runtime.CUDARuntimeError) as error:
+    except (MemoryError, OverflowError, cupy.cuda.runtime.CUDARuntimeError) as error:
         raise _refused("managed", nbytes, _with_free(error)) from error
     with use_stream() as stream:
         pointer.memset_async(0, nbytes, stream)
@@ -82,6 +82,12 @@ def free_nbytes() -> int:
     else:
         kept = allocator.free_bytes() if hasattr(allocator, "free_bytes") else 0
     return free + kept
+
+
+def may_share_memory(one: DeviceArray, other: DeviceArray) -> bool:
+    """Tell whether two device arrays overlap, from the lowest byte of each to the highest."""
+    is_shared: bool = library().may_share_memory(one, other)
+    return is_shared
 
 
 class _HostView:

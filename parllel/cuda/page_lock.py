@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.cuda.library import DeviceArray, library
+from parllel.cuda.library import DeviceArray, Library, library
+from parllel.cuda.streams import synchronize
 
 _MEMORY_ALLOCATION = 2  # cudaErrorMemoryAllocation
 
@@ -21,7 +23,8 @@ class PageLock:
 
     Copies between it and the device are asynchronous, and kernels can use it in place. Only the
     process that made the lock may hand the memory to CUDA; others that map it just read and
-    write. The lock keeps `block` alive, but does not own the memory.
+    write. The lock keeps `block` alive, but does not own the memory. A lock that nobody releases
+    goes with its last reference, and waits for the current stream before.
 
     Making and releasing a lock is synchronous and slow (it touches every page): do it once. The
     host waits for no stream.
@@ -49,7 +52,7 @@ class PageLock:
         self.device_address: int = runtime.pointerGetAttributes(address).devicePointer
         # CuPy's own view of the memory; its owner keeps the lock as long as it is used.
         self._block: NDArray[np.uint8] | None = block
-        self._unlock = weakref.finalize(self, runtime.hostUnregister, address)
+        self._unlock = weakref.finalize(self, _unlock_after_work, cupy, address)
         self._unlock.atexit = False  # the process takes its locks with it
 
     def device_view(self) -> DeviceArray:
@@ -83,7 +86,10 @@ class PageLock:
         All work that uses the memory must be done: wait for its event or stream first.
         """
         self._block = None
-        self._unlock()
+        held = self._unlock.detach()
+        if held is not None:
+            _, _, (cupy, address), _ = held
+            cupy.cuda.runtime.hostUnregister(address)
 
 
 class _Kept:
@@ -92,3 +98,9 @@ class _Kept:
     def __init__(self, lock: PageLock, block: NDArray[np.uint8]) -> None:
         self._lock, self._block = lock, block
         self.__array_interface__ = block.__array_interface__
+
+
+def _unlock_after_work(cupy: Library, address: int) -> None:
+    if sys.modules.get("cupy") is cupy:  # otherwise it was a simulation's, which has ended
+        synchronize()
+    cupy.cuda.runtime.hostUnregister(address)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from parllel import cuda
 from parllel.storages.storage import Memory
+
+_DTYPES = "?bhilqBHILQefdFD"  # those of CuPy, by NumPy's characters
 
 
 class Device(Memory):
@@ -27,6 +33,15 @@ class Device(Memory):
 
     def __init__(self, nbytes: int) -> None:
         super().__init__(cuda.allocate_device(nbytes))
+
+    def check_dtype(self, dtype: np.dtype[Any]) -> None:
+        """Raise TypeError for what no GPU computes with: dates, text, records, foreign bytes."""
+        if dtype.char not in _DTYPES or not dtype.isnative:
+            raise TypeError(
+                f"dtype: got {dtype}, expected booleans, integers, floats or complex numbers of at"
+                " most 64 bits a part, in the machine's own byte order: device memory holds what a"
+                ' GPU computes with; use storage="pinned" for others'
+            )
 
     def __reduce__(self) -> tuple[object, ...]:
         raise ValueError(

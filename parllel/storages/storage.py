@@ -50,6 +50,9 @@ class Memory:
         """Whether this process gave the block back; it can be neither read nor sent any more."""
         return self._block is None
 
+    def check_dtype(self, dtype: np.dtype[Any]) -> None:
+        """Raise TypeError where elements of this type can't live in memory of this kind."""
+
     def take(self, nbytes: int) -> int:
         """Reserve the next aligned part of the block and return its offset in bytes."""
         offset = self._taken

@@ -193,7 +193,7 @@ class ArrayDict(MutableMapping[str, Any]):
         self._check_arrays("rotate")
         on_device = {path: leaf for path, leaf in self.walk() if is_on_device(leaf)}
         self.apply(_rotate_on_host)
-        moves = {path: leaf.advance_window() for path, leaf in on_device.items()}
+        moves = {path: _advance_window(path, leaf) for path, leaf in on_device.items()}
         wrapped = {path: rows for path, rows in moves.items() if rows is not None}
         if wrapped:
             destination, source = zip(*wrapped.values(), strict=True)
@@ -333,6 +333,13 @@ def _allocate_for(specs: ArrayDict, storage: str) -> Memory:
 def _rotate_on_host(leaf: Any) -> None:
     if not is_on_device(leaf):
         leaf.rotate()
+
+
+def _advance_window(path: str, leaf: Array) -> tuple[Any, Any] | None:
+    try:
+        return leaf.advance_window()
+    except Exception as error:
+        raise_at(path, error)
 
 
 def _changed_spec(leaf: Any, **changes: Any) -> ArraySpec:

@@ -13,6 +13,8 @@ from parllel.testing.simulated_cuda.errors import OutOfBoundsError
 from parllel.testing.simulated_cuda.memory import Memory, Region
 from parllel.testing.simulated_cuda.streams import Stream
 
+_LARGEST = 2**64 - 1  # a size_t
+
 
 class OutOfMemoryError(MemoryError):
     """Stands in for cupy.cuda.memory.OutOfMemoryError."""
@@ -143,6 +145,8 @@ def malloc_managed(size: int) -> MemoryPointer:
 
 
 def _allocate(size: int, kind: str) -> BaseMemory:
+    if size > _LARGEST:
+        raise OverflowError("Python int too large to convert to C unsigned long")
     memory = device().memory
     try:
         region = memory.allocate(size, kind=kind, stream=current_stream())

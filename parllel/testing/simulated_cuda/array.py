@@ -26,7 +26,7 @@ _NO_NUMPY = (
     "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy"
     " array explicitly."
 )
-_COMPUTABLE = "biufc"  # kinds of dtype that CuPy's own kernels take
+_COMPUTABLE = "?bhilqBHILQefdFD"  # dtypes that CuPy's own kernels take
 _MAX_OVERLAP_WORK = 10_000  # where it is harder to tell, rows are taken to be apart
 
 
@@ -288,7 +288,7 @@ class ndarray:  # noqa: N801  # CuPy's name
         return np.broadcast_to(scalar, shape), ()
 
     def _check_computable(self, what: str) -> None:
-        if self.dtype.kind not in _COMPUTABLE:
+        if not is_computable(self.dtype):
             raise TypeError(f"{what}: CuPy has no kernels for dtype {self.dtype}")
 
     def _shape_at(self, index: Index) -> tuple[int, ...]:
@@ -322,6 +322,11 @@ class _DeviceValues:
 
 def _source(item: Any) -> Source | None:
     return _DeviceValues(item) if isinstance(item, ndarray) else None
+
+
+def is_computable(dtype: np.dtype[Any]) -> bool:
+    """Tell whether CuPy's kernels take elements of a type, and its arrays come from the host."""
+    return dtype.char in _COMPUTABLE and dtype.isnative
 
 
 def array_over(source: Any) -> ndarray:

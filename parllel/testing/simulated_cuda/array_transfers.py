@@ -52,6 +52,8 @@ def download(source: ndarray, out: Any, stream: int, *, blocking: bool) -> NDArr
         )
     if not out.flags.c_contiguous and not out.flags.f_contiguous:
         raise RuntimeError("`out` cannot be specified when copying to non-contiguous ndarray")
+    if not (source.flags.c_contiguous or source.flags.f_contiguous):
+        source = source.copy()  # in the current stream, whatever the stream of the copy is
     engine, seen = device().engine, source._values
     engine.counters.copies_to_host += 1
     engine.counters.bytes_to_host += out.nbytes

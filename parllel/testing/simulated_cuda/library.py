@@ -48,6 +48,7 @@ _CUPY = {
     "asarray": array_makers.asarray,
     "empty": array_makers.empty,
     "get_default_memory_pool": allocators.get_default_memory_pool,
+    "may_share_memory": array_makers.may_share_memory,
     "ndarray": array.ndarray,
 }
 

@@ -3,8 +3,8 @@
 On a GPU torch queues its work in the current stream, behind parllel's. In a simulation it
 computes at once, on the host. So that both mean the same, the current stream's work runs before
 each of torch's operations that touches device memory, and the rest of the device may lag behind.
-What brings values to the host waits for that work too: `tolist`, `item`, `cpu` (a copy), and
-`numpy(force=True)`. `tensor.numpy()` is refused, as a GPU's tensor refuses it.
+What brings values to the host waits for that work too: `tolist`, `item`, `cpu` (a copy),
+`numpy(force=True)`, and printing. `tensor.numpy()` is refused, as a GPU's tensor refuses it.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ def _values_mode() -> Any:  # Any: as above
     from torch import Tensor
     from torch.overrides import TorchFunctionMode
 
+    readers = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu, Tensor.__repr__)
+
     class ValuesInOrder(TorchFunctionMode):
         def __init__(self, device: Device) -> None:
             super().__init__()
@@ -69,7 +71,7 @@ def _values_mode() -> Any:  # Any: as above
             self, func, types, args=(), kwargs=None
         ) -> Any:
             kwargs = kwargs or {}
-            is_reading = func in (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu)
+            is_reading = func in readers
             if is_reading and _is_of_device(self._device, args[0]):
                 return self._read(func, *args, **kwargs)
             return func(*args, **kwargs)

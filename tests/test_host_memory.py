@@ -1,0 +1,21 @@
+"""Memory of the host, kind by kind, against the contracts of all memory."""
+
+from parllel.testing.array_contract import ArrayContract
+from parllel.testing.storage_contract import StorageContract
+from parllel.testing.tree_contract import TreeContract
+
+
+class TestLocal(StorageContract, ArrayContract, TreeContract):
+    n_examples = 300
+
+
+class TestShared(StorageContract, ArrayContract, TreeContract):
+    storage = "shared"
+    sends = "memory"
+    n_examples = 30
+
+
+class TestInherited(StorageContract, ArrayContract, TreeContract):
+    storage = "inherited"
+    sends = "memory"
+    n_examples = 30
