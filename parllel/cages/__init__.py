@@ -3,5 +3,6 @@
 from parllel.cages.cage import Cage, Command
 from parllel.cages.serial import SerialCage
 from parllel.cages.trajectory import TrajInfo
+from parllel.cages.vector import VectorCage
 
-__all__ = ["Cage", "Command", "SerialCage", "TrajInfo"]
+__all__ = ["Cage", "Command", "SerialCage", "TrajInfo", "VectorCage"]

@@ -60,7 +60,8 @@ class Cage(ABC):
     info, entries that `out_info` has no branch for are dropped, and missing ones become 0.
 
     Environments are reset in the step that ends their episode: `out_obs` gets the first
-    observation of the next episode, and `final_obs` keeps the true last one.
+    observation of the next episode, and `final_obs` keeps the true last one. Every row is that of a
+    transition, except those of the environments in `invalid`.
     """
 
     n_envs: int
@@ -194,8 +195,9 @@ class Cage(ABC):
     def invalid(self) -> Collection[int]:
         """Numbers of the environments whose last step is no transition to learn from.
 
-        Their observations go on, but reward and flags are not an environment's. Empty for most
-        cages, always.
+        Of such a row reward is 0, terminated False and truncated True, so that nothing is carried
+        across it, and the observation is the first one of an episode. `final_obs` has nothing of
+        the step, and no summary counts it. Empty for most cages, always.
         """
         return ()
 

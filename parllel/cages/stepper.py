@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -66,7 +67,8 @@ class Stepper:
         except BaseException:
             self.close()
             raise
-        self._action_spaces = [env.action_space for env in self._envs]
+        # Copies: environments may share one, and draw from each other's random numbers.
+        self._action_spaces = [copy.deepcopy(env.action_space) for env in self._envs]
         self._trajs = [make_traj_info() for _ in self._envs]
         self._is_reset = False
         self._is_closed = False
@@ -88,7 +90,9 @@ class Stepper:
         self._check_open()
         self.final_obs = {}
         self._trajs = [self._make_traj_info() for _ in self._envs]
-        seeds = self._first_seeds() if not self._is_reset else [None] * len(self._envs)
+        seeds: Sequence[int | None] = [None] * len(self._envs)
+        if not self._is_reset:
+            seeds = seed_spaces(self._seeds, self._action_spaces)
         self._is_reset = True
         results = [env.reset(seed=seed) for env, seed in zip(self._envs, seeds, strict=True)]
         observations, infos = [obs for obs, _ in results], [info for _, info in results]
@@ -167,12 +171,15 @@ class Stepper:
             observations[number], _ = self._envs[number].reset()
         return columns._replace(observation=observations, reward=rewards, info=infos)
 
-    def _first_seeds(self) -> list[int]:
-        """Return a seed for each environment, and seed their action spaces with another."""
-        words = [seed.generate_state(2) for seed in self._seeds]
-        for space, (_, action_seed) in zip(self._action_spaces, words, strict=True):
-            space.seed(int(action_seed))
-        return [int(env_seed) for env_seed, _ in words]
+
+def seed_spaces(
+    seeds: Sequence[np.random.SeedSequence], spaces: Sequence[gym.Space[Any]]
+) -> list[int]:
+    """Return a seed for each environment, and seed their action spaces with another."""
+    words = [seed.generate_state(2) for seed in seeds]
+    for space, (_, action_seed) in zip(spaces, words, strict=True):
+        space.seed(int(action_seed))
+    return [int(env_seed) for env_seed, _ in words]
 
 
 def spawn_seeds(seed: Seed, n_envs: int) -> list[np.random.SeedSequence]:

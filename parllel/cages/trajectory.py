@@ -21,7 +21,7 @@ class TrajInfo:
     length: int = field(default=0, init=False)
     episode_return: float = field(default=0.0, init=False)
     discounted_return: float = field(default=0.0, init=False)
-    _weight: float = field(default=1.0, init=False, repr=False)
+    _weight: float = field(default=1.0, init=False, repr=False, compare=False)
 
     def step(
         self,

@@ -1,0 +1,137 @@
+"""VectorCage: an environment that is a vector of environments by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from parllel.cages.batches import BatchInfo, write_batch
+from parllel.cages.cage import Cage, Command
+from parllel.cages.stepper import Seed
+from parllel.cages.trajectory import TrajInfo
+from parllel.cages.vector_stepper import VectorStepper
+from parllel.tree import dict_map
+
+
+class VectorCage(Cage):
+    """Step a vector environment: gymnasium's, ALE's, envpool's, or any other `VectorEnv`.
+
+    Whatever its autoreset mode, results are those that a SerialCage of the same environments and
+    seeds gives:
+
+    - SAME_STEP: the environment resets in the step that ends an episode, and gives the true final
+      observation in its info.
+    - DISABLED: the cage resets the ended environments in the same step.
+    - NEXT_STEP: the cage does the same with environments that can be reset one by one though they
+      reset by themselves (SyncVectorEnv, AsyncVectorEnv with shared memory, AtariVectorEnv from
+      0.12.1 on, envpool; none in a wrapper). With all others, `out_obs` of the step that ends an
+      episode gets the final observation itself, and the environment spends its next step on the
+      reset: the action is not used, and the row is none of a transition. The environment is in
+      `invalid` then; see there.
+
+    Info of a step that ended an episode is that of the step, with one exception: AtariVectorEnv in
+    SAME_STEP gives only that of the reset.
+
+    A step of AsyncVectorEnv, AtariVectorEnv or envpool goes on while the caller does something
+    else; other environments are stepped when it is started. Each leaf of a batch is written by one
+    assignment. A TrajInfo with a `step` of its own costs a call for each environment and step.
+
+    Args:
+        make_vector_env: returns the vector environment, which steps all its environments at once
+            (AtariVectorEnv and envpool: `batch_size` is `num_envs`).
+        env_kwargs: for `make_vector_env`.
+        make_traj_info: returns the summary of a new episode, e.g. the class `TrajInfo`.
+        seed: one for all environments, or a SeedSequence for each. A vector environment of an
+            unknown class takes the first environment's seed for all. envpool takes its seed in
+            `env_kwargs`; this one then seeds random actions only.
+
+    Raises:
+        TypeError: `make_vector_env` returned no vector environment, a space's values are no arrays
+            of one shape, or a seed is no seed.
+        ValueError: the autoreset mode is unknown, the environment steps a part of its environments
+            at a time, or the number of seeds is not theirs.
+    """
+
+    def __init__(
+        self,
+        make_vector_env: Callable[..., VectorEnv[Any, Any, Any]],
+        env_kwargs: Mapping[str, Any] | None = None,
+        make_traj_info: Callable[[], TrajInfo] = TrajInfo,
+        *,
+        seed: Seed = None,
+    ) -> None:
+        self._stepper = VectorStepper(make_vector_env(**(env_kwargs or {})), make_traj_info, seed)
+        self._under_way: tuple[Command, tuple[Any, ...]] | None = None
+        self._result: tuple[Any, ...] | None = None
+        self.n_envs = self._stepper.n_envs
+        self.observation_space = self._stepper.observation_space
+        self.action_space = self._stepper.action_space
+
+    def start(self, command: Command) -> None:
+        """Start a step, or carry out a reset."""
+        self.await_step()  # one command at a time
+        if command.kind == "reset":
+            observation, info = self._stepper.reset()
+            self._result = (
+                self._deliver(observation, command, "observation"),
+                self._deliver_info(info, command),
+            )
+            return
+        action: tuple[Any, ...] = ()
+        rows = command.action
+        if command.kind == "random_step":
+            rows = self._stepper.random_actions()
+            action = (self._deliver(rows, command, "action"),)
+        self._stepper.start(rows)
+        self._under_way = command, action
+
+    def await_step(self) -> Any:  # Any: a tuple whose length the command decides
+        """Wait for what was started and return its results; None if nothing was."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            command, action = under_way
+            batch = self._stepper.wait()
+            names = ("observation", "reward", "terminated", "truncated")
+            results = (self._deliver(getattr(batch, name), command, name) for name in names)
+            return (*action, *results, self._deliver_info(batch.info, command))
+        result, self._result = self._result, None
+        return result
+
+    @property
+    def final_obs(self) -> Mapping[int, Any]:
+        """True final observations of the last step, by the number of the environment."""
+        return self._stepper.final_obs
+
+    @property
+    def invalid(self) -> Collection[int]:
+        """Environments that spent the last step on a reset: their rows are no transitions."""
+        return self._stepper.invalid
+
+    def take_completed(self) -> list[TrajInfo]:
+        """Return the episodes that ended since the last call, in the order of their ends."""
+        return self._stepper.take_completed()
+
+    def close(self) -> None:
+        """Wait for a step under way, and close the environment. Called again, it does nothing."""
+        self._under_way = None
+        self._stepper.close()
+
+    def _deliver(self, batch: Any, command: Command, name: str) -> Any:
+        """Write a batch where the caller wants it, or return a copy."""
+        out = getattr(command.outputs, name)
+        if out is None:
+            own = dict_map(np.array, batch)
+            return own if self.n_envs > 1 else own[0]
+        write_batch(getattr(command.rows, name), batch)
+        return out
+
+    def _deliver_info(self, info: BatchInfo, command: Command) -> Any:
+        if command.outputs.info is None:
+            own = [info.of(number) for number in range(self.n_envs)]
+            return own if self.n_envs > 1 else own[0]
+        if len(command.rows.info):  # most environments have no info that is kept
+            info.write(command.rows.info)
+        return command.outputs.info

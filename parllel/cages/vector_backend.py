@@ -1,0 +1,233 @@
+"""VectorBackend: how each class of vector environment is seeded, started, awaited and reset."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
+
+from parllel.cages.batches import Batch, BatchInfo
+from parllel.cages.columns import as_tree
+from parllel.tree import dict_map
+
+Mask = NDArray[np.bool_]
+
+
+def _first(numbers: Sequence[int]) -> Any:
+    return numbers[0]
+
+
+def _each(numbers: Sequence[int]) -> Any:
+    return list(numbers)
+
+
+def _each_of_31_bits(numbers: Sequence[int]) -> Any:
+    return np.array(numbers) >> 1  # a negative one would be none
+
+
+def _none(numbers: Sequence[int]) -> Any:
+    return None
+
+
+def _never(env: Any) -> bool:
+    return False
+
+
+def _always(env: Any) -> bool:
+    return True
+
+
+def _with_shared_memory(env: Any) -> bool:
+    """Without it, a worker resets again in the next step: it does not forget that it had to."""
+    return bool(env.shared_memory)
+
+
+def _from_0_12_1_on(env: Any) -> bool:
+    """Before, AtariVectorEnv waits for ever in a reset of some environments."""
+    return tuple(map(int, re.findall(r"\d+", metadata.version("ale-py"))[:3])) >= (0, 12, 1)
+
+
+class _Class(NamedTuple):
+    """What a class of vector environments can do beyond the contract of `VectorEnv`."""
+
+    start: str = ""  # the method that starts a step, if it can be started without waiting
+    wait: str = ""  # the method that waits for it
+    to_seed: Callable[[Sequence[int]], Any] = _first  # of a number for each environment
+    resets_by_mask: Callable[[Any], bool] = _never  # though it resets by itself
+    gives_all_rows: bool = True  # whether a reset by mask returns the rows of the others too
+
+
+# By full names: none of these packages must be installed.
+_CLASSES = {
+    "gymnasium.vector.sync_vector_env.SyncVectorEnv": _Class(to_seed=_each, resets_by_mask=_always),
+    "gymnasium.vector.async_vector_env.AsyncVectorEnv": _Class(
+        start="step_async", wait="step_wait", to_seed=_each, resets_by_mask=_with_shared_memory
+    ),
+    "ale_py.vector_env.AtariVectorEnv": _Class(
+        start="send", wait="recv", to_seed=_each_of_31_bits, resets_by_mask=_from_0_12_1_on
+    ),
+    "envpool.python.gymnasium_envpool.GymnasiumEnvPoolMixin": _Class(
+        start="send", wait="recv", to_seed=_none, resets_by_mask=_always, gives_all_rows=False
+    ),
+}
+
+
+class VectorBackend:
+    """A vector environment, and the best way to do with it what a cage needs.
+
+    Args:
+        env: is closed by `close`.
+
+    Attributes:
+        mode: how the environment resets those whose episode ended.
+        resets_by_mask: whether `reset_ended` works. Where it does not and the mode is NEXT_STEP,
+            the environment spends the next step on the reset.
+        forgets_resets: whether a reset of all also cancels the resets that the next step would do.
+
+    Raises:
+        ValueError: its autoreset mode is unknown, or a step of it is not one of all environments.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        _check_steps_all(env)
+        self.env = env
+        self.mode = _mode_of(env)
+        self._class = _class_of(env.unwrapped)
+        # A wrapper may count on what it wraps to reset by itself, and must not be passed by.
+        is_wrapped = env is not env.unwrapped
+        self.resets_by_mask = self.mode is AutoresetMode.DISABLED or (
+            not is_wrapped and self._class.resets_by_mask(env)
+        )
+        self.forgets_resets = getattr(env.unwrapped, "shared_memory", True)
+        self._starts = bool(self._class.start) and not is_wrapped
+        self._is_closed = self._is_under_way = False
+        self._results: Any = None  # of a step that was not started but taken
+        if self.mode is AutoresetMode.SAME_STEP and isinstance(env.unwrapped, SyncVectorEnv):
+            env.unwrapped.envs = [_KeepsFinalObs(single) for single in env.unwrapped.envs]
+
+    def reset(self, numbers: Sequence[int] | None) -> tuple[Any, BatchInfo]:
+        """Reset all environments, and seed them with a number for each if there are any."""
+        self._check_open()
+        seed = None if numbers is None else self._class.to_seed(numbers)
+        options = {} if seed is None else {"seed": seed}
+        observation, info = self.env.reset(**options)
+        if not isinstance(info, Mapping):
+            raise TypeError(
+                f"info: got a {type(info).__name__}, expected a dictionary of arrays; leave out"
+                " wrappers that change its form"
+            )
+        return as_tree(observation), BatchInfo(info, {})
+
+    def start(self, actions: Any) -> None:
+        """Start a step of all environments, or take it where that is not possible."""
+        self._check_open()
+        if self._starts:
+            getattr(self.env, self._class.start)(actions)
+        else:
+            self._results = self.env.step(actions)
+        self._is_under_way = True
+
+    def wait(self) -> Batch:
+        """Return the results of the step that was started; they may be the environment's own."""
+        self._is_under_way = False
+        if self._starts:
+            results = getattr(self.env, self._class.wait)()
+        else:
+            results, self._results = self._results, None
+        observation, reward, terminated, truncated, info = results
+        return Batch(
+            observation if isinstance(observation, np.ndarray) else as_tree(observation),
+            np.asarray(reward),
+            np.asarray(terminated, bool),
+            np.asarray(truncated, bool),
+            BatchInfo(info, {}),
+        )
+
+    def reset_ended(self, ended: Mask) -> Any:
+        """Reset some environments; return their first observations, and no other rows."""
+        observation, _ = self.env.reset(options={"reset_mask": ended.copy()})
+        rows = as_tree(observation)
+        return dict_map(_select, rows, ended) if self._class.gives_all_rows else rows
+
+    def close(self) -> None:
+        """Wait for a step under way, and close the environment. Called again, it does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            if self._is_under_way:
+                self.wait()
+        finally:
+            self.env.close()
+            del self.env  # AtariVectorEnv ends its threads when it is gone
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("the cage is closed: its environments are gone; make a new one")
+
+
+class _KeepsFinalObs(gym.Wrapper[Any, Any, Any, Any]):
+    """Copy an episode's last observation: the reset in the same step may overwrite it."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if terminated or truncated:
+            observation = copy.deepcopy(observation)
+        return observation, reward, terminated, truncated, info
+
+
+def _select(leaf: Any, mask: Mask) -> Any:
+    return np.asarray(leaf)[mask]
+
+
+def _class_of(env: Any) -> _Class:
+    names = (f"{base.__module__}.{base.__qualname__}" for base in type(env).__mro__)
+    return next((_CLASSES[name] for name in names if name in _CLASSES), _Class())
+
+
+def _mode_of(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
+    """Return the autoreset mode that an environment, or its outermost wrapper, declares."""
+    # AtariVectorEnv writes its mode to the dictionary that all classes share: what stands there
+    # says nothing of this environment.
+    declared = env.metadata if env.metadata is not VectorEnv.metadata else {}
+    mode = declared.get("autoreset_mode", getattr(env.unwrapped, "autoreset_mode", None))
+    try:
+        return AutoresetMode(mode)
+    except ValueError as error:
+        raise ValueError(
+            f"autoreset_mode: got {mode!r} of {env}, expected one of"
+            f" {[str(mode) for mode in AutoresetMode]} in its metadata['autoreset_mode']: without"
+            " it, nobody knows which rows are valid"
+        ) from error
+
+
+def check_is_vector_env(env: Any) -> None:
+    """Refuse what is no vector environment.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(env, VectorEnv):
+        raise TypeError(
+            f"make_vector_env: got a {type(env).__name__}, expected a gymnasium.vector.VectorEnv;"
+            " SerialCage steps single environments"
+        )
+
+
+def _check_steps_all(env: VectorEnv[Any, Any, Any]) -> None:
+    base: Any = env.unwrapped
+    batch_size = getattr(base, "batch_size", env.num_envs)  # of AtariVectorEnv
+    if getattr(base, "is_async", False):  # of envpool
+        batch_size = base.config["batch_size"]
+    if batch_size != env.num_envs:
+        raise ValueError(
+            f"batch_size: got {batch_size}, expected {env.num_envs} = num_envs: a step of a cage is"
+            " one of all its environments"
+        )

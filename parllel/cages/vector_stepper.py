@@ -1,0 +1,195 @@
+"""VectorStepper: the routine that resets and steps a vector environment, for `VectorCage`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from parllel.cages.batches import Batch, BatchInfo, take_info, to_action_batch, write_batch
+from parllel.cages.columns import (
+    as_tree,
+    check_space,
+    copy_info,
+    copy_tree,
+    stack_column,
+    to_actions,
+)
+from parllel.cages.episodes import Episodes
+from parllel.cages.stepper import Seed, seed_spaces, spawn_seeds
+from parllel.cages.trajectory import TrajInfo
+from parllel.cages.vector_backend import Mask, VectorBackend, check_is_vector_env
+from parllel.tree import dict_map
+
+# What vector environments that reset in the same step put beside the entries of their info.
+_FINAL = ("final_obs", "_final_obs", "final_info", "_final_info")
+
+
+class VectorStepper:
+    """A vector environment whose steps give the same, whatever its autoreset mode.
+
+    The observation of a step that ended an episode is the first one of the next episode, and the
+    true final one is kept in `final_obs`, as with a Stepper. Where the environment spends the next
+    step on the reset, that step's rows are in `invalid` instead; see `VectorCage`.
+
+    Args:
+        env: is closed by `close`, and if an error is raised here.
+        make_traj_info: returns the summary of a new episode.
+        seed: one for all, or a SeedSequence for each environment.
+
+    Raises:
+        TypeError, ValueError: as for `VectorCage`.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        make_traj_info: Callable[[], TrajInfo],
+        seed: Seed,
+    ) -> None:
+        check_is_vector_env(env)
+        try:
+            self._backend = VectorBackend(env)
+            self.n_envs = env.num_envs
+            self.observation_space = env.single_observation_space
+            self.action_space = env.single_action_space
+            check_space("observation", self.observation_space)
+            check_space("action", self.action_space)
+            self._seeds = spawn_seeds(seed, self.n_envs)
+        except BaseException:
+            env.close()
+            raise
+        self._action_spaces = [copy.deepcopy(self.action_space) for _ in range(self.n_envs)]
+        self._episodes = Episodes(make_traj_info, self.n_envs)
+        self._is_reset = False
+        self._actions: Any = None  # the rows of the step that was started
+        self._resetting: Mask | None = None  # environments whose next step is a reset
+        self.final_obs: dict[int, Any] = {}
+        """Last observation of each environment whose episode ended in this step."""
+        self.invalid: tuple[int, ...] = ()
+        """Environments that spent this step on a reset."""
+
+    def reset(self) -> tuple[Any, BatchInfo]:
+        """Reset all environments, seeded the first time. Episodes under way are forgotten."""
+        numbers = None if self._is_reset else seed_spaces(self._seeds, self._action_spaces)
+        self._is_reset = True
+        self._episodes.begin()
+        self.final_obs, self.invalid = {}, ()
+        if self._backend.forgets_resets:
+            self._resetting = None
+        return self._backend.reset(numbers)
+
+    def start(self, actions: Any) -> None:
+        """Start a step.
+
+        Args:
+            actions: NumPy array [n, ...] or ArrayDict of such; copied.
+
+        Raises:
+            RuntimeError: the environments were never reset.
+        """
+        if not self._is_reset:
+            raise RuntimeError("step before reset: call reset_async() and await_step() first")
+        if self._episodes.are_told:
+            self._actions = to_actions(actions, self.action_space)
+        self._backend.start(to_action_batch(actions, self.action_space))
+
+    def wait(self) -> Batch:
+        """Wait for the step that was started, and reset the environments whose episode ended."""
+        batch = self._backend.wait()
+        self.final_obs, self.invalid = {}, ()
+        ended = batch.terminated | batch.truncated
+        if self._resetting is not None:
+            ended &= ~self._resetting
+            batch = self._leave_out(batch, self._resetting)
+            self._resetting = None
+        if not np.count_nonzero(ended):  # most steps; `ended.any()` takes six times as long
+            self._sum_up(batch, [])
+            return batch
+        numbers = np.flatnonzero(ended).tolist()
+        if self._backend.mode is AutoresetMode.SAME_STEP:
+            batch = self._apart(batch, numbers)
+            self._sum_up(batch, numbers)
+            return batch
+        self.final_obs = {number: copy_tree(batch.observation[number]) for number in numbers}
+        self._sum_up(batch, numbers)
+        if self._backend.resets_by_mask:
+            return self._with_resets(batch, ended)
+        self._resetting = ended
+        return batch
+
+    def random_actions(self) -> Any:
+        """Draw an action for each environment from its own action space; return them as rows."""
+        if not self._is_reset:
+            self.reset()
+        return stack_column([space.sample() for space in self._action_spaces])
+
+    def take_completed(self) -> list[TrajInfo]:
+        """Return the episodes that ended since the last call, in the order of their ends."""
+        return self._episodes.take_completed()
+
+    def close(self) -> None:
+        """Wait for a step under way, and close the environment. Called again, it does nothing."""
+        self._backend.close()
+
+    def _leave_out(self, batch: Batch, resetting: Mask) -> Batch:
+        """Mark the rows of the environments that spent this step on a reset."""
+        self.invalid = tuple(np.flatnonzero(resetting).tolist())
+        return batch._replace(
+            reward=np.where(resetting, 0, batch.reward),
+            terminated=batch.terminated & ~resetting,
+            truncated=batch.truncated | resetting,
+        )
+
+    def _apart(self, batch: Batch, numbers: Sequence[int]) -> Batch:
+        """Take the final observations and infos out of an info that holds them beside its own."""
+        info = batch.info.batch
+        values, infos = info.get("final_obs"), info.get("final_info")
+        if not (isinstance(values, np.ndarray) and values.dtype == object):
+            values = as_tree(values)  # a dense batch, which holds anything in the other rows
+        for number in numbers:
+            value = None if values is None else values[number]
+            if value is None:
+                raise RuntimeError(
+                    f"info['final_obs']: got nothing for environment {number}, expected its last"
+                    " observation: its episode ended, and the mode is SAME_STEP"
+                )
+            self.final_obs[number] = copy_tree(value)
+        own = {name: values for name, values in info.items() if name not in _FINAL}
+        single = {} if infos is None else {number: take_info(infos, number) for number in numbers}
+        return batch._replace(info=BatchInfo(own, single))
+
+    def _with_resets(self, batch: Batch, ended: Mask) -> Batch:
+        """Reset environments, and put their first observations in the place of the last ones."""
+        kept = Batch(  # the reset may write to the environment's own arrays
+            observation=dict_map(np.array, batch.observation),
+            reward=batch.reward.copy(),
+            terminated=batch.terminated.copy(),
+            truncated=batch.truncated.copy(),
+            info=BatchInfo(copy_info(batch.info.batch), {}),
+        )
+        write_batch(kept.observation, self._backend.reset_ended(ended), ended)
+        return kept
+
+    def _sum_up(self, batch: Batch, numbers: Sequence[int]) -> None:
+        """Take the step into the summaries, and complete those of the episodes that ended."""
+        if self._episodes.are_told:
+            self._episodes.tell(self._steps(batch), self.invalid)
+        else:
+            self._episodes.add(batch.reward, self.invalid)
+        if numbers:
+            self._episodes.end(numbers)
+
+    def _steps(self, batch: Batch) -> Iterator[tuple[Any, ...]]:
+        """Yield what each environment alone would have returned, with its action."""
+        observation = dict_map(np.array, batch.observation)
+        for number, final_obs in self.final_obs.items():
+            write_batch(observation, final_obs, number)
+        members = to_actions(observation, self.observation_space)
+        flags = batch.terminated.tolist(), batch.truncated.tolist()
+        columns = zip(members, self._actions, batch.reward, *flags, strict=True)
+        for number, step in enumerate(columns):
+            yield *step, batch.info.of(number)
