@@ -59,8 +59,19 @@ def build_example(
             to be on the same device: `example["reward"].to_torch().device`.
     """
     with SerialCage(make_env, env_kwargs, seed=0) as cage:
-        cage.random_step_async()
-        action, observation, reward, terminated, truncated, info = cage.await_step()
+        return example_of(cage)
+
+
+def example_of(cage: Cage) -> ArrayDict:
+    """Return a random step of a cage's first environment, in the form of `build_example`.
+
+    Episodes under way go on; a cage that was never reset is reset first, which seeds it.
+    """
+    cage.random_step_async()
+    results = cage.await_step()
+    if cage.n_envs > 1:
+        results = [rows[0] for rows in results]
+    action, observation, reward, terminated, truncated, info = results
     values = {
         "observation": observation,
         "action": action,

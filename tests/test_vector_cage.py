@@ -28,7 +28,7 @@ from gymnasium.wrappers.vector import DictInfoToList
 from parllel import Array, ArrayDict
 from parllel.cages import Cage, SerialCage, TrajInfo, VectorCage
 from parllel.cages.stepper import Seed
-from parllel.patterns import build_eval_tree, build_example, build_sample_tree
+from parllel.patterns import build_eval_tree, build_example, build_sample_tree, example_of
 from parllel.samplers import BasicSampler, EvalSampler
 from parllel.testing.cage_calls import DiaryInfo, assert_same, random_step, reset, step
 from parllel.testing.cage_contract import CageContract
@@ -282,6 +282,26 @@ def test_a_trajectory_is_not_told_of_a_step_spent_on_a_reset() -> None:
     ]
 
 
+class Untidy(Native):
+    """Return anything in the rows of a step that was spent on a reset."""
+
+    _ended: Any = np.zeros(2, bool)
+
+    def step(self, actions: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(actions)
+        reward[self._ended], terminated[self._ended] = 99, True
+        self._ended = (terminated | truncated) & ~self._ended
+        return observation, reward, terminated, truncated, info
+
+
+def test_what_an_environment_returns_for_a_step_spent_on_a_reset_does_not_count() -> None:
+    kwargs = {"env_fns": [functools.partial(Clock, 2)] * 2}
+    with VectorCage(Untidy, kwargs) as cage:
+        first, second = play(cage, 6, np.zeros(2, int))
+        assert [traj.episode_return for traj in cage.take_completed()] == [1 + 2] * 4
+    assert [row[2] for row in first] == [row[2] for row in second] == [1, 2, 1, 2]
+
+
 def test_a_wrapper_is_never_passed_by() -> None:
     def make_vector_env() -> VectorEnv:
         return VectorWrapper(SyncVectorEnv([functools.partial(Clock, 2)] * 2))
@@ -395,6 +415,60 @@ def test_a_closed_cage_leaves_no_thread_of_atari() -> None:
         cage.random_step_async()
 
 
+class Thrifty(VectorEnv):
+    """Return the same arrays each time; a reset of some environments writes to all of them.
+
+    Environment b ends its episodes after b + 1 steps, and shows the number of the step.
+    """
+
+    metadata: ClassVar = {"autoreset_mode": DISABLED}
+    num_envs = 3
+    single_observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    single_action_space = spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self._steps = np.zeros(3)
+        self._shown, self._reward = np.zeros((3, 1)), np.zeros(3)
+        self._terminated, self._truncated = np.zeros((2, 3), bool)
+        self._info = {"step": np.zeros(3)}
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        mask = np.ones(3, bool) if options is None else options["reset_mask"]
+        self._steps[mask] = 0
+        for array in (self._shown, self._reward, self._info["step"]):
+            array[...] = np.nan
+        self._shown[mask] = 0
+        self._terminated[...] = self._truncated[...] = True
+        return self._shown, self._info
+
+    def step(self, actions: Any) -> Any:
+        self._steps += 1
+        self._shown[:, 0] = self._reward[:] = self._info["step"][:] = self._steps
+        self._terminated[:] = self._steps == [1, 2, 3]
+        self._truncated[:] = False
+        return self._shown, self._reward, self._terminated, self._truncated, self._info
+
+
+def test_a_reset_may_write_to_all_arrays_of_the_environment() -> None:
+    places = {name: np.zeros((6, 3)) for name in ("out_reward", "out_terminated", "out_truncated")}
+    shown, told = np.zeros((6, 3, 1)), np.zeros((6, 3))
+    with VectorCage(Thrifty) as cage:
+        reset(cage)
+        for t in range(6):
+            own = {name: place[t] for name, place in places.items()}
+            step(cage, np.zeros(3, int), out_obs=shown[t], out_info={"step": told[t]}, **own)
+            assert {number: obs.tolist() for number, obs in cage.final_obs.items()} == {
+                number: [number + 1] for number in range(3) if (t + 1) % (number + 1) == 0
+            }
+    numbers = np.arange(1, 7)[:, None] % [1, 2, 3]
+    steps = np.where(numbers, numbers, [1, 2, 3])
+    np.testing.assert_array_equal(shown[:, :, 0], numbers)
+    np.testing.assert_array_equal(places["out_reward"], steps)
+    np.testing.assert_array_equal(told, steps)
+    np.testing.assert_array_equal(places["out_terminated"], numbers == 0)
+    np.testing.assert_array_equal(places["out_truncated"], np.zeros((6, 3)))
+
+
 # Steps under way
 
 
@@ -505,6 +579,14 @@ def test_info_has_the_entries_that_masks_tell() -> None:
     assert third == {"all": 3, "some": 6, "deep": {}, "ragged": [2], "one": 5}
 
 
+def test_info_that_was_returned_never_changes() -> None:
+    info = {"leaf": np.zeros((3, 2)), "deep": {"leaf": np.zeros((3, 2))}}
+    (first, *_) = told_infos(info)
+    info["leaf"][...] = info["deep"]["leaf"][...] = 1
+    assert not first["leaf"].any()
+    assert not first["deep"]["leaf"].any()
+
+
 def test_of_info_what_masks_leave_out_is_written_as_0() -> None:
     places = ArrayDict(
         {
@@ -546,6 +628,15 @@ def test_info_of_a_step_that_ended_an_episode_is_not_that_of_the_reset() -> None
     assert places["luck"].tolist() == [0.5, 0, 0.5]
 
 
+def test_final_observations_may_be_dense_and_are_no_part_of_info() -> None:
+    info = {"step": np.arange(3), "final_obs": np.array([-1, 8, -1])}  # -1: anything
+    with VectorCage(Told, {"info": info, "ends": (False, True, False)}) as cage:
+        reset(cage)
+        *_, infos = step(cage, np.zeros(3, int))
+        assert dict(cage.final_obs) == {1: 8}
+    assert infos == [{"step": 0}, {"step": 1}, {"step": 2}]
+
+
 @pytest.mark.parametrize(
     "info", [{}, {"final_obs": np.array([8, None, None], object)}], ids=["none", "another's"]
 )
@@ -573,6 +664,21 @@ def test_summaries_have_the_bits_of_a_serial_cage(mode: AutoresetMode, discount:
             completed.append(cage.take_completed())
     assert completed[0] == completed[1]
     assert len({traj.discounted_return for traj in completed[0]}) == len(completed[0]) > 20
+
+
+def test_summaries_may_have_different_discounts() -> None:
+    completed = []
+    for make_cage in (
+        functools.partial(SerialCage, Walk, {}, n_envs=2),
+        functools.partial(VectorCage, SyncVectorEnv, {"env_fns": [Walk] * 2}),
+    ):
+        discounts = iter([1.0] * 4 + [0.5, 1.0, 0.25] + [1.0] * 99)  # the first 4 take no step
+        with make_cage(make_traj_info=lambda left=discounts: TrajInfo(next(left)), seed=3) as cage:
+            for _ in range(50):
+                random_step(cage)
+            completed.append(cage.take_completed())
+    assert completed[0] == completed[1]
+    assert len({traj.discount for traj in completed[0]}) == 3
 
 
 class Remembering(TrajInfo):
@@ -629,6 +735,16 @@ class Watched(VectorCage):
         if result is not None and len(result) == 5:
             self.valid.append([number not in self.invalid for number in range(self.n_envs)])
         return result
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_an_example_of_a_cage_is_that_of_one_of_its_environments(n_envs: int) -> None:
+    expected = build_example(Clock)
+    with VectorCage(SyncVectorEnv, {"env_fns": [Clock] * n_envs}) as cage:
+        example = example_of(cage)
+        assert step(cage, np.zeros(n_envs, int) if n_envs > 1 else 0)[1] == pytest.approx(2)
+    expected["action"][...] = example["action"]
+    assert_same(example.to_ndarray(), expected.to_ndarray())
 
 
 def make_samples(n_envs: int) -> ArrayDict:

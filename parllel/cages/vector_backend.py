@@ -152,7 +152,7 @@ class VectorBackend:
 
     def reset_ended(self, ended: Mask) -> Any:
         """Reset some environments; return their first observations, and no other rows."""
-        observation, _ = self.env.reset(options={"reset_mask": ended.copy()})
+        observation, _ = self.env.reset(options={"reset_mask": ended})
         rows = as_tree(observation)
         return dict_map(_select, rows, ended) if self._class.gives_all_rows else rows
 
