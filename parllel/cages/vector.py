@@ -32,16 +32,18 @@ class VectorCage(Cage):
       reset: the action is not used, and the row is none of a transition. The environment is in
       `invalid` then; see there.
 
-    Info of a step that ended an episode is that of the step, with one exception: AtariVectorEnv in
-    SAME_STEP gives only that of the reset.
+    Two things are lost in SAME_STEP before a cage sees them. AtariVectorEnv gives only the info of
+    the reset, where other rows have that of the step. An AsyncVectorEnv whose environments reuse
+    the memory of their observations has overwritten the final one.
 
     A step of AsyncVectorEnv, AtariVectorEnv or envpool goes on while the caller does something
     else; other environments are stepped when it is started. Each leaf of a batch is written by one
     assignment. A TrajInfo with a `step` of its own costs a call for each environment and step.
 
     Args:
-        make_vector_env: returns the vector environment, which steps all its environments at once
-            (AtariVectorEnv and envpool: `batch_size` is `num_envs`).
+        make_vector_env: returns the vector environment. It steps all its environments at once
+            (AtariVectorEnv, envpool: `batch_size` is `num_envs`), and ends an episode where it says
+            so (AtariVectorEnv: not with `life_loss_info`).
         env_kwargs: for `make_vector_env`.
         make_traj_info: returns the summary of a new episode, e.g. the class `TrajInfo`.
         seed: one for all environments, or a SeedSequence for each. A vector environment of an
