@@ -59,13 +59,17 @@ def build_example(
             to be on the same device: `example["reward"].to_torch().device`.
     """
     with SerialCage(make_env, env_kwargs, seed=0) as cage:
-        return example_of(cage)
+        return example_of(cage, storage=storage)
 
 
-def example_of(cage: Cage) -> ArrayDict:
+def example_of(cage: Cage, *, storage: str | None = None) -> ArrayDict:
     """Return a random step of a cage's first environment, in the form of `build_example`.
 
     Episodes under way go on; a cage that was never reset is reset first, which seeds it.
+
+    Args:
+        cage: of any kind and number of environments.
+        storage: as for `build_example`.
     """
     cage.random_step_async()
     results = cage.await_step()

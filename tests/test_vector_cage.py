@@ -6,6 +6,7 @@ after the step and before any reset. They must not depend on the mode, nor on wh
 
 import functools
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -502,6 +503,22 @@ def test_a_step_goes_on_while_the_caller_does_something_else(
         assert calls == list(names)
 
 
+@pytest.mark.parametrize("make_vector_env", [SyncVectorEnv, AsyncVectorEnv])
+def test_a_cage_tells_when_its_environments_were_busy(make_vector_env: Any) -> None:
+    with VectorCage(make_vector_env, {"env_fns": [Clock] * 2}) as cage:
+        assert cage.busy_span is None
+        for start in (cage.reset_async, cage.random_step_async):
+            before = time.perf_counter()
+            start()
+            started = time.perf_counter()
+            cage.await_step()
+            assert cage.busy_span is not None
+            begin_s, end_s = cage.busy_span
+            assert before <= begin_s <= end_s <= time.perf_counter()
+            goes_on = make_vector_env is AsyncVectorEnv and start == cage.random_step_async
+            assert (end_s > started) == goes_on
+
+
 def test_starting_the_next_step_waits_for_the_one_under_way() -> None:
     first, second = np.zeros((2, 2, 2), np.float32)
     with VectorCage(AsyncVectorEnv, {"env_fns": [Clock] * 2}) as cage:
@@ -709,6 +726,47 @@ def test_a_trajectory_is_told_members_of_the_spaces(mode: AutoresetMode) -> None
         assert info == {}
 
 
+# Random steps after a reset
+
+
+@any_mode
+def test_environments_take_as_many_random_steps_as_with_a_serial_cage(mode: AutoresetMode) -> None:
+    kwargs = {"env_fns": [functools.partial(Clock, 20)] * 4, "autoreset_mode": mode}
+    shown = []
+    for cage in (
+        SerialCage(Clock, {"length": 20}, n_envs=4, seed=1),
+        VectorCage(SyncVectorEnv, kwargs, seed=1),
+    ):
+        with cage:
+            observation, info = reset(cage, max_random_steps=9)
+            assert [one["step"] for one in info] == [0] * 4
+            shown.append(observation[:, 1])
+            while not (completed := cage.take_completed()):
+                step(cage, np.zeros(4, int))
+            assert [traj.length for traj in completed] == [20]
+    np.testing.assert_array_equal(shown[0], shown[1])
+    assert len(set(shown[0])) == 4
+
+
+def test_what_ends_in_random_steps_after_a_reset_is_not_told() -> None:
+    for make_vector_env in (SyncVectorEnv, Native):
+        with VectorCage(make_vector_env, {"env_fns": [functools.partial(Clock, 2)] * 2}) as cage:
+            reset(cage, max_random_steps=50)
+            assert cage.take_completed() == []
+            assert dict(cage.final_obs) == {}
+            assert list(cage.invalid) == []
+
+
+def test_environments_that_are_not_reset_alone_take_all_random_steps() -> None:
+    seeds = np.random.SeedSequence(0).spawn(3)
+    counts = [int(np.random.default_rng(seed).integers(10)) for seed in seeds]
+    with VectorCage(
+        Native, {"env_fns": [Clock, functools.partial(Clock, 99), Clock]}, seed=seeds
+    ) as cage:
+        observation, _ = reset(cage, max_random_steps=9)
+    assert observation[1].tolist() == [0, max(counts)]
+
+
 # Samplers
 
 T = 8
@@ -725,18 +783,6 @@ class ArithmeticAgent:
         return np.array(observation)[:, 0] * 2
 
 
-class Watched(VectorCage):
-    """Keep which rows of each step are valid."""
-
-    valid: ClassVar[list[list[bool]]]
-
-    def await_step(self) -> Any:
-        result = super().await_step()
-        if result is not None and len(result) == 5:
-            self.valid.append([number not in self.invalid for number in range(self.n_envs)])
-        return result
-
-
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_an_example_of_a_cage_is_that_of_one_of_its_environments(n_envs: int) -> None:
     expected = build_example(Clock)
@@ -748,7 +794,8 @@ def test_an_example_of_a_cage_is_that_of_one_of_its_environments(n_envs: int) ->
 
 
 def make_samples(n_envs: int) -> ArrayDict:
-    return build_sample_tree(build_example(Walk), ArithmeticAgent(), batch_shape=(T, n_envs))
+    tree = build_sample_tree(build_example(Walk), ArithmeticAgent(), batch_shape=(T, n_envs))
+    return ArrayDict({**tree, "valid": Array((T, n_envs), bool)})
 
 
 def collect(cage: Cage, n_batches: int) -> tuple[dict[str, Any], list[TrajInfo]]:
@@ -786,11 +833,10 @@ def test_valid_rows_of_batches_are_those_of_a_serial_cage() -> None:
     make_envs = iter(own_seeds(3))
     with SerialCage(lambda: next(make_envs)(), n_envs=3) as serial:
         expected, expected_completed = collect(serial, 10)
-    Watched.valid = []
-    with Watched(Native, {"env_fns": own_seeds(3)}) as cage:
+    assert expected["valid"].all()
+    with VectorCage(Native, {"env_fns": own_seeds(3)}) as cage:
         batches, completed = collect(cage, 10)
-    valid = np.array(Watched.valid)
-    assert valid.shape == (10 * T, 3)
+    valid = batches["valid"]
     for number in range(3):
         is_valid = valid[:, number]
         n_valid = int(is_valid.sum())

@@ -74,6 +74,11 @@ class Episodes:
                 traj.episode_return = float(self._return[number])
                 traj.discounted_return = float(self._discounted[number])
             self._completed.append(traj)
+        self.forget(numbers)
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Begin an episode in some environments, and forget those under way there."""
+        for number in numbers:
             self._trajs[number] = self._make_traj_info()
             self._discount[number] = self._trajs[number].discount
             self._is_discounted |= self._trajs[number].discount != 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -37,8 +38,10 @@ class VectorCage(Cage):
     the memory of their observations has overwritten the final one.
 
     A step of AsyncVectorEnv, AtariVectorEnv or envpool goes on while the caller does something
-    else; other environments are stepped when it is started. Each leaf of a batch is written by one
-    assignment. A TrajInfo with a `step` of its own costs a call for each environment and step.
+    else (`busy_span` ends when it was waited for); others are taken when they are started. Each
+    leaf of a batch is written by one assignment. A TrajInfo with a `step` of its own costs a call
+    for each environment and step. A vector environment steps as a whole, so after a reset all
+    take as many random steps as the one that takes most; who takes fewer is reset once more.
 
     Args:
         make_vector_env: returns the vector environment. It steps all its environments at once
@@ -75,20 +78,22 @@ class VectorCage(Cage):
     def start(self, command: Command) -> None:
         """Start a step, or carry out a reset."""
         self.await_step()  # one command at a time
+        begin_s = time.perf_counter()
         if command.kind == "reset":
-            observation, info = self._stepper.reset()
+            observation, info = self._stepper.reset(command.max_random_steps)
             self._result = (
                 self._deliver(observation, command, "observation"),
                 self._deliver_info(info, command),
             )
-            return
-        action: tuple[Any, ...] = ()
-        rows = command.action
-        if command.kind == "random_step":
-            rows = self._stepper.random_actions()
-            action = (self._deliver(rows, command, "action"),)
-        self._stepper.start(rows)
-        self._under_way = command, action
+        else:
+            action: tuple[Any, ...] = ()
+            rows = command.action
+            if command.kind == "random_step":
+                rows = self._stepper.random_actions()
+                action = (self._deliver(rows, command, "action"),)
+            self._stepper.start(rows)
+            self._under_way = command, action
+        self.busy_span = begin_s, time.perf_counter()
 
     def await_step(self) -> Any:  # Any: a tuple whose length the command decides
         """Wait for what was started and return its results; None if nothing was."""
@@ -96,6 +101,8 @@ class VectorCage(Cage):
         if under_way is not None:
             command, action = under_way
             batch = self._stepper.wait()
+            if self._stepper.goes_on and self.busy_span is not None:
+                self.busy_span = self.busy_span[0], time.perf_counter()
             names = ("observation", "reward", "terminated", "truncated")
             results = (self._deliver(getattr(batch, name), command, name) for name in names)
             return (*action, *results, self._deliver_info(batch.info, command))
@@ -109,7 +116,7 @@ class VectorCage(Cage):
 
     @property
     def invalid(self) -> Collection[int]:
-        """Environments that spent the last step on a reset: their rows are no transitions."""
+        """Numbers of the environments that spent the last step on a reset."""
         return self._stepper.invalid
 
     def take_completed(self) -> list[TrajInfo]:

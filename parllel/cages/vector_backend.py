@@ -89,6 +89,7 @@ class VectorBackend:
         mode: how the environment resets those whose episode ended.
         resets_by_mask: whether `reset_ended` works. Where it does not and the mode is NEXT_STEP,
             the environment spends the next step on the reset.
+        goes_on: whether a step goes on after `start`, until `wait`.
         forgets_resets: whether a reset of all also cancels the resets that the next step would do.
 
     Raises:
@@ -106,7 +107,7 @@ class VectorBackend:
             not is_wrapped and self._class.resets_by_mask(env)
         )
         self.forgets_resets = getattr(env.unwrapped, "shared_memory", True)
-        self._starts = bool(self._class.start) and not is_wrapped
+        self.goes_on = bool(self._class.start) and not is_wrapped
         self._is_closed = self._is_under_way = False
         self._results: Any = None  # of a step that was not started but taken
         if self.mode is AutoresetMode.SAME_STEP and isinstance(env.unwrapped, SyncVectorEnv):
@@ -128,7 +129,7 @@ class VectorBackend:
     def start(self, actions: Any) -> None:
         """Start a step of all environments, or take it where that is not possible."""
         self._check_open()
-        if self._starts:
+        if self.goes_on:
             getattr(self.env, self._class.start)(actions)
         else:
             self._results = self.env.step(actions)
@@ -137,7 +138,7 @@ class VectorBackend:
     def wait(self) -> Batch:
         """Return the results of the step that was started; they may be the environment's own."""
         self._is_under_way = False
-        if self._starts:
+        if self.goes_on:
             results = getattr(self.env, self._class.wait)()
         else:
             results, self._results = self._results, None

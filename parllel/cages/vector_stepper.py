@@ -64,6 +64,8 @@ class VectorStepper:
             raise
         self._action_spaces = [copy.deepcopy(self.action_space) for _ in range(self.n_envs)]
         self._episodes = Episodes(make_traj_info, self.n_envs)
+        self.goes_on = self._backend.goes_on
+        """Whether a step goes on after `start`, until `wait`."""
         self._is_reset = False
         self._actions: Any = None  # the rows of the step that was started
         self._resetting: Mask | None = None  # environments whose next step is a reset
@@ -72,15 +74,42 @@ class VectorStepper:
         self.invalid: tuple[int, ...] = ()
         """Environments that spent this step on a reset."""
 
-    def reset(self) -> tuple[Any, BatchInfo]:
-        """Reset all environments, seeded the first time. Episodes under way are forgotten."""
+    def reset(self, max_random_steps: int = 0) -> tuple[Any, BatchInfo]:
+        """Reset all environments, seeded the first time. Episodes under way are forgotten.
+
+        Args:
+            max_random_steps: each environment takes up to as many steps then, at random; the
+                number comes from its own seed. All of them take the largest number of steps, and
+                an environment is reset again when its own number is left. One that can't be reset
+                alone takes all steps.
+
+        Returns:
+            The observations to act on, and the infos of the first reset.
+        """
         numbers = None if self._is_reset else seed_spaces(self._seeds, self._action_spaces)
         self._is_reset = True
         self._episodes.begin()
-        self.final_obs, self.invalid = {}, ()
         if self._backend.forgets_resets:
             self._resetting = None
-        return self._backend.reset(numbers)
+        observation, info = self._backend.reset(numbers)
+        if max_random_steps:
+            observation = self._step_randomly(observation, max_random_steps)
+        self.final_obs, self.invalid = {}, ()
+        return observation, info
+
+    def _step_randomly(self, observation: Any, max_random_steps: int) -> Any:
+        generators = [np.random.default_rng(seed) for seed in self._seeds]
+        counts = np.array([rng.integers(max_random_steps + 1) for rng in generators])
+        for n_left in range(int(counts.max()) - 1, -1, -1):
+            self.start(self.random_actions())
+            batch = self.wait()
+            begins = counts == n_left
+            if self._backend.resets_by_mask and begins.any():
+                batch = self._with_resets(batch, begins)
+                self._episodes.forget(np.flatnonzero(begins).tolist())
+            observation = batch.observation
+        self._episodes.take_completed()
+        return observation
 
     def start(self, actions: Any) -> None:
         """Start a step.

@@ -87,6 +87,37 @@ class CageContract(CageResultsContract):
         with SerialCage(Walk, n_envs=n_envs, seed=7) as serial:
             assert_same(samples, rollout([serial]))
 
+    # Random steps after a reset
+
+    def test_a_reset_may_be_followed_by_random_steps(self) -> None:
+        with self.make_cage(Clock, {"length": 10**9}, n_envs=8, seed=3) as cage:
+            observation, _ = reset(cage, max_random_steps=6)
+            first = observation[:, 1].astype(int)
+            assert set(first.tolist()) <= set(range(7))
+            assert len(set(first.tolist())) > 1
+            observation, *_ = step(cage, idle(8))
+            np.testing.assert_array_equal(observation[:, 1], first + 1)
+            observation, _ = reset(cage)
+            np.testing.assert_array_equal(observation[:, 1], np.zeros(8))
+
+    @any_number
+    def test_episodes_that_end_in_random_steps_are_not_reported(self, n_envs: int) -> None:
+        with self.make_cage(Clock, {"length": 2}, n_envs=n_envs, seed=3) as cage:
+            observation, _ = reset(cage, max_random_steps=9)
+            assert set(np.atleast_2d(observation)[:, 1].tolist()) <= {0, 1}
+            assert cage.take_completed() == []
+            assert dict(cage.final_obs) == {}
+            places = {"out_obs": np.empty_like(observation)}
+            reset(cage, max_random_steps=9, **places)
+            assert set(np.atleast_2d(places["out_obs"])[:, 1].tolist()) <= {0, 1}
+
+    def test_the_number_of_random_steps_is_not_negative(self) -> None:
+        with (
+            self.make_cage(Clock) as cage,
+            pytest.raises(ValueError, match="max_random_steps: got -1, expected 0 or more"),
+        ):
+            cage.reset_async(max_random_steps=-1)
+
     # Ends of episodes
 
     @any_number
