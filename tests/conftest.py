@@ -1,5 +1,7 @@
 """What all tests share: the CUDA device, which is simulated unless `--cuda=real` asks for a GPU."""
 
+import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 
@@ -10,7 +12,6 @@ from parllel import cuda
 from parllel.testing.simulated_cuda import simulated_cuda
 
 SCHEDULES = ("eager", "lazy", "random")
-SEED = 3  # of the random schedule
 DESELECTED = pytest.StashKey[Counter[str]]()
 
 
@@ -30,7 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "simulation(reason): needs simulated CUDA; left out with --cuda=real",
     ):
         config.addinivalue_line("markers", marker)
-    if config.getoption("cuda") == "real":
+    if config.getoption("cuda") == "simulated":
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # so that a GPU changes nothing here
+    else:
         reason = why_no_gpu()
         if reason is not None:
             raise pytest.UsageError(f"--cuda=real: {reason}")
@@ -61,7 +64,8 @@ def cuda_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         yield device_of_torch()
         cuda.synchronize()  # an error of the device belongs to the test that caused it
     else:
-        with simulated_cuda(request.param, SEED):
+        seed = zlib.crc32(request.node.nodeid.encode())  # another random order for each test
+        with simulated_cuda(request.param, seed):
             yield device_of_torch()
 
 

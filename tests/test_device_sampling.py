@@ -1,6 +1,6 @@
-"""Samplers of trees in CUDA memory, on simulated CUDA: the same batches as in host memory.
+"""Samplers of trees in CUDA memory: the same batches as in host memory.
 
-Nothing here ran on a GPU. What lacks a wait reads poison, or what was there before.
+On simulated CUDA, what lacks a wait reads poison, or what was there before.
 """
 
 import copy
@@ -26,6 +26,7 @@ from parllel.tree.leaves import as_tensor
 
 T, B = 6, 4
 SCHEDULES = (("eager", 0), ("lazy", 0), ("random", 0), ("random", 1))
+on_a_device = pytest.mark.usefixtures("cuda_device")
 each_schedule = pytest.mark.parametrize(("schedule", "seed"), SCHEDULES)
 
 
@@ -72,7 +73,9 @@ def make_echo() -> gym.Env:
 
 
 def make_tree(make_env: Callable[..., gym.Env], agent: Any, n_envs: int = B) -> ArrayDict:
-    return build_sample_tree(build_example(make_env), agent, batch_shape=(T, n_envs))
+    """Return a tree in memory of the host."""
+    example = build_example(make_env, storage="local")
+    return build_sample_tree(example, agent, batch_shape=(T, n_envs))
 
 
 def make_cages(make_env: Callable[..., gym.Env], sizes: Sequence[int]) -> list[Cage]:
@@ -93,79 +96,81 @@ def collect(sampler: BasicSampler, n_batches: int) -> Iterator[dict[str, list[An
 WINDOWS: tuple[dict[str, int], ...] = ({}, {"full_size": 3 * T}, {"padding": 3, "full_size": 2 * T})
 
 
-@each_schedule
+@on_a_device
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("sizes", [(B,), (1, 3)])
-def test_batches_are_those_of_host_memory(
-    schedule: str, seed: int, window: dict[str, int], sizes: Sequence[int]
-) -> None:
+def test_batches_are_those_of_host_memory(window: dict[str, int], sizes: Sequence[int]) -> None:
     host = make_tree(Walk, TensorAgent()).new_array(**window)
     expected = list(collect(BasicSampler(make_cages(Walk, sizes), TensorAgent(), host), 5))
+    samples = host.new_array(storage="device")
+    sampler = BasicSampler(make_cages(Walk, sizes), TensorAgent(), samples)
+    assert list(collect(sampler, 5)) == expected
+    assert sum(sum(map(sum, batch["truncated"])) for batch in expected) > 0
+
+
+@each_schedule
+def test_a_sampler_that_was_closed_holds_on_to_nothing(schedule: str, seed: int) -> None:
+    host = make_tree(Walk, TensorAgent()).new_array(padding=3, full_size=2 * T)
     with simulated_cuda(schedule, seed) as simulation:
         samples = host.new_array(storage="device")
-        sampler = BasicSampler(make_cages(Walk, sizes), TensorAgent(), samples)
-        assert list(collect(sampler, 5)) == expected
+        sampler = BasicSampler(make_cages(Walk, (1, 3)), TensorAgent(), samples)
+        assert len(list(collect(sampler, 5))) == 5
         sampler.close()
         sampler.close()
         samples.close()
         simulation.assert_no_leaks()  # though the sampler is still there
         with pytest.raises(RuntimeError, match="the sampler is closed"):
             sampler.collect_batch()
-    assert sum(sum(map(sum, batch["truncated"])) for batch in expected) > 0
 
 
-@each_schedule
+@on_a_device
 @pytest.mark.parametrize("kind", ["device", "managed"])
-def test_taking_turns_gives_the_batches_of_host_memory(schedule: str, seed: int, kind: str) -> None:
+def test_taking_turns_gives_the_batches_of_host_memory(kind: str) -> None:
     host = make_tree(Walk, TensorAgent())
     expected = list(collect(BasicSampler(make_cages(Walk, (1, 3)), TensorAgent(), host), 3))
     for batch in expected:
         batch["completed"].sort()
-    with simulated_cuda(schedule, seed):
-        samples = host.new_array(storage=kind)
-        sampler = AlternatingSampler(make_cages(Walk, (1, 3)), TensorAgent(), samples)
-        for batch, wanted in zip(collect(sampler, 3), expected, strict=True):
-            batch["completed"].sort()
-            assert batch == wanted
+    samples = host.new_array(storage=kind)
+    sampler = AlternatingSampler(make_cages(Walk, (1, 3)), TensorAgent(), samples)
+    for batch, wanted in zip(collect(sampler, 3), expected, strict=True):
+        batch["completed"].sort()
+        assert batch == wanted
 
 
-@each_schedule
+@on_a_device
 @pytest.mark.parametrize("kind", ["pinned", "managed"])
-def test_memory_of_host_and_gpu_is_written_in_place(schedule: str, seed: int, kind: str) -> None:
+def test_memory_of_host_and_gpu_is_written_in_place(kind: str) -> None:
     host = make_tree(Walk, TensorAgent())
     expected = list(collect(BasicSampler(make_cages(Walk, (B,)), TensorAgent(), host), 3))
-    with simulated_cuda(schedule, seed):
-        sampler = BasicSampler(make_cages(Walk, (B,)), TensorAgent(), host.new_array(storage=kind))
-        before = copy.copy(cuda.counters)
-        assert list(collect(sampler, 3)) == expected
-        counted = cuda.counters.since(before)
-        assert (counted.launches, counted.stream_synchronizations) == (0, 3)
+    sampler = BasicSampler(make_cages(Walk, (B,)), TensorAgent(), host.new_array(storage=kind))
+    before = copy.copy(cuda.counters)
+    assert list(collect(sampler, 3)) == expected
+    counted = cuda.counters.since(before)
+    assert (counted.launches, counted.stream_synchronizations) == (0, 3)
 
 
-@each_schedule
-def test_trees_of_observations_and_actions_come_through(schedule: str, seed: int) -> None:
+@on_a_device
+def test_trees_of_observations_and_actions_come_through() -> None:
     host = make_tree(make_echo, TreeAgent())
     expected = list(collect(BasicSampler(make_cages(make_echo, (1, 3)), TreeAgent(), host), 3))
-    with simulated_cuda(schedule, seed):
-        samples = host.new_array(storage="device")
-        sampler = BasicSampler(make_cages(make_echo, (1, 3)), TreeAgent(), samples)
-        assert list(collect(sampler, 3)) == expected
+    samples = host.new_array(storage="device")
+    sampler = BasicSampler(make_cages(make_echo, (1, 3)), TreeAgent(), samples)
+    assert list(collect(sampler, 3)) == expected
 
 
-@each_schedule
-def test_leaves_may_have_rings_of_different_sizes(schedule: str, seed: int) -> None:
+@on_a_device
+def test_leaves_may_have_rings_of_different_sizes() -> None:
     host = make_tree(Walk, TensorAgent())
     host["reward"] = Array((T, B), np.float32, full_size=4 * T)
     host["observation"] = Array((T, B), np.float32, feature_shape=(3,), full_size=2 * T, padding=2)
     expected = list(collect(BasicSampler(make_cages(Walk, (B,)), TensorAgent(), host), 5))
-    with simulated_cuda(schedule, seed):
-        samples = host.new_array(storage="device")
-        sampler = BasicSampler(make_cages(Walk, (B,)), TensorAgent(), samples)
-        assert list(collect(sampler, 5)) == expected
+    samples = host.new_array(storage="device")
+    sampler = BasicSampler(make_cages(Walk, (B,)), TensorAgent(), samples)
+    assert list(collect(sampler, 5)) == expected
 
 
-@each_schedule
-def test_an_evaluation_is_that_of_host_memory(schedule: str, seed: int) -> None:
+@on_a_device
+def test_an_evaluation_is_that_of_host_memory() -> None:
     def play(storage: str) -> list[tuple[int, float]]:
         tree = build_eval_tree(make_tree(Walk, TensorAgent()), n_envs=B)
         sampler = EvalSampler(
@@ -175,21 +180,19 @@ def test_an_evaluation_is_that_of_host_memory(schedule: str, seed: int) -> None:
         return [(each.length, each.episode_return) for each in episodes]
 
     expected = play("local")
-    with simulated_cuda(schedule, seed):
-        assert play("device") == expected
+    assert play("device") == expected
 
 
-@each_schedule
-def test_a_reset_begins_anew(schedule: str, seed: int) -> None:
-    with simulated_cuda(schedule, seed):
-        samples = make_tree(Clock, TensorAgent()).new_array(full_size=2 * T, storage="device")
-        sampler = BasicSampler(make_cages(Clock, (B,)), TensorAgent(), samples)
-        for _ in range(3):
-            sampler.collect_batch()
-        sampler.reset()
+@on_a_device
+def test_a_reset_begins_anew() -> None:
+    samples = make_tree(Clock, TensorAgent()).new_array(full_size=2 * T, storage="device")
+    sampler = BasicSampler(make_cages(Clock, (B,)), TensorAgent(), samples)
+    for _ in range(3):
         sampler.collect_batch()
-        assert samples.full["reward"].to_ndarray()[:T, 0].tolist() == [1, 2, 3, 1, 2, 3]
-        assert samples["observation"][0].to_ndarray()[:, 1].tolist() == [0] * B
+    sampler.reset()
+    sampler.collect_batch()
+    assert samples.full["reward"].to_ndarray()[:T, 0].tolist() == [1, 2, 3, 1, 2, 3]
+    assert samples["observation"][0].to_ndarray()[:, 1].tolist() == [0] * B
 
 
 # What a step costs
@@ -263,12 +266,11 @@ def sample_with(staging: type[Staging], host: ArrayDict) -> list[dict[str, list[
     return list(collect(sampler, 4))
 
 
-@each_schedule
-def test_a_slot_is_written_only_after_it_was_taken(schedule: str, seed: int) -> None:
+@on_a_device
+def test_a_slot_is_written_only_after_it_was_taken() -> None:
     host = make_tree(Walk, TensorAgent())
     expected = list(collect(BasicSampler(make_cages(Walk, (B,)), TensorAgent(), host), 4))
-    with simulated_cuda(schedule, seed):
-        assert sample_with(Spy, host) == expected
+    assert sample_with(Spy, host) == expected
 
 
 def test_a_missing_wait_is_found() -> None:
