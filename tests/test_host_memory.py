@@ -5,17 +5,21 @@ from parllel.testing.storage_contract import StorageContract
 from parllel.testing.tree_contract import TreeContract
 
 
-class TestLocal(StorageContract, ArrayContract, TreeContract):
+class TestLocal(StorageContract, ArrayContract):
     n_examples = 300
+
+
+class TestTreesInLocalMemory(TreeContract):
+    n_examples = 100
 
 
 class TestShared(StorageContract, ArrayContract, TreeContract):
     storage = "shared"
     sends = "memory"
-    n_examples = 30
+    n_examples = 20
 
 
 class TestInherited(StorageContract, ArrayContract, TreeContract):
     storage = "inherited"
     sends = "memory"
-    n_examples = 30
+    n_examples = 20

@@ -213,7 +213,7 @@ def test_a_planted_fault_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Case(ArrayContract, TreeContract):
-        n_examples = 40
+        n_examples = 15
 
     getattr(Case(), test)(*args)
     plant(monkeypatch)

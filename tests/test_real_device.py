@@ -6,6 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from eager_as_real import Operations, Values
+
+from parllel import Array
+from parllel.testing.simulated_cuda import simulated_cuda
+
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
 RECIPE = re.compile(r"^test-gpu:.*\n\t\$\(BIN\)/python -m pytest (.*)$", re.MULTILINE)
@@ -18,29 +25,6 @@ OTHERS = [
     if "cuda_device" in path.read_text()
     and path.name not in ("test_cuda_memory.py", Path(__file__).name)
 ]
-PLANTED = """
-import torch
-from parllel import Array
-from parllel.testing import simulated_cuda
-
-def test_of_both_sides(cuda_device):
-    Array((3,), "f4", storage="device").to_torch() + torch.ones(3)
-
-def test_of_both_sides_later(cuda_device):
-    Array((3,), "f4", storage="managed").to_torch().clone() + torch.ones(3)
-
-def test_read_by_numpy(cuda_device):
-    Array((3,), "f4", storage="device").to_torch().clone().numpy()
-
-def test_with_a_simulation_of_its_own(cuda_device):
-    with simulated_cuda("lazy"):
-        pass
-
-def test_right(cuda_device):
-    tensor = Array((3,), "f4", storage="device").to_torch().clone()
-    tensor.copy_(torch.ones(3))
-    assert (tensor.cpu() + torch.ones(3)).numpy().tolist() == [2] * 3
-"""
 
 
 def make_test_gpu(*options: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -81,11 +65,17 @@ def test_it_runs_what_needs_no_simulation_on_one_device() -> None:
         assert re.search(rf"left out with --cuda=real: \d+ tests: .*{reason}", run.stdout)
 
 
-def test_a_test_that_a_gpu_could_not_run_is_found(tmp_path: Path) -> None:
-    planted = tmp_path / "test_planted.py"
-    planted.write_text(PLANTED)
-    options = ("-p", "eager_as_real", "-p", "conftest", "-c", ROOT / "pyproject.toml")
-    run = make_test_gpu(*options, planted, PYTHONPATH=str(TESTS))
-    assert "4 failed, 1 passed" in run.stdout
-    for words in ("same device", "use tensor.cpu()", "one at a time"):
-        assert words in run.stdout
+def test_what_a_gpu_would_not_do_is_found() -> None:
+    with simulated_cuda("eager"), Operations(), Values():
+        tensors = [Array((3,), "f4", storage=kind).to_torch() for kind in ("device", "managed")]
+        for tensor in (*tensors, tensors[0].clone(), tensors[0][1:] + 1, torch.cat(tensors)):
+            with pytest.raises(RuntimeError, match="expected all tensors to be on the same device"):
+                _ = tensor + torch.ones(len(tensor))
+            with pytest.raises(TypeError, match=r"use tensor\.cpu\(\)|can't be converted to numpy"):
+                tensor.numpy()
+            tensor.copy_(torch.ones(len(tensor)))
+            assert (tensor.cpu() + torch.ones(len(tensor))).numpy().tolist() == [2] * len(tensor)
+        pinned = Array((3,), "f4", storage="pinned").to_torch()  # the host's
+        assert (pinned + torch.ones(3)).numpy().tolist() == [1] * 3
+        with pytest.raises(RuntimeError, match="one at a time"), simulated_cuda("lazy"):
+            """A test with a simulation of its own."""
