@@ -183,14 +183,19 @@ class ArrayLifeContract(ArrayCase):
             with pytest.raises(ValueError, match="closed"):
                 use(closed)
 
-    def test_a_closed_array_is_not_taken_by_numpy(self) -> None:
+    @pytest.mark.parametrize("is_looked_at", [False, True])
+    def test_a_closed_array_is_not_taken_by_numpy(self, is_looked_at: bool) -> None:
         array = self.counted()
+        view = array[1:3]
+        if is_looked_at:
+            assert array.to_ndarray().shape != view.to_ndarray().shape
         array.close()
         error, words = (ValueError, "closed") if self.is_on_host else (TypeError, "not converted")
-        with pytest.raises(error, match=words):
-            np.asarray(array)
-        with pytest.raises(ValueError, match="closed"):
-            np.from_dlpack(array)
+        for closed in (array, view):
+            with pytest.raises(error, match=words):
+                np.asarray(closed)
+            with pytest.raises(ValueError, match="closed"):
+                np.from_dlpack(closed)
 
     @pytest.mark.parametrize("use", [Array.rotate, Array.reset, lambda array: array.full])
     def test_a_closed_array_does_not_move(self, use: Callable[[Array], Any]) -> None:
