@@ -377,3 +377,31 @@ def test_here_the_description_is_the_machines_own() -> None:
     else:
         assert description.startswith(("No NVIDIA driver answers", "The devices", "NVIDIA driver"))
     assert description == description.strip()
+
+
+@pytest.mark.parametrize("goes", ["closed", "dropped"])
+def test_a_forked_process_has_pinned_memory_without_cuda(
+    goes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a forked process can't use CUDA")
+
+    with simulated_cuda("lazy"):
+        array = Array((4,), np.float32, storage="pinned")
+        child = os.fork()
+        if not child:
+            outcome = 1
+            try:
+                monkeypatch.setattr(cuda.library().cuda.runtime, "hostUnregister", refuse)
+                monkeypatch.setattr(cuda.library().cuda.Stream, "synchronize", refuse)
+                array[...] = 5
+                if goes == "closed":
+                    array.close()
+                del array
+                gc.collect()
+                outcome = 0
+            finally:
+                os._exit(outcome)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert array.to_ndarray().tolist() == [5, 5, 5, 5]
+        array.close()

@@ -135,9 +135,7 @@ def test_a_row_outside_a_leaf_is_an_error_with_its_path() -> None:
 # RowCopy
 
 
-def test_a_prepared_copy_takes_ranges_and_integers_of_host_and_device(
-    cuda_device: torch.device,
-) -> None:
+def test_a_prepared_copy_takes_ranges_and_integers_of_host_and_device() -> None:
     source = cuda.to_device(np.arange(24, dtype=np.float32).reshape(8, 3))
     out = cuda.to_device(np.zeros((4, 3), np.float32))
     rows = RowCopy([out], [source])
@@ -194,10 +192,63 @@ def test_a_minibatch_is_one_launch_and_a_pass_one_copy() -> None:
     assert counted.device_synchronizations == 0
 
 
-def test_a_batch_is_all_in_memory_that_a_gpu_can_use_or_not_at_all(
-    cuda_device: torch.device,
-) -> None:
+def test_a_batch_is_all_in_memory_that_a_gpu_can_use_or_not_at_all() -> None:
     tree = make_tree().to("device")
     tree["state"] = Array((T, B), np.float32)
     with pytest.raises(TypeError, match="state: local memory: no GPU can use it"):
         next(Minibatches(2, np.random.default_rng(0)).of(tree))
+
+
+# What leaves may be
+
+
+def test_values_may_overlap_what_is_written() -> None:
+    tree = make_tree()
+    on_device = tree.to("device")
+    tree[np.array([1, 2, 3])] = tree[0:3]
+    on_device[np.array([1, 2, 3])] = on_device[0:3]
+    assert_trees_equal(on_device.to_ndarray(), tree.to_ndarray())
+
+
+def test_leaves_may_overlap_each_other() -> None:
+    array = Array((T, B), np.float32, storage="device", padding=1)
+    tree = ArrayDict({"now": array[...], "next": array.next})
+    tree[np.array([0, 2])] = {name: np.full((2, B), 3, np.float32) for name in tree}
+    assert array.to_ndarray()[:, 0].tolist() == [3, 3, 3, 3, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["device", "managed"])
+def test_a_leaf_may_have_no_byte(kind: str) -> None:
+    tree = ArrayDict(
+        {
+            "none": Array((T, B), np.float32, feature_shape=(0,), storage=kind, padding=1),
+            "some": Array((T, B), np.float32, storage=kind, padding=1),
+        }
+    )
+    index = np.array([0, 2])
+    tree[index] = {"none": np.zeros((2, B, 0), np.float32), "some": np.ones((2, B), np.float32)}
+    shapes = {path: leaf.shape for path, leaf in tree[index].to_torch().walk()}
+    assert shapes == {"none": (2, B, 0), "some": (2, B)}
+    assert tree["some"].to_ndarray().sum() == 2 * B
+    tree.rotate()
+    for minibatch in Minibatches(3, np.random.default_rng(0)).of(tree):
+        assert minibatch["none"].shape == (T * B // 3, 0)
+    ArrayDict({"none": tree["none"]}).rotate()
+
+
+def test_an_index_may_be_on_the_device() -> None:
+    tree = make_tree()
+    on_device, index = tree.to("device"), np.array([0, 5, 3])
+    assert_trees_equal(on_device[cuda.to_device(index)].to_ndarray(), tree[index].to_ndarray())
+
+
+def test_one_element_is_written_from_a_vector_of_one() -> None:
+    array = Array((4,), np.float32, storage="device")
+    array[2] = np.array([5], np.float32)
+    assert array.to_ndarray().tolist() == [0, 0, 5, 0]
+
+
+def test_managed_memory_is_moved_behind_what_is_queued() -> None:
+    array = Array((4, 2), np.float32, storage="managed")
+    array.to_cupy()[...] = 7
+    assert array.to("device").to_ndarray().tolist() == [[7, 7]] * 4

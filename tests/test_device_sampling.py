@@ -11,11 +11,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from parllel import Array, ArrayDict, cuda
-from parllel.cages import Cage, SerialCage
+from parllel.cages import Cage, SerialCage, VectorCage
 from parllel.cages.staging import Staging
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler, Sampler
@@ -146,7 +147,10 @@ def test_memory_of_host_and_gpu_is_written_in_place(kind: str) -> None:
     before = copy.copy(cuda.counters)
     assert list(collect(sampler, 3)) == expected
     counted = cuda.counters.since(before)
-    assert (counted.launches, counted.stream_synchronizations) == (0, 3)
+    assert (counted.launches, counted.stream_synchronizations) == (
+        0,
+        4,
+    )  # one for the reset, one for each batch
 
 
 @on_a_device
@@ -297,3 +301,32 @@ def test_a_tree_that_is_only_partly_on_the_device_is_refused() -> None:
         samples["reward"] = Array((T, B), np.float32)
         with pytest.raises(ValueError, match="samples: reward in other memory than the device's"):
             Sampler(make_cages(Walk, (B,)), TensorAgent(), samples)
+
+
+# What the GPU has yet to read
+
+
+@on_a_device
+@pytest.mark.parametrize("kind", ["device", "managed", "pinned"])
+def test_a_batch_that_is_read_late_is_not_overwritten(kind: str) -> None:
+    samples = make_tree(Walk, TensorAgent()).new_array(storage=kind)
+    sampler = BasicSampler(make_cages(Walk, (B,)), TensorAgent(), samples)
+    sampler.collect_batch()
+    batch, _ = sampler.collect_batch()
+    expected = [batch["observation"][-1 : T + 1].to_ndarray().tolist()]
+    late = [batch["observation"][-1 : T + 1].to_cupy().copy()]  # queued, and read when it runs
+    batch, _ = sampler.collect_batch()
+    expected.append(batch["observation"].next.to_ndarray().tolist())
+    late.append(batch["observation"].next.to_cupy().copy())
+    sampler.reset()
+    assert [cuda.to_host(each).tolist() for each in late] == expected
+
+
+@on_a_device
+def test_a_vector_of_environments_is_staged_too() -> None:
+    def collect_all(storage: str) -> list[dict[str, list[Any]]]:
+        samples = make_tree(Walk, TensorAgent()).new_array(storage=storage)
+        with VectorCage(SyncVectorEnv, {"env_fns": [Walk] * B}, seed=0) as cage:
+            return list(collect(BasicSampler([cage], TensorAgent(), samples), 3))
+
+    assert collect_all("device") == collect_all("local")

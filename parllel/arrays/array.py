@@ -298,8 +298,10 @@ class Array(Indexable):
         """Return a copy of this Array in memory of another kind, with its ring and its padding.
 
         Of a view, what it shows is copied. From device memory to the host's, the host waits for
-        the caller's current stream. Into device memory, the copy is queued in that stream; from
-        pinned memory it reads what is there when the stream gets there.
+        the caller's current stream; from managed and pinned memory it takes what is there, so wait
+        for streams that write it before. Into device memory, the copy is queued in that stream,
+        behind what it does to device and managed memory; from pinned memory it reads what is there
+        when the stream gets there.
         """
         if not self.batch_shape:  # no Array is allocated without one
             shape: Any = {"batch_shape": (1,), "feature_shape": self.shape}
@@ -313,7 +315,8 @@ class Array(Indexable):
         if other._buffer.is_on_host:
             other._buffer.data[...] = to_host(self._buffer.data)
         else:
-            put_on_device(self._buffer.data, out_device=other._buffer.data)
+            data = self._buffer.device_data() if self.is_for_gpu else self._buffer.data
+            put_on_device(data, out_device=other._buffer.data)
         other._assemble(other._buffer, self._location, copy.copy(self._window))
         return other
 

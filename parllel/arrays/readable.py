@@ -266,14 +266,15 @@ class Readable:
     def picked_rows(self) -> PickedRows | None:
         """Return the rows that a view made with integer arrays shows; None for any other view.
 
-        The arrays are on the leading axes, and all others are shown whole.
+        The arrays are on the leading axes, all others are shown whole, and rows follow each other
+        in memory without gaps.
         """
-        found = rows_of(self._location, self._buffer.extents)
-        if found is None:
+        found, data = rows_of(self._location, self._buffer.extents), self._buffer.data
+        if found is None or not data.flags.c_contiguous:
             return None
         n_axes, numbers = found
-        data = self._buffer.data
-        return PickedRows(data.reshape(-1, *data.shape[n_axes:]), numbers)
+        n_rows = math.prod(data.shape[:n_axes])
+        return PickedRows(data.reshape(n_rows, *data.shape[n_axes:]), numbers)
 
     def _elements(self) -> NDArray[Any]:
         """Return the visible elements as the memory's own kind of array."""

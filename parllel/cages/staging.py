@@ -123,6 +123,9 @@ class Staging:
             for paths in paths_of.values()
         ]
 
+    def settle(self) -> None:
+        """Do nothing: the tree is written in the order of the stream."""
+
     def move(self) -> bool:
         """Do nothing: the host rows stay what they are."""
         return False

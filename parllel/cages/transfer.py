@@ -25,6 +25,9 @@ class Transfer(Protocol):
 
     host_rows: list[ArrayDict]
 
+    def settle(self) -> None:
+        """Wait until nothing reads any more what the host is about to overwrite in the tree."""
+
     def move(self) -> bool:
         """Follow the tree's window, which has moved; tell whether `host_rows` are others now."""
 
@@ -59,7 +62,8 @@ class InPlace:
     """Environments read and write the rows of a tree in host memory; nothing is staged.
 
     Where a GPU can read the memory too (`pinned`, `managed`), the host waits for the caller's
-    current stream when the window moves: what that still reads is not overwritten.
+    current stream before the window moves and before a reset: what that still reads is not
+    overwritten.
 
     Args:
         samples: of a sampler.
@@ -77,10 +81,13 @@ class InPlace:
         self._is_read_by_gpu = any(leaf.storage in ("pinned", "managed") for leaf in leaves)
         self.host_rows: list[ArrayDict] = []
 
-    def move(self) -> bool:
-        """Find the rows of each step; tell whether they are others than before."""
+    def settle(self) -> None:
+        """Wait for the caller's current stream, where a GPU can read the tree."""
         if self._is_read_by_gpu:
             cuda.synchronize()
+
+    def move(self) -> bool:
+        """Find the rows of each step; tell whether they are others than before."""
         if self.host_rows and not self._is_moving:
             return False
         self.host_rows = [self._find_rows(t) for t in range(self._batch_T)]

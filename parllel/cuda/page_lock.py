@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 
@@ -52,8 +53,14 @@ class PageLock:
         self.device_address: int = runtime.pointerGetAttributes(address).devicePointer
         # CuPy's own view of the memory; its owner keeps the lock as long as it is used.
         self._block: NDArray[np.uint8] | None = block
-        self._unlock = weakref.finalize(self, _unlock_after_work, cupy, address)
+        self._process = os.getpid()
+        self._unlock = weakref.finalize(self, _unlock_after_work, cupy, address, self._process)
         self._unlock.atexit = False  # the process takes its locks with it
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this process made the lock; one that was forked from it just has the memory."""
+        return os.getpid() == self._process
 
     def device_view(self) -> DeviceArray:
         """Return the same bytes as a device array, uint8 [nbytes], which keeps the lock.
@@ -81,15 +88,16 @@ class PageLock:
         return np.asarray(_Kept(self, self._block))
 
     def release(self) -> None:
-        """Unlock the pages. Called again, it does nothing.
+        """Unlock the pages. Called again, or in a forked process, it does nothing.
 
         All work that uses the memory must be done: wait for its event or stream first.
         """
         self._block = None
         held = self._unlock.detach()
         if held is not None:
-            _, _, (cupy, address), _ = held
-            cupy.cuda.runtime.hostUnregister(address)
+            _, _, (cupy, address, _), _ = held
+            if self.is_own:
+                cupy.cuda.runtime.hostUnregister(address)
 
 
 class _Kept:
@@ -100,7 +108,9 @@ class _Kept:
         self.__array_interface__ = block.__array_interface__
 
 
-def _unlock_after_work(cupy: Library, address: int) -> None:
+def _unlock_after_work(cupy: Library, address: int, process: int) -> None:
+    if os.getpid() != process:
+        return
     if sys.modules.get("cupy") is cupy:  # otherwise it was a simulation's, which has ended
         synchronize()
     cupy.cuda.runtime.hostUnregister(address)

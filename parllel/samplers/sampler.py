@@ -68,6 +68,7 @@ class Sampler:
     def reset(self) -> None:
         """Reset all environments; the next batch begins with their first observations."""
         self._check_open()
+        self._settle()
         self.samples.reset()
         for group in self._groups:
             group.start_reset(self._max_steps_decorrelate)
@@ -91,9 +92,14 @@ class Sampler:
     def _rotate(self) -> None:
         """Move the tree's window on, and find the rows of its steps."""
         self._check_open()
+        self._settle()
         self.samples.rotate()
         for group in self._groups:
             group.move()
+
+    def _settle(self) -> None:
+        for group in self._groups:
+            group.transfer.settle()
 
     def _acting(self) -> AbstractContextManager[None]:
         """Return the context in which the agent acts."""

@@ -50,6 +50,7 @@ class Pinned(Shared):
 
     def _close(self) -> None:
         if not self.is_closed:
-            cuda.synchronize()  # unlocking does not wait for what reads or writes the pages
+            if self._lock.is_own:
+                cuda.synchronize()  # unlocking does not wait for what reads or writes the pages
             self._lock.release()
         super()._close()

@@ -7,10 +7,12 @@ import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+from numpy.typing import NDArray
+
 from parllel.arrays import Array, ArraySpec
 from parllel.storages import KINDS, Memory, aligned, allocate
 from parllel.tree.errors import raise_at
-from parllel.tree.gathers import gather_on_device, has_arrays, scatter_on_device
+from parllel.tree.gathers import gather, has_arrays, scatter
 from parllel.tree.leaves import (
     as_ndarray,
     as_tensor,
@@ -119,18 +121,13 @@ class ArrayDict(MutableMapping[str, Any]):
             raise_at(name, error)
 
     def _scatter(self, index: Any, values: Mapping[str, Any]) -> bool:
-        """Write rows that integer arrays pick in one launch, where all leaves are on a device."""
-        leaves, flat = dict(self.walk()), dict(ArrayDict(values).walk())
-        if leaves.keys() != flat.keys() or not all(map(is_on_device, leaves.values())):
-            return False
-        return scatter_on_device(dict(self[index].walk()), flat)
+        """Write rows that integer arrays pick, all leaves at once where that is possible."""
+        flat, views = dict(ArrayDict(values).walk()), dict(self[index].walk())
+        return views.keys() == flat.keys() and scatter(views, flat)
 
     def _gathered(self) -> ArrayDict:
-        """Return rows that integer arrays picked, where all leaves are on a device; else itself."""
-        leaves = dict(self.walk())
-        if not all(map(is_on_device, leaves.values())):
-            return self
-        gathered = gather_on_device(leaves)
+        """Return what integer arrays picked, all leaves at once where that pays; else itself."""
+        gathered = gather(dict(self.walk()))
         if gathered is None:
             return self
         rows = iter(gathered.values())
@@ -173,9 +170,14 @@ class ArrayDict(MutableMapping[str, Any]):
     def to_ndarray(self) -> ArrayDict:
         """Return the tree of NumPy arrays over the same memory, where the host can read it.
 
-        Of device memory they are read-only copies, for which the host waits (`Array.to_ndarray`).
+        Of device memory they are read-only copies, for which the host waits (`Array.to_ndarray`);
+        what integer arrays pick is a read-only copy too.
         """
-        return self._gathered().apply(as_ndarray)
+        source = self._gathered()
+        arrays = source.apply(as_ndarray)
+        if source is not self:
+            arrays.apply(_lock)
+        return arrays
 
     def to_torch(self) -> ArrayDict:
         """Return the tree of torch tensors over the same memory. Waits for nothing.
@@ -235,7 +237,8 @@ class ArrayDict(MutableMapping[str, Any]):
                 allocated.
             TypeError: a leaf is no Array.
         """
-        if len(args) != 1 or kwargs or args[0] not in KINDS:
+        is_kind = len(args) == 1 and isinstance(args[0], str) and args[0] in KINDS
+        if kwargs or not is_kind:
             return self.apply(call_method, "to", *args, **kwargs)
         return self.apply(call_method, "to", _allocate_for(self.apply(_changed_spec), args[0]))
 
@@ -328,6 +331,10 @@ def _allocate_for(specs: ArrayDict, storage: str) -> Memory:
             for path, spec in leaves
         )
         raise MemoryError(f"{error}; the tree wants{table}") from error
+
+
+def _lock(values: NDArray[Any]) -> None:
+    values.flags.writeable = False  # a copy: a write would be lost
 
 
 def _rotate_on_host(leaf: Any) -> None:

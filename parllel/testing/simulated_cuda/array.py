@@ -279,7 +279,7 @@ class ndarray:  # noqa: N801  # CuPy's name
         if isinstance(value, ndarray):
             source = value._values
             while source.ndim > len(shape) and source.shape[0] == 1:
-                source = source[0]
+                source = source[0, ...]  # a view, also of a vector
             return np.broadcast_to(source, shape), value._checks
         if np.shape(value) != ():
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")

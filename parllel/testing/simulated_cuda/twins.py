@@ -49,7 +49,7 @@ def run_rows(grid: Sizes, block: Sizes, table: Any, n_rows: Any, *picks: Any) ->
     written, read = (_span(int(n_rows), *numbers[at : at + 3]) for at in (0, 3))
     for number, leaf in enumerate(_integers(first, n_leaves * 5).reshape(-1, 5).tolist()):
         destination, destination_stride, source, source_stride, nbytes = leaf
-        if n_rows:
+        if n_rows and nbytes:
             _check(
                 f"rows, leaf {number}, written", destination, destination_stride, written, nbytes
             )
