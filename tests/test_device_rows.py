@@ -236,10 +236,10 @@ def test_a_leaf_may_have_no_byte(kind: str) -> None:
     ArrayDict({"none": tree["none"]}).rotate()
 
 
-def test_an_index_may_be_on_the_device() -> None:
-    tree = make_tree()
-    on_device, index = tree.to("device"), np.array([0, 5, 3])
-    assert_trees_equal(on_device[cuda.to_device(index)].to_ndarray(), tree[index].to_ndarray())
+def test_an_index_on_the_device_is_refused_with_the_way_out() -> None:
+    on_device = make_tree().to("device")
+    with pytest.raises(TypeError, match=r"in device memory, .* \.get\(\) of CuPy"):
+        on_device[cuda.to_device(np.array([0, 5, 3]))]
 
 
 def test_one_element_is_written_from_a_vector_of_one() -> None:

@@ -21,8 +21,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.arrays.interop import to_host
-
 Axis: TypeAlias = int | range | NDArray[np.intp]
 Location: TypeAlias = tuple[Axis, ...]
 _Entry: TypeAlias = int | slice | NDArray[Any]
@@ -277,7 +275,15 @@ def _entry(item: Any) -> _Entry:
         return int(item)
     if item is None or isinstance(item, str):
         raise IndexError(_wrong_kind(item))
-    array = np.asarray(to_host(item))  # of a device: the host waits for it
+    try:
+        array = np.asarray(item)
+    except TypeError as error:
+        if not hasattr(item, "__cuda_array_interface__"):
+            raise
+        raise TypeError(
+            f"index: got a {type(item).__name__} in device memory, which is not converted"
+            " implicitly: to_ndarray() of an Array, .get() of CuPy and .cpu() of torch copy it"
+        ) from error
     if array.size == 0 and array.dtype.kind == "f":  # an empty list has no dtype of its own
         array = array.astype(np.intp)
     if array.dtype.kind not in "iub" or (array.dtype == bool and array.ndim == 0):
