@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.kernels import advantage, moments, normalize, rows
+from parllel.kernels import advantage, frames, moments, normalize, rows
 from parllel.kernels.targets import DeviceEntry, pointer_to, twin
 from parllel.testing.simulated_cuda.active import device
 
@@ -32,7 +32,7 @@ def own_twins() -> Mapping[str, Twin]:
         "update_moments": moments.UPDATE,
     }
     twins = {name: functools.partial(run_on_arrays, kernel) for name, kernel in on_arrays.items()}
-    return {**twins, "rows": run_rows}
+    return {**twins, "frames": run_frames, "rows": run_rows}
 
 
 def run_on_arrays(kernel: DeviceEntry, grid: Sizes, block: Sizes, *arguments: Any) -> None:
@@ -56,6 +56,29 @@ def run_rows(grid: Sizes, block: Sizes, table: Any, n_rows: Any, *picks: Any) ->
             _check(f"rows, leaf {number}, read", source, source_stride, read, nbytes)
         # Compiled, the entry is the only thread of a grid: it copies the table's first leaf.
         _compiled(rows.DEVICE)(first + number * rows.ENTRY_NBYTES, int(n_rows), *numbers)
+
+
+def run_frames(grid: Sizes, block: Sizes, table: Any, out: Any, n_rows: Any, *picks: Any) -> None:
+    """Gather stacks; arguments as `kernels.frames.DEVICE` has them. Every address is checked."""
+    n_leaves, n_entries = (*grid, 1)[1], frames.ENTRY_NBYTES // _INTEGER_NBYTES
+    first, begin = _address(table), _address(out)
+    numbers = [_address(each) for each in picks]
+    lowest, highest = _span(int(n_rows), *numbers)
+    entries = _integers(first, n_leaves * n_entries).reshape(-1, n_entries)
+    for number, leaf in enumerate(frames.Frames(*entry) for entry in entries.tolist()):
+        if n_rows:
+            who, n_stacked = f"frames, leaf {number}", leaf.n_frames
+            written = begin + leaf.destination, n_stacked * leaf.nbytes, (0, int(n_rows) - 1)
+            _check(f"{who}, written", *written, n_stacked * leaf.nbytes)
+            read = lowest - (n_stacked - 1) * leaf.n_columns, highest
+            _check(f"{who}, read", leaf.source, leaf.stride, read, leaf.nbytes)
+            if n_stacked > 1:
+                _check(f"{who}, flags", leaf.is_first, 1, read, 1)
+            if leaf.blank:
+                _check(f"{who}, blank", leaf.blank, 0, (0, 0), leaf.nbytes)
+        # Compiled, the entry is the only thread of a grid: it gathers the table's first leaf.
+        entry = first + number * frames.ENTRY_NBYTES
+        _compiled(frames.DEVICE)(entry, begin, int(n_rows), *numbers)
 
 
 @functools.cache
