@@ -10,8 +10,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from parllel.kernels.memory import load_byte, load_int64
 from parllel.kernels.row_index import Index, Integers, as_index, check_inside
 from parllel.kernels.rows import (
