@@ -10,17 +10,15 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from parllel.kernels.memory import load_byte, load_int64
+from parllel.kernels.memory import copy_1, copy_4, copy_8, copy_16, load_byte, load_int64
 from parllel.kernels.row_index import Index, Integers, as_index, check_inside
 from parllel.kernels.rows import (
     DONE,
     NO_VECTOR,
     OUT_OF_RANGE,
-    Leaf,
     Picks,
     address_of,
     copy_row,
-    copy_words,
     find_span,
     is_inside,
     pick,
@@ -28,7 +26,7 @@ from parllel.kernels.rows import (
 from parllel.kernels.stack_table import StackTable
 from parllel.kernels.targets import DeviceEntry, cuda, twin
 
-ENTRY_NBYTES = 8 * 8  # of StackTable's integers for one leaf
+ENTRY_NBYTES = 11 * 8  # of StackTable's integers for one leaf
 
 # On a CPU. Small enough that the frames which an observation and the next one share are read from
 # a cache the second time: 0.75 of the time of leaf after leaf (bench/bench_frames.py).
@@ -41,7 +39,8 @@ def gather_stacks(table: StackTable, index: Index, *, out_address: int = 0) -> N
     output[leaf][i, k] = frame[leaf][row - min(n - 1 - k, before) * n_columns],  row = index[i]
 
     where k counts the n frames of a stack, the oldest first, and `before` the frames of the
-    episode before this one. With a blank frame, that is output i, k where n - 1 - k > before.
+    episode before the row's own. With a blank frame, that is output i, k where n - 1 - k > before.
+    `Stacks` says what a leaf with `rows` and frames beside them gives.
 
     Runs in the calling thread, without the GIL. An index that is neither a range nor a contiguous
     int64 vector is converted, which allocates. The first call compiles, or loads what an earlier
@@ -87,6 +86,17 @@ class Frames(NamedTuple):
     n_columns: int
     is_first: int
     blank: int
+    rows: int
+    beside: int
+    beside_rows: int
+
+
+class Newest(NamedTuple):
+    """Where a stack is, seen from its newest frame."""
+
+    beside: int  # address of the newest frame, where it is beside the rows; else 0
+    row: int  # of the newest frame, or of the one before the newest that is beside
+    before: int  # frames of the same episode before that row's, as far as a stack needs them
 
 
 def read_frames(table: int, number: int, out: int) -> Frames:
@@ -101,11 +111,14 @@ def read_frames(table: int, number: int, out: int) -> Frames:
         load_int64(at + 40),
         load_int64(at + 48),
         load_int64(at + 56),
+        load_int64(at + 64),
+        load_int64(at + 72),
+        load_int64(at + 80),
     )
 
 
 def count_before(frames: Frames, row: int) -> int:
-    """Return how many earlier frames of the same episode belong to a row's stack."""
+    """Return how many frames of the same episode are before a row's, as far as a stack needs."""
     count = 0
     at = frames.is_first + row
     while count < frames.n_frames - 1 and load_byte(at) == 0:
@@ -114,14 +127,30 @@ def count_before(frames: Frames, row: int) -> int:
     return count
 
 
-def find_frame(frames: Frames, row: int, before: int, place: int) -> int:
-    """Return the address of the frame at a place of a row's stack; place 0 is the oldest."""
+def find_newest(frames: Frames, row: int) -> Newest:
+    """Return where the stack is that an index names."""
+    beside = 0
+    if frames.rows != 0:
+        row = load_int64(frames.rows + row * 8)
+        if row < 0:
+            stack = -1 - row
+            beside = frames.beside + stack * frames.nbytes
+            row = load_int64(frames.beside_rows + stack * 8) if frames.n_frames > 1 else 0
+    return Newest(beside, row, count_before(frames, row))
+
+
+def find_frame(frames: Frames, newest: Newest, place: int) -> int:
+    """Return the address of the frame at a place of a stack; place 0 is the oldest."""
     back = frames.n_frames - 1 - place
-    if back > before:
+    if newest.beside != 0:
+        if back == 0:
+            return newest.beside
+        back -= 1
+    if back > newest.before:
         if frames.blank != 0:
             return frames.blank
-        back = before
-    return frames.source + (row - back * frames.n_columns) * frames.stride
+        back = newest.before
+    return frames.source + (newest.row - back * frames.n_columns) * frames.stride
 
 
 def gather_on_grid(table: int, out: int, n_rows: int, vector: int, start: int, step: int) -> None:
@@ -130,7 +159,8 @@ def gather_on_grid(table: int, out: int, n_rows: int, vector: int, start: int, s
     Any grid gathers everything: groups go on where the grid ends.
     """
     frames = read_frames(table, cuda.blockIdx.y, out)
-    bits = frames.destination | frames.nbytes | frames.source | frames.stride | frames.blank
+    bits = frames.destination | frames.nbytes | frames.source | frames.stride
+    bits |= frames.blank | frames.beside
     number = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
     while number < n_rows * frames.n_frames:
         place = 0
@@ -138,39 +168,49 @@ def gather_on_grid(table: int, out: int, n_rows: int, vector: int, start: int, s
         while at >= n_rows:  # at most as often as a stack has frames: quicker than a division
             at -= n_rows
             place += 1
-        row = pick(Picks(vector, start, step), at)
-        source = find_frame(frames, row, count_before(frames, row), place)
+        newest = find_newest(frames, pick(Picks(vector, start, step), at))
+        source = find_frame(frames, newest, place)
         destination = frames.destination + (at * frames.n_frames + place) * frames.nbytes
         lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
         copy_row(destination, source, frames.nbytes, bits, lane, lanes)
         number += cuda.gridDim.x * cuda.blockDim.y
 
 
-def gather_part(frames: Frames, begin: int, n_rows: int, picks: Picks) -> None:
-    """Gather some stacks of one leaf on a CPU: `n_rows` from number `begin` on."""
-    nbytes = frames.nbytes
-    destination = frames.destination + begin * frames.n_frames * nbytes
-    vector = picks.vector + begin * 8 if picks.vector != 0 else 0
-    part = Picks(vector, picks.start + begin * picks.step, picks.step)
-    if frames.n_frames == 1 and nbytes in (1, 4, 8, 16):
-        leaf = Leaf(destination, nbytes, frames.source, frames.stride, nbytes)
-        copy_words(leaf, Picks(0, 0, 1), part, n_rows)
+def gather_words(frames: Frames, begin: int, end: int, picks: Picks) -> None:
+    """Gather rows of 1, 4, 8 or 16 bytes on a CPU. The compiler makes a loop for each size."""
+    for at in range(begin, end):
+        destination = frames.destination + at * frames.nbytes
+        source = find_frame(frames, find_newest(frames, pick(picks, at)), 0)
+        if frames.nbytes == 1:
+            copy_1(destination, source)
+        elif frames.nbytes == 4:
+            copy_4(destination, source)
+        elif frames.nbytes == 8:
+            copy_8(destination, source)
+        else:
+            copy_16(destination, source)
+
+
+def gather_part(frames: Frames, begin: int, end: int, picks: Picks) -> None:
+    """Gather the stacks of one leaf from number `begin` on, on a CPU."""
+    if frames.n_frames == 1 and frames.nbytes in (1, 4, 8, 16):
+        gather_words(frames, begin, end, picks)
     else:
-        for at in range(n_rows):
-            row = pick(part, at)
-            before = count_before(frames, row)
+        destination = frames.destination + begin * frames.n_frames * frames.nbytes
+        for at in range(begin, end):
+            newest = find_newest(frames, pick(picks, at))
             for place in range(frames.n_frames):
-                source = find_frame(frames, row, before, place)
-                copy_row(destination, source, nbytes, 0, 0, 1)
-                destination += nbytes
+                source = find_frame(frames, newest, place)
+                copy_row(destination, source, frames.nbytes, 0, 0, 1)
+                destination += frames.nbytes
 
 
 def gather_in_turn(table: int, n_leaves: int, out: int, n_rows: int, picks: Picks) -> None:
     """Gather all stacks on a CPU: some rows of all leaves, then the next rows."""
     for begin in range(0, n_rows, ROWS_AT_ONCE):
-        count = min(ROWS_AT_ONCE, n_rows - begin)
+        end = min(begin + ROWS_AT_ONCE, n_rows)
         for number in range(n_leaves):
-            gather_part(read_frames(table, number, out), begin, count, picks)
+            gather_part(read_frames(table, number, out), begin, end, picks)
 
 
 def gather_checked(
@@ -202,13 +242,14 @@ def gather_checked(
 PARTS = (
     pick,
     copy_row,
-    copy_words,
     is_inside,
     find_span,
     address_of,
     read_frames,
     count_before,
+    find_newest,
     find_frame,
+    gather_words,
     gather_part,
     gather_in_turn,
 )

@@ -17,6 +17,7 @@ class Stacks(NamedTuple):
     A leaf of plain rows is one of stacks of 1 frame; it needs no flags.
 
     Args:
+        n_rows: what an index of the leaf is below.
         destination: address of the first stack to write; stacks follow each other without gaps.
         source: address of row 0's frame.
         stride: bytes from a row's frame to the next row's.
@@ -26,18 +27,25 @@ class Stacks(NamedTuple):
         is_first: address of row 0's flag, one byte: whether its frame is an episode's first one.
         blank: address of the frame that fills a stack before an episode's beginning; 0 where the
             episode's first frame does.
-        n_rows: rows that can be asked for.
+        rows: address of int64 numbers of rows: an index picks among them; 0 where it names rows
+            itself. A number -1 - s below 0 is the stack s beside the rows. Nobody checks them.
+        beside: address of frames, without gaps, that follow the rows beside which they are: frame
+            s is the newest of the stack s. 0 where there are none.
+        beside_rows: address of int64 numbers: row beside_rows[s] has the frame before frame s.
     """
 
+    n_rows: int
     destination: int
     source: int
     stride: int
     nbytes: int
-    n_frames: int
-    n_columns: int
-    is_first: int
-    blank: int
-    n_rows: int
+    n_frames: int = 1
+    n_columns: int = 1
+    is_first: int = 0
+    blank: int = 0
+    rows: int = 0
+    beside: int = 0
+    beside_rows: int = 0
 
 
 class StackTable:
@@ -50,10 +58,10 @@ class StackTable:
         leaves: one for each leaf.
 
     Attributes:
-        entries: int64 [n_leaves, 8], read-only: the leaves without `n_rows`. The format of the
+        entries: int64 [n_leaves, 11], read-only: the leaves without `n_rows`. The format of the
             kernel.
         address: of the entries in host memory.
-        n_rows: rows that all leaves have; an index is below.
+        n_rows: what an index of all leaves is below.
 
     Raises:
         ValueError: no leaf, or stacks of no frame.
@@ -67,7 +75,7 @@ class StackTable:
         shortest = min(leaf.n_frames for leaf in leaves)
         if shortest < 1:
             raise ValueError(f"stacks: got {shortest} frames, expected 1 or more")
-        self.entries: npt.NDArray[np.int64] = np.array([leaf[:-1] for leaf in leaves], np.int64)
+        self.entries: npt.NDArray[np.int64] = np.array([leaf[1:] for leaf in leaves], np.int64)
         self.entries.flags.writeable = False
         self.address: int = self.entries.__array_interface__["data"][0]
         self.n_rows = min(leaf.n_rows for leaf in leaves)

@@ -143,14 +143,16 @@ class FrameBuffer(Buffer):
     def _write_step(self, rows: NDArray[np.int64], stacks: NDArray[Any]) -> int | None:
         """Write stacks of one time step; or nothing, and return the number of a wrong one."""
         source = self.source(on_gpu=False)
-        earlier = source.frames[rows], source.is_first[rows]
-        source.frames[rows] = stacks[:, -1]
-        source.is_first[rows] = are_first(stacks, self.fill)
+        frames, flags = source.frames, source.is_first
+        assert flags is not None
+        earlier = frames[rows], flags[rows]
+        frames[rows] = stacks[:, -1]
+        flags[rows] = are_first(stacks, self.fill)
         found = self.read(rows, on_gpu=False)
         is_wrong = (_bytes_of(found) != _bytes_of(stacks)).any(axis=(1, 2))
         if not is_wrong.any():
             return None
-        source.frames[rows], source.is_first[rows] = earlier
+        frames[rows], flags[rows] = earlier
         return int(is_wrong.argmax())
 
     def _write_through_host(

@@ -13,7 +13,7 @@ from parllel import cuda
 from parllel.arrays.row_index import is_on_device, kernel_arguments
 from parllel.kernels.frames import check_stacks, gather_stacks
 from parllel.kernels.row_index import Index
-from parllel.kernels.row_table import rows_at
+from parllel.kernels.row_table import Rows, rows_at
 from parllel.kernels.stack_table import Stacks, StackTable
 
 AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
@@ -26,40 +26,76 @@ _MOST_GROUPS = 65_535  # the kernel goes on where the grid ends
 
 @dataclass(frozen=True, slots=True)
 class FrameSource:
-    """Single frames that stacks are gathered from.
+    """Single frames that stacks are gathered from; without flags, plain rows.
 
     Args:
         frames: [n, ...], C-contiguous, a frame for each row. The `stack - 1` time steps before row
-            0 lie before it in memory.
+            0 lie before it in memory. Plain rows may have gaps between them.
         is_first: bool [n], C-contiguous. Whether a row's frame is the first one of an episode. As
-            many flags lie before it.
+            many flags lie before it. None for plain rows.
         n_columns: rows of a time step; row i - n_columns is one step earlier.
         stack: frames of a stack, 1 or more.
-        blank: [1, ...], the frame that fills a stack before its episode's beginning; None where the
-            episode's first frame does.
+        blank: [1, ...], the frame that fills a stack before its episode's beginning; None where
+            the episode's first frame does.
+        rows: int64 [k], C-contiguous. What an index picks from, instead of the rows themselves. A
+            number -1 - s stands for the stack s beside the rows. Nobody checks the numbers.
+        beside: [m, ...], C-contiguous. Frames that follow others of the rows, and have no row.
+        beside_rows: int64 [m], C-contiguous. The row whose frame comes before; None for plain rows.
     """
 
     frames: AnyArray
-    is_first: AnyArray
-    n_columns: int
-    stack: int
+    is_first: AnyArray | None = None
+    n_columns: int = 1
+    stack: int = 1
     blank: AnyArray | None = None
+    rows: AnyArray | None = None
+    beside: AnyArray | None = None
+    beside_rows: AnyArray | None = None
 
     def __getitem__(self, rows: slice) -> FrameSource:
         """Return the rows from another row on; `rows` has no other end and no step."""
-        return replace(self, frames=self.frames[rows], is_first=self.is_first[rows])
+        is_first = None if self.is_first is None else self.is_first[rows]
+        return replace(self, frames=self.frames[rows], is_first=is_first)
+
+    def __len__(self) -> int:
+        """Return what an index is below."""
+        return len(self.frames if self.rows is None else self.rows)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of all stacks: [n, stack, ...]."""
-        n_rows, *frame_shape = self.frames.shape
-        return (n_rows, self.stack, *frame_shape)
+        """Shape of all stacks, [n, stack, ...]; of plain rows [n, ...]."""
+        frame_shape = self.frames.shape[1:]
+        stack = () if self.is_first is None else (self.stack,)
+        return (len(self), *stack, *frame_shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the elements."""
         dtype: np.dtype[Any] = self.frames.dtype
         return dtype
+
+    @property
+    def arrays(self) -> list[AnyArray]:
+        """All that a gather reads."""
+        optional = (self.is_first, self.blank, self.rows, self.beside, self.beside_rows)
+        return [self.frames, *(array for array in optional if array is not None)]
+
+    def locate(self, destination: int) -> Stacks:
+        """Return where all of it lies, for stacks that are written from an address on."""
+        rows = _rows_of(self.frames)
+        # That of a single row is 0. Frames have no gaps, and frames before it are read, too.
+        stride = rows.stride if self.is_first is None else rows.nbytes
+        return Stacks(
+            len(self),
+            destination,
+            rows.address,
+            stride,
+            rows.nbytes,
+            self.stack,
+            self.n_columns,
+            *(_address(each) for each in (self.is_first, self.blank, self.rows)),
+            *(_address(each) for each in (self.beside, self.beside_rows)),
+        )
 
 
 class StackGather:
@@ -71,7 +107,7 @@ class StackGather:
     runs in another one orders it behind that.
 
     Args:
-        sources: for each leaf the frames, or an array [m, ...] of plain rows.
+        sources: one for each leaf.
         outputs: for each leaf a C-contiguous array [n, ...] of stacks or rows to write. None: there
             is one leaf, and each run is given its output.
 
@@ -82,34 +118,28 @@ class StackGather:
     """
 
     def __init__(
-        self,
-        sources: Sequence[FrameSource | AnyArray],
-        outputs: Sequence[AnyArray] | None = None,
+        self, sources: Sequence[FrameSource], outputs: Sequence[AnyArray] | None = None
     ) -> None:
-        self._owners = [_arrays_of(source) for source in sources]
-        self._like = sources[0]
-        self._is_on_host = self._find_side(*self._owners, outputs or [])
-        if outputs is not None:
-            for source, output in zip(sources, outputs, strict=True):
-                _check_output(output, source)
-        _check_apart(outputs or [], self._owners)
-        addresses = [0] if outputs is None else [_address(output) for output in outputs]
-        self._outputs = outputs  # kept alive
-        self._n_outputs = min((len(output) for output in outputs or []), default=0)
-        self._table = StackTable([_locate(*pair) for pair in zip(sources, addresses, strict=True)])
-        self._device_table: AnyArray = None
-        if not self._is_on_host:
-            self._device_table = cuda.to_device(self._table.entries)
-        longest = max(entry[3] for entry in self._table.entries.tolist())
-        self._most_frames = max(entry[4] for entry in self._table.entries.tolist())
-        self._lanes = min(_THREADS, 1 << max(0, -(-longest // _WORD) - 1).bit_length())
-
-    @staticmethod
-    def _find_side(*groups: Sequence[AnyArray]) -> bool:
-        sides = {isinstance(array, np.ndarray) for group in groups for array in group}
+        written = [] if outputs is None else list(outputs)
+        self._read = [array for source in sources for array in source.arrays]
+        sides = {isinstance(array, np.ndarray) for array in (*self._read, *written)}
         if len(sides) > 1:
             raise TypeError("stacks: got arrays of NumPy and of CuPy, expected one kind")
-        return sides == {True}
+        for source, output in zip(sources, written, strict=outputs is not None):
+            _check_output(output, source)
+        _check_apart(written, self._read)
+        self._sources, self._outputs = sources, written  # a table of addresses keeps nothing alive
+        addresses = [0] if outputs is None else [_address(output) for output in written]
+        leaves = [
+            source.locate(address) for source, address in zip(sources, addresses, strict=True)
+        ]
+        self._table = StackTable(leaves)
+        self._device_table: AnyArray = None  # None for arrays of NumPy
+        if sides == {False}:
+            self._device_table = cuda.to_device(self._table.entries)
+        self._most_frames = max(leaf.n_frames for leaf in leaves)
+        n_words = -(-max(leaf.nbytes for leaf in leaves) // _WORD)
+        self._lanes = min(_THREADS, 1 << max(0, n_words - 1).bit_length())
 
     def run(self, index: AnyIndex, *, out: AnyArray | None = None) -> None:
         """Gather the stacks of the rows of an index to the outputs' first rows.
@@ -124,15 +154,14 @@ class StackGather:
             IndexError, TypeError: as `kernels.frames.gather_stacks`; nothing was written.
             ValueError: the outputs have fewer rows than the index, or `out` does not fit.
         """
-        n_outputs = self._n_outputs
         if out is not None:
-            _check_output(out, self._like)
-            _check_apart([out], self._owners)
-            n_outputs = len(out)
+            _check_output(out, self._sources[0])
+            _check_apart([out], self._read)
+        n_outputs = min(len(output) for output in (self._outputs if out is None else [out]))
         if len(index) > n_outputs:
             raise ValueError(f"stacks: got {len(index)} rows, expected at most {n_outputs}")
-        if self._is_on_host:
-            gather_stacks(self._table, index, out_address=0 if out is None else _address(out))
+        if self._device_table is None:
+            gather_stacks(self._table, index, out_address=_address(out))
             return
         if not is_on_device(index):
             check_stacks(self._table, index)
@@ -161,33 +190,7 @@ def as_range(numbers: NDArray[np.int64]) -> range | NDArray[np.int64]:
     return range(first, first + step * len(numbers), step)
 
 
-def _arrays_of(source: FrameSource | AnyArray) -> list[AnyArray]:
-    if not isinstance(source, FrameSource):
-        return [source]
-    blank = [] if source.blank is None else [source.blank]
-    return [source.frames, source.is_first, *blank]
-
-
-def _locate(source: FrameSource | AnyArray, destination: int) -> Stacks:
-    frames = source.frames if isinstance(source, FrameSource) else source
-    rows = rows_at(_address(frames), frames.shape, frames.strides, frames.itemsize)
-    assert rows is not None, "spans have been found"
-    if not isinstance(source, FrameSource):
-        return Stacks(destination, rows.address, rows.stride, rows.nbytes, 1, 1, 0, 0, rows.n_rows)
-    return Stacks(
-        destination=destination,
-        source=rows.address,
-        stride=rows.nbytes,  # that of one row is 0, and rows before it are read too
-        nbytes=rows.nbytes,
-        n_frames=source.stack,
-        n_columns=source.n_columns,
-        is_first=_address(source.is_first),
-        blank=0 if source.blank is None else _address(source.blank),
-        n_rows=rows.n_rows,
-    )
-
-
-def _check_output(output: AnyArray, source: FrameSource | AnyArray) -> None:
+def _check_output(output: AnyArray, source: FrameSource) -> None:
     if output.dtype != source.dtype or output.shape[1:] != source.shape[1:]:
         raise ValueError(
             f"stacks: got an output of dtype {output.dtype} and rows of shape {output.shape[1:]},"
@@ -199,30 +202,28 @@ def _check_output(output: AnyArray, source: FrameSource | AnyArray) -> None:
         raise ValueError("stacks: got a read-only output, expected writable memory")
 
 
-def _check_apart(outputs: Sequence[AnyArray], owners: Sequence[Sequence[AnyArray]]) -> None:
+def _check_apart(written: Sequence[AnyArray], read: Sequence[AnyArray]) -> None:
     """Refuse an output that shares memory with another one, or with what is read."""
-    read = [_span(array) for group in owners for array in group]
-    written: list[tuple[int, int]] = []
-    for output in outputs:
-        begin, end = _span(output)
-        if any(
-            begin < other_end and other_begin < end for other_begin, other_end in written + read
-        ):
+    taken = [_rows_of(array) for array in read]
+    for output in map(_rows_of, written):
+        if any(output.begin < other.end and other.begin < output.end for other in taken):
             raise ValueError("stacks: an output shares memory with another array, expected its own")
-        written.append((begin, end))
+        taken.append(output)
 
 
-def _span(array: AnyArray) -> tuple[int, int]:
-    """Return the addresses at which the rows of an array begin and end."""
+def _rows_of(array: AnyArray) -> Rows:
     rows = rows_at(_address(array), array.shape, array.strides, array.itemsize)
     if rows is None:
         raise ValueError(
             f"stacks: strides {array.strides} of shape {array.shape}, expected C-contiguous rows"
         )
-    return rows.begin, rows.end
+    return rows
 
 
-def _address(array: AnyArray) -> int:
+def _address(array: AnyArray | None) -> int:
+    """Return where an array begins; 0 for none."""
+    if array is None:
+        return 0
     address: int
     if isinstance(array, np.ndarray):
         address = array.__array_interface__["data"][0]

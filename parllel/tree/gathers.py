@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from parllel import cuda
 from parllel.arrays import Array
 from parllel.arrays.interop import to_device
+from parllel.arrays.stacks import FrameSource, StackGather
 from parllel.tree.rows import RowCopy
 
-DeviceArrays: TypeAlias = dict[str, Any]  # path -> cupy.ndarray
+DeviceArrays: TypeAlias = dict[str, Any]  # path -> cupy.ndarray, or a FrameSource
 
 
 def has_arrays(index: Any) -> bool:
@@ -44,7 +45,13 @@ def gather_on_device(views: Mapping[str, Array]) -> DeviceArrays | None:
             path: cuda.library().empty(view.shape, view.dtype) for path, view in views.items()
         }
     written = [_as_rows(gathered[path], rows[path]) for path in views]
-    RowCopy(written, list(rows.values()), names=list(rows)).run(range(len(numbers)), numbers)
+    if _has_stacks(rows):
+        read = [
+            each if isinstance(each, FrameSource) else FrameSource(each) for each in rows.values()
+        ]
+        StackGather(read, written).run(numbers)
+    else:
+        RowCopy(written, list(rows.values()), names=list(rows)).run(range(len(numbers)), numbers)
     return gathered
 
 
@@ -61,10 +68,10 @@ def scatter_on_device(views: Mapping[str, Array], values: Mapping[str, Any]) -> 
 
     Returns:
         Whether it was done: not where the views do not pick the same whole rows of each leaf, or
-        where a value has another shape or dtype than its view.
+        where a value has another shape or dtype than its view; nor into stacks of frames.
     """
     found = _find_rows(views)
-    if found is None:
+    if found is None or _has_stacks(found[0]):
         return False
     rows, numbers = found
     read = []
@@ -93,6 +100,10 @@ def _find_rows(views: Mapping[str, Array]) -> tuple[DeviceArrays, NDArray[np.int
             return None
         rows[path], common = picked.rows[lowest:], numbers
     return None if common is None else (rows, common)
+
+
+def _has_stacks(rows: DeviceArrays) -> bool:
+    return any(isinstance(each, FrameSource) for each in rows.values())
 
 
 def _as_rows(values: Any, like: Any) -> Any:  # Any: cupy.ndarray
