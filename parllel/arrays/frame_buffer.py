@@ -180,7 +180,8 @@ class FrameBuffer(Buffer):
     def copy_from(self, other: FrameBuffer) -> None:
         """Overwrite all rows with those of a buffer of the same shape, in memory of any kind."""
         for part, source in ((self.frames, other.frames), (self.is_first, other.is_first)):
-            part.data[...] = part.accept(source.data)
+            with part.in_order():
+                part.data[...] = part.accept(source.data)
 
     def close(self) -> None:
         """Release the memory. Called again, it does nothing."""

@@ -9,19 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from parllel import cuda
-from parllel.arrays.array import Array, ArrayView, around_end
+from parllel.arrays.array import Array, ArrayView
 from parllel.arrays.frame_buffer import FrameBuffer
 from parllel.arrays.frame_spec import Fill, FrameSpec
-from parllel.arrays.interop import is_tensor, to_device, to_host
+from parllel.arrays.interop import to_device, to_host
 from parllel.arrays.location import Location, keys, row_numbers, rows_of, shift
 from parllel.arrays.readable import PickedRows
 from parllel.arrays.spec import ArraySpec
 from parllel.arrays.stacks import as_range
 from parllel.arrays.window import Window
 from parllel.storages import Memory
-
-_ON_GPU = ("device", "managed")
 
 
 class _Shown(NamedTuple):
@@ -219,6 +216,8 @@ class FrameArray(Array):
             TypeError: `out_stacks` is where this memory can't be read.
             ValueError: it does not fit, or this view shows parts of stacks.
         """
+        if isinstance(out_stacks, Array) and out_stacks.is_gathered:
+            raise ValueError("out_stacks: got a view that is gathered, expected memory of its own")
         on_gpu = _is_on_gpu(out_stacks)
         if not on_gpu and not self._buffer.is_on_host:
             raise TypeError("out_stacks: got host memory, expected the device's; use to_ndarray()")
@@ -234,17 +233,6 @@ class FrameArray(Array):
     def _flat(self, stacks: Any, rows: Any) -> Any:  # Any: of NumPy or CuPy; range or integers
         return stacks.reshape(len(rows), self.stack, *self.frame_shape)
 
-    def to_ndarray(self) -> NDArray[Any]:
-        """Return the visible elements in a new, read-only NumPy array.
-
-        It is read-only, so that a write that would be lost raises. Of device memory the host
-        waits for the current stream.
-        """
-        stacks = self._elements()
-        values: NDArray[Any] = stacks if self._buffer.is_on_host else cuda.to_host(stacks)
-        values.flags.writeable = False
-        return values
-
     def to_cupy(self) -> Any:  # Any: cupy.ndarray
         """Return the visible elements in a new CuPy array, gathered by one launch.
 
@@ -255,15 +243,10 @@ class FrameArray(Array):
         """
         return self._gathered(on_gpu=True)
 
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError("stacks can't be read without a copy: they are gathered from frames")
-        return super().__array__(dtype, copy)
-
     @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        # What it names must live as long as this view: a gathered array does not.
-        raise AttributeError("stacks are gathered from frames: to_cupy() returns them")
+    def is_gathered(self) -> bool:
+        """True: reading gathers a copy."""
+        return True
 
     def picked_rows(self) -> PickedRows | None:
         """Return the stacks that a view made with integer arrays shows, as `Array` does.
@@ -340,8 +323,8 @@ class FrameArray(Array):
         if not (has_wrapped and n_before + window.padding and window.full_size):
             return []
         n_blank = buffer.n_head - n_before
-        parts = (buffer.frames.data, buffer.is_first.data)
-        return [around_end(data[n_blank:], window.full_size) for data in parts]
+        parts = (buffer.frames, buffer.is_first)
+        return [part.around_end(window.full_size, n_blank) for part in parts]
 
     def to(self, storage: str | Memory) -> Array:
         """Return a copy of this Array in memory of another kind, with its ring and its padding.
@@ -392,7 +375,5 @@ def _fit(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[An
 
 def _is_on_gpu(value: Any) -> bool:
     if isinstance(value, Array):
-        return value.storage in _ON_GPU
-    if is_tensor(value):
-        return value.is_cuda
-    return hasattr(value, "__cuda_array_interface__")
+        return value.storage in ("device", "managed")
+    return hasattr(value, "__cuda_array_interface__")  # a tensor of the host has none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -83,13 +84,11 @@ class FrameSource:
     def locate(self, destination: int) -> Stacks:
         """Return where all of it lies, for stacks that are written from an address on."""
         rows = _rows_of(self.frames)
-        # That of a single row is 0. Frames have no gaps, and frames before it are read, too.
-        stride = rows.stride if self.is_first is None else rows.nbytes
         return Stacks(
             len(self),
             destination,
             rows.address,
-            stride,
+            rows.stride,
             rows.nbytes,
             self.stack,
             self.n_columns,
@@ -212,6 +211,10 @@ def _check_apart(written: Sequence[AnyArray], read: Sequence[AnyArray]) -> None:
 
 
 def _rows_of(array: AnyArray) -> Rows:
+    n_rows, *row_shape = array.shape
+    if array.flags.c_contiguous:  # its strides may be anything where it is empty
+        nbytes = array.itemsize * math.prod(row_shape)
+        return Rows(_address(array), nbytes, nbytes, n_rows)
     rows = rows_at(_address(array), array.shape, array.strides, array.itemsize)
     if rows is None:
         raise ValueError(
