@@ -8,6 +8,7 @@ import operator
 import pickle
 from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from multiprocessing import resource_sharer
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.arrays import ArraySpec, FrameSpec
+from parllel.replays import Minibatches
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.tree import allocate_tree
 
@@ -760,6 +762,39 @@ def test_a_tree_that_does_not_fit_is_described() -> None:
     specs = ArrayDict({"image": FrameSpec.of((10**6, 1000), np.uint8, (84, 84))})
     with pytest.raises(MemoryError, match=r"image: \(1000003, 1000, 84, 84\) uint8"):
         allocate_tree(specs)
+
+
+@pytest.mark.parametrize("kind", ["local", "managed", "device"])
+@pytest.mark.parametrize("n_windows", [1, 2])
+def test_minibatches_are_gathered_from_frames(kind: str, n_windows: int) -> None:
+    with simulated_cuda(schedule="lazy") if kind != "local" else nullcontext():
+        tree, dense = make_tree(kind, n_windows)
+        pairs = zip(
+            Minibatches(4, np.random.default_rng(3)).of(tree, n_passes=2),
+            Minibatches(4, np.random.default_rng(3)).of(dense, n_passes=2),
+            strict=True,
+        )
+        for minibatch, expected in pairs:
+            for (path, tensor), (_, right) in zip(minibatch.walk(), expected.walk(), strict=True):
+                assert_array_equal(tensor.cpu().numpy(), right.numpy(), err_msg=path)
+        tree.close()
+
+
+def test_a_minibatch_is_one_launch(schedule: str) -> None:
+    tree, _ = make_tree("device")
+    minibatches = Minibatches(3, np.random.default_rng(3)).of(tree)
+    next(minibatches)
+    assert count(lambda: next(minibatches)) == Counts(1, 0, 0)
+    tree.close()
+
+
+def test_gaps_between_rows_are_no_source() -> None:
+    array = written().array
+    assert array[2:4].source().shape == (6, 4, 2)
+    assert array.full.next.source().shape == (18, 4, 2)
+    for index in [(slice(None), 1), slice(None, None, 2), (..., 0), ([0, 2, 5],)]:
+        with pytest.raises(ValueError, match="expected whole time steps"):
+            array[index].source()
 
 
 # On a device

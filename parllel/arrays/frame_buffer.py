@@ -109,6 +109,16 @@ class FrameBuffer(Buffer):
             gather = self._gathers[on_gpu] = StackGather([self.source(on_gpu=on_gpu)])
         return gather
 
+    def fit(self, value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return a value of the host broadcast to a shape, C-contiguous, of this dtype."""
+        is_fit = isinstance(value, np.ndarray) and (value.shape, value.dtype) == (shape, self.dtype)
+        if is_fit and value.flags.c_contiguous:
+            values: NDArray[Any] = value
+            return values
+        values = np.empty(shape, self.dtype)
+        values[...] = value
+        return values
+
     def write(self, rows: NDArray[np.int64], stacks: NDArray[Any]) -> None:
         """Write whole stacks: the newest frame of each, and whether an episode begins with it.
 

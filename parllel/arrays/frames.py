@@ -16,7 +16,7 @@ from parllel.arrays.interop import to_device, to_host
 from parllel.arrays.location import Location, keys, row_numbers, rows_of, shift
 from parllel.arrays.readable import PickedRows
 from parllel.arrays.spec import ArraySpec
-from parllel.arrays.stacks import as_range
+from parllel.arrays.stacks import FrameSource, as_range
 from parllel.arrays.window import Window
 from parllel.storages import Memory
 
@@ -174,7 +174,7 @@ class FrameArray(Array):
             stacks: what broadcasts to [..., stack, *frame_shape].
         """
         rows = self[index]
-        values = _fit(to_host(stacks), rows.shape, self.dtype)
+        values = self._buffer.fit(to_host(stacks), rows.shape)
         buffer, n_batch_dims = self._buffer, rows.n_batch_dims
         head = rows._head()
         whole = tuple(map(range, buffer.frame_shape))
@@ -248,6 +248,29 @@ class FrameArray(Array):
         """True: reading gathers a copy."""
         return True
 
+    def source(self, *, on_gpu: bool = False) -> FrameSource:
+        """Return the frames of the rows that this view shows, for a `StackGather`.
+
+        Rows are counted over the batch dimensions together. The memory is this Array's own: what
+        is written later is gathered then.
+
+        Args:
+            on_gpu: whether a GPU gathers; otherwise the host does.
+
+        Raises:
+            TypeError: that side can't use the memory.
+            ValueError: the rows do not follow each other in memory, or are parts of stacks.
+        """
+        if not on_gpu and not self._buffer.is_on_host:
+            raise TypeError("source: device memory is gathered on the GPU: on_gpu=True")
+        rows, _, key = self._find_shown()
+        if key or not isinstance(rows, range) or (len(rows) > 1 and rows.step != 1):
+            raise ValueError(
+                "source: got a view with gaps between its rows, expected whole time steps, as in"
+                " array, array.full or array[2:5]; gather from them by an index"
+            )
+        return self._buffer.source(on_gpu=on_gpu)[rows.start : rows.stop]
+
     def picked_rows(self) -> PickedRows | None:
         """Return the stacks that a view made with integer arrays shows, as `Array` does.
 
@@ -308,7 +331,7 @@ class FrameArray(Array):
         view = self._view(location)
         view._head()  # refuses parts of stacks
         rows = np.asarray(view._find_shown().rows, np.int64)
-        stacks = _fit(value, view.shape, self.dtype)
+        stacks = self._buffer.fit(value, view.shape)
         self._buffer.write(rows, self._flat(stacks, rows))
 
     # The window and life
@@ -360,17 +383,6 @@ class FrameView(FrameArray, ArrayView):
 
     def __init__(self, buffer: FrameBuffer, location: Location) -> None:
         self._assemble(buffer, location, None)
-
-
-def _fit(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return a value broadcast to a shape, C-contiguous, of a dtype: itself where it is that."""
-    is_fit = isinstance(value, np.ndarray) and value.shape == shape and value.dtype == dtype
-    if is_fit and value.flags.c_contiguous:
-        values: NDArray[Any] = value
-        return values
-    values = np.empty(shape, dtype)
-    values[...] = value
-    return values
 
 
 def _is_on_gpu(value: Any) -> bool:

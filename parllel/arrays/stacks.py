@@ -54,7 +54,7 @@ class FrameSource:
     beside_rows: AnyArray | None = None
 
     def __getitem__(self, rows: slice) -> FrameSource:
-        """Return the rows from another row on; `rows` has no other end and no step."""
+        """Return some of the rows that follow each other; `rows` has no step."""
         is_first = None if self.is_first is None else self.is_first[rows]
         return replace(self, frames=self.frames[rows], is_first=is_first)
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from parllel import cuda
 from parllel.arrays import Array
 from parllel.arrays.interop import to_device
-from parllel.arrays.stacks import FrameSource, StackGather
-from parllel.tree.rows import RowCopy
+from parllel.arrays.stacks import FrameSource
+from parllel.tree.rows import RowCopy, prepare_gather
 
 DeviceArrays: TypeAlias = dict[str, Any]  # path -> cupy.ndarray, or a FrameSource
 
@@ -45,13 +45,7 @@ def gather_on_device(views: Mapping[str, Array]) -> DeviceArrays | None:
             path: cuda.library().empty(view.shape, view.dtype) for path, view in views.items()
         }
     written = [_as_rows(gathered[path], rows[path]) for path in views]
-    if _has_stacks(rows):
-        read = [
-            each if isinstance(each, FrameSource) else FrameSource(each) for each in rows.values()
-        ]
-        StackGather(read, written).run(numbers)
-    else:
-        RowCopy(written, list(rows.values()), names=list(rows)).run(range(len(numbers)), numbers)
+    prepare_gather(written, list(rows.values()), names=list(rows))(numbers)
     return gathered
 
 
@@ -71,7 +65,7 @@ def scatter_on_device(views: Mapping[str, Array], values: Mapping[str, Any]) -> 
         where a value has another shape or dtype than its view; nor into stacks of frames.
     """
     found = _find_rows(views)
-    if found is None or _has_stacks(found[0]):
+    if found is None or any(isinstance(each, FrameSource) for each in found[0].values()):
         return False
     rows, numbers = found
     read = []
@@ -100,10 +94,6 @@ def _find_rows(views: Mapping[str, Array]) -> tuple[DeviceArrays, NDArray[np.int
             return None
         rows[path], common = picked.rows[lowest:], numbers
     return None if common is None else (rows, common)
-
-
-def _has_stacks(rows: DeviceArrays) -> bool:
-    return any(isinstance(each, FrameSource) for each in rows.values())
 
 
 def _as_rows(values: Any, like: Any) -> Any:  # Any: cupy.ndarray

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from parllel import cuda
 from parllel.arrays.row_index import is_on_device, kernel_arguments
+from parllel.arrays.stacks import FrameSource, StackGather
 from parllel.kernels.row_index import Index
 from parllel.kernels.row_table import Rows, RowTable, rows_at
 from parllel.kernels.rows import check_rows, copy_rows
@@ -100,6 +101,32 @@ class RowCopy:
                 *kernel_arguments(source_index),
             ],
         )
+
+
+def prepare_gather(
+    destination: Sequence[AnyArray],
+    source: Sequence[AnyArray | FrameSource],
+    *,
+    names: Sequence[str],
+) -> Callable[[AnyIndex], None]:
+    """Return a function that gathers the rows of an index to the destination's first rows.
+
+    It is called many times, as `RowCopy.run`, or as `StackGather.run` where a source is one of
+    frames: all leaves at once, in one launch.
+
+    Args:
+        destination: for each leaf an array [n, ...] of rows, or [n, stack, ...] of stacks.
+        source: for each leaf an array [m, ...] of rows, or the frames of stacks.
+        names: what errors call the leaves.
+
+    Raises:
+        TypeError, ValueError: as `RowCopy` and `StackGather`.
+    """
+    if any(isinstance(leaf, FrameSource) for leaf in source):
+        sources = [leaf if isinstance(leaf, FrameSource) else FrameSource(leaf) for leaf in source]
+        return StackGather(sources, destination).run
+    copy = RowCopy(destination, source, names=names)
+    return lambda index: copy.run(range(len(index)), index)
 
 
 def copy_blocks(
