@@ -29,7 +29,7 @@ from parllel.kernels.targets import DeviceEntry, cuda, twin
 ENTRY_NBYTES = 11 * 8  # of StackTable's integers for one leaf
 
 # On a CPU. Small enough that the frames which an observation and the next one share are read from
-# a cache the second time: 0.75 of the time of leaf after leaf (bench/bench_frames.py).
+# a cache the second time: 0.9 of the time of leaf after leaf (bench/bench_frames.py).
 ROWS_AT_ONCE = 8
 
 
