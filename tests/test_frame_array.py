@@ -8,7 +8,6 @@ import operator
 import pickle
 from collections import deque
 from collections.abc import Iterator
-from contextlib import nullcontext
 from multiprocessing import resource_sharer
 from typing import Any, NamedTuple
 
@@ -25,7 +24,6 @@ from numpy.typing import NDArray
 from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.arrays import ArraySpec, FrameSpec
 from parllel.replays import Minibatches
-from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.tree import allocate_tree
 
 # Python 3.12 and later warn of every fork beside threads; NumPy's own threads are enough for it.
@@ -34,7 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* multi-threaded:D
 TIMEOUT_S = 60
 HOST_KINDS = ("local", "shared", "inherited")
 CUDA_KINDS = ("device", "managed", "pinned")
-SCHEDULES = ("eager", "lazy", "random")
 FRAME = (2,)  # so small, and of so few values, that different frames are often equal
 
 
@@ -43,12 +40,6 @@ def _end_of_the_sharing_thread() -> Iterator[None]:
     """End the thread that hands descriptors to other processes: other modules fork, too."""
     yield
     resource_sharer.stop(timeout=TIMEOUT_S)
-
-
-@pytest.fixture(params=SCHEDULES)
-def schedule(request: pytest.FixtureRequest) -> Iterator[str]:
-    with simulated_cuda(schedule=request.param, seed=3):
-        yield request.param
 
 
 # Whole stacks, to compare with
@@ -233,11 +224,14 @@ def test_memory_of_every_kind_holds_them(draw: Draw, storage: str) -> None:
     play(draw, storage)
 
 
-@settings(derandomize=True, deadline=None, max_examples=45)
-@given(draw=draws(), storage=st.sampled_from(CUDA_KINDS), schedule=st.sampled_from(SCHEDULES))
-def test_simulated_devices_hold_them(draw: Draw, storage: str, schedule: str) -> None:
-    with simulated_cuda(schedule=schedule, seed=draw.seed % 1000):
-        play(draw, storage, n_batches=2)
+@pytest.mark.parametrize("storage", CUDA_KINDS)
+def test_memory_of_cuda_holds_them(storage: str, cuda_device: torch.device) -> None:
+    rng = np.random.default_rng(8)
+    for seed in range(5):
+        T = int(rng.integers(1, 5))
+        fill = ("first", "zero")[int(rng.integers(2))]
+        stack, padding = int(rng.integers(1, 5)), int(rng.integers(0, T + 1))
+        play(Draw(T, int(rng.integers(1, 3)), stack, fill, padding, 1 + seed % 2, seed), storage, 2)
 
 
 # Views
@@ -764,23 +758,32 @@ def test_a_tree_that_does_not_fit_is_described() -> None:
         allocate_tree(specs)
 
 
-@pytest.mark.parametrize("kind", ["local", "managed", "device"])
+def assert_minibatches_are_those_of_whole_stacks(kind: str, n_windows: int) -> None:
+    tree, dense = make_tree(kind, n_windows)
+    pairs = zip(
+        Minibatches(4, np.random.default_rng(3)).of(tree, n_passes=2),
+        Minibatches(4, np.random.default_rng(3)).of(dense, n_passes=2),
+        strict=True,
+    )
+    for minibatch, expected in pairs:
+        for (path, tensor), (_, right) in zip(minibatch.walk(), expected.walk(), strict=True):
+            assert_array_equal(tensor.cpu().numpy(), right.numpy(), err_msg=path)
+    tree.close()
+
+
 @pytest.mark.parametrize("n_windows", [1, 2])
-def test_minibatches_are_gathered_from_frames(kind: str, n_windows: int) -> None:
-    with simulated_cuda(schedule="lazy") if kind != "local" else nullcontext():
-        tree, dense = make_tree(kind, n_windows)
-        pairs = zip(
-            Minibatches(4, np.random.default_rng(3)).of(tree, n_passes=2),
-            Minibatches(4, np.random.default_rng(3)).of(dense, n_passes=2),
-            strict=True,
-        )
-        for minibatch, expected in pairs:
-            for (path, tensor), (_, right) in zip(minibatch.walk(), expected.walk(), strict=True):
-                assert_array_equal(tensor.cpu().numpy(), right.numpy(), err_msg=path)
-        tree.close()
+def test_minibatches_are_gathered_from_frames(n_windows: int) -> None:
+    assert_minibatches_are_those_of_whole_stacks("local", n_windows)
 
 
-def test_a_minibatch_is_one_launch(schedule: str) -> None:
+@pytest.mark.parametrize("kind", ["managed", "device"])
+def test_minibatches_are_gathered_from_frames_on_a_device(
+    kind: str, cuda_device: torch.device
+) -> None:
+    assert_minibatches_are_those_of_whole_stacks(kind, 2)
+
+
+def test_a_minibatch_is_one_launch(cuda_device: torch.device) -> None:
     tree, _ = make_tree("device")
     minibatches = Minibatches(3, np.random.default_rng(3)).of(tree)
     next(minibatches)
@@ -814,7 +817,7 @@ def count(function: Any) -> Counts:
     return Counts(now.launches, now.copies_to_device, waits)
 
 
-def test_reading_is_one_launch(schedule: str) -> None:
+def test_reading_is_one_launch(cuda_device: torch.device) -> None:
     pair = written("device")
     for index in [2, (3, 1), ..., slice(-2, 8), (slice(5, None, -1), 1), (slice(None), 2)]:
         view = pair.array[index]
@@ -826,7 +829,7 @@ def test_reading_is_one_launch(schedule: str) -> None:
     assert_array_equal(view.to_ndarray(), pair.dense[[4, 0, 0], [2, 1, 1]].to_ndarray())
 
 
-def test_reading_into_kept_memory_is_one_launch(schedule: str) -> None:
+def test_reading_into_kept_memory_is_one_launch(cuda_device: torch.device) -> None:
     pair = written("device")
     out = Array((3,), np.uint8, feature_shape=(4, 2), storage="device")
     view = pair.array[3]
@@ -836,25 +839,25 @@ def test_reading_into_kept_memory_is_one_launch(schedule: str) -> None:
         view.gather(out_stacks=np.zeros((3, 4, 2), np.uint8))
 
 
-def test_frames_are_written_without_a_wait(schedule: str) -> None:
+def test_frames_are_written_without_a_wait(cuda_device: torch.device) -> None:
     pair = written("device")
     frames = cuda.to_device(np.full((3, 2), 5, np.uint8))
     assert count(lambda: pair.array.write_frames(2, frames, is_first=False)) == Counts(0, 0, 0)
     assert (pair.array[2, :, 3].to_ndarray() == 5).all()
 
 
-def test_a_gpu_reads_memory_of_the_host(schedule: str) -> None:
+def test_a_gpu_reads_memory_of_the_host(cuda_device: torch.device) -> None:
     for kind in ("managed", "pinned"):
         pair = written(kind)
         found = pair.array[2].to_cupy()
-        assert_array_equal(cuda.to_host(found), pair.dense[2].to_ndarray())
+        assert_array_equal(cuda.to_host(found), pair.dense[2].to_ndarray())  # waits for it
         assert_array_equal(pair.array[2].to_ndarray(), pair.dense[2].to_ndarray())
         pair.array.close()
     with pytest.raises(TypeError, match="no GPU can use it"):
         written("local").array.to_cupy()
 
 
-def test_only_the_frames_go_to_the_device(schedule: str) -> None:
+def test_only_the_frames_go_to_the_device(cuda_device: torch.device) -> None:
     """Of whole stacks, a quarter, and a byte for each that says where episodes begin."""
     frames = np.zeros((8, 84, 84), np.uint8)
     array = FrameArray((4, 8), np.uint8, (84, 84), storage="device")
@@ -863,7 +866,7 @@ def test_only_the_frames_go_to_the_device(schedule: str) -> None:
     assert cuda.counters.since(before).bytes_to_device == 8 * (7056 + 1)
 
 
-def test_a_tree_rotates_in_one_launch(schedule: str) -> None:
+def test_a_tree_rotates_in_one_launch(cuda_device: torch.device) -> None:
     tree, dense = make_tree("device")
     assert count(tree.rotate).launches == 1
     dense.rotate()
@@ -872,7 +875,7 @@ def test_a_tree_rotates_in_one_launch(schedule: str) -> None:
 
 
 @pytest.mark.parametrize("index", [([4, 0, 5], [1, 2, 1]), ([2, 2], 0), ([[0], [3]], [[1, 2]])])
-def test_a_tree_is_gathered_in_one_launch(index: Any, schedule: str) -> None:
+def test_a_tree_is_gathered_in_one_launch(index: Any, cuda_device: torch.device) -> None:
     tree, dense = make_tree("device", n_windows=2)
     found: list[ArrayDict] = []
     counts = count(lambda: found.append(tree[index].to_torch()))
@@ -884,13 +887,13 @@ def test_a_tree_is_gathered_in_one_launch(index: Any, schedule: str) -> None:
     tree.close()
 
 
-def test_whole_steps_of_a_tree_are_gathered(schedule: str) -> None:
+def test_whole_steps_of_a_tree_are_gathered(cuda_device: torch.device) -> None:
     tree, dense = make_tree("device")
     assert_same(tree[[4, 0]], dense[[4, 0]])
     tree.close()
 
 
-def test_a_tree_is_written_by_integer_arrays(schedule: str) -> None:
+def test_a_tree_is_written_by_integer_arrays(cuda_device: torch.device) -> None:
     tree, dense = make_tree("device")
     steps, columns = np.array([3, 5]), np.array([0, 1])
     values = dense[steps, columns].to_ndarray()
@@ -899,7 +902,7 @@ def test_a_tree_is_written_by_integer_arrays(schedule: str) -> None:
     tree.close()
 
 
-def test_a_tree_moves_to_a_device_and_back(schedule: str) -> None:
+def test_a_tree_moves_to_a_device_and_back(cuda_device: torch.device) -> None:
     tree, dense = make_tree("local")
     there = tree.to("device")
     assert isinstance(there["observation"]["image"], FrameArray)
