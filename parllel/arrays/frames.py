@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from parllel.arrays.array import Array, ArrayView
-from parllel.arrays.frame_buffer import FrameBuffer
+from parllel.arrays.frame_buffer import FrameBuffer, are_first
 from parllel.arrays.frame_spec import Fill, FrameSpec
 from parllel.arrays.interop import to_device, to_host
 from parllel.arrays.location import Location, keys, row_numbers, rows_of, shift
@@ -166,21 +166,25 @@ class FrameArray(Array):
     def write_history(self, index: Any, stacks: ArrayLike) -> None:
         """Write stacks that no row before leads to, as those of an episode under way.
 
-        All their frames are written, the older ones to the `stack - 1` rows before: their own
-        stacks, and those of the rows after them, are lost.
+        Where all of them are those of first frames, that is what is written. Otherwise all their
+        frames are, the older ones to the `stack - 1` rows before: their own stacks, and those of
+        the rows after them, are lost.
 
         Args:
             index: of rows of one time step, as for reading.
             stacks: what broadcasts to [..., stack, *frame_shape].
         """
         rows = self[index]
-        values = self._buffer.fit(to_host(stacks), rows.shape)
-        buffer, n_batch_dims = self._buffer, rows.n_batch_dims
-        head = rows._head()
+        head, buffer = rows._head(), self._buffer
+        values = buffer.fit(to_host(stacks), rows.shape)
+        if are_first(self._flat(values, rows._find_shown().rows), self.fill).all():
+            rows.frames[...] = values.take(-1, axis=rows.n_batch_dims)
+            rows.is_first[...] = True
+            return
         whole = tuple(map(range, buffer.frame_shape))
         for back in range(self.stack):
             place = shift(head, buffer.is_first.extents, -back)
-            older = np.take(values, self.stack - 1 - back, axis=n_batch_dims)
+            older = values.take(self.stack - 1 - back, axis=rows.n_batch_dims)
             ArrayView(buffer.frames, (*place, *whole))[...] = older
             if back < self.stack - 1:
                 ArrayView(buffer.is_first, place)[...] = False
