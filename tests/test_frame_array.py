@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import multiprocessing as mp
 import operator
 import pickle
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.arrays import ArraySpec, FrameSpec
+from parllel.arrays.stacks import FrameSource, StackGather
 from parllel.replays import Minibatches
 from parllel.tree import allocate_tree
 
@@ -885,6 +887,39 @@ def test_a_tree_is_gathered_in_one_launch(index: Any, cuda_device: torch.device)
     for (path, tensor), (_, leaf) in zip(found[0].walk(), dense[index].walk(), strict=True):
         assert_array_equal(tensor.cpu().numpy(), leaf.to_ndarray(), err_msg=path)
     tree.close()
+
+
+def test_a_gather_reads_rows_of_its_own_and_frames_beside_them(cuda_device: torch.device) -> None:
+    """As a replay buffer does: what follows is the next row, or the last frame of an episode."""
+    rng = np.random.default_rng(6)
+    numbers = rng.integers(-2, 15, 12)
+    beside, after = rng.integers(0, 255, (2, *FRAME), np.uint8), np.array([7, 11])
+    values = rng.integers(0, 255, (15, 4), np.uint8), rng.integers(0, 255, (2, 4), np.uint8)
+    gathered: list[list[Any]] = []
+    for kind in ("local", "device"):
+        on_gpu = kind == "device"
+        put: Any = cuda.to_device if on_gpu else np.copy
+        source = written(kind).array.source(on_gpu=on_gpu)
+        own = {"rows": put(numbers), "beside_rows": put(after)}
+        sources = [
+            dataclasses.replace(source, beside=put(beside), **own),
+            FrameSource(put(values[0]), rows=own["rows"], beside=put(values[1])),
+        ]
+        outputs = [put(np.zeros((12, *each.shape[1:]), np.uint8)) for each in sources]
+        StackGather(sources, outputs).run(range(12))
+        gathered.append([cuda.to_host(each) if on_gpu else each for each in outputs])
+    for on_host, on_device in zip(*gathered, strict=True):
+        assert_array_equal(on_device, on_host)
+    stacks, rows = gathered[0]
+    dense = written().dense.to_ndarray().reshape(-1, 4, 2)
+    for number, stack, row in zip(numbers, stacks, rows, strict=True):
+        if number >= 0:
+            assert_array_equal(stack, dense[number])
+            assert_array_equal(row, values[0][number])
+        else:
+            assert_array_equal(stack[:-1], dense[after[-1 - number], 1:])
+            assert_array_equal(stack[-1], beside[-1 - number])
+            assert_array_equal(row, values[1][-1 - number])
 
 
 def test_whole_steps_of_a_tree_are_gathered(cuda_device: torch.device) -> None:

@@ -41,8 +41,9 @@ class FrameArray(Array):
 
     - Reading copies. `to_ndarray`, `to_torch` and `to_cupy` return new memory (`gather` writes
       given memory), on the device by one launch in the caller's current stream.
-    - Rows are written as whole stacks (`array[t] = stacks`), which are held against the row before,
-      or as single frames with `write_frames`. A part of a stack is not written.
+    - Rows are written as whole stacks (`array[t] = stacks`), which are held against the row before
+      (by the host: of device memory it waits for the current stream), or as single frames with
+      `write_frames`. A part of a stack is not written.
     - Integer arrays index the batch dimensions only.
 
     Writing a row again changes the stacks of the `stack - 1` rows after it. So, in a ring that is
@@ -52,7 +53,8 @@ class FrameArray(Array):
     Args:
         batch_shape: leading dimensions, usually (T, B): steps and environments.
         dtype: of the elements; any NumPy dtype but object.
-        feature_shape: of one frame. The visible shape is `batch_shape + (stack, *feature_shape)`.
+        feature_shape: of one frame. A sample's, as the attribute has it, is that of a stack: the
+            visible shape is `batch_shape + (stack, *feature_shape)`.
         stack: frames of a stack.
         fill: what a stack holds before its episode's beginning: "first", the episode's first frame
             (`padding_type="reset"` of gymnasium's `FrameStackObservation`), or "zero" (its "zero",

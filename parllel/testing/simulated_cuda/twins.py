@@ -63,22 +63,39 @@ def run_frames(grid: Sizes, block: Sizes, table: Any, out: Any, n_rows: Any, *pi
     n_leaves, n_entries = (*grid, 1)[1], frames.ENTRY_NBYTES // _INTEGER_NBYTES
     first, begin = _address(table), _address(out)
     numbers = [_address(each) for each in picks]
-    lowest, highest = _span(int(n_rows), *numbers)
+    span = _span(int(n_rows), *numbers)
     entries = _integers(first, n_leaves * n_entries).reshape(-1, n_entries)
     for number, leaf in enumerate(frames.Frames(*entry) for entry in entries.tolist()):
         if n_rows:
-            who, n_stacked = f"frames, leaf {number}", leaf.n_frames
-            written = begin + leaf.destination, n_stacked * leaf.nbytes, (0, int(n_rows) - 1)
-            _check(f"{who}, written", *written, n_stacked * leaf.nbytes)
-            read = lowest - (n_stacked - 1) * leaf.n_columns, highest
-            _check(f"{who}, read", leaf.source, leaf.stride, read, leaf.nbytes)
-            if n_stacked > 1:
-                _check(f"{who}, flags", leaf.is_first, 1, read, 1)
-            if leaf.blank:
-                _check(f"{who}, blank", leaf.blank, 0, (0, 0), leaf.nbytes)
+            nbytes, outputs = leaf.n_frames * leaf.nbytes, (0, int(n_rows) - 1)
+            who = f"frames, leaf {number}"
+            _check(f"{who}, written", begin + leaf.destination, nbytes, outputs, nbytes)
+            _check_frames(who, leaf, span)
         # Compiled, the entry is the only thread of a grid: it gathers the table's first leaf.
         entry = first + number * frames.ENTRY_NBYTES
         _compiled(frames.DEVICE)(entry, begin, int(n_rows), *numbers)
+
+
+def _check_frames(who: str, leaf: frames.Frames, span: tuple[int, int]) -> None:
+    """Check what stacks are made of."""
+    rows = np.array(span)
+    if leaf.rows:
+        lowest, highest = span
+        rows = _integers(leaf.rows + lowest * _INTEGER_NBYTES, highest - lowest + 1)
+        beside = -1 - rows[rows < 0]
+        rows = rows[rows >= 0]
+        if beside.size:
+            ends = int(beside.min()), int(beside.max())
+            _check(f"{who}, beside", leaf.beside, leaf.nbytes, ends, leaf.nbytes)
+            if leaf.n_frames > 1:
+                rows = np.concatenate([rows, _integers(leaf.beside_rows, ends[1] + 1)[beside]])
+    if rows.size:
+        read = int(rows.min()) - (leaf.n_frames - 1) * leaf.n_columns, int(rows.max())
+        _check(f"{who}, read", leaf.source, leaf.stride, read, leaf.nbytes)
+        if leaf.n_frames > 1:
+            _check(f"{who}, flags", leaf.is_first, 1, read, 1)
+    if leaf.blank:
+        _check(f"{who}, blank", leaf.blank, 0, (0, 0), leaf.nbytes)
 
 
 @functools.cache
