@@ -68,18 +68,17 @@ class Viewer:
 
     def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
         value = self.value(observation)
-        return (value * 64).long() % 7, {"value": value}
+        return value.long() % 7, {"value": value}
 
     def value(self, observation: Any) -> Tensor:
-        stacks = as_tensor(observation)
-        weights = torch.arange(1, STACK + 1, device=stacks.device)
-        return (stacks.flatten(2).float().mean(2) * weights).sum(1)
+        frames = as_tensor(observation).flatten(2).float().sum(2)  # whole numbers: exact anywhere
+        return frames[:, 0] + 2 * frames[:, 1] + 3 * frames[:, 2]
 
 
 class ViewerOfTrees(Viewer):
     def value(self, observation: Any) -> Tensor:
-        sound = as_tensor(observation["sound"]).float().sum(1)
-        return super().value(observation["image"]) + sound.abs()
+        sound = as_tensor(observation["sound"])[:, -1] > 0
+        return super().value(observation["image"]) + sound.float()
 
 
 def with_frames(tree: ArrayDict, fill: str, storage: str, **options: Any) -> ArrayDict:
