@@ -16,6 +16,11 @@ def load_int64(address: int) -> int:
     return ctypes.c_int64.from_address(address).value
 
 
+def load_byte(address: int) -> int:
+    """Return the byte at an address, from 0 to 255."""
+    return ctypes.c_uint8.from_address(address).value
+
+
 def copy_1(destination: int, source: int) -> None:
     """Copy 1 byte."""
     ctypes.memmove(destination, source, 1)
@@ -75,6 +80,7 @@ def memory_intrinsics(
     line = access(32, 16) if joins_words else None
     return {
         "load_int64": _load_intrinsic(intrinsic, access(64)),
+        "load_byte": _load_intrinsic(intrinsic, access(8)),
         "copy_1": _copy_intrinsic(intrinsic, access(8)),
         "copy_4": _copy_intrinsic(intrinsic, access(32)),
         "copy_8": _copy_intrinsic(intrinsic, access(64)),
@@ -105,16 +111,18 @@ class _Access(NamedTuple):
 
 
 def _load_intrinsic(intrinsic: Callable[..., Any], access: _Access) -> object:
+    """Return a load of an integer, which becomes an int64; a shorter one has no sign."""
+    from llvmlite import ir
     from numba import types
 
     @intrinsic
-    def load_int64(typing_context, address):  # type: ignore[no-untyped-def]
+    def load(typing_context, address):  # type: ignore[no-untyped-def]
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            return access.load(builder, *arguments)
+            return builder.zext(access.load(builder, *arguments), ir.IntType(64))
 
         return types.int64(types.int64), generate
 
-    return load_int64
+    return load
 
 
 def _copy_intrinsic(intrinsic: Callable[..., Any], access: _Access) -> object:

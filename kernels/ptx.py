@@ -14,13 +14,14 @@ import numba.cuda.extending
 from numba import cuda, njit
 from numba.cuda.compiler import compile_ptx
 
-from parllel.kernels import advantage, moments, normalize, rows
+from parllel.kernels import advantage, frames, moments, normalize, rows
 from parllel.kernels.memory import memory_intrinsics
 from parllel.kernels.targets import DeviceEntry, bind
 
 MODULE = Path(__file__).with_name("parllel.ptx")
 ENTRIES = {
     "advantage": advantage.DEVICE,
+    "frames": frames.DEVICE,
     "merge_moments": moments.MERGE,
     "moments": moments.MEASURE,
     "normalize": normalize.DEVICE,

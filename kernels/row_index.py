@@ -21,10 +21,10 @@ def checked(
     Raises:
         TypeError, IndexError, ValueError: as `rows.copy_rows` says.
     """
-    written = _as_index("destination_index", destination_index)
-    read = _as_index("source_index", source_index)
-    _check_inside("destination_index", written, table.n_destination)
-    _check_inside("source_index", read, table.n_source)
+    written = as_index("destination_index", destination_index)
+    read = as_index("source_index", source_index)
+    check_inside("destination_index", written, table.n_destination)
+    check_inside("source_index", read, table.n_source)
     if len(written) != len(read):
         raise ValueError(
             f"rows: {len(written)} rows in destination_index, {len(read)} in source_index, "
@@ -36,7 +36,13 @@ def checked(
     return written, read
 
 
-def _as_index(name: str, index: object) -> range | Integers:
+def as_index(name: str, index: object) -> range | Integers:
+    """Return a range as it is, and integers as a copy of them, of int64.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: the integers are no vector.
+    """
     if isinstance(index, range):
         return index
     if not isinstance(index, np.ndarray) or not np.issubdtype(index.dtype, np.integer):
@@ -54,7 +60,8 @@ def _as_vector(index: range | Integers) -> Integers:
     return np.asarray(index, np.int64)
 
 
-def _check_inside(name: str, index: range | Integers, limit: int) -> None:
+def check_inside(name: str, index: range | Integers, limit: int) -> None:
+    """Raise IndexError if a row is not in [0, limit)."""
     if isinstance(index, range):
         ends = [index[0], index[-1]] if index else []  # no length: it need not be a machine's
     else:

@@ -14,7 +14,9 @@ from parllel.kernels import rows
 
 PTX = Path(rows.__file__).with_name("parllel.ptx")
 CONSTRAINTS = Path(__file__).parents[1] / ".ci" / "constraints.txt"
-ENTRIES = {"advantage", "merge_moments", "moments", "normalize", "rows", "update_moments"}
+ENTRIES = {
+    *("advantage", "frames", "merge_moments", "moments", "normalize", "rows", "update_moments"),
+}
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 

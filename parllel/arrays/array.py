@@ -76,15 +76,8 @@ class Array(Indexable):
 
     @classmethod
     def from_spec(cls, spec: ArraySpec, storage: str | Memory = "local") -> Array:
-        """Allocate an Array that looks like a spec."""
-        return Array(
-            spec.batch_shape,
-            spec.dtype,
-            feature_shape=spec.feature_shape,
-            storage=storage,
-            padding=spec.padding,
-            full_size=spec.full_size,
-        )
+        """Allocate an Array that looks like a spec, of the kind that the spec is of."""
+        return spec.make(storage)
 
     @classmethod
     def from_numpy(
@@ -200,19 +193,18 @@ class Array(Indexable):
         Raises:
             TypeError: this is a view.
         """
-        rows = self.advance_window()
-        if rows is not None:
-            destination, source = rows
-            with self._buffer.in_order():
+        moves = self.advance_window()
+        with self._buffer.in_order():
+            for destination, source in moves:
                 destination[...] = source
 
-    def advance_window(self) -> tuple[Any, Any] | None:  # Any: arrays of NumPy or CuPy
+    def advance_window(self) -> list[tuple[Any, Any]]:  # Any: arrays of NumPy or CuPy
         """Move the window as `rotate` does, and return what is left to be done for that.
 
         Returns:
             The rows at the beginning and those to be copied there, C-contiguous and of the same
-            shape; None where no byte moves. In device memory, rows that overlap those were copied
-            in the caller's current stream; copy on in that one.
+            shape, for each part of the memory; empty where no byte moves. In device memory, rows
+            that overlap those were copied in the caller's current stream; copy on in that one.
 
         Raises:
             TypeError: this is a view.
@@ -221,13 +213,8 @@ class Array(Indexable):
         has_wrapped = window.advance()
         self._assemble(self._buffer, (window.rows, *self._location[1:]), window)
         if not (has_wrapped and window.padding):
-            return None
-        ends = 2 * window.padding
-        destination, source = self._buffer.data[:ends], self._buffer.data[window.full_size :]
-        # A GPU copies in no order, so rows that overlap go through a copy; NumPy sees to it.
-        is_overlapping = ends > window.full_size and not self._buffer.is_on_host
-        with self._buffer.in_order():
-            return destination, source.copy() if is_overlapping else source
+            return []
+        return [self._buffer.around_end(window.full_size)]
 
     def reset(self) -> None:
         """Make the next `rotate` land at the beginning of the ring. No byte moves.
@@ -251,7 +238,7 @@ class Array(Indexable):
     def full(self) -> Array:
         """A view of the whole ring, without the padding. It stays put when the window moves."""
         window = self._own_window("full")
-        return ArrayView(self._buffer, (window.ring, *self._location[1:]))
+        return self._view((window.ring, *self._location[1:]))
 
     @property
     def next(self) -> Array:
@@ -261,7 +248,7 @@ class Array(Indexable):
             IndexError: they lie outside the base buffer; more padding makes room.
         """
         self._buffer.check_open()
-        return ArrayView(self._buffer, shift(self._location, self._buffer.extents, 1))
+        return self._view(shift(self._location, self._buffer.extents, 1))
 
     @property
     def previous(self) -> Array:
@@ -271,7 +258,7 @@ class Array(Indexable):
             IndexError: they lie outside the base buffer; more padding makes room.
         """
         self._buffer.check_open()
-        return ArrayView(self._buffer, shift(self._location, self._buffer.extents, -1))
+        return self._view(shift(self._location, self._buffer.extents, -1))
 
     def _view(self, location: Location, data: NDArray[Any] | None = None) -> Array:
         return ArrayView(self._buffer, location, data)

@@ -103,6 +103,25 @@ class Buffer:
         """Return a context in which work on `data` goes to the caller's current stream."""
         return nullcontext() if self.is_on_host else cuda.use_stream()
 
+    def around_end(self, full_size: int, begin: int = 0) -> tuple[Any, Any]:
+        """Return what a ring copies to its beginning when it is written for another time.
+
+        Args:
+            full_size: rows of the ring.
+            begin: first row that takes part; those before it stay.
+
+        Returns:
+            The rows before the ring's first one and those after it, and the same rows around the
+            end. On a device, rows of which both are parts were copied in the caller's stream.
+        """
+        data = self.data[begin:]
+        n_rows = len(data) - full_size
+        destination, source = data[:n_rows], data[full_size:]
+        # A GPU copies in no order, so rows that overlap go through a copy; NumPy sees to it.
+        is_overlapping = n_rows > full_size and not self.is_on_host
+        with self.in_order():
+            return destination, source.copy() if is_overlapping else source
+
     @property
     def is_private(self) -> bool:
         """Whether other processes get a copy of the rows when the buffer is sent to them."""

@@ -13,6 +13,7 @@ before the beginning. Positions count from the base buffer's beginning and are n
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from itertools import takewhile
@@ -131,10 +132,40 @@ def rows_of(location: Location, extents: Sequence[int]) -> tuple[int, NDArray[np
         axes together; None where the location is no such pick.
     """
     n_axes = sum(1 for _ in takewhile(lambda axis: isinstance(axis, np.ndarray), location))
-    if not n_axes or location[n_axes:] != tuple(map(range, extents[n_axes:])):
+    rest = location[n_axes:]
+    if not n_axes or is_gathered(rest) or rest != tuple(map(range, extents[n_axes:])):
         return None
     arrays = np.broadcast_arrays(*(np.asarray(axis) for axis in location[:n_axes]))
     return n_axes, np.ravel_multi_index(arrays, tuple(extents[:n_axes])).ravel()
+
+
+def row_numbers(location: Location, extents: Sequence[int], n_axes: int) -> NDArray[np.int64]:
+    """Return the numbers of the rows that a view shows, counted over the first axes together.
+
+    Args:
+        location: of the view; arrays of one dimension or more stand on the first axes only.
+        extents: length of each axis of the base buffer.
+        n_axes: how many axes count rows.
+
+    Returns:
+        As many dimensions as the view has that stem from these axes, in the view's order.
+    """
+    dims = [number for _, number in _dimensions(location) if number < n_axes]
+    numbers = np.zeros((), np.int64)
+    picked = np.zeros((), np.int64)
+    first_picked = len(dims)
+    for n, axis in enumerate(location[:n_axes]):
+        stride = math.prod(extents[n + 1 : n_axes])
+        if isinstance(axis, range):
+            positions = np.arange(axis.start, axis.stop, axis.step, dtype=np.int64) * stride
+            numbers = numbers + positions.reshape((-1,) + (1,) * (len(dims) - dims.index(n) - 1))
+        elif isinstance(axis, int):
+            numbers = numbers + axis * stride
+        else:
+            picked = picked + np.asarray(axis) * stride
+            first_picked = min([first_picked, *(at for at, dim in enumerate(dims) if dim == n)])
+    n_behind = len(dims) - first_picked - picked.ndim
+    return np.asarray(numbers + picked.reshape(picked.shape + (1,) * n_behind), np.int64)
 
 
 def shape_of(location: Location) -> tuple[int, ...]:

@@ -134,7 +134,7 @@ class Readable:
         values = self._elements()
         if not buffer.is_on_host:
             values = cuda.to_host(values)
-        elif not is_gathered(self._location):
+        elif not self.is_gathered:
             return values[...]
         values.flags.writeable = False
         return values
@@ -185,7 +185,7 @@ class Readable:
                 "an Array in device memory is not converted implicitly: to_ndarray() copies it to"
                 " the host, to_torch() and to_cupy() share it"
             )
-        if copy is False and is_gathered(self._location):
+        if copy is False and self.is_gathered:
             raise ValueError(
                 "a view made with integer arrays or a mask can't be read without a copy"
             )

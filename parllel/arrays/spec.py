@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from parllel.arrays.window import Window
-from parllel.storages import nbytes_of
+from parllel.storages import Memory, nbytes_of
+
+if TYPE_CHECKING:
+    from parllel.arrays.array import Array
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class ArraySpec:
         feature_shape: Sequence[int] = (),
         padding: int = 0,
         full_size: int | None = None,
-    ) -> ArraySpec:
+    ) -> Self:
         """Check what a user gives. `full_size` is T by default.
 
         Raises:
@@ -48,22 +51,29 @@ class ArraySpec:
         spec.window()  # checks padding and full_size
         return spec
 
-    def changed(self, **changes: Any) -> ArraySpec:
+    def changed(self, **changes: Any) -> Self:
         """Return a spec that differs from this one in the arguments of `of` that are not None.
 
         With another T and no `full_size`, the ring has T rows.
         """
         given = {name: value for name, value in changes.items() if value is not None}
-        kept: dict[str, Any] = {
-            "batch_shape": self.batch_shape,
-            "dtype": self.dtype,
-            "feature_shape": self.feature_shape,
-            "padding": self.padding,
-            "full_size": self.full_size,
-        }
+        kept = {field.name: getattr(self, field.name) for field in fields(self)}
         if tuple(given.get("batch_shape", self.batch_shape))[:1] != self.batch_shape[:1]:
             kept["full_size"] = None
-        return ArraySpec.of(**(kept | given))
+        return type(self).of(**(kept | given))
+
+    def make(self, storage: str | Memory = "local") -> Array:
+        """Allocate an Array that looks like this, in memory of a kind or in a block of it."""
+        from parllel.arrays.array import Array  # here, because an Array knows its spec
+
+        return Array(
+            self.batch_shape,
+            self.dtype,
+            feature_shape=self.feature_shape,
+            storage=storage,
+            padding=self.padding,
+            full_size=self.full_size,
+        )
 
     def window(self) -> Window:
         """Return a new window at the beginning of the ring."""

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from parllel.cages.columns import write_column, write_infos
+from parllel.cages.frame_places import is_of_frames, write_stacks
 
 
 class BatchInfo(NamedTuple):
@@ -47,12 +48,15 @@ def write_batch(out: Any, batch: Any, index: Any = ...) -> None:
     """Write an array [n, ...], or a tree of such, into rows of the same form.
 
     Args:
-        out: NumPy array or ArrayDict of such; other branches of the batch are dropped.
+        out: NumPy array or ArrayDict of such; other branches of the batch are dropped. Places of
+            frames are filled from stacks, of all rows.
         batch: as many rows as `index` picks.
         index: a mask, or the number of one row; all rows by default.
     """
     if isinstance(out, np.ndarray):
         out[index] = batch
+    elif is_of_frames(out):
+        write_stacks(out, batch)
     else:
         for name, branch in out.items():
             write_batch(branch, batch[name], index)

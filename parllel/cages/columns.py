@@ -9,8 +9,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from parllel.arrays import Array
+from parllel.arrays import Array, FrameArray
 from parllel.arrays.interop import is_tensor
+from parllel.cages.frame_places import checked_frame_places, is_of_frames, write_stacks
 from parllel.tree import ArrayDict, dict_map
 from parllel.tree.leaves import as_ndarray
 
@@ -22,10 +23,13 @@ def write_column(out: Any, values: Sequence[Any]) -> None:
 
     Args:
         out: NumPy array [n, ...] or ArrayDict of such; a branch is filled from the same key of a
-            mapping, or the same place of a tuple.
+            mapping, or the same place of a tuple; places of frames are filled from stacks.
         values: n values.
     """
     if isinstance(out, ArrayDict):
+        if is_of_frames(out):
+            write_stacks(out, values)
+            return
         for name, branch in out.items():
             write_column(branch, [_member(value, name) for value in values])
     elif out.ndim == 1:
@@ -56,7 +60,12 @@ def stack_column(values: Sequence[Any]) -> Any:
 
 
 def as_tree(value: Any) -> Any:
-    """Return a value with its mappings and tuples as ArrayDicts; a plain value as it is."""
+    """Return a value with its mappings and tuples as ArrayDicts; a plain value as it is.
+
+    Stacks of frames become the places that their newest frames are written to.
+    """
+    if isinstance(value, FrameArray):
+        return checked_frame_places(value)
     if isinstance(value, tuple):
         value = {str(place): member for place, member in enumerate(value)}
     if isinstance(value, Mapping):

@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel import cuda
-from parllel.arrays import Array, ArraySpec
+from parllel.arrays import Array, ArraySpec, FrameArray
+from parllel.cages.frame_places import (
+    first_places,
+    frame_places,
+    frame_specs,
+    last_specs,
+    remember_last,
+    take_first_stacks,
+)
 from parllel.cages.transfer import outputs_of
 from parllel.storages import aligned, allocate
 from parllel.tree import ArrayDict
@@ -82,7 +90,8 @@ class Staging:
         self._action = actions.apply(Array.from_spec, on_device)
         self._action_bytes = on_device.array(0, (n_action_bytes,), _BYTES)
         action_slots = allocate("pinned", _N_SLOTS * n_action_bytes)
-        output_slots = allocate("pinned", _N_SLOTS * n_output_bytes)
+        n_last_bytes = _nbytes_of(last_specs(outputs))
+        output_slots = allocate("pinned", _N_SLOTS * n_output_bytes + n_last_bytes)
         self._slots = []
         for number in range(_N_SLOTS):
             action = actions.apply(Array.from_spec, action_slots)  # placed as on the device
@@ -100,6 +109,8 @@ class Staging:
                 )
             )
         self.host_rows = [slot.rows for slot in self._slots]
+        remember_last(self.host_rows, output_slots)
+        self._first: Any = None
         self._is_sent = cuda.Event()
         # The slots go with this object, but not before the GPU has read them.
         self._finalizer = weakref.finalize(self, _wait_for, self._slots)
@@ -109,8 +120,9 @@ class Staging:
         """Return the copies of one step's rows to step t of the tree, the observation to t + 1."""
         rings = ArrayDict({name: self._samples[name].full for name in step})
         rings["observation"] = rings["observation"].next
-        roots = dict(ArrayDict({name: self._samples[name] for name in step}).walk())
-        written = dict(rings.to_cupy().apply(_flatten).walk())
+        samples = ArrayDict({name: self._samples[name] for name in step})
+        roots = dict(samples.apply(_root_of_parts).walk())
+        written = dict(rings.apply(_parts).to_cupy().apply(_flatten).walk())
         read = dict(step.to_cupy().walk())
         paths_of: dict[int, list[str]] = {}
         for path, leaf in roots.items():
@@ -152,14 +164,23 @@ class Staging:
         slot.is_taken.record()
 
     def first_rows(self) -> Any:
-        """Return the first slot's place for observations, when it may be written."""
+        """Return the first slot's place for observations, when it may be written.
+
+        What is stored as frames has whole stacks beside it.
+        """
         _wait_for(self._slots[:1])
-        return self._slots[0].rows["observation"]
+        self._first = first_places(self._first_row(), self._slots[0].rows["observation"])
+        return self._first
 
     def take_first(self) -> None:
         """Launch the copy of the first slot's observations to the row after the batch."""
         self._copy(self._slots[0].first_to_tree, self._batch_T - 1)
         self._slots[0].is_taken.record()
+        take_first_stacks(self._first_row(), self._first, self._slots[0].rows["observation"])
+
+    def _first_row(self) -> Any:
+        columns = self._columns
+        return self._samples["observation"][self._batch_T, columns.start : columns.stop]
 
     def _copy(self, copies: list[RingCopy], t: int) -> None:
         for leaf, rows in copies:
@@ -185,8 +206,22 @@ def _wait_for(slots: list[Slot]) -> None:
             slot.is_taken.synchronize()
 
 
-def _row_spec(leaf: Array, n_envs: int) -> ArraySpec:
-    return ArraySpec.of((n_envs, *leaf.batch_shape[2:]), leaf.dtype, leaf.feature_shape)
+def _row_spec(leaf: Array, n_envs: int) -> ArraySpec | ArrayDict:
+    batch_shape = (n_envs, *leaf.batch_shape[2:])
+    if isinstance(leaf, FrameArray):
+        return frame_specs(leaf, batch_shape)
+    return ArraySpec.of(batch_shape, leaf.dtype, leaf.feature_shape)
+
+
+def _parts(leaf: Array) -> Array | ArrayDict:
+    """Return what rows are copied to."""
+    return frame_places(leaf) if isinstance(leaf, FrameArray) else leaf
+
+
+def _root_of_parts(leaf: Array) -> Array | ArrayDict:
+    """Return the leaf itself, for each of its parts."""
+    parts = _parts(leaf)
+    return parts.apply(lambda _: leaf) if isinstance(parts, ArrayDict) else leaf
 
 
 def _nbytes_of(specs: ArrayDict) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from parllel import cuda
+from parllel.cages.frame_places import first_places, take_first_stacks
 from parllel.tree import ArrayDict
 
 _OUTPUTS = ("observation", "reward", "terminated", "truncated", "env_info", "valid")
@@ -20,7 +21,8 @@ class Transfer(Protocol):
         host_rows: for step t the item `t % len(host_rows)` holds Arrays [B, ...] in host memory:
             the branch `action`, which environments read, and what they write: `observation` (the
             one that follows action t), `reward`, `terminated`, `truncated`, `env_info`; and `valid`
-            where the tree has it, for the sampler itself.
+            where the tree has it, for the sampler itself. What is stored as frames has rows of a
+            FrameArray or their places there (`frame_places`).
     """
 
     host_rows: list[ArrayDict]
@@ -80,6 +82,7 @@ class InPlace:
         self._is_moving = any(leaf.full_size > len(leaf) for leaf in leaves)
         self._is_read_by_gpu = any(leaf.storage in ("pinned", "managed") for leaf in leaves)
         self.host_rows: list[ArrayDict] = []
+        self._first: Any = None
 
     def settle(self) -> None:
         """Wait for the caller's current stream, where a GPU can read the tree."""
@@ -115,11 +118,15 @@ class InPlace:
         """Do nothing: environments have written the tree."""
 
     def first_rows(self) -> Any:
-        """Return the tree's row after the batch."""
-        return self._row("observation", self._batch_T)
+        """Return the tree's row after the batch; whole stacks for what is stored as frames."""
+        row = self._row("observation", self._batch_T)
+        self._first = first_places(row, row)
+        return self._first
 
     def take_first(self) -> None:
-        """Do nothing: environments have written the tree."""
+        """Write the stacks; environments have written all else."""
+        row = self._row("observation", self._batch_T)
+        take_first_stacks(row, self._first, row)
 
     def close(self) -> None:
         """Do nothing: all memory is the tree's."""

@@ -8,11 +8,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from parllel import cuda
-from parllel.arrays import Array, ArraySpec
+from parllel.arrays import Array, ArraySpec, FrameArray
 from parllel.arrays.interop import to_device
+from parllel.arrays.stacks import FrameSource
 from parllel.tree import ArrayDict, allocate_tree
 from parllel.tree.leaves import as_ndarray, is_on_gpu
-from parllel.tree.rows import RowCopy
+from parllel.tree.rows import prepare_gather
 
 AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
 
@@ -69,13 +70,14 @@ class Minibatches:
             )
         self._fit_outputs(flat.apply(_spec, size), "device" if on_gpu else "local")
         written = self._out.to_cupy() if on_gpu else self._out.to_ndarray()
-        copy = RowCopy(_leaves(written), _leaves(flat), names=[path for path, _ in flat.walk()])
+        names = [path for path, _ in flat.walk()]
+        gather = prepare_gather(_leaves(written), _leaves(flat), names=names)
         for _ in range(n_passes):
             order: AnyArray = self._rng.permutation(n_rows)
             if on_gpu:
                 order = cuda.to_device(order)
             for number in range(self._n_minibatches):
-                copy.run(range(size), order[number * size : (number + 1) * size])
+                gather(order[number * size : (number + 1) * size])
                 yield self._tensors
 
     def _fit_outputs(self, specs: ArrayDict, storage: str) -> None:
@@ -86,8 +88,10 @@ class Minibatches:
             self._tensors = self._out.to_torch()
 
 
-def _flatten(leaf: Any, on_gpu: bool) -> AnyArray:
+def _flatten(leaf: Any, on_gpu: bool) -> AnyArray | FrameSource:
     """Return the rows of a leaf of any library, T and B taken together."""
+    if isinstance(leaf, FrameArray):
+        return leaf.source(on_gpu=on_gpu)
     if not on_gpu:
         values: AnyArray = as_ndarray(leaf)
     else:
@@ -96,7 +100,7 @@ def _flatten(leaf: Any, on_gpu: bool) -> AnyArray:
     return rows if rows.flags.c_contiguous else rows.copy()
 
 
-def _spec(rows: AnyArray, size: int) -> ArraySpec:
+def _spec(rows: AnyArray | FrameSource, size: int) -> ArraySpec:
     return ArraySpec.of((size,), rows.dtype, rows.shape[1:])
 
 

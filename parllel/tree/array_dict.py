@@ -195,11 +195,14 @@ class ArrayDict(MutableMapping[str, Any]):
         self._check_arrays("rotate")
         on_device = {path: leaf for path, leaf in self.walk() if is_on_device(leaf)}
         self.apply(_rotate_on_host)
-        moves = {path: _advance_window(path, leaf) for path, leaf in on_device.items()}
-        wrapped = {path: rows for path, rows in moves.items() if rows is not None}
-        if wrapped:
-            destination, source = zip(*wrapped.values(), strict=True)
-            copy_blocks(destination, source, names=list(wrapped))
+        moves = [
+            (path, *rows)
+            for path, leaf in on_device.items()
+            for rows in _advance_window(path, leaf)
+        ]
+        if moves:
+            names, destination, source = zip(*moves, strict=True)
+            copy_blocks(destination, source, names=names)
 
     def reset(self) -> None:
         """Reset all leaves, so that the next `rotate` lands at the beginning."""
@@ -342,7 +345,7 @@ def _rotate_on_host(leaf: Any) -> None:
         leaf.rotate()
 
 
-def _advance_window(path: str, leaf: Array) -> tuple[Any, Any] | None:
+def _advance_window(path: str, leaf: Array) -> list[tuple[Any, Any]]:
     try:
         return leaf.advance_window()
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, TypeAlias
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 from parllel import cuda
 from parllel.arrays import Array
 from parllel.arrays.interop import to_device, to_host
+from parllel.arrays.stacks import FrameSource
 from parllel.tree.leaves import is_on_device
-from parllel.tree.rows import RowCopy
+from parllel.tree.rows import RowCopy, prepare_gather
 
-AnyArrays: TypeAlias = dict[str, Any]  # path -> numpy.ndarray or cupy.ndarray
+AnyArrays: TypeAlias = dict[str, Any]  # path -> numpy.ndarray, cupy.ndarray or a FrameSource
 
 # On the host, leaf by leaf is as quick for fewer rows (measured with 6 leaves of 16 bytes): finding
 # the rows and making a table of leaves takes longer than is won.
@@ -52,7 +54,7 @@ def gather(views: Mapping[str, Any]) -> AnyArrays | None:
         empty = cuda.library().empty if on_device else np.empty
         gathered = {path: empty(view.shape, view.dtype) for path, view in views.items()}
     written = [_as_rows(gathered[path], rows[path]) for path in views]
-    RowCopy(written, list(rows.values()), names=list(rows)).run(range(len(numbers)), numbers)
+    prepare_gather(written, list(rows.values()), names=list(rows))(numbers)
     return gathered
 
 
@@ -69,10 +71,11 @@ def scatter(views: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
 
     Returns:
         Whether it was done: not where `gather` gives None, where a value has another shape or
-        dtype than its view, or where memory that is written overlaps other memory of the copy.
+        dtype than its view, where memory that is written overlaps other memory of the copy, or
+        into stacks of frames.
     """
     found = _find_rows(views)
-    if found is None:
+    if found is None or _has_stacks(found[0]):
         return False
     rows, numbers = found
     on_device = is_on_device(next(iter(views.values())))
@@ -110,7 +113,13 @@ def _find_rows(views: Mapping[str, Any]) -> tuple[AnyArrays, NDArray[np.int64]] 
         if common is not None and not np.array_equal(numbers, common):
             return None
         rows[path], common = picked.rows[lowest:], numbers
+        if _has_stacks(rows) and not is_on_device(view):
+            return None
     return None if common is None else (rows, common)
+
+
+def _has_stacks(rows: AnyArrays) -> bool:
+    return any(isinstance(each, FrameSource) for each in rows.values())
 
 
 def _may_overlap(value: Any, rows: Any) -> bool:  # Any: both of NumPy, or both of CuPy
@@ -120,5 +129,5 @@ def _may_overlap(value: Any, rows: Any) -> bool:  # Any: both of NumPy, or both 
 
 
 def _as_rows(values: Any, like: Any) -> Any:  # Any: of NumPy or CuPy
-    n_rows = values.size // max(1, like[:1].size)
+    n_rows = values.size // max(1, math.prod(like.shape[1:]))
     return values.reshape(n_rows, *like.shape[1:])

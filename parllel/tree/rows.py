@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from parllel import cuda
+from parllel.arrays.row_index import is_on_device, kernel_arguments
+from parllel.arrays.stacks import FrameSource, StackGather
 from parllel.kernels.row_index import Index
 from parllel.kernels.row_table import Rows, RowTable, rows_at
 from parllel.kernels.rows import check_rows, copy_rows
@@ -77,7 +79,7 @@ class RowCopy:
         if self._device_table is None:
             copy_rows(self._table, destination_index, source_index)
             return
-        if not (_is_on_device(destination_index) or _is_on_device(source_index)):
+        if not (is_on_device(destination_index) or is_on_device(source_index)):
             check_rows(self._table, destination_index, source_index)
         n_rows = len(destination_index)
         if len(source_index) != n_rows:
@@ -95,10 +97,36 @@ class RowCopy:
             [
                 self._device_table,
                 np.int64(n_rows),
-                *_picks(destination_index),
-                *_picks(source_index),
+                *kernel_arguments(destination_index),
+                *kernel_arguments(source_index),
             ],
         )
+
+
+def prepare_gather(
+    destination: Sequence[AnyArray],
+    source: Sequence[AnyArray | FrameSource],
+    *,
+    names: Sequence[str],
+) -> Callable[[AnyIndex], None]:
+    """Return a function that gathers the rows of an index to the destination's first rows.
+
+    It is called many times, as `RowCopy.run`, or as `StackGather.run` where a source is one of
+    frames: all leaves at once, in one launch.
+
+    Args:
+        destination: for each leaf an array [n, ...] of rows, or [n, stack, ...] of stacks.
+        source: for each leaf an array [m, ...] of rows, or the frames of stacks.
+        names: what errors call the leaves.
+
+    Raises:
+        TypeError, ValueError: as `RowCopy` and `StackGather`.
+    """
+    if any(isinstance(leaf, FrameSource) for leaf in source):
+        sources = [leaf if isinstance(leaf, FrameSource) else FrameSource(leaf) for leaf in source]
+        return StackGather(sources, destination).run
+    copy = RowCopy(destination, source, names=names)
+    return lambda index: copy.run(range(len(index)), index)
 
 
 def copy_blocks(
@@ -110,19 +138,6 @@ def copy_blocks(
     """Copy whole contiguous arrays, each of its own size, all at once as `RowCopy` does."""
     written, read = ([leaf.reshape(1, -1) for leaf in side] for side in (destination, source))
     RowCopy(written, read, names=names).run(range(1), range(1))
-
-
-def _is_on_device(index: AnyIndex) -> bool:
-    return not isinstance(index, range | np.ndarray)
-
-
-def _picks(index: AnyIndex) -> list[Any]:
-    """Return a kernel's three arguments for an index: a vector or 0, then start and step."""
-    if isinstance(index, range):
-        return [np.int64(0), np.int64(index.start), np.int64(index.step)]
-    if isinstance(index, np.ndarray):
-        index = cuda.to_device(np.ascontiguousarray(index, np.int64))
-    return [index, np.int64(0), np.int64(0)]
 
 
 def _locate(leaf: AnyArray) -> Rows:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.kernels import advantage, moments, normalize, rows
+from parllel.kernels import advantage, frames, moments, normalize, rows
 from parllel.kernels.targets import DeviceEntry, pointer_to, twin
 from parllel.testing.simulated_cuda.active import device
 
@@ -32,7 +32,7 @@ def own_twins() -> Mapping[str, Twin]:
         "update_moments": moments.UPDATE,
     }
     twins = {name: functools.partial(run_on_arrays, kernel) for name, kernel in on_arrays.items()}
-    return {**twins, "rows": run_rows}
+    return {**twins, "frames": run_frames, "rows": run_rows}
 
 
 def run_on_arrays(kernel: DeviceEntry, grid: Sizes, block: Sizes, *arguments: Any) -> None:
@@ -56,6 +56,46 @@ def run_rows(grid: Sizes, block: Sizes, table: Any, n_rows: Any, *picks: Any) ->
             _check(f"rows, leaf {number}, read", source, source_stride, read, nbytes)
         # Compiled, the entry is the only thread of a grid: it copies the table's first leaf.
         _compiled(rows.DEVICE)(first + number * rows.ENTRY_NBYTES, int(n_rows), *numbers)
+
+
+def run_frames(grid: Sizes, block: Sizes, table: Any, out: Any, n_rows: Any, *picks: Any) -> None:
+    """Gather stacks; arguments as `kernels.frames.DEVICE` has them. Every address is checked."""
+    n_leaves, n_entries = (*grid, 1)[1], frames.ENTRY_NBYTES // _INTEGER_NBYTES
+    first, begin = _address(table), _address(out)
+    numbers = [_address(each) for each in picks]
+    span = _span(int(n_rows), *numbers)
+    entries = _integers(first, n_leaves * n_entries).reshape(-1, n_entries)
+    for number, leaf in enumerate(frames.Frames(*entry) for entry in entries.tolist()):
+        if n_rows:
+            nbytes, outputs = leaf.n_frames * leaf.nbytes, (0, int(n_rows) - 1)
+            who = f"frames, leaf {number}"
+            _check(f"{who}, written", begin + leaf.destination, nbytes, outputs, nbytes)
+            _check_frames(who, leaf, span)
+        # Compiled, the entry is the only thread of a grid: it gathers the table's first leaf.
+        entry = first + number * frames.ENTRY_NBYTES
+        _compiled(frames.DEVICE)(entry, begin, int(n_rows), *numbers)
+
+
+def _check_frames(who: str, leaf: frames.Frames, span: tuple[int, int]) -> None:
+    """Check what stacks are made of."""
+    rows = np.array(span)
+    if leaf.rows:
+        lowest, highest = span
+        rows = _integers(leaf.rows + lowest * _INTEGER_NBYTES, highest - lowest + 1)
+        beside = -1 - rows[rows < 0]
+        rows = rows[rows >= 0]
+        if beside.size:
+            ends = int(beside.min()), int(beside.max())
+            _check(f"{who}, beside", leaf.beside, leaf.nbytes, ends, leaf.nbytes)
+            if leaf.n_frames > 1:
+                rows = np.concatenate([rows, _integers(leaf.beside_rows, ends[1] + 1)[beside]])
+    if rows.size:
+        read = int(rows.min()) - (leaf.n_frames - 1) * leaf.n_columns, int(rows.max())
+        _check(f"{who}, read", leaf.source, leaf.stride, read, leaf.nbytes)
+        if leaf.n_frames > 1:
+            _check(f"{who}, flags", leaf.is_first, 1, read, 1)
+    if leaf.blank:
+        _check(f"{who}, blank", leaf.blank, 0, (0, 0), leaf.nbytes)
 
 
 @functools.cache

@@ -1,0 +1,275 @@
+"""Gathers of stacks from single frames: the kernel, its two entries, the check before it.
+
+A frame is stored once. The stack of a row is made up of its frame and those of the steps before
+it, as far as they belong to the same episode; before an episode's beginning the stack is filled
+with the episode's first frame, or with a frame that is given. One launch serves all leaves of a
+tree: a leaf of plain rows is one of stacks of 1 frame.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from parllel.kernels.memory import copy_1, copy_4, copy_8, copy_16, load_byte, load_int64
+from parllel.kernels.row_index import Index, Integers, as_index, check_inside
+from parllel.kernels.rows import (
+    DONE,
+    NO_VECTOR,
+    OUT_OF_RANGE,
+    Picks,
+    address_of,
+    copy_row,
+    find_span,
+    is_inside,
+    pick,
+)
+from parllel.kernels.stack_table import StackTable
+from parllel.kernels.targets import DeviceEntry, cuda, twin
+
+ENTRY_NBYTES = 11 * 8  # of StackTable's integers for one leaf
+
+# On a CPU. Small enough that the frames which an observation and the next one share are read from
+# a cache the second time: 0.9 of the time of leaf after leaf (bench/bench_frames.py).
+ROWS_AT_ONCE = 8
+
+
+def gather_stacks(table: StackTable, index: Index, *, out_address: int = 0) -> None:
+    """Gather stacks in host memory, of all leaves: that of row index[i] to output i.
+
+    output[leaf][i, k] = frame[leaf][row - min(n - 1 - k, before) * n_columns],  row = index[i]
+
+    where k counts the n frames of a stack, the oldest first, and `before` the frames of the
+    episode before the row's own. With a blank frame, that is output i, k where n - 1 - k > before.
+    `Stacks` says what a leaf with `rows` and frames beside them gives.
+
+    Runs in the calling thread, without the GIL. An index that is neither a range nor a contiguous
+    int64 vector is converted, which allocates. The first call compiles, or loads what an earlier
+    process compiled.
+
+    Args:
+        table: where the frames lie; in memory that this process can read and write. The outputs
+            hold as many stacks as the index has rows.
+        index: range, or integers [n], in memory apart from the outputs.
+        out_address: added to the destination of each leaf.
+
+    Raises:
+        TypeError: the index is no range and no array of integers.
+        ValueError: it has more axes than one.
+        IndexError: a row is outside a leaf. Nothing has been written then.
+    """
+    if _run(table, index, out_address, writes=True) != DONE:
+        # The entry may have refused an index of another dtype only.
+        outcome = _run(table, _checked(table, index), out_address, writes=True)
+        assert outcome == DONE, "the compiled entry refuses what no check finds wrong"
+
+
+def check_stacks(table: StackTable, index: Index) -> None:
+    """Raise what `gather_stacks` would raise, and gather nothing: a GPU checks no index."""
+    if _run(table, index, 0, writes=False) != DONE:
+        _checked(table, index)
+
+
+def _checked(table: StackTable, index: object) -> range | Integers:
+    rows = as_index("index", index)
+    check_inside("index", rows, table.n_rows)
+    return rows
+
+
+class Frames(NamedTuple):
+    """An entry of the table; `Stacks` says what it means."""
+
+    destination: int
+    source: int
+    stride: int
+    nbytes: int
+    n_frames: int
+    n_columns: int
+    is_first: int
+    blank: int
+    rows: int
+    beside: int
+    beside_rows: int
+
+
+class Newest(NamedTuple):
+    """Where a stack is, seen from its newest frame."""
+
+    beside: int  # address of the newest frame, where it is beside the rows; else 0
+    row: int  # of the newest frame, or of the one before the newest that is beside
+    before: int  # frames of the same episode before that row's, as far as a stack needs them
+
+
+def read_frames(table: int, number: int, out: int) -> Frames:
+    """Return an entry of the table at an address, with `out` added to its destination."""
+    at = table + number * ENTRY_NBYTES
+    return Frames(
+        out + load_int64(at),
+        load_int64(at + 8),
+        load_int64(at + 16),
+        load_int64(at + 24),
+        load_int64(at + 32),
+        load_int64(at + 40),
+        load_int64(at + 48),
+        load_int64(at + 56),
+        load_int64(at + 64),
+        load_int64(at + 72),
+        load_int64(at + 80),
+    )
+
+
+def count_before(frames: Frames, row: int) -> int:
+    """Return how many frames of the same episode are before a row's, as far as a stack needs."""
+    count = 0
+    at = frames.is_first + row
+    while count < frames.n_frames - 1 and load_byte(at) == 0:
+        at -= frames.n_columns
+        count += 1
+    return count
+
+
+def find_newest(frames: Frames, row: int) -> Newest:
+    """Return where the stack is that an index names."""
+    beside = 0
+    if frames.rows != 0:
+        row = load_int64(frames.rows + row * 8)
+        if row < 0:
+            stack = -1 - row
+            beside = frames.beside + stack * frames.nbytes
+            row = load_int64(frames.beside_rows + stack * 8) if frames.n_frames > 1 else 0
+    return Newest(beside, row, count_before(frames, row))
+
+
+def find_frame(frames: Frames, newest: Newest, place: int) -> int:
+    """Return the address of the frame at a place of a stack; place 0 is the oldest."""
+    back = frames.n_frames - 1 - place
+    if newest.beside != 0:
+        if back == 0:
+            return newest.beside
+        back -= 1
+    if back > newest.before:
+        if frames.blank != 0:
+            return frames.blank
+        back = newest.before
+    return frames.source + (newest.row - back * frames.n_columns) * frames.stride
+
+
+def gather_on_grid(table: int, out: int, n_rows: int, vector: int, start: int, step: int) -> None:
+    """Gather all stacks. Grid (groups of frames, leaves), block (lanes of a frame, a group).
+
+    Any grid gathers everything: groups go on where the grid ends.
+    """
+    frames = read_frames(table, cuda.blockIdx.y, out)
+    bits = frames.destination | frames.nbytes | frames.source | frames.stride
+    bits |= frames.blank | frames.beside
+    number = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
+    while number < n_rows * frames.n_frames:
+        place = 0
+        at = number
+        while at >= n_rows:  # at most as often as a stack has frames: quicker than a division
+            at -= n_rows
+            place += 1
+        newest = find_newest(frames, pick(Picks(vector, start, step), at))
+        source = find_frame(frames, newest, place)
+        destination = frames.destination + (at * frames.n_frames + place) * frames.nbytes
+        lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
+        copy_row(destination, source, frames.nbytes, bits, lane, lanes)
+        number += cuda.gridDim.x * cuda.blockDim.y
+
+
+def gather_words(frames: Frames, begin: int, end: int, picks: Picks) -> None:
+    """Gather rows of 1, 4, 8 or 16 bytes on a CPU. The compiler makes a loop for each size."""
+    for at in range(begin, end):
+        destination = frames.destination + at * frames.nbytes
+        source = find_frame(frames, find_newest(frames, pick(picks, at)), 0)
+        if frames.nbytes == 1:
+            copy_1(destination, source)
+        elif frames.nbytes == 4:
+            copy_4(destination, source)
+        elif frames.nbytes == 8:
+            copy_8(destination, source)
+        else:
+            copy_16(destination, source)
+
+
+def gather_part(frames: Frames, begin: int, end: int, picks: Picks) -> None:
+    """Gather the stacks of one leaf from number `begin` on, on a CPU."""
+    if frames.n_frames == 1 and frames.nbytes in (1, 4, 8, 16):
+        gather_words(frames, begin, end, picks)
+    else:
+        destination = frames.destination + begin * frames.n_frames * frames.nbytes
+        for at in range(begin, end):
+            newest = find_newest(frames, pick(picks, at))
+            for place in range(frames.n_frames):
+                source = find_frame(frames, newest, place)
+                copy_row(destination, source, frames.nbytes, 0, 0, 1)
+                destination += frames.nbytes
+
+
+def gather_in_turn(table: int, n_leaves: int, out: int, n_rows: int, picks: Picks) -> None:
+    """Gather all stacks on a CPU: some rows of all leaves, then the next rows."""
+    for begin in range(0, n_rows, ROWS_AT_ONCE):
+        end = min(begin + ROWS_AT_ONCE, n_rows)
+        for number in range(n_leaves):
+            gather_part(read_frames(table, number, out), begin, end, picks)
+
+
+def gather_checked(
+    table: int,
+    n_leaves: int,
+    out: int,
+    limit: int,
+    writes: bool,
+    vector: Integers,
+    start: int,
+    step: int,
+    count: int,
+) -> int:
+    """Check that all rows are in [0, limit), then gather; return what was found.
+
+    The index is a vector that is not empty, or else a range of `count` rows.
+    """
+    n_rows = max(vector.size, count)
+    if n_rows == 0:
+        return DONE
+    lowest, highest = find_span(vector, start, step, count, limit)
+    if lowest < 0 or highest >= limit:
+        return OUT_OF_RANGE
+    if writes:
+        gather_in_turn(table, n_leaves, out, n_rows, Picks(address_of(vector), start, step))
+    return DONE
+
+
+PARTS = (
+    pick,
+    copy_row,
+    is_inside,
+    find_span,
+    address_of,
+    read_frames,
+    count_before,
+    find_newest,
+    find_frame,
+    gather_words,
+    gather_part,
+    gather_in_turn,
+)
+DEVICE = DeviceEntry(gather_on_grid, "void(int64, int64, int64, int64, int64, int64)", PARTS)
+
+
+@functools.cache
+def _compiled_entry() -> Callable[..., int]:
+    index = "Array(int64, 1, 'C', readonly=True), int64, int64, int64"
+    signature = f"int64(int64, int64, int64, int64, boolean, {index})"
+    return twin(gather_checked, signature, parts=PARTS)
+
+
+def _run(table: StackTable, index: Index, out_address: int, *, writes: bool) -> int | None:
+    """Return what the compiled entry found; None where it does not take the index' type."""
+    rows: tuple[Any, ...] = (index, 0, 0, 0)  # Any: whatever a caller gives
+    if type(index) is range:
+        rows = (NO_VECTOR, index.start, index.step, len(index))
+    arguments = (table.address, len(table.entries), out_address, table.n_rows, writes, *rows)
+    try:
+        return _compiled_entry()(*arguments)
+    except (TypeError, OverflowError):  # raised before anything runs
+        return None

@@ -1,0 +1,235 @@
+"""FrameBuffer: the single frames of a FrameArray, with flags that say where episodes begin."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parllel import cuda
+from parllel.arrays.buffer import Buffer
+from parllel.arrays.frame_spec import Fill, FrameSpec
+from parllel.arrays.interop import PLAIN, to_host
+from parllel.arrays.stacks import AnyArray, AnyIndex, FrameSource, StackGather
+from parllel.storages import Memory, aligned, allocate
+
+_FLAG = np.dtype(np.bool_)
+
+
+class FrameBuffer(Buffer):
+    """Frames that are read as stacks; its `extents` are those of the stacks.
+
+    The first rows of both parts are no rows of the stacks: with `fill="zero"` one that stays zero,
+    then `stack - 1` that hold the frames before the first row. Row numbers count the others.
+
+    Args:
+        frames: [n_head + n_rows, ..., *frame_shape].
+        is_first: bool [n_head + n_rows, ...]. Whether a frame is the first one of its episode.
+        stack: frames of a stack.
+        fill: what stands in a stack before its episode's beginning.
+    """
+
+    __slots__ = ("_gathers", "fill", "frames", "is_first", "n_columns", "n_head", "stack")
+
+    def __init__(self, frames: Buffer, is_first: Buffer, stack: int, fill: Fill) -> None:
+        assert frames.memory is not None
+        n_axes = frames.n_batch_axes
+        super().__init__(frames.memory, frames.data, n_axes, frames._offset)
+        self.frames = frames
+        self.is_first = is_first
+        self.stack = stack
+        self.fill = fill
+        self.n_head = stack - 1 + (fill == "zero")
+        n_rows, *others = frames.extents
+        columns, frame_shape = others[: n_axes - 1], others[n_axes - 1 :]
+        self.extents = (n_rows - self.n_head, *columns, stack, *frame_shape)
+        self.n_columns = math.prod(columns)
+        # What is written is held against what is there, which the host does.
+        self.plain, self.accept = PLAIN, to_host
+        self._gathers: dict[bool, StackGather] = {}  # by whether a GPU works
+
+    @classmethod
+    def of_spec(cls, spec: FrameSpec, storage: str | Memory) -> FrameBuffer:
+        """Return a zeroed buffer in new memory of a kind, or in the next parts of a given block."""
+        memory = storage if isinstance(storage, Memory) else allocate(storage, aligned(spec.nbytes))
+        n_axes = len(spec.batch_shape)
+        frames = Buffer.allocate(memory, spec.extents, spec.dtype, n_axes)
+        is_first = Buffer.allocate(memory, spec.flag_extents, _FLAG, n_axes)
+        buffer = cls(frames, is_first, spec.stack, spec.fill)
+        if memory.kind in ("device", "managed"):
+            buffer._gather(on_gpu=True)  # in the stream that zeroes the memory, not in a later one
+        return buffer
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape of one frame."""
+        return self.frames.extents[self.n_batch_axes :]
+
+    def source(self, *, on_gpu: bool) -> FrameSource:
+        """Return the frames of all rows as a kernel reads them, on the host or on a GPU."""
+        self.check_open()
+        parts = (self.frames, self.is_first)
+        frames, flags = (part.device_data() if on_gpu else part.data for part in parts)
+        blank = None
+        if self.fill == "zero":
+            blank = frames.reshape(-1, *self.frame_shape)[:1]
+        return FrameSource(
+            frames[self.n_head :].reshape(-1, *self.frame_shape),
+            flags[self.n_head :].reshape(-1),
+            self.n_columns,
+            self.stack,
+            blank,
+        )
+
+    def read(self, index: AnyIndex, *, on_gpu: bool, out: AnyArray | None = None) -> AnyArray:
+        """Gather the stacks of the rows of an index, on a GPU by one launch.
+
+        Args:
+            index: as `StackGather.run` takes it.
+            on_gpu: whether arrays of CuPy are given and returned.
+            out: array [n, stack, *frame_shape] to write; a new one by default.
+        """
+        self.check_open()
+        gather = self._gather(on_gpu=on_gpu)
+        if out is None:
+            shape = (len(index), self.stack, *self.frame_shape)
+            if on_gpu:
+                with cuda.use_stream():
+                    out = cuda.library().empty(shape, self.dtype)
+            else:
+                out = np.empty(shape, self.dtype)
+        gather.run(index, out=out)
+        return out
+
+    def _gather(self, *, on_gpu: bool) -> StackGather:
+        gather = self._gathers.get(on_gpu)
+        if gather is None:
+            gather = self._gathers[on_gpu] = StackGather([self.source(on_gpu=on_gpu)])
+        return gather
+
+    def fit(self, value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return a value of the host broadcast to a shape, C-contiguous, of this dtype."""
+        is_fit = isinstance(value, np.ndarray) and (value.shape, value.dtype) == (shape, self.dtype)
+        if is_fit and value.flags.c_contiguous:
+            values: NDArray[Any] = value
+            return values
+        values = np.empty(shape, self.dtype)
+        values[...] = value
+        return values
+
+    def write(self, rows: NDArray[np.int64], stacks: NDArray[Any]) -> None:
+        """Write whole stacks: the newest frame of each, and whether an episode begins with it.
+
+        In device memory, the frames around are copied to the host and back, which waits for the
+        current stream.
+
+        Args:
+            rows: [n], in any order; earlier time steps are written first.
+            stacks: [n, stack, *frame_shape], C-contiguous, of this dtype.
+
+        Raises:
+            ValueError: a stack neither goes on with the row before nor begins an episode. It was
+                not written, nor were those of later time steps.
+        """
+        self.check_open()
+        steps = rows // max(self.n_columns, 1)
+        if not self.is_on_host:
+            self._write_through_host(rows, stacks, steps)
+            return
+        order = np.argsort(steps, kind="stable")
+        begins = np.flatnonzero(np.diff(steps[order])) + 1
+        for part in np.split(order, begins):
+            wrong = self._write_step(rows[part], stacks[part])
+            if wrong is not None:
+                filled = "the first frame repeated" if self.fill == "first" else "zeros before it"
+                raise ValueError(
+                    f"stack {part[wrong]} of {len(rows)} neither goes on with the row before it"
+                    f" nor begins an episode ({filled}: fill={self.fill!r}); write rows in the"
+                    " order of time, or frames alone with write_frames"
+                )
+
+    def _write_step(self, rows: NDArray[np.int64], stacks: NDArray[Any]) -> int | None:
+        """Write stacks of one time step; or nothing, and return the number of a wrong one."""
+        source = self.source(on_gpu=False)
+        frames, flags = source.frames, source.is_first
+        assert flags is not None
+        earlier = frames[rows], flags[rows]
+        frames[rows] = stacks[:, -1]
+        flags[rows] = are_first(stacks, self.fill)
+        found = self.read(rows, on_gpu=False)
+        is_wrong = (_bytes_of(found) != _bytes_of(stacks)).any(axis=(1, 2))
+        if not is_wrong.any():
+            return None
+        frames[rows], flags[rows] = earlier
+        return int(is_wrong.argmax())
+
+    def _write_through_host(
+        self, rows: NDArray[np.int64], stacks: NDArray[Any], steps: NDArray[np.int64]
+    ) -> None:
+        if not len(rows):
+            return
+        begin, end = int(steps.min()), int(steps.max()) + 1
+        columns = self.extents[1 : self.n_batch_axes]
+        spec = FrameSpec.of(
+            (end - begin, *columns), self.dtype, self.frame_shape, stack=self.stack, fill=self.fill
+        )
+        copy = FrameBuffer.of_spec(spec, "local")
+        parts = [(self.frames, copy.frames), (self.is_first, copy.is_first)]
+        for on_device, on_host in parts:
+            around = on_device.data[begin + spec.n_blank : end + spec.n_head]
+            on_host.data[spec.n_blank :] = cuda.to_host(around)
+        try:
+            copy.write(rows - begin * self.n_columns, stacks)
+        finally:
+            for on_device, on_host in parts:
+                written = on_device.data[begin + spec.n_head : end + spec.n_head]
+                cuda.copy_to_device(on_host.data[spec.n_head :], out_device=written)
+
+    def copy_from(self, other: FrameBuffer) -> None:
+        """Overwrite all rows with those of a buffer of the same shape, in memory of any kind."""
+        for part, source in ((self.frames, other.frames), (self.is_first, other.is_first)):
+            with part.in_order():
+                part.data[...] = part.accept(source.data)
+
+    def close(self) -> None:
+        """Release the memory. Called again, it does nothing."""
+        self._gathers = {}
+        self.frames.close()
+        self.is_first.close()
+        super().close()
+
+    def closed(self) -> FrameBuffer:
+        """Return a buffer like this one, closed, which leaves this one as it is."""
+        self.check_open()
+        other = FrameBuffer(self.frames, self.is_first, self.stack, self.fill)
+        Buffer.close(other)
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.check_open()
+        return FrameBuffer, (self.frames, self.is_first, self.stack, self.fill)
+
+
+def are_first(stacks: NDArray[Any], fill: Fill) -> NDArray[np.bool_]:
+    """Tell which stacks are those of a first frame: bool [n].
+
+    A stack that looks so and goes on with the row before it may be taken for a first one: the
+    frames that are left out of it and of later stacks are the same as those that fill them.
+
+    Args:
+        stacks: [n, stack, *frame_shape].
+        fill: what stands before a first frame.
+    """
+    values = _bytes_of(stacks)
+    expected = values[:, -1:] if fill == "first" else np.zeros_like(values[:1, :1])
+    is_first: NDArray[np.bool_] = (values[:, :-1] == expected).all(axis=(1, 2))
+    return is_first
+
+
+def _bytes_of(stacks: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return the bytes of all frames: [n, stack, bytes]."""
+    n_rows, stack, *frame_shape = stacks.shape
+    nbytes = stacks.itemsize * math.prod(frame_shape)
+    return np.ascontiguousarray(stacks).reshape(-1).view(np.uint8).reshape(n_rows, stack, nbytes)
