@@ -16,6 +16,7 @@ from parllel.cuda.memory import (
     allocate_managed,
     free_nbytes,
     may_share_memory,
+    total_nbytes,
 )
 from parllel.cuda.page_lock import PageLock
 from parllel.cuda.streams import (
@@ -53,6 +54,7 @@ __all__ = [
     "tensor_over",
     "to_device",
     "to_host",
+    "total_nbytes",
     "use_stream",
     "use_torch_allocator",
     "why_unavailable",
