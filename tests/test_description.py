@@ -6,6 +6,7 @@ import torch
 
 from parllel import Array, ArrayDict, cuda
 from parllel.arrays import ArraySpec
+from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.tree import allocate_tree
 
@@ -50,6 +51,31 @@ def test_the_bytes_that_are_promised_are_those_that_a_device_gives(storage: str)
         assert promised.device_total_nbytes == cuda.total_nbytes() == 10**6
         assert promised.device_share == promised.nbytes / 10**6
         assert str(promised).splitlines()[-1].endswith("% of the device's 1,000,000")
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    # Tables of addresses, and of where the levels of 300 priorities begin: 304, 32, 16 and 1.
+    [(ReplayBuffer, 9), (PrioritizedReplayBuffer, 9 + 4 + 4)],
+)
+def test_a_replay_buffer_promises_its_own_memory_too(
+    kind: type[ReplayBuffer], numbers: int
+) -> None:
+    specs = make_specs()
+    with simulated_cuda("lazy") as simulation:
+        plan = ArrayDict({"samples": specs, "replay": kind.make_specs(specs, 20)})
+        promised, before = plan.describe("device"), simulation.used_nbytes
+        samples = allocate_tree(specs, "device")
+        small = 8 * numbers + 256  # tables, and what stands for the branch `valid`
+        replay = kind(samples, rng=np.random.default_rng(0), n_final_obs=20)
+        assert simulation.used_nbytes - before == promised.nbytes + small
+        assert replay.describe() == promised
+
+
+def test_the_usual_table_has_a_slot_for_each_16_steps() -> None:
+    specs = ReplayBuffer.make_specs(make_specs(full_size=1000 * T))
+    assert specs["observation"]["arm"].batch_shape == (1000 * T * B // 16 + B,)
+    assert specs["slot"].batch_shape == (1000 * T, B)
 
 
 def test_a_table_names_all_leaves_and_their_sum() -> None:
