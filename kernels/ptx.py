@@ -14,19 +14,35 @@ import numba.cuda.extending
 from numba import cuda, njit
 from numba.cuda.compiler import compile_ptx
 
-from parllel.kernels import advantage, frames, moments, normalize, rows
+from parllel.kernels import (
+    advantage,
+    frames,
+    gather,
+    moments,
+    normalize,
+    priorities,
+    rows,
+    transitions,
+)
 from parllel.kernels.memory import memory_intrinsics
+from parllel.kernels.scalars import scalar_intrinsics
 from parllel.kernels.targets import DeviceEntry, bind
 
 MODULE = Path(__file__).with_name("parllel.ptx")
 ENTRIES = {
     "advantage": advantage.DEVICE,
+    "draw_by_priority": priorities.DRAW,
+    "draw_transitions": transitions.DEVICE,
     "frames": frames.DEVICE,
+    "gather": gather.DEVICE,
     "merge_moments": moments.MERGE,
     "moments": moments.MEASURE,
     "normalize": normalize.DEVICE,
+    "refresh_priorities": priorities.REFRESH,
     "rows": rows.DEVICE,
     "update_moments": moments.UPDATE,
+    "update_priorities": priorities.UPDATE,
+    "weigh_priorities": priorities.WEIGH,
 }
 
 # The oldest GPU that CUDA 13 knows. A driver compiles it for every newer one when it is loaded.
@@ -65,9 +81,11 @@ def describe_tools() -> list[str]:
 
 def compile_entry(name: str, kernel: DeviceEntry) -> str:
     """Return the PTX of one entry, which is called by a plain name there."""
+    intrinsic = numba.cuda.extending.intrinsic
     names = {"cuda": cuda} | memory_intrinsics(
-        numba.cuda.extending.intrinsic, address_space=1, is_aligned=True, joins_words=False
+        intrinsic, address_space=1, is_aligned=True, joins_words=False
     )
+    names |= scalar_intrinsics(intrinsic, address_space=1, has_threads=True)
     entry = bind(kernel.entry, kernel.parts, names, njit(inline="always"))
     compile_untyped: Callable[..., tuple[str, object]] = compile_ptx
     text, _ = compile_untyped(entry, kernel.signature, cc=COMPUTE_CAPABILITY)

@@ -1,10 +1,10 @@
 """Turn kernel bodies, plain Python functions, into compiled code; no body is in here.
 
 A body works on pointers and scalars, so that any target can compile it. It takes them from
-`pointer_to`, or addresses with the functions of `memory`, and knows no target. Its types are
-`numpy.float32` and the like: Python's own numbers would make float64 of float32. A kernel is an
-entry for each target and its parts: functions which an entry and later parts call by name, and
-which are inlined, as a GPU target demands. `twin` compiles for the CPU, `ptx` for GPUs.
+`pointer_to`, or addresses with the functions of `memory` and `scalars`, and knows no target. Its
+types are `numpy.float32` and the like: Python's own numbers would make float64 of float32. A kernel
+is an entry for each target and its parts: functions which an entry and later parts call by name,
+and which are inlined, as a GPU target demands. `twin` compiles for the CPU, `ptx` for GPUs.
 """
 
 import functools
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from parllel.kernels import memory
+from parllel.kernels import memory, scalars
 
 if TYPE_CHECKING:
     from numba.core.compiler import Compiler
@@ -106,7 +106,8 @@ def twin(
     runs without the GIL, checks no index and starts no thread.
 
     Args:
-        entry: called from Python; may use `pointer_to`, the functions of `memory` and the parts.
+        entry: called from Python; may use `pointer_to`, the functions of `memory` and `scalars`,
+            and the parts.
         signature: in Numba's notation, `"boolean(float32[:, ::1], float64)"`.
         parts: functions that the entry uses by name, each after the parts that it uses itself.
         outputs_are_apart: an array that the kernel writes shares no byte with another argument:
@@ -219,4 +220,7 @@ def _pointer_intrinsic() -> object:
 def _memory_intrinsics() -> dict[str, object]:
     from numba.extending import intrinsic
 
-    return memory.memory_intrinsics(intrinsic, address_space=0, is_aligned=False, joins_words=True)
+    copies = memory.memory_intrinsics(
+        intrinsic, address_space=0, is_aligned=False, joins_words=True
+    )
+    return copies | scalars.scalar_intrinsics(intrinsic, address_space=0, has_threads=False)

@@ -29,10 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 import advantage_on_device
 import bench_advantage
+import bench_replay
 import bench_rows
 import device_timing
 import gpu_state
 import machine
+import replay_contestants
 import report
 import rows_on_device
 import steps_on_device
@@ -102,6 +104,31 @@ def test_the_advantages_of_the_twin_are_reported(
     ]
     assert len(content["targets"]) == 2
     assert "no GPU" in content["title"]
+
+
+def test_replay_buffers_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_replay, "SAMPLE_S", 0.0)
+    bench_replay.measure(tmp_path, race_size=400, sizes=(200, 400), n_frames=200, repeats=2)
+    content = read_results(tmp_path, "replay_cpu")
+    check_tables(content, printed := capsys.readouterr().out, n_samples=2)
+    assert [len(table["contestants"]) for table in content["tables"]] == [5, 4, 2]
+    assert len(content["targets"]) == 3
+    assert re.search(r"^samples\.observation +float32 +\(4, 10, 4\) +42 ", printed, re.MULTILINE)
+    assert re.search(r"^promised [\d,]+ bytes, measured -?[\d,]+ of the process$", printed, re.M)
+
+
+def test_a_buffer_that_gathers_other_rows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    contestant = replay_contestants.build(
+        replay_contestants.make_ours, replay_contestants.SMALL, 400
+    )
+    bench_replay.check_observations(contestant)
+    contestant.buffer.samples["observation"].full[1:] = 0
+    wrong = contestant.sample()
+    wrong["observation"] += 1
+    with pytest.raises(AssertionError):
+        bench_replay.check_observations(contestant._replace(sample=lambda: wrong))
 
 
 def test_a_twin_that_copies_other_rows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

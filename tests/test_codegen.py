@@ -15,7 +15,10 @@ from parllel.kernels import rows
 PTX = Path(rows.__file__).with_name("parllel.ptx")
 CONSTRAINTS = Path(__file__).parents[1] / ".ci" / "constraints.txt"
 ENTRIES = {
-    *("advantage", "frames", "merge_moments", "moments", "normalize", "rows", "update_moments"),
+    *("advantage", "draw_by_priority", "draw_transitions", "frames", "gather"),
+    *("merge_moments", "moments"),
+    *("normalize", "refresh_priorities", "rows", "update_moments", "update_priorities"),
+    "weigh_priorities",
 }
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)

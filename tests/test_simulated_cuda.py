@@ -30,6 +30,7 @@ from parllel.testing.simulated_cuda import (
 )
 from parllel.testing.simulated_cuda.engine import Engine, Operation
 from parllel.testing.simulated_cuda.fixture import cuda_simulation
+from parllel.testing.simulated_cuda.replay_twins import replay_twins
 from parllel.testing.simulated_cuda.schedules import make_schedule
 from parllel.testing.simulated_cuda.twins import own_twins
 
@@ -1144,4 +1145,5 @@ def test_the_kernel_of_advantages_gives_the_hosts_bits(cuda_device: torch.device
 
 
 def test_every_kernel_of_the_module_has_a_twin() -> None:
-    assert sorted(own_twins()) == re.findall(r"\.entry (\w+)", launches.PTX.read_text())
+    twins = {**own_twins(), **replay_twins()}
+    assert sorted(twins) == re.findall(r"\.entry (\w+)", launches.PTX.read_text())

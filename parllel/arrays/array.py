@@ -226,6 +226,20 @@ class Array(Indexable):
         window.reset()
         self._assemble(self._buffer, (window.rows, *self._location[1:]), window)
 
+    def move_window(self, window_begin: int) -> None:
+        """Put the window where it was before, as in a ring that was saved. No byte moves.
+
+        Args:
+            window_begin: row of the ring, as the property gives it.
+
+        Raises:
+            TypeError: this is a view.
+            ValueError: no window of the ring begins there.
+        """
+        window = self._own_window("move_window")
+        window.move(window_begin)
+        self._assemble(self._buffer, (window.rows, *self._location[1:]), window)
+
     def _own_window(self, what: str) -> Window:
         if self._window is None:
             raise TypeError(

@@ -62,6 +62,15 @@ class Window:
         self.offset = 0
         return True
 
+    def move(self, begin: int) -> None:
+        """Move to a row of the ring, a multiple of the window's own length."""
+        if begin not in range(0, self.full_size, max(self.length, 1)):
+            raise ValueError(
+                f"window_begin: got {begin}, expected a multiple of {self.length} below"
+                f" {self.full_size}"
+            )
+        self.offset = begin
+
     def reset(self) -> None:
         """Move to the end of the ring, from where the next `advance` lands at its beginning."""
         self.offset = self.full_size - self.length

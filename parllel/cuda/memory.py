@@ -84,6 +84,16 @@ def free_nbytes() -> int:
     return free + kept
 
 
+def total_nbytes() -> int:
+    """Return the bytes of memory that the current device has. Starts its context.
+
+    Raises:
+        CudaUnavailableError: there is no usable device.
+    """
+    total: int = library().cuda.runtime.memGetInfo()[1]
+    return total
+
+
 def may_share_memory(one: DeviceArray, other: DeviceArray) -> bool:
     """Tell whether two device arrays overlap, from the lowest byte of each to the highest."""
     is_shared: bool = library().may_share_memory(one, other)

@@ -94,6 +94,26 @@ def address_of(stream: Stream) -> int:
     return address
 
 
+def new_stream() -> Stream:
+    """Return a new stream of the current device. It and the legacy default one do not wait.
+
+    Raises:
+        CudaUnavailableError: there is no usable device.
+    """
+    return library().cuda.Stream(non_blocking=True)
+
+
+def device_of(stream: Stream | None) -> AbstractContextManager[object]:
+    """Return a context in which a stream's device is the current one of this thread.
+
+    A new thread's is device 0. For None it does nothing.
+    """
+    if stream is None:
+        return nullcontext()
+    context: AbstractContextManager[object] = library().cuda.Device(stream.device_id)
+    return context
+
+
 def synchronize(stream: Any = None) -> None:  # Any: of CuPy, of torch, or None
     """Make the host wait until all work of one stream is done, the caller's current one.
 

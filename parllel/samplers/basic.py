@@ -8,7 +8,7 @@ from typing import Any
 
 from parllel.cages import Cage, TrajInfo
 from parllel.samplers.group import Group
-from parllel.samplers.sampler import Agent, Sampler, as_rows
+from parllel.samplers.sampler import Agent, Recorder, Sampler, as_rows
 from parllel.samplers.tracing import TracedAgent, traced
 from parllel.tree import ArrayDict
 
@@ -28,12 +28,13 @@ class BasicSampler(Sampler):
 
     Args:
         cages, agent, samples: as for `Sampler`.
+        replay: of the same tree, which is told of each batch; none by default.
         max_steps_decorrelate: up to as many random steps that each environment takes after a
             reset of all, so that their episodes do not go in step.
 
     Raises:
         ValueError: as for `Sampler`; or there is `final_value`, but no `agent_info.value` with a
-            row of padding; or max_steps_decorrelate is negative.
+            row of padding; or max_steps_decorrelate is negative, or the replay has another tree.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class BasicSampler(Sampler):
         agent: Agent,
         samples: ArrayDict,
         *,
+        replay: Recorder | None = None,
         max_steps_decorrelate: int = 0,
     ) -> None:
         super().__init__(cages, agent, samples)
@@ -50,15 +52,28 @@ class BasicSampler(Sampler):
                 f"max_steps_decorrelate: got {max_steps_decorrelate}, expected 0 or more"
             )
         self._max_steps_decorrelate = max_steps_decorrelate
+        if replay is not None and replay.samples is not samples:
+            raise ValueError("replay: its tree is another one, expected the sampler's own")
+        self._replay = replay
         self._completes_values = "final_value" in samples
         if self._completes_values:
             _check_value(samples)
+        self._reads_final_obs = self._completes_values or replay is not None
         self._was_reset = False
 
     def reset(self) -> None:
-        """Reset all environments; the next batch begins with their first observations."""
+        """Reset all environments; the next batch begins with their first observations.
+
+        A replay keeps what it holds, and counts the episodes that are cut off as truncated.
+        """
         super().reset()
         self._was_reset = True
+
+    def _rewind(self) -> None:
+        if self._replay is None:
+            super()._rewind()
+        else:
+            self._replay.restart()
 
     def collect_batch(self) -> tuple[ArrayDict, list[TrajInfo]]:
         """Collect T steps; reset the environments first if that was never done.
@@ -68,10 +83,14 @@ class BasicSampler(Sampler):
         """
         if not self._was_reset:
             self.reset()
+        if self._replay is not None:
+            self._replay.begin_batch()
         self._rotate()
         with self._acting():
             self._collect_steps()
             self._complete_batch()
+        if self._replay is not None:
+            self._replay.end_batch()
         return self.samples, self._take_completed()
 
     def _complete_batch(self) -> None:
@@ -114,10 +133,14 @@ class BasicSampler(Sampler):
                 self._finish(group, t)
 
     def _finish(self, group: Group, t: int) -> None:
-        """Wait for a group's step t; complete its values."""
+        """Wait for a group's step t; complete its values, and tell the replay what ended."""
         group.finish(t)
-        if self._completes_values and (final_obs := group.final_obs()):
+        if not self._reads_final_obs or not (final_obs := group.final_obs()):
+            return
+        if self._completes_values:
             self._value_final_obs(group, t, final_obs)
+        if self._replay is not None:
+            self._replay.add_final_obs(t, final_obs)
 
     def _value_final_obs(self, group: Group, t: int, final_obs: dict[int, Any]) -> None:
         terminated, first = group.host_rows(t)["terminated"].to_ndarray(), group.columns.start

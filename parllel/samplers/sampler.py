@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -27,6 +27,24 @@ class Agent(Protocol):
 
     def value(self, observation: Any) -> Any:
         """Return a value estimate for each row."""
+
+
+class Recorder(Protocol):
+    """What hears of the batches that a sampler writes, as `replays.ReplayBuffer`."""
+
+    samples: ArrayDict
+
+    def restart(self) -> None:
+        """All environments are about to be reset: move the tree's window to where that goes."""
+
+    def begin_batch(self) -> None:
+        """The window is about to be rotated, and a batch written."""
+
+    def add_final_obs(self, t: int, final_obs: Mapping[int, Any]) -> None:
+        """Episodes ended with step t: their true final observations, by column."""
+
+    def end_batch(self) -> None:
+        """The batch was written."""
 
 
 class Sampler:
@@ -69,11 +87,15 @@ class Sampler:
         """Reset all environments; the next batch begins with their first observations."""
         self._check_open()
         self._settle()
-        self.samples.reset()
+        self._rewind()
         for group in self._groups:
             group.start_reset(self._max_steps_decorrelate)
         for group in self._groups:
             group.finish_reset()
+
+    def _rewind(self) -> None:
+        """Move the tree's window to where the first observations go."""
+        self.samples.reset()
 
     def close(self) -> None:
         """Give back what the sampler allocated: slots in pinned memory, for a tree on the device.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from parllel.arrays import Array, ArraySpec
 from parllel.storages import KINDS, Memory, aligned, allocate
+from parllel.tree.description import TreeDescription, describe_tree
 from parllel.tree.errors import raise_at
 from parllel.tree.gathers import gather, has_arrays, scatter
 from parllel.tree.leaves import (
@@ -264,6 +265,17 @@ class ArrayDict(MutableMapping[str, Any]):
         return allocate_tree(specs, storage or kinds.pop()) if kinds else specs
 
     # Showing and sending
+
+    def describe(self, storage: str | None = None) -> TreeDescription:
+        """Return what the leaves are and the memory that they take; `print` shows a table.
+
+        Leaves may be specs: the bytes are then those that `allocate_tree` will allocate. Where
+        leaves are, or would be, on a device, its size is asked for, which starts a context.
+
+        Args:
+            storage: kind of the memory that specs are meant for.
+        """
+        return describe_tree(list(self.walk()), storage)
 
     def __repr__(self) -> str:
         lines = [

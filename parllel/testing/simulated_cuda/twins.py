@@ -10,16 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from parllel.kernels import advantage, frames, moments, normalize, rows
 from parllel.kernels.targets import DeviceEntry, pointer_to, twin
-from parllel.testing.simulated_cuda.active import device
+from parllel.testing.simulated_cuda.twin_memory import address_of, check_rows, integers_at
 
 Sizes: TypeAlias = tuple[int, ...]
 Twin: TypeAlias = Callable[..., None]  # of grid, block, and the launch's arguments
-
-_INTEGER_NBYTES = 8
 
 
 def own_twins() -> Mapping[str, Twin]:
@@ -44,16 +41,16 @@ def run_on_arrays(kernel: DeviceEntry, grid: Sizes, block: Sizes, *arguments: An
 def run_rows(grid: Sizes, block: Sizes, table: Any, n_rows: Any, *picks: Any) -> None:
     """Copy rows; arguments as `kernels.rows.DEVICE` has them. Every address is checked."""
     n_leaves = (*grid, 1)[1]
-    first = _address(table)
-    numbers = [_address(each) for each in picks]
+    first = address_of(table)
+    numbers = [address_of(each) for each in picks]
     written, read = (_span(int(n_rows), *numbers[at : at + 3]) for at in (0, 3))
-    for number, leaf in enumerate(_integers(first, n_leaves * 5).reshape(-1, 5).tolist()):
+    for number, leaf in enumerate(integers_at(first, n_leaves * 5).reshape(-1, 5).tolist()):
         destination, destination_stride, source, source_stride, nbytes = leaf
         if n_rows and nbytes:
-            _check(
+            check_rows(
                 f"rows, leaf {number}, written", destination, destination_stride, written, nbytes
             )
-            _check(f"rows, leaf {number}, read", source, source_stride, read, nbytes)
+            check_rows(f"rows, leaf {number}, read", source, source_stride, read, nbytes)
         # Compiled, the entry is the only thread of a grid: it copies the table's first leaf.
         _compiled(rows.DEVICE)(first + number * rows.ENTRY_NBYTES, int(n_rows), *numbers)
 
@@ -106,31 +103,12 @@ def _compiled(kernel: DeviceEntry) -> Callable[..., Any]:
     return twin(kernel.entry, signature, parts=kernel.parts)
 
 
-def _address(argument: Any) -> int:
-    return argument.ctypes.data if isinstance(argument, np.ndarray) else int(argument)
-
-
-def _integers(address: int, n: int) -> NDArray[np.int64]:
-    """Return int64 numbers that the device may read."""
-    nbytes = n * _INTEGER_NBYTES
-    device().memory.check(address, nbytes, "rows, a table or an index")
-    region = device().memory.find(address)
-    assert region is not None, "check has raised otherwise"
-    start = address - region.address
-    return region.data[start : start + nbytes].view(np.int64)
-
-
 def _span(n_rows: int, vector: int, start: int, step: int) -> tuple[int, int]:
     """Return the lowest and the highest row that are picked; (0, 0) where there is none."""
     if not n_rows:
         return 0, 0
     if vector:
-        picked = _integers(vector, n_rows)
+        picked = integers_at(vector, n_rows)
         return int(picked.min()), int(picked.max())
     last = start + (n_rows - 1) * step
     return min(start, last), max(start, last)
-
-
-def _check(who: str, address: int, stride: int, span: tuple[int, int], nbytes: int) -> None:
-    ends = [address + row * stride for row in span]
-    device().memory.check(min(ends), max(ends) + nbytes - min(ends), who)

@@ -1,0 +1,167 @@
+"""Time and memory of replay buffers: minibatches of transitions, drawn at random and gathered."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from replay_contestants import (
+    BATCH_SIZE,
+    FRAMES,
+    SMALL,
+    B,
+    Contestant,
+    build,
+    make_ours,
+    make_stable_baselines3,
+    make_take,
+    take_of_ring,
+)
+from report import Report, parse_out
+from timing import interleave, ratio
+
+from parllel.replays import PrioritizedReplayBuffer
+
+REPEATS = 31
+SAMPLE_S = 0.02  # of many minibatches: each reads other rows, and the cache holds none of them
+SIZES = (10**4, 10**5, 10**6, 10**7)
+RACE_SIZE = 10**6
+N_FRAMES = 50_000
+
+OURS, THEIRS, TAKE = "parllel", "stable-baselines3", "numpy.take"
+PRIORITIZED = "parllel, prioritized"
+UPDATED = "parllel, prioritized and updated"
+
+
+def race_transitions(report: Report, n_rows: int, *, repeats: int) -> dict[str, Sequence[float]]:
+    """Compare buffers of small transitions; return the times."""
+    contestants = {
+        OURS: build(make_ours, SMALL, n_rows),
+        THEIRS: build(make_stable_baselines3, SMALL, n_rows),
+        TAKE: build(make_take, SMALL, n_rows),
+        PRIORITIZED: build(make_ours, SMALL, n_rows, PrioritizedReplayBuffer),
+        UPDATED: build(make_ours, SMALL, n_rows, PrioritizedReplayBuffer),
+    }
+    check_observations(contestants[OURS])
+    replay, error = contestants[UPDATED].buffer, torch.rand(BATCH_SIZE)
+
+    def sample_and_update() -> None:
+        replay.update_priorities(replay.sample(BATCH_SIZE)["index"], error)
+
+    contestants[UPDATED] = contestants[UPDATED]._replace(sample=sample_and_update)
+    report_promise(contestants[OURS])
+    heading = f"{BATCH_SIZE} of {n_rows:,} transitions, float32 (4,)"
+    return race(report, heading, contestants, n_rows, [OURS, TAKE], repeats=repeats)
+
+
+def race_sizes(report: Report, sizes: Sequence[int], *, repeats: int) -> dict[str, Sequence[float]]:
+    """Compare rings of different sizes: what a larger one costs is misses of the cache."""
+    contestants = {}
+    for n_rows in sizes:
+        contestants[f"{OURS}, {n_rows:,}"] = build(make_ours, SMALL, n_rows)
+        contestants[f"{TAKE}, {n_rows:,}"] = build(make_take, SMALL, n_rows)
+    heading = f"{BATCH_SIZE} transitions, float32 (4,), of rings of different sizes"
+    first = f"{OURS}, {sizes[0]:,}"
+    return race(report, heading, contestants, None, [first], repeats=repeats)
+
+
+def race_frames(report: Report, n_rows: int, *, repeats: int) -> dict[str, Sequence[float]]:
+    """Compare gathers of whole stacks, of observations and the next ones, from the same ring."""
+    ours = build(make_ours, FRAMES, n_rows)
+    check_observations(ours)
+    observation = ours.buffer.samples["observation"]
+    ring = observation.full[0 : observation.full_size + 1].to_ndarray()
+    stacks = ring.reshape(-1, *FRAMES.shape)
+    contestants = {"parllel, stacks": ours, TAKE: take_of_ring(stacks)}
+    heading = f"{BATCH_SIZE} of {n_rows:,} transitions, uint8 (4, 84, 84), stacks stored whole"
+    return race(report, heading, contestants, n_rows, [TAKE], repeats=repeats)
+
+
+def race(
+    report: Report,
+    heading: str,
+    contestants: Mapping[str, Contestant],
+    n_rows: int | None,
+    references: Sequence[str],
+    *,
+    repeats: int,
+) -> dict[str, Sequence[float]]:
+    samplers: dict[str, Callable[[], Any]] = {
+        name: contestant.sample for name, contestant in contestants.items()
+    }
+    seconds = interleave(samplers, repeats=repeats, sample_s=SAMPLE_S)
+    columns = {
+        "M rows/s": {name: BATCH_SIZE / np.median(each) / 1e6 for name, each in seconds.items()},
+        "MB held": {name: each.nbytes / 1e6 for name, each in contestants.items()},
+    }
+    if n_rows is not None:
+        columns["B/row"] = {name: each.nbytes / n_rows for name, each in contestants.items()}
+    report.add_table(heading, seconds, references=references, columns=columns)
+    return dict(seconds)
+
+
+def check_observations(contestant: Contestant) -> None:
+    """Let nobody win by gathering something else."""
+    replay, minibatch = contestant.buffer, contestant.sample()
+    observation = replay.samples["observation"]
+    ring = observation.full[0 : observation.full_size + 1].to_ndarray()
+    rows, columns = np.divmod(minibatch["index"].numpy(), B)
+    rows %= observation.full_size
+    assert (minibatch["observation"].numpy() == ring[rows, columns]).all()
+    goes_on = ~minibatch["terminated"].numpy()
+    following = minibatch["next_observation"].numpy()[goes_on]
+    assert (following == ring[rows + 1, columns][goes_on]).all()
+
+
+def report_promise(contestant: Contestant) -> None:
+    """Print what a buffer says that it takes, beside what the process has grown by."""
+    described = contestant.buffer.describe()
+    print(f"\n{described}")
+    print(f"promised {described.nbytes:,} bytes, measured {contestant.nbytes:,} of the process")
+
+
+def measure(
+    folder: Path, *, race_size: int, sizes: Sequence[int], n_frames: int, repeats: int
+) -> None:
+    report = Report(
+        "replay",
+        "Minibatches of replay buffers, CPU twin, no GPU, one thread",
+        [
+            f"{repeats} interleaved rounds; ratios are medians over the rounds. Each minibatch is",
+            f"of other rows. '{TAKE}' draws rows and gathers observations and next ones, stored",
+            "apart, and actions, rewards and flags, into kept outputs with mode='clip'; of stacks",
+            "it gathers both observations from parllel's own ring, and nothing else. MB held is",
+            "what the process has grown by while the buffer was made and filled.",
+        ],
+    )
+    transitions = race_transitions(report, race_size, repeats=repeats)
+    by_size = race_sizes(report, sizes, repeats=repeats)
+    frames = race_frames(report, n_frames, repeats=repeats)
+    print()
+    report.add_target(
+        f"{race_size:,} transitions: time / time of stable-baselines3 (2 times its speed)",
+        ratio(transitions, OURS, THEIRS),
+        1 / 2,
+    )
+    report.add_target(
+        f"{sizes[-1]:,} transitions: time / time with {sizes[-2]:,}",
+        ratio(by_size, f"{OURS}, {sizes[-1]:,}", f"{OURS}, {sizes[-2]:,}"),
+        1.5,
+    )
+    report.add_target(
+        "stacks: time / time of numpy.take (0.9 times its speed)",
+        ratio(frames, "parllel, stacks", TAKE),
+        1 / 0.9,
+    )
+    report.write(folder)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder = parse_out("Time replay buffers.")
+    measure(folder, race_size=RACE_SIZE, sizes=SIZES, n_frames=N_FRAMES, repeats=REPEATS)
+
+
+if __name__ == "__main__":
+    main()

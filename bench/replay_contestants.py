@@ -1,0 +1,163 @@
+"""Replay buffers that the bench compares, each full of transitions and with memory of its own."""
+
+import ctypes
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from resource import getpagesize
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from parllel import ArrayDict
+from parllel.arrays import ArraySpec
+from parllel.replays import ReplayBuffer
+from parllel.tree import allocate_tree
+
+B = 10  # environments
+N_BATCHES = 10  # that fill the ring
+BATCH_SIZE = 256
+END_CHANCE = 0.01  # of a step to end its episode
+
+
+class Kind(NamedTuple):
+    """What transitions look like."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+SMALL = Kind("f4", (4,))
+FRAMES = Kind("u1", (4, 84, 84))  # whole stacks
+
+
+class Contestant(NamedTuple):
+    """A full buffer.
+
+    Args:
+        sample: returns a minibatch.
+        nbytes: by which the process has grown for it.
+        buffer: itself.
+    """
+
+    sample: Callable[[], Any]
+    nbytes: int
+    buffer: Any
+
+
+Make = Callable[..., tuple[Any, Callable[[], Any]]]
+
+
+def build(make: Make, kind: Kind, n_rows: int, *arguments: Any) -> Contestant:
+    """Make a contestant, and measure its memory; that of the code, which stays, is taken before."""
+    make(kind, B * N_BATCHES, *arguments)[1]()
+    before = resident_nbytes()
+    buffer, sample = make(kind, n_rows, *arguments)
+    return Contestant(sample, resident_nbytes() - before, buffer)
+
+
+def resident_nbytes() -> int:
+    """Return the bytes of memory that this process holds, without what it has freed."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * getpagesize()
+
+
+def make_ours(
+    kind: Kind, n_rows: int, buffer_type: type[ReplayBuffer] = ReplayBuffer
+) -> tuple[ReplayBuffer, Callable[[], Any]]:
+    """Fill a buffer of parllel batch by batch, as a sampler does."""
+    full_size = n_rows // B
+    T = full_size // N_BATCHES
+
+    def spec(dtype: str, shape: tuple[int, ...] = (), padding: int = 0) -> ArraySpec:
+        return ArraySpec.of((T, B), dtype, shape, padding, full_size)
+
+    specs = {
+        "observation": spec(kind.dtype, kind.shape, 1),
+        "action": spec("i8"),
+        "reward": spec("f4"),
+        "terminated": spec("?"),
+        "truncated": spec("?"),
+    }
+    samples = allocate_tree(ArrayDict(specs))
+    rng = np.random.default_rng(0)
+    n_final_obs = int(2 * END_CHANCE * n_rows) + 1
+    replay = buffer_type(samples, rng=rng, n_final_obs=n_final_obs)
+    replay.restart()
+    for _ in range(N_BATCHES):
+        replay.begin_batch()
+        samples.rotate()
+        samples["observation"][0 : T + 1] = random_rows(rng, kind, (T + 1, B))
+        samples["action"][...] = rng.integers(0, 2, (T, B))
+        samples["reward"][...] = rng.random((T, B), np.float32)
+        ends = rng.random((T, B)) < END_CHANCE
+        samples["terminated"][...] = ends
+        final = random_rows(rng, kind, ())
+        for t, column in np.argwhere(ends):
+            replay.add_final_obs(int(t), {int(column): final})
+        replay.end_batch()
+    return replay, lambda: replay.sample(BATCH_SIZE)
+
+
+def make_stable_baselines3(kind: Kind, n_rows: int) -> tuple[Any, Callable[[], Any]]:
+    """Fill the buffer of stable-baselines3: all of its arrays, so that they are in memory."""
+    from gymnasium import spaces
+    from stable_baselines3.common.buffers import ReplayBuffer as TheirBuffer
+
+    space = spaces.Box(-1, 1, kind.shape, np.dtype(kind.dtype))
+    buffer = TheirBuffer(n_rows, space, spaces.Discrete(2), device="cpu", n_envs=B)
+    rng, batch_shape = np.random.default_rng(0), (n_rows // B, B)
+    for rows in (buffer.observations, buffer.next_observations):
+        rows[...] = random_rows(rng, kind, batch_shape)
+    buffer.actions[...] = rng.integers(0, 2, buffer.actions.shape)
+    buffer.rewards[...] = rng.random(batch_shape, np.float32)
+    buffer.dones[...] = rng.random(batch_shape) < END_CHANCE
+    buffer.timeouts[...] = 0
+    buffer.full = True
+    return buffer, lambda: buffer.sample(BATCH_SIZE)
+
+
+def make_take(kind: Kind, n_rows: int) -> tuple[Any, Callable[[], Any]]:
+    """Fill arrays, observations and next ones apart; numpy.take gathers them into kept outputs."""
+    rng = np.random.default_rng(0)
+    observations = random_rows(rng, kind, (n_rows,)), random_rows(rng, kind, (n_rows,))
+    arrays = [
+        *observations,
+        rng.integers(0, 2, n_rows),
+        rng.random(n_rows, np.float32),
+        rng.random(n_rows) < END_CHANCE,
+    ]
+    return arrays, take(arrays, [0] * len(arrays), n_rows, rng)
+
+
+def take_of_ring(ring: npt.NDArray[Any]) -> Contestant:
+    """Let numpy.take gather the rows of a ring, and the next ones, into kept outputs."""
+    rng = np.random.default_rng(0)
+    return Contestant(take([ring, ring], [0, B], len(ring) - B, rng), 0, ring)
+
+
+def take(
+    arrays: list[npt.NDArray[Any]], offsets: list[int], n_rows: int, rng: np.random.Generator
+) -> Callable[[], Any]:
+    outputs = [np.empty((BATCH_SIZE, *array.shape[1:]), array.dtype) for array in arrays]
+
+    def sample() -> list[npt.NDArray[Any]]:
+        rows = rng.integers(0, n_rows, BATCH_SIZE)
+        for array, offset, output in zip(arrays, offsets, outputs, strict=True):
+            # mode="clip" is the fastest: "raise", the default, gathers into a buffer first.
+            np.take(array, rows + offset, axis=0, out=output, mode="clip")
+        return outputs
+
+    return sample
+
+
+def random_rows(
+    rng: np.random.Generator, kind: Kind, batch_shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """Return rows that differ; of frames, the same few again and again."""
+    if kind.dtype == "f4":
+        return rng.random((*batch_shape, *kind.shape), np.float32)
+    few = rng.integers(0, 256, (97, *kind.shape), np.uint8)
+    return few[rng.integers(0, 97, batch_shape)]

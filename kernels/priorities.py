@@ -1,0 +1,280 @@
+"""Prioritized draws of transitions, their weights, and their priorities: four kernels, CPU twins.
+
+Only transitions that can be sampled have a priority above 0 (`refresh`), so a draw by priority
+(`draw_leaf`) is never repeated. What the priorities are is changed from errors (`update_item`).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from parllel.kernels import sum_tree
+from parllel.kernels.memory import load_int64
+from parllel.kernels.philox import draw_below
+from parllel.kernels.scalars import load_float32, store_float32, store_int64
+from parllel.kernels.sum_tree import (
+    SumTree,
+    change_leaf,
+    find_leaf,
+    read_leaf_number,
+    read_total,
+    to_number,
+)
+from parllel.kernels.targets import DeviceEntry, cuda, twin
+from parllel.kernels.transitions import PARTS as TRANSITION_PARTS
+from parllel.kernels.transitions import (
+    RING,
+    SEED,
+    Ring,
+    Seed,
+    Transitions,
+    draw_words,
+    find_window,
+    read_leaves,
+    read_transitions,
+    write_nothing,
+    write_transition,
+)
+
+
+class Formula(NamedTuple):
+    """How an error becomes a priority: (abs(error) + epsilon) ** alpha, at most the limit."""
+
+    alpha: np.float32
+    epsilon: np.float32
+    limit: np.float32  # of the integer
+
+
+def power(base: np.float32, exponent: np.float32) -> np.float32:
+    """Return base ** exponent; targets differ in the last digits, but not for an exponent of 1."""
+    return base if exponent == 1 else np.float32(math.pow(base, exponent))
+
+
+def find_place(ring: Ring, number: int, column: int) -> int:
+    """Return the place of a step in the ring: its leaf in the tree of sums."""
+    return number % ring.leaves.n_rows * ring.leaves.width + column
+
+
+def refresh(ring: Ring, tree: SumTree, begin: int, item: int) -> None:
+    """Give a step the priority that it must have: 0 if it can't be sampled, else what it has.
+
+    One that can be sampled from now on gets the largest priority that there ever was.
+
+    Args:
+        ring, tree: of the replay buffer.
+        begin: number of the first step that is looked at.
+        item: which one of these it is, all environments of a step in turn.
+    """
+    number, column = begin + item // ring.leaves.width, item % ring.leaves.width
+    leaf = find_place(ring, number, column)
+    former = read_leaf_number(tree, leaf)
+    if not find_window(ring, number, column).is_sampleable:
+        if former > 0:
+            change_leaf(tree, leaf, 0)
+    elif former == 0:
+        change_leaf(tree, leaf, load_int64(tree.largest))
+
+
+def update_item(ring: Ring, tree: SumTree, by: Formula, identity: int, error: np.float32) -> None:
+    """Give a transition the priority of its error, unless it can't be sampled any more."""
+    number, column = identity // ring.leaves.width, identity % ring.leaves.width
+    leaf = find_place(ring, number, column)
+    if ring.first <= number < ring.stop and read_leaf_number(tree, leaf) > 0:
+        size = np.float32(abs(error)) + by.epsilon
+        change_leaf(tree, leaf, to_number(power(size, by.alpha), by.limit))
+
+
+def find_bound(total: int, n_items: int, item: int) -> int:
+    """Return where one of the equal shares of a sum begins; the products can't overflow."""
+    return item * (total // n_items) + item * (total % n_items) // n_items
+
+
+def draw_leaf(ring: Ring, tree: SumTree, seed: Seed, n_items: int, item: int) -> int:
+    """Return a place out of one share of all priorities; the oldest step's where there are none."""
+    total = read_total(tree)
+    begin, end = find_bound(total, n_items, item), find_bound(total, n_items, item + 1)
+    target = begin + draw_below(draw_words(seed, item, 0), max(1, end - begin))
+    return find_leaf(tree, target) if total > 0 else find_place(ring, ring.first, 0)
+
+
+def write_leaf(ring: Ring, tree: SumTree, leaf: int, out: Transitions, item: int) -> int:
+    """Write the transition that begins at a place, and return its priority.
+
+    That is 0 where nothing can be sampled, and then `write_nothing` is left.
+    """
+    width, n_rows = ring.leaves.width, ring.leaves.n_rows
+    age = leaf // width - ring.first % n_rows
+    number = ring.first + (age if age >= 0 else age + n_rows)
+    write_transition(ring, number, leaf % width, out, item)
+    priority = read_leaf_number(tree, leaf)
+    if priority == 0:
+        write_nothing(out, item)
+    return priority
+
+
+def find_smallest(priorities: int, n_items: int) -> int:
+    """Return the smallest priority of a minibatch."""
+    smallest = load_int64(priorities)
+    for item in range(1, n_items):
+        smallest = min(smallest, load_int64(priorities + item * 8))
+    return smallest
+
+
+def weigh(priority: int, smallest: int, beta: np.float32) -> np.float32:
+    """Return (smallest / priority) ** beta.
+
+    That is (N * probability) ** -beta of the paper, divided by the largest one of the minibatch.
+    """
+    share = np.float32(smallest) / np.float32(max(1, priority))
+    return power(share, beta)
+
+
+# Entries. `tree` is the address of a `SumTree`, one int64 after the other.
+
+
+def read_tree(table: int) -> SumTree:
+    """Return what lies at an address."""
+    return SumTree(
+        load_int64(table), load_int64(table + 8), load_int64(table + 16), load_int64(table + 24)
+    )
+
+
+def refresh_on_grid(
+    leaves: int,
+    first: int,
+    stop: int,
+    discount: np.float32,
+    tree: int,
+    begin: int,
+    n_items: int,
+) -> None:
+    """Refresh steps from `begin` on: one thread for each, on a grid with one axis."""
+    ring, sums = Ring(read_leaves(leaves), first, stop, discount), read_tree(tree)
+    item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    while item < n_items:
+        refresh(ring, sums, begin, item)
+        item += cuda.gridDim.x * cuda.blockDim.x
+
+
+def update_on_grid(
+    leaves: int,
+    first: int,
+    stop: int,
+    discount: np.float32,
+    tree: int,
+    alpha: np.float32,
+    epsilon: np.float32,
+    limit: np.float32,
+    identities: int,
+    errors: int,
+    n_items: int,
+) -> None:
+    """Update priorities: one thread for each transition, on a grid with one axis."""
+    ring, sums = Ring(read_leaves(leaves), first, stop, discount), read_tree(tree)
+    by = Formula(alpha, epsilon, limit)
+    item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    while item < n_items:
+        error = load_float32(errors + item * 4)
+        update_item(ring, sums, by, load_int64(identities + item * 8), error)
+        item += cuda.gridDim.x * cuda.blockDim.x
+
+
+def draw_by_priority_on_grid(
+    leaves: int,
+    first: int,
+    stop: int,
+    discount: np.float32,
+    tree: int,
+    key_a: int,
+    key_b: int,
+    number: int,
+    n_items: int,
+    transitions: int,
+    priorities: int,
+) -> None:
+    """Draw all transitions: one thread for each, on a grid with one axis."""
+    ring, sums = Ring(read_leaves(leaves), first, stop, discount), read_tree(tree)
+    out, seed = read_transitions(transitions), Seed(key_a, key_b, number)
+    item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    while item < n_items:
+        leaf = draw_leaf(ring, sums, seed, n_items, item)
+        store_int64(priorities + item * 8, write_leaf(ring, sums, leaf, out, item))
+        item += cuda.gridDim.x * cuda.blockDim.x
+
+
+def draw_by_priority_in_turn(
+    leaves: int,
+    first: int,
+    stop: int,
+    discount: np.float32,
+    tree: int,
+    key_a: int,
+    key_b: int,
+    number: int,
+    n_items: int,
+    transitions: int,
+    priorities: int,
+) -> None:
+    """Draw all transitions on a CPU."""
+    ring, sums = Ring(read_leaves(leaves), first, stop, discount), read_tree(tree)
+    out, seed = read_transitions(transitions), Seed(key_a, key_b, number)
+    for item in range(n_items):  # apart from the rest: less code waits for each load of a sum
+        store_int64(priorities + item * 8, draw_leaf(ring, sums, seed, n_items, item))
+    for item in range(n_items):
+        leaf = load_int64(priorities + item * 8)
+        store_int64(priorities + item * 8, write_leaf(ring, sums, leaf, out, item))
+
+
+def weigh_on_grid(priorities: int, n_items: int, beta: np.float32, weights: int) -> None:
+    """Write all weights: one thread for each, on a grid with one axis.
+
+    Each thread finds the smallest priority itself, as none can wait for those of other blocks.
+    """
+    item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    while item < n_items:
+        smallest = find_smallest(priorities, n_items)
+        store_float32(weights + item * 4, weigh(load_int64(priorities + item * 8), smallest, beta))
+        item += cuda.gridDim.x * cuda.blockDim.x
+
+
+def weigh_in_turn(priorities: int, n_items: int, beta: np.float32, weights: int) -> None:
+    """Write all weights on a CPU."""
+    smallest = find_smallest(priorities, n_items)
+    for item in range(n_items):
+        store_float32(weights + item * 4, weigh(load_int64(priorities + item * 8), smallest, beta))
+
+
+_TREE_PARTS = (*TRANSITION_PARTS, *sum_tree.PARTS, read_tree, find_place)
+REFRESH = DeviceEntry(
+    refresh_on_grid, f"void({RING}, int64, int64, int64)", (*_TREE_PARTS, refresh)
+)
+UPDATE = DeviceEntry(
+    update_on_grid,
+    f"void({RING}, int64, float32, float32, float32, int64, int64, int64)",
+    (*_TREE_PARTS, power, update_item),
+)
+DRAW = DeviceEntry(
+    draw_by_priority_on_grid,
+    f"void({RING}, int64, {SEED}, int64, int64, int64)",
+    (*_TREE_PARTS, find_bound, draw_leaf, write_leaf),
+)
+WEIGH = DeviceEntry(
+    weigh_on_grid, "void(int64, int64, float32, int64)", (find_smallest, power, weigh)
+)
+_ON_CPU: dict[DeviceEntry, Callable[..., None]] = {
+    DRAW: draw_by_priority_in_turn,
+    WEIGH: weigh_in_turn,
+}
+
+
+@functools.cache
+def compiled(kernel: DeviceEntry) -> Callable[..., None]:
+    """Return a kernel of this module for host memory, compiled: the only thread of a grid.
+
+    It checks nothing. The first call compiles, or loads what an earlier process compiled.
+    """
+    entry = _ON_CPU.get(kernel, kernel.entry)
+    return twin(entry, kernel.signature, parts=kernel.parts)

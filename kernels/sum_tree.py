@@ -1,0 +1,110 @@
+"""A tree of sums over many numbers: one is changed, or found by its share, in a few steps.
+
+The numbers are integers, and so are the sums: they are exact, in whatever order they are changed,
+and never drift. A priority becomes an integer when it gets in.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from parllel.kernels.memory import load_int64
+from parllel.kernels.scalars import add_int64, exchange_int64, raise_int64
+
+# Children of a node. 16 integers are two cache lines of a CPU, and four sectors of a GPU.
+FAN_OUT = 16
+_FAN_OUT_BITS = 4
+
+# A priority of 1. Priorities are rounded down to multiples of 2**-24.
+ONE = 1 << 24
+# Sums stay below it, so that they can be shared out by `draw_below`.
+_SUM_LIMIT = 1 << 62
+
+
+class SumTree(NamedTuple):
+    """Where the tree lies: addresses of int64 numbers.
+
+    Level 0 holds the numbers, each level above it the sums of 16 neighbours below, and the last
+    one the sum of all.
+    """
+
+    sums: int  # of all levels
+    offsets: int  # where in `sums` each level begins
+    n_levels: int
+    largest: int  # the largest number that any leaf ever had
+
+
+def lay_out(n_leaves: int) -> npt.NDArray[np.int64]:
+    """Return where the levels begin, and behind them the size of all: int64 [n_levels + 1]."""
+    sizes: list[int] = []
+    n_nodes = n_leaves
+    while n_nodes > 1 or not sizes:
+        groups = -(-n_nodes // FAN_OUT)
+        sizes.append(groups * FAN_OUT)
+        n_nodes = groups
+    return np.cumsum([0, *sizes, 1])
+
+
+def find_limit(n_leaves: int) -> np.float32:
+    """Return the largest number that a leaf may have, as float32."""
+    return np.float32(_SUM_LIMIT // (2 * n_leaves))
+
+
+def to_number(priority: np.float32, limit: np.float32) -> int:
+    """Return the integer of a priority: 1 or more, at most the limit, which is NaN's too."""
+    scaled = priority * np.float32(ONE)
+    return max(1, int(scaled)) if scaled < limit else int(limit)
+
+
+def read_total(tree: SumTree) -> int:
+    """Return the sum of all numbers."""
+    return load_int64(tree.sums + load_int64(tree.offsets + (tree.n_levels - 1) * 8) * 8)
+
+
+def read_leaf_number(tree: SumTree, leaf: int) -> int:
+    """Return a leaf's number."""
+    return load_int64(tree.sums + leaf * 8)
+
+
+def change_leaf(tree: SumTree, leaf: int, number: int) -> None:
+    """Give a leaf another number, and add the difference to all sums above it.
+
+    Many threads may do that at once, also to the same leaf: the sums are right when all are done.
+    """
+    difference = number - exchange_int64(tree.sums + leaf * 8, number)
+    raise_int64(tree.largest, number)
+    node = leaf
+    for level in range(1, tree.n_levels):
+        node = node >> _FAN_OUT_BITS
+        offset = load_int64(tree.offsets + level * 8)
+        add_int64(tree.sums + (offset + node) * 8, difference)
+
+
+def find_leaf(tree: SumTree, target: int) -> int:
+    """Return the leaf in which a target lies: the sum before it is at most the target.
+
+    Args:
+        tree: with a sum above the target.
+        target: from 0 on.
+    """
+    node = 0
+    level = tree.n_levels - 2
+    while level >= 0:
+        node = node * FAN_OUT
+        first = tree.sums + (load_int64(tree.offsets + level * 8) + node) * 8
+        total = 0
+        before = 0
+        child = 0
+        for number in range(FAN_OUT - 1):  # without a branch, so that no load waits for another
+            total += load_int64(first + number * 8)
+            is_behind = target >= total
+            child += 1 if is_behind else 0
+            before = total if is_behind else before
+        target -= before
+        node += child
+        level -= 1
+    return node
+
+
+PARTS = (to_number, read_total, read_leaf_number, change_leaf, find_leaf)

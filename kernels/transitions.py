@@ -1,0 +1,273 @@
+"""Transitions of n steps in a ring of samples: where they end, what they earn, and random draws.
+
+A step of environment `column` has a number that counts from the first step ever written, and lies
+in row `number % n_rows` of the ring. In every leaf, T and B taken together, its place is
+`row * width + column`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from parllel.kernels.memory import load_int64
+from parllel.kernels.philox import Key, Words, draw_below, philox
+from parllel.kernels.scalars import (
+    load_float32,
+    load_int32,
+    load_uint8,
+    store_float32,
+    store_int64,
+    store_uint8,
+)
+from parllel.kernels.targets import DeviceEntry, cuda, twin
+
+# Random draws before all places are gone through. Where one in a hundred can be sampled, 1 draw in
+# 20,000 comes to that.
+N_TRIES = 1000
+
+
+class Leaves(NamedTuple):
+    """What stays as it is of a ring: addresses of its leaves, [n_rows, width], and numbers.
+
+    In memory, one int64 after the other: the first argument of the kernels.
+    """
+
+    reward: int  # float32
+    terminated: int  # uint8
+    truncated: int  # uint8
+    valid: int  # uint8; a single flag that is set, where `valid_stride` is 0
+    final_slot: int  # int32. Where an episode ended: of its final observation; below 0: not given
+    valid_stride: int
+    n_rows: int
+    width: int
+    n_steps: int
+
+
+class Ring(NamedTuple):
+    """A ring, and what of it holds samples."""
+
+    leaves: Leaves
+    first: int  # number of the oldest step that is there
+    stop: int  # number of the step that will be written next
+    discount: np.float32
+
+
+class Seed(NamedTuple):
+    """What makes the random numbers of one minibatch."""
+
+    key_a: int
+    key_b: int
+    number: int  # of the minibatch, among all that are drawn with the key
+
+
+class Transitions(NamedTuple):
+    """Addresses of what is written for each transition of a minibatch, [n_items].
+
+    In memory, one int64 after the other: an argument of the kernels.
+    """
+
+    identity: int  # int64. number * width + column, which names a transition for ever
+    row: int  # int64. The place of its first step
+    next_row: int  # int64. The place of its next observation; below 0, -1 - slot of a final one
+    n_step_return: int  # float32
+    n_step_discount: int  # float32
+    terminated: int  # uint8
+    truncated: int  # uint8
+
+
+class Window(NamedTuple):
+    """The steps of one transition: n_steps, or fewer where the episode ends."""
+
+    is_sampleable: bool
+    last: int  # the place of the last step
+    next_row: int
+    total: np.float32  # discounted sum of rewards
+    factor: np.float32  # discount ** number of steps
+
+
+def read_leaves(table: int) -> Leaves:
+    """Return what lies at an address."""
+    return Leaves(
+        load_int64(table),
+        load_int64(table + 8),
+        load_int64(table + 16),
+        load_int64(table + 24),
+        load_int64(table + 32),
+        load_int64(table + 40),
+        load_int64(table + 48),
+        load_int64(table + 56),
+        load_int64(table + 64),
+    )
+
+
+def read_transitions(table: int) -> Transitions:
+    """Return what lies at an address."""
+    return Transitions(
+        load_int64(table),
+        load_int64(table + 8),
+        load_int64(table + 16),
+        load_int64(table + 24),
+        load_int64(table + 32),
+        load_int64(table + 40),
+        load_int64(table + 48),
+    )
+
+
+def find_window(ring: Ring, number: int, column: int) -> Window:
+    """Return the transition that begins with a step.
+
+    It can't be sampled where a step of it is not valid or not written yet, or where the final
+    observation of the episode that it ends was not given.
+    """
+    leaves = ring.leaves
+    row = number % leaves.n_rows
+    last = row * leaves.width + column
+    total = np.float32(0)
+    factor = np.float32(1)
+    is_whole = number >= ring.first
+    is_ended = False
+    step = 0
+    while step < leaves.n_steps and is_whole and not is_ended:
+        place = row * leaves.width + column
+        is_written = number + step < ring.stop
+        is_whole = is_written and load_uint8(leaves.valid + place * leaves.valid_stride) != 0
+        if is_whole:
+            last = place
+            total += factor * load_float32(leaves.reward + place * 4)
+            factor *= ring.discount
+            flags = load_uint8(leaves.terminated + place) | load_uint8(leaves.truncated + place)
+            is_ended = flags != 0
+            row = row + 1 if row + 1 < leaves.n_rows else 0
+            step += 1
+    # Row n_rows, behind the ring, holds what followed its last row; row 0 may be a lap older.
+    next_row = last + leaves.width
+    if is_ended:
+        slot = load_int32(leaves.final_slot + last * 4)
+        next_row = -1 - slot
+        is_whole = is_whole and slot >= 0
+    return Window(is_whole, last, next_row, total, factor)
+
+
+def write_transition(ring: Ring, number: int, column: int, out: Transitions, item: int) -> bool:
+    """Write the transition that begins with a step, and return whether it can be sampled."""
+    leaves = ring.leaves
+    window = find_window(ring, number, column)
+    terminated = load_uint8(leaves.terminated + window.last)
+    place = number % leaves.n_rows * leaves.width + column
+    store_int64(out.identity + item * 8, number * leaves.width + column)
+    store_int64(out.row + item * 8, place)
+    store_int64(out.next_row + item * 8, window.next_row)
+    store_float32(out.n_step_return + item * 4, window.total)
+    discount = np.float32(0) if terminated != 0 else window.factor
+    store_float32(out.n_step_discount + item * 4, discount)
+    store_uint8(out.terminated + item, terminated)
+    store_uint8(out.truncated + item, load_uint8(leaves.truncated + window.last))
+    return window.is_sampleable
+
+
+def write_nothing(out: Transitions, item: int) -> None:
+    """Make a transition one that shows as NaN in whatever is learned from it."""
+    store_int64(out.next_row + item * 8, load_int64(out.row + item * 8))
+    store_float32(out.n_step_return + item * 4, np.float32(np.nan))
+    store_float32(out.n_step_discount + item * 4, np.float32(np.nan))
+
+
+def draw_words(seed: Seed, item: int, tried: int) -> Words:
+    """Return the random words of an item of a minibatch."""
+    counter = Words(item, tried, seed.number & 0xFFFFFFFF, seed.number >> 32)
+    return philox(counter, Key(seed.key_a, seed.key_b))
+
+
+def draw_transition(ring: Ring, seed: Seed, drawn: int, out: Transitions, item: int) -> bool:
+    """Write a transition that can be sampled, each with the same probability.
+
+    Steps are drawn until one is found. After `N_TRIES` all are gone through, from the last drawn
+    one on; if there is none, `write_nothing` is left and False is returned.
+
+    Args:
+        ring, seed, out: of the minibatch.
+        drawn: the first one that was drawn; steps are counted from the oldest that is there.
+        item: number of the transition in the minibatch.
+    """
+    width, n_drawn_from = ring.leaves.width, (ring.stop - ring.first) * ring.leaves.width
+    is_found = False
+    tried = 0
+    while tried < N_TRIES + n_drawn_from and not is_found:
+        number, column = ring.first + drawn // width, drawn % width
+        is_found = write_transition(ring, number, column, out, item)
+        tried += 1
+        if not is_found and tried < N_TRIES:
+            drawn = draw_below(draw_words(seed, item, tried), n_drawn_from)
+        elif not is_found:
+            drawn = drawn + 1 if drawn + 1 < n_drawn_from else 0
+    if not is_found:
+        write_nothing(out, item)
+    return is_found
+
+
+def draw_on_grid(
+    leaves: int,
+    first: int,
+    stop: int,
+    discount: np.float32,
+    key_a: int,
+    key_b: int,
+    number: int,
+    n_items: int,
+    transitions: int,
+) -> None:
+    """Draw all transitions: one thread for each, on a grid with one axis."""
+    ring = Ring(read_leaves(leaves), first, stop, discount)
+    out, seed = read_transitions(transitions), Seed(key_a, key_b, number)
+    item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    while item < n_items:
+        drawn = draw_below(draw_words(seed, item, 0), (stop - first) * ring.leaves.width)
+        draw_transition(ring, seed, drawn, out, item)
+        item += cuda.gridDim.x * cuda.blockDim.x
+
+
+def draw_in_turn(
+    leaves: int,
+    first: int,
+    stop: int,
+    discount: np.float32,
+    key_a: int,
+    key_b: int,
+    number: int,
+    n_items: int,
+    transitions: int,
+    scratch: npt.NDArray[np.int64],
+) -> int:
+    """Draw all transitions on a CPU; return for how many there was none that can be sampled."""
+    ring = Ring(read_leaves(leaves), first, stop, discount)
+    out, seed = read_transitions(transitions), Seed(key_a, key_b, number)
+    for item in range(n_items):  # apart from the rest: the compiler draws several at once
+        limit = (stop - first) * ring.leaves.width
+        scratch[item] = draw_below(draw_words(seed, item, 0), limit)
+    n_missing = 0
+    for item in range(n_items):
+        if not draw_transition(ring, seed, scratch[item], out, item):
+            n_missing += 1
+    return n_missing
+
+
+RING = "int64, int64, int64, float32"
+SEED = "int64, int64, int64"
+PARTS = (
+    read_leaves, read_transitions, philox, draw_below, find_window, write_transition, write_nothing,
+    draw_words,
+)  # fmt: skip
+DEVICE = DeviceEntry(draw_on_grid, f"void({RING}, {SEED}, int64, int64)", (*PARTS, draw_transition))
+
+
+@functools.cache
+def compiled_draw() -> Callable[..., int]:
+    """Return `draw_in_turn` for a ring in host memory, compiled. It checks nothing.
+
+    The first call compiles, or loads what an earlier process compiled.
+    """
+    signature = f"int64({RING}, {SEED}, int64, int64, Array(int64, 1, 'C'))"
+    return twin(draw_in_turn, signature, parts=(*PARTS, draw_transition))

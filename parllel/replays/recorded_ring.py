@@ -1,0 +1,154 @@
+"""RecordedRing: which steps of a sample tree's ring are there, as its sampler tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+from weakref import WeakSet
+
+import numpy as np
+
+from parllel.replays.final_obs import FinalObs
+from parllel.replays.ring_checks import check_numbers, check_tree
+from parllel.tree import ArrayDict
+from parllel.tree.leaves import is_on_gpu
+
+_STEPS_PER_FINAL_OBS = 16  # of the table's usual size: episodes may be that short on average
+
+
+class Watcher(Protocol):
+    """Who draws minibatches in another thread."""
+
+    def settle(self) -> None:
+        """Wait until no minibatch is being drawn: the buffer is about to change."""
+
+    def close(self) -> None:
+        """Draw no more."""
+
+
+class RecordedRing:
+    """The ring of a sample tree, written in batches, with the final observations beside it.
+
+    Steps have numbers that count from the first one ever written, and lie in row
+    `number % full_size`. The oldest ones are overwritten.
+
+    Args:
+        samples: of a replay buffer.
+        n_steps: of a transition: so many steps before a batch depend on it.
+        n_final_obs: rows of the table; by default one for each 16 steps of the ring.
+    """
+
+    def __init__(self, samples: ArrayDict, *, n_steps: int, n_final_obs: int | None) -> None:
+        check_tree(samples)
+        check_numbers(n_steps, n_final_obs)
+        reward = samples["reward"]
+        self.samples = samples
+        self.batch_T, self.batch_B = reward.batch_shape
+        self.full_size: int = reward.full_size
+        self.n_steps = n_steps
+        self._is_on_gpu = any(is_on_gpu(leaf) for _, leaf in samples.walk())
+        self.storage = "device" if self._is_on_gpu else "local"  # of minibatches and the table
+        specs = RecordedRing.make_specs(samples, n_final_obs)
+        self.final_obs = FinalObs(specs, self.storage)
+        self.watchers: WeakSet[Watcher] = WeakSet()
+        self._first = 0  # number of the oldest step that is there
+        self._stop = 0  # number of the step that will be written next
+        self._is_writing = False
+
+    @staticmethod
+    def make_specs(samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
+        """Return the specs of all that a buffer allocates beside a tree, of Arrays or specs."""
+        first = next(leaf for _, leaf in ArrayDict({"": samples["observation"]}).walk())
+        n_columns = first.batch_shape[1]
+        usual = first.full_size * n_columns // _STEPS_PER_FINAL_OBS + n_columns
+        return FinalObs.make_specs(samples["observation"], n_final_obs or usual)
+
+    def __len__(self) -> int:
+        """Return the number of steps that are there, of all environments together."""
+        n_steps: int = max(0, self._stop - self._first) * self.batch_B
+        return n_steps
+
+    def restart(self) -> None:
+        """Prepare the tree for a reset of all environments, which will write first observations.
+
+        What is there stays. Episodes that the reset cuts off count as truncated at their last
+        step; their observations are copied to the host, and from there to the table.
+        """
+        self._settle()
+        if self._stop > self._first:
+            self._cut_episodes()
+        for _, leaf in self.samples.walk():
+            leaf.move_window((self._stop - self.batch_T) % self.full_size)
+        self._is_writing = False
+
+    def begin_batch(self) -> None:
+        """Forget the steps that the next batch overwrites. Call it before the tree is rotated."""
+        self._settle()
+        self._forget(self._oldest_after(self._stop + self.batch_T))
+        self.final_obs.begin(self._stop, self.batch_T)
+        self._is_writing = True
+
+    def add_final_obs(self, t: int, final_obs: Mapping[int, Any]) -> None:
+        """Keep the true final observations of the episodes that ended with step t of the batch.
+
+        Args:
+            t: step of the batch.
+            final_obs: by the column of the environment, as `Cage.final_obs`.
+        """
+        self._settle()
+        oldest = self.final_obs.add(t, final_obs)
+        if oldest > self._first:
+            self.final_obs.warn_once(oldest - self._first)
+            self._forget(oldest)
+
+    def end_batch(self) -> None:
+        """Make the steps of a batch that was written ones that can be sampled.
+
+        Raises:
+            RuntimeError: no batch was begun, or the tree's window is not where it has to lie.
+        """
+        row, expected = self.samples["reward"].window_begin, self._stop % self.full_size
+        if row != expected or not self._is_writing:
+            raise RuntimeError(
+                f"replay: the batch lies at row {row} of the ring, expected row {expected}: call"
+                " begin_batch, then rotate the tree once, write it, and call end_batch; or restart"
+            )
+        self._settle()
+        self.final_obs.end()
+        self._is_writing = False
+        self._stop += self.batch_T
+        self._change_steps(self._stop - self.batch_T - self.n_steps + 1, self._stop)
+
+    def _settle(self) -> None:
+        for watcher in list(self.watchers):
+            watcher.settle()
+
+    def _oldest_after(self, stop: int) -> int:
+        """Return the oldest step that is whole where the next one to be written is `stop`.
+
+        The last step's next observation lies in row `stop`, and that of the ring's last row
+        behind the ring: only there it does not overwrite another observation.
+        """
+        return stop - self.full_size + (stop % self.full_size != 0)
+
+    def _forget(self, first: int) -> None:
+        former, self._first = self._first, max(self._first, first)
+        if self._first > former:
+            self._change_steps(former, self._first)
+
+    def _change_steps(self, begin: int, stop: int) -> None:
+        """Hear of steps that can be sampled now, or not any more: from `begin` to `stop`."""
+
+    def _cut_episodes(self) -> None:
+        row = (self._stop - 1) % self.full_size
+        flags = [self.samples[name].full[row].to_ndarray() for name in ("terminated", "truncated")]
+        columns = np.flatnonzero(~(flags[0] | flags[1]))
+        if not columns.size:
+            return
+        after = ArrayDict({"observation": self.samples["observation"]})
+        after = after.apply(lambda leaf: leaf.full[row + 1]).to_ndarray()
+        self.final_obs.begin(self._stop - 1, 1, keeps=True)
+        self.add_final_obs(0, {int(column): after[column]["observation"] for column in columns})
+        self.final_obs.end()
+        self.samples["truncated"].full[row, columns] = True
+        self._change_steps(self._stop - self.n_steps, self._stop)

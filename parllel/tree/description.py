@@ -1,0 +1,89 @@
+"""TreeDescription: what the leaves of a tree are, and how much memory they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from parllel import cuda
+from parllel.arrays import Array, ArraySpec
+from parllel.storages import aligned
+from parllel.tree.leaves import describe_leaf
+
+_TITLES = ("path", "dtype", "shape", "rows", "storage", "bytes")
+_OF_DEVICE = ("device", "managed")
+
+
+class LeafDescription(NamedTuple):
+    """One leaf."""
+
+    path: str
+    dtype: str
+    shape: str
+    rows: int  # of the base buffer: ring and padding
+    storage: str  # "-" where a spec has none yet
+    nbytes: int  # that it takes of a block of memory
+
+
+@dataclass(frozen=True)
+class TreeDescription:
+    """What a tree holds, or will hold: a table as text, and the same as numbers.
+
+    Args:
+        leaves: in the tree's order.
+        device_total_nbytes: memory of the current device; None where there is no device, or where
+            no leaf uses it.
+    """
+
+    leaves: tuple[LeafDescription, ...]
+    device_total_nbytes: int | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all leaves: what a block of memory for them is allocated with."""
+        return sum(leaf.nbytes for leaf in self.leaves)
+
+    @property
+    def device_share(self) -> float | None:
+        """Share of the device's memory that the leaves in it take; None without a device."""
+        if self.device_total_nbytes is None:
+            return None
+        used = sum(leaf.nbytes for leaf in self.leaves if leaf.storage in _OF_DEVICE)
+        return used / self.device_total_nbytes
+
+    def __str__(self) -> str:
+        cells = [
+            (path, dtype, shape, f"{rows:,}", storage, f"{nbytes:,}")
+            for path, dtype, shape, rows, storage, nbytes in self.leaves
+        ]
+        table = [_TITLES, *cells, ("total", "", "", "", "", f"{self.nbytes:,}")]
+        widths = [max(len(row[column]) for row in table) for column in range(len(_TITLES))]
+        lines = ["  ".join(map(_justify, range(len(row)), row, widths)).rstrip() for row in table]
+        if self.device_share is not None:
+            lines.append(f"{self.device_share:.1%} of the device's {self.device_total_nbytes:,}")
+        return "\n".join(lines)
+
+
+def describe_tree(leaves: list[tuple[str, Any]], storage: str | None) -> TreeDescription:
+    """Describe leaves by their paths; `storage` is where leaves that are specs would be."""
+    described = tuple(_describe(path, leaf, storage) for path, leaf in leaves)
+    uses_device = any(leaf.storage in _OF_DEVICE for leaf in described)
+    has_device = uses_device and cuda.is_available()
+    return TreeDescription(described, cuda.total_nbytes() if has_device else None)
+
+
+def _describe(path: str, leaf: Any, storage: str | None) -> LeafDescription:
+    if isinstance(leaf, ArraySpec):
+        shape = leaf.batch_shape + leaf.feature_shape
+        rows, nbytes = leaf.extents[0], aligned(leaf.nbytes)
+        return LeafDescription(path, str(leaf.dtype), str(shape), rows, storage or "-", nbytes)
+    dtype, text, where, _ = describe_leaf(leaf)
+    if isinstance(leaf, Array):
+        rows = leaf.full_size + 2 * leaf.padding
+        return LeafDescription(path, dtype, text, rows, where, aligned(leaf.allocated_nbytes))
+    nbytes = int(getattr(leaf, "nbytes", 0))
+    return LeafDescription(path, dtype, text, (*getattr(leaf, "shape", ()), 0)[0], where, nbytes)
+
+
+def _justify(column: int, cell: str, width: int) -> str:
+    return cell.rjust(width) if _TITLES[column] in ("rows", "bytes") else cell.ljust(width)

@@ -1,0 +1,254 @@
+"""A plain list of what environments did, and the same steps in the tree of a replay buffer."""
+
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from parllel import ArrayDict
+from parllel.arrays import ArraySpec
+from parllel.replays import ReplayBuffer
+from parllel.tree import allocate_tree
+
+DISCOUNT = 0.5  # with rewards that are small integers, returns are exact in float32
+
+
+class Step(NamedTuple):
+    """What one environment did in one step."""
+
+    observation: int
+    action: int
+    reward: int
+    terminated: bool
+    truncated: bool
+    valid: bool
+    next_observation: int  # the true one; -1 where it was not given
+
+
+class Transition(NamedTuple):
+    """What a minibatch has to hold for a transition."""
+
+    observation: int
+    action: int
+    next_observation: int
+    n_step_return: float
+    n_step_discount: float
+    terminated: bool
+    truncated: bool
+
+
+class Shape(NamedTuple):
+    """A ring, and what is drawn from it."""
+
+    T: int = 3
+    B: int = 2
+    n_windows: int = 3
+    padding: int = 1
+    n_steps: int = 1
+    n_final_obs: int = 50
+    has_valid: bool = False
+
+
+class Chances(NamedTuple):
+    """How often things happen, in tenths."""
+
+    terminated: int = 2
+    truncated: int = 2
+    invalid: int = 0
+    not_given: int = 0
+    reset: int = 0
+
+
+class Model:
+    """Steps in plain lists, and the same ones in a tree that a replay buffer reads."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        chances: Chances,
+        *,
+        seed: int,
+        storage: str = "local",
+        kind: type[ReplayBuffer] = ReplayBuffer,
+        **settings: Any,
+    ):
+        self.shape, self.chances = shape, chances
+        self.rng = np.random.default_rng(seed)
+        self.tree = make_tree(shape, storage)
+        self.replay: Any = kind(
+            self.tree,
+            rng=np.random.default_rng(seed),
+            n_steps=shape.n_steps,
+            discount=DISCOUNT,
+            n_final_obs=shape.n_final_obs,
+            **settings,
+        )
+        self.steps: list[list[Step]] = [[] for _ in range(shape.B)]
+        self.given: list[int] = []  # numbers of the steps whose final observation is in the table
+        self.first = 0
+        self.n_observations = 0
+        self.reset()
+
+    def new_observation(self) -> int:
+        self.n_observations += 1
+        return self.n_observations
+
+    def reset(self) -> None:
+        self.replay.restart()
+        for steps in self.steps:
+            is_there = len(steps) > self.first
+            if is_there and not (steps[-1].terminated or steps[-1].truncated):
+                steps[-1] = steps[-1]._replace(truncated=True)
+                self.give(len(steps) - 1)
+        self.now = [self.new_observation() for _ in self.steps]
+        for column, number in enumerate(self.now):
+            self.tree["observation"][self.shape.T, column] = show(number)
+
+    def give(self, number: int) -> None:
+        """Put a final observation into the table: it may cost the oldest steps."""
+        self.given.append(number)
+        if len(self.given) > self.shape.n_final_obs:
+            self.first = max(self.first, self.given[-1 - self.shape.n_final_obs] + 1)
+
+    def write_batch(self) -> None:
+        self.replay.begin_batch()
+        self.tree.rotate()
+        for t in range(self.shape.T):
+            final_obs = {}
+            for column in range(self.shape.B):
+                step, following = self.draw_step(self.now[column])
+                self.steps[column].append(step)
+                self.now[column] = following
+                self.write_step(t, column, step, following)
+                if following != step.next_observation and step.next_observation >= 0:
+                    final_obs[column] = show(step.next_observation)
+                    self.give(len(self.steps[column]) - 1)
+            if final_obs:
+                self.replay.add_final_obs(t, final_obs)
+        self.replay.end_batch()
+        full_size, stop = self.shape.T * self.shape.n_windows, len(self.steps[0])
+        # The newest next observation took the place of the oldest step's, but for a full lap.
+        self.first = max(self.first, stop - full_size + (1 if stop % full_size else 0))
+
+    def draw_step(self, observation: int) -> tuple[Step, int]:
+        chance = lambda tenths: bool(self.rng.integers(10) < tenths)  # noqa: E731
+        terminated, truncated = chance(self.chances.terminated), chance(self.chances.truncated)
+        valid = not (self.shape.has_valid and chance(self.chances.invalid))
+        next_observation = following = self.new_observation()
+        if terminated or truncated:
+            following = self.new_observation()
+            if chance(self.chances.not_given):
+                next_observation = -1
+        action, reward = int(self.rng.integers(100)), int(self.rng.integers(-8, 9))
+        step = Step(observation, action, reward, terminated, truncated, valid, next_observation)
+        return step, following
+
+    def write_step(self, t: int, column: int, step: Step, following: int) -> None:
+        tree = self.tree
+        for name in ("action", "reward", "terminated", "truncated"):
+            tree[name][t, column] = getattr(step, name)
+        if self.shape.has_valid:
+            tree["valid"][t, column] = step.valid
+        tree["observation"][t + 1, column] = show(following)
+
+    def transitions(self) -> dict[int, Transition]:
+        """Return all transitions that can be sampled, by their index."""
+        n_there = len(self.steps[0]) - self.first
+        return self.whole_transitions() if n_there >= self.shape.n_steps else {}
+
+    def whole_transitions(self) -> dict[int, Transition]:
+        """Return the same also where fewer than n_steps steps are there: then none is drawn."""
+        stop, found = len(self.steps[0]), {}
+        for number in range(self.first, stop):
+            for column, steps in enumerate(self.steps):
+                transition = self.transition(steps[number : number + self.shape.n_steps])
+                if transition is not None:
+                    found[number * self.shape.B + column] = transition
+        return found
+
+    def transition(self, window: list[Step]) -> Transition | None:
+        total = 0.0
+        for length, step in enumerate(window, 1):
+            total += DISCOUNT ** (length - 1) * step.reward
+            is_end = step.terminated or step.truncated
+            if not step.valid or (is_end and step.next_observation < 0):
+                return None
+            if is_end or length == self.shape.n_steps:
+                return Transition(
+                    window[0].observation,
+                    window[0].action,
+                    step.next_observation,
+                    total,
+                    0.0 if step.terminated else DISCOUNT**length,
+                    step.terminated,
+                    step.truncated,
+                )
+        return None
+
+
+def show(number: int) -> ArrayDict:
+    """Return the observation of a number."""
+    state = np.array([number, -number, 3 * number], np.float32)
+    return ArrayDict({"state": state, "deep": {"number": np.int32(number)}})
+
+
+def make_tree(shape: Shape, storage: str = "local") -> ArrayDict:
+    def spec(dtype: Any, feature_shape: tuple[int, ...] = (), padding: int = 0) -> ArraySpec:
+        full_size = shape.T * shape.n_windows
+        return ArraySpec.of((shape.T, shape.B), dtype, feature_shape, padding, full_size)
+
+    specs = {
+        "observation": {
+            "state": spec(np.float32, (3,), shape.padding),
+            "deep": {"number": spec(np.int32, (), shape.padding)},
+        },
+        "action": spec(np.int64),
+        "reward": spec(np.float32),
+        "terminated": spec(bool),
+        "truncated": spec(bool),
+    }
+    if shape.has_valid:
+        specs["valid"] = spec(bool)
+    return allocate_tree(ArrayDict(specs), storage)
+
+
+def read(minibatch: ArrayDict) -> dict[int, Transition]:
+    """Return the transitions of a minibatch by their index."""
+    indices, first = np.unique(minibatch["index"].numpy(), return_index=True)
+    columns = {path: leaf.numpy()[first] for path, leaf in minibatch.walk()}
+    for name in ("observation", "next_observation"):
+        numbers = columns[f"{name}.deep.number"]
+        expected = np.stack([numbers, -numbers, 3 * numbers], axis=1)
+        assert (columns[f"{name}.state"] == expected).all()
+    fields = (
+        "observation.deep.number",
+        "action",
+        "next_observation.deep.number",
+        "n_step_return",
+        "n_step_discount",
+        "terminated",
+        "truncated",
+    )
+    rows = zip(*(columns[field].tolist() for field in fields), strict=True)
+    return dict(zip(indices.tolist(), itertools.starmap(Transition, rows), strict=True))
+
+
+shapes = st.builds(
+    Shape,
+    T=st.integers(1, 4),
+    B=st.integers(1, 3),
+    n_windows=st.integers(1, 5),
+    padding=st.just(1),
+    n_steps=st.integers(1, 5),
+    n_final_obs=st.sampled_from((1, 3, 7, 50)),
+    has_valid=st.booleans(),
+)
+chances = st.builds(
+    Chances,
+    terminated=st.integers(0, 3),
+    truncated=st.integers(0, 3),
+    invalid=st.integers(0, 3),
+    not_given=st.sampled_from((0, 0, 2)),
+    reset=st.integers(0, 3),
+)

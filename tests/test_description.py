@@ -1,0 +1,103 @@
+"""What a tree says of its memory: before it is allocated, and after."""
+
+import numpy as np
+import pytest
+import torch
+
+from parllel import Array, ArrayDict, cuda
+from parllel.arrays import ArraySpec
+from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
+from parllel.testing.simulated_cuda import simulated_cuda
+from parllel.tree import allocate_tree
+
+T, B = 10, 3
+
+
+def make_specs(full_size: int = 10 * T) -> ArrayDict:
+    def spec(dtype: type, feature_shape: tuple[int, ...] = (), padding: int = 0) -> ArraySpec:
+        return ArraySpec.of((T, B), dtype, feature_shape, padding, full_size)
+
+    return ArrayDict(
+        {
+            "observation": {"camera": spec(np.uint8, (7, 5), 1), "arm": spec(np.float32, (3,), 1)},
+            "reward": spec(np.float32),
+            "terminated": spec(bool),
+            "truncated": spec(bool),
+        }
+    )
+
+
+@pytest.mark.parametrize("storage", ["local", "shared", "inherited"])
+def test_the_bytes_that_are_promised_are_those_of_the_block(storage: str) -> None:
+    specs = make_specs()
+    promised = specs.describe(storage)
+    tree = allocate_tree(specs, storage)
+    measured = tree.describe()
+    assert measured == promised
+    block = tree["reward"]._buffer.memory
+    assert promised.nbytes == block.nbytes == block._taken
+    assert all(leaf.nbytes % 256 == 0 for leaf in promised.leaves)
+    tree.close()
+
+
+@pytest.mark.parametrize("storage", ["device", "managed"])
+def test_the_bytes_that_are_promised_are_those_that_a_device_gives(storage: str) -> None:
+    with simulated_cuda("lazy", capacity=10**6) as simulation:
+        before = simulation.used_nbytes
+        promised = make_specs().describe(storage)
+        tree = allocate_tree(make_specs(), storage)
+        assert simulation.used_nbytes - before == promised.nbytes
+        assert tree.describe() == promised
+        assert promised.device_total_nbytes == cuda.total_nbytes() == 10**6
+        assert promised.device_share == promised.nbytes / 10**6
+        assert str(promised).splitlines()[-1].endswith("% of the device's 1,000,000")
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    # Tables of addresses, and of where the levels of 300 priorities begin: 304, 32, 16 and 1.
+    [(ReplayBuffer, 9), (PrioritizedReplayBuffer, 9 + 4 + 4)],
+)
+def test_a_replay_buffer_promises_its_own_memory_too(
+    kind: type[ReplayBuffer], numbers: int
+) -> None:
+    specs = make_specs()
+    with simulated_cuda("lazy") as simulation:
+        plan = ArrayDict({"samples": specs, "replay": kind.make_specs(specs, 20)})
+        promised, before = plan.describe("device"), simulation.used_nbytes
+        samples = allocate_tree(specs, "device")
+        small = 8 * numbers + 256  # tables, and what stands for the branch `valid`
+        replay = kind(samples, rng=np.random.default_rng(0), n_final_obs=20)
+        assert simulation.used_nbytes - before == promised.nbytes + small
+        assert replay.describe() == promised
+
+
+def test_the_usual_table_has_a_slot_for_each_16_steps() -> None:
+    specs = ReplayBuffer.make_specs(make_specs(full_size=1000 * T))
+    assert specs["observation"]["arm"].batch_shape == (1000 * T * B // 16 + B,)
+    assert specs["slot"].batch_shape == (1000 * T, B)
+
+
+def test_a_table_names_all_leaves_and_their_sum() -> None:
+    tree = allocate_tree(make_specs())
+    tree["numpy"], tree["torch"] = np.zeros((2, 3)), torch.zeros(())
+    lines = [line.split() for line in str(tree.describe()).splitlines()]
+    assert lines[0] == ["path", "dtype", "shape", "rows", "storage", "bytes"]
+    nbytes = -(-102 * B * 35 // 256) * 256
+    assert lines[1] == [
+        "observation.camera", "uint8", "(10,", "3,", "7,", "5)", "102", "local", f"{nbytes:,}",
+    ]  # fmt: skip
+    assert lines[-3] == ["numpy", "float64", "(2,", "3)", "2", "local", "48"]
+    assert lines[-2] == ["torch", "torch.float32", "()", "0", "cpu", "4"]
+    assert lines[-1] == ["total", f"{tree.describe().nbytes:,}"]
+
+
+def test_without_a_device_there_is_no_share() -> None:
+    assert make_specs().describe().device_share is None
+    assert make_specs().describe("device").device_share is None
+    assert make_specs().describe().leaves[0].storage == "-"
+    assert ArrayDict({"a": Array((3,), bool)[1]}).describe().leaves[0].rows == 0
+
+
+def test_an_empty_tree_takes_nothing() -> None:
+    assert ArrayDict().describe().nbytes == 0
