@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from parllel.testing.simulated_cuda.active import device
 
-_INTEGER_NBYTES = 8
+INTEGER_NBYTES = 8
 
 
 def address_of(argument: Any) -> int:
@@ -19,7 +19,7 @@ def address_of(argument: Any) -> int:
 
 def integers_at(address: int, n: int) -> NDArray[np.int64]:
     """Return int64 numbers that the device may read."""
-    nbytes = n * _INTEGER_NBYTES
+    nbytes = n * INTEGER_NBYTES
     device().memory.check(address, nbytes, "rows, a table or an index")
     region = device().memory.find(address)
     assert region is not None, "check has raised otherwise"

@@ -13,7 +13,12 @@ import numpy as np
 
 from parllel.kernels import advantage, frames, moments, normalize, rows
 from parllel.kernels.targets import DeviceEntry, pointer_to, twin
-from parllel.testing.simulated_cuda.twin_memory import address_of, check_rows, integers_at
+from parllel.testing.simulated_cuda.twin_memory import (
+    INTEGER_NBYTES,
+    address_of,
+    check_rows,
+    integers_at,
+)
 
 Sizes: TypeAlias = tuple[int, ...]
 Twin: TypeAlias = Callable[..., None]  # of grid, block, and the launch's arguments
@@ -57,16 +62,16 @@ def run_rows(grid: Sizes, block: Sizes, table: Any, n_rows: Any, *picks: Any) ->
 
 def run_frames(grid: Sizes, block: Sizes, table: Any, out: Any, n_rows: Any, *picks: Any) -> None:
     """Gather stacks; arguments as `kernels.frames.DEVICE` has them. Every address is checked."""
-    n_leaves, n_entries = (*grid, 1)[1], frames.ENTRY_NBYTES // _INTEGER_NBYTES
-    first, begin = _address(table), _address(out)
-    numbers = [_address(each) for each in picks]
+    n_leaves, n_entries = (*grid, 1)[1], frames.ENTRY_NBYTES // INTEGER_NBYTES
+    first, begin = address_of(table), address_of(out)
+    numbers = [address_of(each) for each in picks]
     span = _span(int(n_rows), *numbers)
-    entries = _integers(first, n_leaves * n_entries).reshape(-1, n_entries)
+    entries = integers_at(first, n_leaves * n_entries).reshape(-1, n_entries)
     for number, leaf in enumerate(frames.Frames(*entry) for entry in entries.tolist()):
         if n_rows:
             nbytes, outputs = leaf.n_frames * leaf.nbytes, (0, int(n_rows) - 1)
             who = f"frames, leaf {number}"
-            _check(f"{who}, written", begin + leaf.destination, nbytes, outputs, nbytes)
+            check_rows(f"{who}, written", begin + leaf.destination, nbytes, outputs, nbytes)
             _check_frames(who, leaf, span)
         # Compiled, the entry is the only thread of a grid: it gathers the table's first leaf.
         entry = first + number * frames.ENTRY_NBYTES
@@ -78,21 +83,21 @@ def _check_frames(who: str, leaf: frames.Frames, span: tuple[int, int]) -> None:
     rows = np.array(span)
     if leaf.rows:
         lowest, highest = span
-        rows = _integers(leaf.rows + lowest * _INTEGER_NBYTES, highest - lowest + 1)
+        rows = integers_at(leaf.rows + lowest * INTEGER_NBYTES, highest - lowest + 1)
         beside = -1 - rows[rows < 0]
         rows = rows[rows >= 0]
         if beside.size:
             ends = int(beside.min()), int(beside.max())
-            _check(f"{who}, beside", leaf.beside, leaf.nbytes, ends, leaf.nbytes)
+            check_rows(f"{who}, beside", leaf.beside, leaf.nbytes, ends, leaf.nbytes)
             if leaf.n_frames > 1:
-                rows = np.concatenate([rows, _integers(leaf.beside_rows, ends[1] + 1)[beside]])
+                rows = np.concatenate([rows, integers_at(leaf.beside_rows, ends[1] + 1)[beside]])
     if rows.size:
         read = int(rows.min()) - (leaf.n_frames - 1) * leaf.n_columns, int(rows.max())
-        _check(f"{who}, read", leaf.source, leaf.stride, read, leaf.nbytes)
+        check_rows(f"{who}, read", leaf.source, leaf.stride, read, leaf.nbytes)
         if leaf.n_frames > 1:
-            _check(f"{who}, flags", leaf.is_first, 1, read, 1)
+            check_rows(f"{who}, flags", leaf.is_first, 1, read, 1)
     if leaf.blank:
-        _check(f"{who}, blank", leaf.blank, 0, (0, 0), leaf.nbytes)
+        check_rows(f"{who}, blank", leaf.blank, 0, (0, 0), leaf.nbytes)
 
 
 @functools.cache
