@@ -1,32 +1,48 @@
-"""VectorCage over ALE's AtariVectorEnv, against stepping it bare with the same actions."""
+"""Time of VectorCage over ALE's AtariVectorEnv, against stepping it bare with the same actions."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from ale_py import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
-from timing import interleave, print_table, print_target, print_title, ratio
+from report import Report, parse_out
+from timing import interleave, ratio
 
 from parllel import Array, ArrayDict
 from parllel.cages import VectorCage
 
 GAME, B = "pong", 8
-T = 16  # steps of a sample: 20 ms. Both contestants play the same games, sample for sample.
+T = 16  # steps of a sample: 20 ms
 REPEATS = 201
 SEED = 0
 LEAST_SHARE = 0.97  # of the steps per second of the bare environment
 INFO = ("lives", "frame_number", "episode_frame_number")
 
+OURS, BARE, KEPT = "VectorCage", "bare", "bare, observations kept"
 
-def main() -> None:
-    print_title(f"Stepping {B} times {GAME}, random actions, T = {T}")
+
+def main(out: Path, repeats: int = REPEATS) -> None:
+    report = Report(
+        "vector",
+        f"Stepping AtariVectorEnv, {B} times {GAME}, with random actions: {T} steps",
+        [
+            f"{repeats} interleaved rounds; ratios are medians over the rounds. All play the same",
+            "games, with the same seeds and actions, in each round the same steps of them.",
+            f"'{OURS}' writes observations, rewards, flags and three entries of info to Arrays.",
+            f"'{BARE}' keeps nothing; '{KEPT}' copies the observations to a NumPy array.",
+        ],
+    )
     for mode in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
-        contestants = {"bare": loop_of_the_bare_environment(mode), "VectorCage": loop_of_cage(mode)}
-        seconds = interleave(contestants, repeats=REPEATS)
-        print_table(f"{T * B} steps, {mode.name}", seconds, references=["bare"])
-        times = ratio(seconds, "VectorCage", "bare")
-        print_target(f"VectorCage / bare, time, {mode.name}", times, 1 / LEAST_SHARE)
-        print(f"VectorCage has {1 / times:.1%} of the steps per second of the bare environment")
+        seconds = interleave(
+            {OURS: loop_of_cage(mode), BARE: bare_loop(mode), KEPT: bare_loop(mode, keeps=True)},
+            repeats=repeats,
+        )
+        rates = {name: T * B / float(np.median(samples)) for name, samples in seconds.items()}
+        report.add_table(mode.name, seconds, references=[BARE, KEPT], columns={"steps/s": rates})
+        times = ratio(seconds, OURS, BARE)
+        report.add_target(f"{mode.name}: time / time of the bare one", times, 1 / LEAST_SHARE)
+    report.write(out)
 
 
 def random_actions(n_actions: int) -> Callable[[], np.ndarray]:
@@ -34,15 +50,18 @@ def random_actions(n_actions: int) -> Callable[[], np.ndarray]:
     return lambda: rng.integers(0, n_actions, (T, B))
 
 
-def loop_of_the_bare_environment(mode: AutoresetMode) -> Callable[[], object]:
+def bare_loop(mode: AutoresetMode, *, keeps: bool = False) -> Callable[[], object]:
     env = AtariVectorEnv(GAME, B, autoreset_mode=mode)
     children = np.random.SeedSequence(SEED).spawn(B)  # seeds as the cage gives them
     env.reset(seed=np.array([child.generate_state(2)[0] for child in children]) >> 1)
     draw = random_actions(env.single_action_space.n)
+    kept = np.zeros((T, B, 4, 84, 84), np.uint8)
 
     def step() -> None:
-        for action in draw():
-            env.step(action)
+        for t, action in enumerate(draw()):
+            observation, *_ = env.step(action)
+            if keeps:
+                kept[t] = observation
 
     return step
 
@@ -86,4 +105,4 @@ def loop_of_cage(mode: AutoresetMode) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_out(__doc__))

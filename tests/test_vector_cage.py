@@ -31,6 +31,7 @@ from parllel.cages import Cage, SerialCage, TrajInfo, VectorCage
 from parllel.cages.stepper import Seed
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree, example_of
 from parllel.samplers import BasicSampler, EvalSampler
+from parllel.testing import simulated_cuda
 from parllel.testing.cage_calls import DiaryInfo, assert_same, random_step, reset, step
 from parllel.testing.cage_contract import CageContract
 from parllel.testing.toy_envs import Clock, Echo, Walk
@@ -794,7 +795,8 @@ def test_an_example_of_a_cage_is_that_of_one_of_its_environments(n_envs: int) ->
 
 
 def make_samples(n_envs: int) -> ArrayDict:
-    tree = build_sample_tree(build_example(Walk), ArithmeticAgent(), batch_shape=(T, n_envs))
+    example = build_example(Walk, storage="local")
+    tree = build_sample_tree(example, ArithmeticAgent(), batch_shape=(T, n_envs))
     return ArrayDict({**tree, "valid": Array((T, n_envs), bool)})
 
 
@@ -849,6 +851,36 @@ def test_valid_rows_of_batches_are_those_of_a_serial_cage() -> None:
         assert is_valid[begins].all()
     lengths = [traj.length for traj in expected_completed]
     assert 20 < len(completed) <= len(lengths)
+
+
+class TensorAgent(ArithmeticAgent):
+    """Do the same where the tree is."""
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        first = observation.to_torch()[:, 0]
+        return (first.abs() * 64).floor().long() % 4, {"value": first * 2}
+
+    def value(self, observation: Any) -> Any:
+        return observation.to_torch()[:, 0] * 2
+
+
+@pytest.mark.parametrize("schedule", ["eager", "lazy", "random"])
+@pytest.mark.parametrize("make_vector_env", [AsyncVectorEnv, Native])
+def test_batches_on_the_device_are_those_of_host_memory(
+    make_vector_env: Any, schedule: str
+) -> None:
+    batches = []
+    with simulated_cuda(schedule, seed=1):
+        for storage, agent in (("local", ArithmeticAgent()), ("device", TensorAgent())):
+            samples = make_samples(2).to(storage)
+            with VectorCage(make_vector_env, {"env_fns": own_seeds(2)}) as cage:
+                sampler = BasicSampler([cage], agent, samples)
+                for _ in range(4):
+                    sampler.collect_batch()
+                del samples["final_value"]  # what was never written may differ
+                batches.append(samples.to_ndarray().apply(np.copy))
+                sampler.close()
+    assert_same(*batches)
 
 
 @any_mode

@@ -79,19 +79,20 @@ class VectorCage(Cage):
         """Start a step, or carry out a reset."""
         self.await_step()  # one command at a time
         begin_s = time.perf_counter()
+        outputs, rows = command.outputs, command.rows
         if command.kind == "reset":
             observation, info = self._stepper.reset(command.max_random_steps)
             self._result = (
-                self._deliver(observation, command, "observation"),
-                self._deliver_info(info, command),
+                self._deliver(observation, outputs.observation, rows.observation),
+                self._deliver_info(info, outputs.info, rows.info),
             )
         else:
             action: tuple[Any, ...] = ()
-            rows = command.action
+            action_rows = command.action
             if command.kind == "random_step":
-                rows = self._stepper.random_actions()
-                action = (self._deliver(rows, command, "action"),)
-            self._stepper.start(rows)
+                action_rows = self._stepper.random_actions()
+                action = (self._deliver(action_rows, outputs.action, rows.action),)
+            self._stepper.start(action_rows)
             self._under_way = command, action
         self.busy_span = begin_s, time.perf_counter()
 
@@ -103,9 +104,15 @@ class VectorCage(Cage):
             batch = self._stepper.wait()
             if self._stepper.goes_on and self.busy_span is not None:
                 self.busy_span = self.busy_span[0], time.perf_counter()
-            names = ("observation", "reward", "terminated", "truncated")
-            results = (self._deliver(getattr(batch, name), command, name) for name in names)
-            return (*action, *results, self._deliver_info(batch.info, command))
+            outputs, rows = command.outputs, command.rows
+            return (
+                *action,
+                self._deliver(batch.observation, outputs.observation, rows.observation),
+                self._deliver(batch.reward, outputs.reward, rows.reward),
+                self._deliver(batch.terminated, outputs.terminated, rows.terminated),
+                self._deliver(batch.truncated, outputs.truncated, rows.truncated),
+                self._deliver_info(batch.info, outputs.info, rows.info),
+            )
         result, self._result = self._result, None
         return result
 
@@ -128,19 +135,18 @@ class VectorCage(Cage):
         self._under_way = None
         self._stepper.close()
 
-    def _deliver(self, batch: Any, command: Command, name: str) -> Any:
+    def _deliver(self, batch: Any, out: Any, rows: Any) -> Any:
         """Write a batch where the caller wants it, or return a copy."""
-        out = getattr(command.outputs, name)
         if out is None:
             own = dict_map(np.array, batch)
             return own if self.n_envs > 1 else own[0]
-        write_batch(getattr(command.rows, name), batch)
+        write_batch(rows, batch)
         return out
 
-    def _deliver_info(self, info: BatchInfo, command: Command) -> Any:
-        if command.outputs.info is None:
+    def _deliver_info(self, info: BatchInfo, out: Any, rows: Any) -> Any:
+        if out is None:
             own = [info.of(number) for number in range(self.n_envs)]
             return own if self.n_envs > 1 else own[0]
-        if len(command.rows.info):  # most environments have no info that is kept
-            info.write(command.rows.info)
-        return command.outputs.info
+        if len(rows):  # most environments have no info that is kept
+            info.write(rows)
+        return out
