@@ -12,26 +12,9 @@ from numpy.typing import NDArray
 from parllel.cages.columns import write_column, write_infos
 from parllel.cages.frame_places import is_of_frames, write_stacks
 
-
-class BatchInfo(NamedTuple):
-    """What environments tell beside their results: one dictionary of arrays for all of them.
-
-    Beside `name`, a mask `_name` tells which environments have that entry; without it, all have.
-    """
-
-    batch: Mapping[str, Any]
-    single: Mapping[int, Mapping[str, Any]]  # infos of environments whose rows do not count
-
-    def write(self, out: Any) -> None:
-        """Write the entries that `out`, a tree of rows, has branches for; absent ones are 0."""
-        _write_info(out, self.batch, None)
-        for number, info in self.single.items():
-            write_infos(out[number : number + 1], [info])
-
-    def of(self, number: int) -> Mapping[str, Any]:
-        """Return one environment's own dictionary, with copies of its arrays."""
-        info = self.single.get(number)
-        return take_info(self.batch, number) if info is None else info
+# Info is one dictionary of arrays for all environments. Beside `name`, a mask `_name` tells which
+# environments have that entry; without it, all have. `single` holds dictionaries of environments
+# that count instead of their rows.
 
 
 class Batch(NamedTuple):
@@ -41,7 +24,8 @@ class Batch(NamedTuple):
     reward: NDArray[Any]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
-    info: BatchInfo
+    info: Mapping[str, Any]
+    single: Mapping[int, Mapping[str, Any]]
 
 
 def write_batch(out: Any, batch: Any, index: Any = ...) -> None:
@@ -75,6 +59,22 @@ def to_action_batch(rows: Any, space: spaces.Space[Any]) -> Any:
         return {name: to_action_batch(rows[name], part) for name, part in space.items()}
     assert isinstance(space, spaces.Tuple)
     return tuple(to_action_batch(rows[str(place)], part) for place, part in enumerate(space))
+
+
+def write_info_batch(
+    out: Any, info: Mapping[str, Any], single: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Write the entries of info that `out`, a tree of rows, has branches for; absent ones are 0."""
+    _write_info(out, info, None)
+    for number, own in single.items():
+        write_infos(out[number : number + 1], [own])
+
+
+def info_of(
+    number: int, info: Mapping[str, Any], single: Mapping[int, Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Return one environment's own dictionary, with copies of its arrays."""
+    return single[number] if number in single else take_info(info, number)
 
 
 def take_info(info: Mapping[str, Any], number: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from parllel.cages.batches import BatchInfo, write_batch
+from parllel.cages.batches import info_of, write_batch, write_info_batch
 from parllel.cages.cage import Cage, Command
 from parllel.cages.stepper import Seed
 from parllel.cages.trajectory import TrajInfo
@@ -84,7 +84,7 @@ class VectorCage(Cage):
             observation, info = self._stepper.reset(command.max_random_steps)
             self._result = (
                 self._deliver(observation, outputs.observation, rows.observation),
-                self._deliver_info(info, outputs.info, rows.info),
+                self._deliver_info(info, {}, outputs.info, rows.info),
             )
         else:
             action: tuple[Any, ...] = ()
@@ -100,18 +100,17 @@ class VectorCage(Cage):
         """Wait for what was started and return its results; None if nothing was."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
-            command, action = under_way
-            batch = self._stepper.wait()
+            (_, _, outputs, rows, *_), action = under_way
+            observation, reward, terminated, truncated, info, single = self._stepper.wait()
             if self._stepper.goes_on and self.busy_span is not None:
                 self.busy_span = self.busy_span[0], time.perf_counter()
-            outputs, rows = command.outputs, command.rows
             return (
                 *action,
-                self._deliver(batch.observation, outputs.observation, rows.observation),
-                self._deliver(batch.reward, outputs.reward, rows.reward),
-                self._deliver(batch.terminated, outputs.terminated, rows.terminated),
-                self._deliver(batch.truncated, outputs.truncated, rows.truncated),
-                self._deliver_info(batch.info, outputs.info, rows.info),
+                self._deliver(observation, outputs.observation, rows.observation),
+                self._deliver(reward, outputs.reward, rows.reward),
+                self._deliver(terminated, outputs.terminated, rows.terminated),
+                self._deliver(truncated, outputs.truncated, rows.truncated),
+                self._deliver_info(info, single, outputs.info, rows.info),
             )
         result, self._result = self._result, None
         return result
@@ -143,10 +142,16 @@ class VectorCage(Cage):
         write_batch(rows, batch)
         return out
 
-    def _deliver_info(self, info: BatchInfo, out: Any, rows: Any) -> Any:
+    def _deliver_info(
+        self,
+        info: Mapping[str, Any],
+        single: Mapping[int, Mapping[str, Any]],
+        out: Any,
+        rows: Any,
+    ) -> Any:
         if out is None:
-            own = [info.of(number) for number in range(self.n_envs)]
+            own = [info_of(number, info, single) for number in range(self.n_envs)]
             return own if self.n_envs > 1 else own[0]
         if len(rows):  # most environments have no info that is kept
-            info.write(rows)
+            write_info_batch(rows, info, single)
         return out

@@ -13,7 +13,6 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from parllel.cages.batches import Batch, BatchInfo
 from parllel.cages.columns import as_tree
 from parllel.tree import dict_map
 
@@ -113,7 +112,7 @@ class VectorBackend:
         if self.mode is AutoresetMode.SAME_STEP and isinstance(env.unwrapped, SyncVectorEnv):
             env.unwrapped.envs = [_KeepsFinalObs(single) for single in env.unwrapped.envs]
 
-    def reset(self, numbers: Sequence[int] | None) -> tuple[Any, BatchInfo]:
+    def reset(self, numbers: Sequence[int] | None) -> tuple[Any, Mapping[str, Any]]:
         """Reset all environments, and seed them with a number for each if there are any."""
         self._check_open()
         seed = None if numbers is None else self._class.to_seed(numbers)
@@ -124,7 +123,7 @@ class VectorBackend:
                 f"info: got a {type(info).__name__}, expected a dictionary of arrays; leave out"
                 " wrappers that change its form"
             )
-        return as_tree(observation), BatchInfo(info, {})
+        return as_tree(observation), info
 
     def start(self, actions: Any) -> None:
         """Start a step of all environments, or take it where that is not possible."""
@@ -135,20 +134,25 @@ class VectorBackend:
             self._results = self.env.step(actions)
         self._is_under_way = True
 
-    def wait(self) -> Batch:
-        """Return the results of the step that was started; they may be the environment's own."""
+    def wait(self) -> tuple[Any, NDArray[Any], Mask, Mask, Mapping[str, Any]]:
+        """Wait for the step that was started.
+
+        Returns:
+            Observation, reward, terminated, truncated and info: the environment's own, which it
+            may overwrite.
+        """
         self._is_under_way = False
         if self.goes_on:
             results = getattr(self.env, self._class.wait)()
         else:
             results, self._results = self._results, None
         observation, reward, terminated, truncated, info = results
-        return Batch(
+        return (
             observation if isinstance(observation, np.ndarray) else as_tree(observation),
             np.asarray(reward),
             np.asarray(terminated, bool),
             np.asarray(truncated, bool),
-            BatchInfo(info, {}),
+            info,
         )
 
     def reset_ended(self, ended: Mask) -> Any:

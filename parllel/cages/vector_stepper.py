@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
 
-from parllel.cages.batches import Batch, BatchInfo, take_info, to_action_batch, write_batch
+from parllel.cages.batches import Batch, info_of, take_info, to_action_batch, write_batch
 from parllel.cages.columns import (
     as_tree,
     check_space,
@@ -26,6 +27,9 @@ from parllel.tree import dict_map
 
 # What vector environments that reset in the same step put beside the entries of their info.
 _FINAL = ("final_obs", "_final_obs", "final_info", "_final_info")
+
+_Info = Mapping[str, Any]
+_Infos = Mapping[int, Mapping[str, Any]]
 
 
 class VectorStepper:
@@ -74,7 +78,7 @@ class VectorStepper:
         self.invalid: tuple[int, ...] = ()
         """Environments that spent this step on a reset."""
 
-    def reset(self, max_random_steps: int = 0) -> tuple[Any, BatchInfo]:
+    def reset(self, max_random_steps: int = 0) -> tuple[Any, Mapping[str, Any]]:
         """Reset all environments, seeded the first time. Episodes under way are forgotten.
 
         Args:
@@ -93,6 +97,7 @@ class VectorStepper:
             self._resetting = None
         observation, info = self._backend.reset(numbers)
         if max_random_steps:
+            info = copy_info(info)
             observation = self._step_randomly(observation, max_random_steps)
         self.final_obs, self.invalid = {}, ()
         return observation, info
@@ -102,7 +107,7 @@ class VectorStepper:
         counts = np.array([rng.integers(max_random_steps + 1) for rng in generators])
         for n_left in range(int(counts.max()) - 1, -1, -1):
             self.start(self.random_actions())
-            batch = self.wait()
+            batch = Batch(*self.wait())
             begins = counts == n_left
             if self._backend.resets_by_mask and begins.any():
                 batch = self._with_resets(batch, begins)
@@ -126,25 +131,38 @@ class VectorStepper:
             self._actions = to_actions(actions, self.action_space)
         self._backend.start(to_action_batch(actions, self.action_space))
 
-    def wait(self) -> Batch:
-        """Wait for the step that was started, and reset the environments whose episode ended."""
-        batch = self._backend.wait()
+    def wait(self) -> tuple[Any, NDArray[Any], Mask, Mask, _Info, _Infos]:
+        """Wait for the step that was started, and reset the environments whose episode ended.
+
+        Returns:
+            What makes a `Batch`.
+        """
+        results = self._backend.wait()
         self.final_obs, self.invalid = {}, ()
+        _, reward, terminated, truncated, _ = results
+        # Few functions: the environments have used the caches, and each costs microseconds here.
+        is_end = 1 in terminated.tobytes() or 1 in truncated.tobytes()
+        if is_end or self._resetting is not None or self._episodes.are_told:
+            return self._complete(Batch(*results, {}))
+        self._episodes.add(reward)
+        return *results, {}
+
+    def _complete(self, batch: Batch) -> Batch:
+        """Do what is left to do after a step that ended an episode, or was a reset for some."""
         ended = batch.terminated | batch.truncated
         if self._resetting is not None:
             ended &= ~self._resetting
             batch = self._leave_out(batch, self._resetting)
             self._resetting = None
-        if not np.count_nonzero(ended):  # most steps; `ended.any()` takes six times as long
-            self._sum_up(batch, [])
-            return batch
         numbers = np.flatnonzero(ended).tolist()
-        if self._backend.mode is AutoresetMode.SAME_STEP:
+        is_same_step = self._backend.mode is AutoresetMode.SAME_STEP
+        if is_same_step and numbers:
             batch = self._apart(batch, numbers)
-            self._sum_up(batch, numbers)
-            return batch
-        self.final_obs = {number: copy_tree(batch.observation[number]) for number in numbers}
+        else:
+            self.final_obs = {number: copy_tree(batch.observation[number]) for number in numbers}
         self._sum_up(batch, numbers)
+        if is_same_step or not numbers:
+            return batch
         if self._backend.resets_by_mask:
             return self._with_resets(batch, ended)
         self._resetting = ended
@@ -175,7 +193,7 @@ class VectorStepper:
 
     def _apart(self, batch: Batch, numbers: Sequence[int]) -> Batch:
         """Take the final observations and infos out of an info that holds them beside its own."""
-        info = batch.info.batch
+        info = batch.info
         values, infos = info.get("final_obs"), info.get("final_info")
         if not (isinstance(values, np.ndarray) and values.dtype == object):
             values = as_tree(values)  # a dense batch, which holds anything in the other rows
@@ -189,7 +207,7 @@ class VectorStepper:
             self.final_obs[number] = copy_tree(value)
         own = {name: values for name, values in info.items() if name not in _FINAL}
         single = {} if infos is None else {number: take_info(infos, number) for number in numbers}
-        return batch._replace(info=BatchInfo(own, single))
+        return batch._replace(info=own, single=single)
 
     def _with_resets(self, batch: Batch, ended: Mask) -> Batch:
         """Reset environments, and put their first observations in the place of the last ones."""
@@ -198,7 +216,8 @@ class VectorStepper:
             reward=batch.reward.copy(),
             terminated=batch.terminated.copy(),
             truncated=batch.truncated.copy(),
-            info=BatchInfo(copy_info(batch.info.batch), {}),
+            info=copy_info(batch.info),
+            single={},
         )
         write_batch(kept.observation, self._backend.reset_ended(ended), ended)
         return kept
@@ -221,4 +240,4 @@ class VectorStepper:
         flags = batch.terminated.tolist(), batch.truncated.tolist()
         columns = zip(members, self._actions, batch.reward, *flags, strict=True)
         for number, step in enumerate(columns):
-            yield *step, batch.info.of(number)
+            yield *step, info_of(number, batch.info, batch.single)
