@@ -531,6 +531,14 @@ def test_starting_the_next_step_waits_for_the_one_under_way() -> None:
     assert (first.tolist(), second.tolist()) == ([[0, 1]] * 2, [[0, 2]] * 2)
 
 
+def test_starting_the_next_command_drops_the_results_of_the_last() -> None:
+    with VectorCage(SyncVectorEnv, {"env_fns": [Clock] * 2}) as cage:
+        cage.reset_async()
+        cage.step_async(np.zeros(2, int))
+        assert len(cage.await_step()) == 5
+        assert cage.await_step() is None
+
+
 def test_a_cage_can_be_closed_with_a_step_under_way() -> None:
     with VectorCage(AsyncVectorEnv, {"env_fns": [Clock] * 2}) as cage:
         reset(cage)

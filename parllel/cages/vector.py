@@ -77,7 +77,9 @@ class VectorCage(Cage):
 
     def start(self, command: Command) -> None:
         """Start a step, or carry out a reset."""
-        self.await_step()  # one command at a time
+        if self._under_way is not None:
+            self.await_step()  # one command at a time
+        self._result = None
         begin_s = time.perf_counter()
         outputs, rows = command.outputs, command.rows
         if command.kind == "reset":

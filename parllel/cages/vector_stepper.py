@@ -73,6 +73,7 @@ class VectorStepper:
         self._is_reset = False
         self._actions: Any = None  # the rows of the step that was started
         self._resetting: Mask | None = None  # environments whose next step is a reset
+        self._reward: NDArray[Any] | None = None  # of the last step, not yet summed up
         self.final_obs: dict[int, Any] = {}
         """Last observation of each environment whose episode ended in this step."""
         self.invalid: tuple[int, ...] = ()
@@ -92,6 +93,7 @@ class VectorStepper:
         """
         numbers = None if self._is_reset else seed_spaces(self._seeds, self._action_spaces)
         self._is_reset = True
+        self._reward = None
         self._episodes.begin()
         if self._backend.forgets_resets:
             self._resetting = None
@@ -129,7 +131,10 @@ class VectorStepper:
             raise RuntimeError("step before reset: call reset_async() and await_step() first")
         if self._episodes.are_told:
             self._actions = to_actions(actions, self.action_space)
+        if not self.goes_on:  # the environment may overwrite its rewards
+            self._add_reward()
         self._backend.start(to_action_batch(actions, self.action_space))
+        self._add_reward()
 
     def wait(self) -> tuple[Any, NDArray[Any], Mask, Mask, _Info, _Infos]:
         """Wait for the step that was started, and reset the environments whose episode ended.
@@ -144,8 +149,13 @@ class VectorStepper:
         is_end = 1 in terminated.tobytes() or 1 in truncated.tobytes()
         if is_end or self._resetting is not None or self._episodes.are_told:
             return self._complete(Batch(*results, {}))
-        self._episodes.add(reward)
+        self._reward = reward  # summed up while the environments take the next step
         return *results, {}
+
+    def _add_reward(self) -> None:
+        if self._reward is not None:
+            self._episodes.add(self._reward)
+            self._reward = None
 
     def _complete(self, batch: Batch) -> Batch:
         """Do what is left to do after a step that ended an episode, or was a reset for some."""
