@@ -420,7 +420,7 @@ def test_a_closed_cage_leaves_no_thread_of_atari() -> None:
 class Thrifty(VectorEnv):
     """Return the same arrays each time; a reset of some environments writes to all of them.
 
-    Environment b ends its episodes after b + 1 steps, and shows the number of the step.
+    Environment b ends its episodes after b + 2 steps, and shows the number of the step.
     """
 
     metadata: ClassVar = {"autoreset_mode": DISABLED}
@@ -446,7 +446,7 @@ class Thrifty(VectorEnv):
     def step(self, actions: Any) -> Any:
         self._steps += 1
         self._shown[:, 0] = self._reward[:] = self._info["step"][:] = self._steps
-        self._terminated[:] = self._steps == [1, 2, 3]
+        self._terminated[:] = self._steps == [2, 3, 4]
         self._truncated[:] = False
         return self._shown, self._reward, self._terminated, self._truncated, self._info
 
@@ -460,10 +460,12 @@ def test_a_reset_may_write_to_all_arrays_of_the_environment() -> None:
             own = {name: place[t] for name, place in places.items()}
             step(cage, np.zeros(3, int), out_obs=shown[t], out_info={"step": told[t]}, **own)
             assert {number: obs.tolist() for number, obs in cage.final_obs.items()} == {
-                number: [number + 1] for number in range(3) if (t + 1) % (number + 1) == 0
+                number: [number + 2] for number in range(3) if (t + 1) % (number + 2) == 0
             }
-    numbers = np.arange(1, 7)[:, None] % [1, 2, 3]
-    steps = np.where(numbers, numbers, [1, 2, 3])
+        returns = [traj.episode_return for traj in cage.take_completed()]
+    assert returns == [1 + 2, 1 + 2 + 3, 1 + 2, 1 + 2 + 3 + 4, 1 + 2, 1 + 2 + 3]
+    numbers = np.arange(1, 7)[:, None] % [2, 3, 4]
+    steps = np.where(numbers, numbers, [2, 3, 4])
     np.testing.assert_array_equal(shown[:, :, 0], numbers)
     np.testing.assert_array_equal(places["out_reward"], steps)
     np.testing.assert_array_equal(told, steps)
@@ -750,9 +752,10 @@ def test_environments_take_as_many_random_steps_as_with_a_serial_cage(mode: Auto
             observation, info = reset(cage, max_random_steps=9)
             assert [one["step"] for one in info] == [0] * 4
             shown.append(observation[:, 1])
-            while not (completed := cage.take_completed()):
+            for _ in range(20):
                 step(cage, np.zeros(4, int))
-            assert [traj.length for traj in completed] == [20]
+            completed = cage.take_completed()
+            assert [(traj.length, traj.episode_return) for traj in completed] == [(20, 210)] * 4
     np.testing.assert_array_equal(shown[0], shown[1])
     assert len(set(shown[0])) == 4
 

@@ -112,6 +112,7 @@ class VectorStepper:
             batch = Batch(*self.wait())
             begins = counts == n_left
             if self._backend.resets_by_mask and begins.any():
+                self._add_reward()
                 batch = self._with_resets(batch, begins)
                 self._episodes.forget(np.flatnonzero(begins).tolist())
             observation = batch.observation
