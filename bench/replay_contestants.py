@@ -1,6 +1,7 @@
 """Replay buffers that the bench compares, each full of transitions and with memory of its own."""
 
 import ctypes
+import functools
 import gc
 from collections.abc import Callable
 from pathlib import Path
@@ -11,25 +12,34 @@ import numpy as np
 import numpy.typing as npt
 
 from parllel import ArrayDict
-from parllel.arrays import ArraySpec
+from parllel.arrays import ArraySpec, FrameSpec
 from parllel.replays import ReplayBuffer
 from parllel.tree import allocate_tree
 
 B = 10  # environments
 N_BATCHES = 10  # that fill the ring
 BATCH_SIZE = 256
+N_IMAGES = 97
 END_CHANCE = 0.01  # of a step to end its episode
 
 
 class Kind(NamedTuple):
-    """What transitions look like."""
+    """What observations look like.
+
+    Args:
+        dtype: of the elements.
+        shape: of an observation.
+        are_frames: whether each frame is stored once, and observations are stacks of them.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    are_frames: bool = False
 
 
 SMALL = Kind("f4", (4,))
-FRAMES = Kind("u1", (4, 84, 84))  # whole stacks
+STACKS = Kind("u1", (4, 84, 84))
+FRAMES = Kind("u1", (4, 84, 84), are_frames=True)
 
 
 class Contestant(NamedTuple):
@@ -75,7 +85,7 @@ def make_ours(
         return ArraySpec.of((T, B), dtype, shape, padding, full_size)
 
     specs = {
-        "observation": spec(kind.dtype, kind.shape, 1),
+        "observation": observation_spec(kind, (T, B), full_size),
         "action": spec("i8"),
         "reward": spec("f4"),
         "terminated": spec("?"),
@@ -83,22 +93,43 @@ def make_ours(
     }
     samples = allocate_tree(ArrayDict(specs))
     rng = np.random.default_rng(0)
-    n_final_obs = int(2 * END_CHANCE * n_rows) + 1
-    replay = buffer_type(samples, rng=rng, n_final_obs=n_final_obs)
+    replay = buffer_type(samples, rng=rng)
     replay.restart()
     for _ in range(N_BATCHES):
         replay.begin_batch()
         samples.rotate()
-        samples["observation"][0 : T + 1] = random_rows(rng, kind, (T + 1, B))
+        write_observations(samples["observation"], rng, kind)
         samples["action"][...] = rng.integers(0, 2, (T, B))
         samples["reward"][...] = rng.random((T, B), np.float32)
-        ends = rng.random((T, B)) < END_CHANCE
+        ends = rng.random((T, B)) < end_chance(kind)
         samples["terminated"][...] = ends
         final = random_rows(rng, kind, ())
         for t, column in np.argwhere(ends):
             replay.add_final_obs(int(t), {int(column): final})
         replay.end_batch()
     return replay, lambda: replay.sample(BATCH_SIZE)
+
+
+def observation_spec(kind: Kind, batch_shape: tuple[int, int], full_size: int) -> ArraySpec:
+    if not kind.are_frames:
+        return ArraySpec.of(batch_shape, kind.dtype, kind.shape, 1, full_size)
+    stack, *frame_shape = kind.shape
+    return FrameSpec.of(batch_shape, kind.dtype, frame_shape, 1, full_size, stack)
+
+
+def write_observations(observation: Any, rng: np.random.Generator, kind: Kind) -> None:
+    """Write a batch, and the row after it."""
+    for t in range(len(observation) + 1):
+        if kind.are_frames:
+            frames = random_rows(rng, kind, (B,))[:, -1]
+            observation.write_frames(t, frames, is_first=rng.random(B) < end_chance(kind))
+        else:
+            observation[t] = random_rows(rng, kind, (B,))
+
+
+def end_chance(kind: Kind) -> float:
+    """Return how likely a step ends its episode: no more often than the usual table takes."""
+    return END_CHANCE if kind == SMALL else END_CHANCE / 2
 
 
 def make_stable_baselines3(kind: Kind, n_rows: int) -> tuple[Any, Callable[[], Any]]:
@@ -132,10 +163,14 @@ def make_take(kind: Kind, n_rows: int) -> tuple[Any, Callable[[], Any]]:
     return arrays, take(arrays, [0] * len(arrays), n_rows, rng)
 
 
-def take_of_ring(ring: npt.NDArray[Any]) -> Contestant:
-    """Let numpy.take gather the rows of a ring, and the next ones, into kept outputs."""
-    rng = np.random.default_rng(0)
-    return Contestant(take([ring, ring], [0, B], len(ring) - B, rng), 0, ring)
+def take_of_stacks(observation: Any) -> Contestant:
+    """Let numpy.take gather the stacks of a ring, and the next ones, from a copy of all stacks."""
+    before = resident_nbytes()
+    ring = observation.full[0 : observation.full_size + 1].to_ndarray()
+    stacks = np.array(ring.reshape(-1, *ring.shape[2:]))
+    del ring
+    sample = take([stacks, stacks], [0, B], len(stacks) - B, np.random.default_rng(0))
+    return Contestant(sample, resident_nbytes() - before, stacks)
 
 
 def take(
@@ -156,8 +191,12 @@ def take(
 def random_rows(
     rng: np.random.Generator, kind: Kind, batch_shape: tuple[int, ...]
 ) -> npt.NDArray[Any]:
-    """Return rows that differ; of frames, the same few again and again."""
+    """Return rows that differ; of images, the same few again and again."""
     if kind.dtype == "f4":
         return rng.random((*batch_shape, *kind.shape), np.float32)
-    few = rng.integers(0, 256, (97, *kind.shape), np.uint8)
-    return few[rng.integers(0, 97, batch_shape)]
+    return few_images(kind.shape)[rng.integers(0, N_IMAGES, batch_shape)]
+
+
+@functools.cache
+def few_images(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (N_IMAGES, *shape), np.uint8)

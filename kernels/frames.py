@@ -176,11 +176,20 @@ def gather_on_grid(table: int, out: int, n_rows: int, vector: int, start: int, s
         number += cuda.gridDim.x * cuda.blockDim.y
 
 
-def gather_words(frames: Frames, begin: int, end: int, picks: Picks) -> None:
+def find_row(frames: Frames, row: int) -> int:
+    """Return the address of the row that an index names, of a leaf of plain rows."""
+    if frames.rows != 0:
+        row = load_int64(frames.rows + row * 8)
+    if row < 0:
+        return frames.beside - (row + 1) * frames.nbytes
+    return frames.source + row * frames.stride
+
+
+def gather_words(frames: Frames, n_rows: int, picks: Picks) -> None:
     """Gather rows of 1, 4, 8 or 16 bytes on a CPU. The compiler makes a loop for each size."""
-    for at in range(begin, end):
+    for at in range(n_rows):
         destination = frames.destination + at * frames.nbytes
-        source = find_frame(frames, find_newest(frames, pick(picks, at)), 0)
+        source = find_row(frames, pick(picks, at))
         if frames.nbytes == 1:
             copy_1(destination, source)
         elif frames.nbytes == 4:
@@ -193,24 +202,32 @@ def gather_words(frames: Frames, begin: int, end: int, picks: Picks) -> None:
 
 def gather_part(frames: Frames, begin: int, end: int, picks: Picks) -> None:
     """Gather the stacks of one leaf from number `begin` on, on a CPU."""
-    if frames.n_frames == 1 and frames.nbytes in (1, 4, 8, 16):
-        gather_words(frames, begin, end, picks)
-    else:
-        destination = frames.destination + begin * frames.n_frames * frames.nbytes
-        for at in range(begin, end):
-            newest = find_newest(frames, pick(picks, at))
-            for place in range(frames.n_frames):
-                source = find_frame(frames, newest, place)
-                copy_row(destination, source, frames.nbytes, 0, 0, 1)
-                destination += frames.nbytes
+    destination = frames.destination + begin * frames.n_frames * frames.nbytes
+    for at in range(begin, end):
+        newest = find_newest(frames, pick(picks, at))
+        for place in range(frames.n_frames):
+            source = find_frame(frames, newest, place)
+            copy_row(destination, source, frames.nbytes, 0, 0, 1)
+            destination += frames.nbytes
+
+
+def is_of_words(frames: Frames) -> bool:
+    """Return whether a leaf has rows for which there is a loop of their own."""
+    return frames.n_frames == 1 and frames.nbytes in (1, 4, 8, 16)
 
 
 def gather_in_turn(table: int, n_leaves: int, out: int, n_rows: int, picks: Picks) -> None:
-    """Gather all stacks on a CPU: some rows of all leaves, then the next rows."""
+    """Gather all stacks on a CPU: leaves of words, then some rows of all others, and so on."""
+    for number in range(n_leaves):
+        frames = read_frames(table, number, out)
+        if is_of_words(frames):
+            gather_words(frames, n_rows, picks)
     for begin in range(0, n_rows, ROWS_AT_ONCE):
         end = min(begin + ROWS_AT_ONCE, n_rows)
         for number in range(n_leaves):
-            gather_part(read_frames(table, number, out), begin, end, picks)
+            frames = read_frames(table, number, out)
+            if not is_of_words(frames):
+                gather_part(frames, begin, end, picks)
 
 
 def gather_checked(
@@ -249,8 +266,10 @@ PARTS = (
     count_before,
     find_newest,
     find_frame,
+    find_row,
     gather_words,
     gather_part,
+    is_of_words,
     gather_in_turn,
 )
 DEVICE = DeviceEntry(gather_on_grid, "void(int64, int64, int64, int64, int64, int64)", PARTS)

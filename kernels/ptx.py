@@ -17,7 +17,6 @@ from numba.cuda.compiler import compile_ptx
 from parllel.kernels import (
     advantage,
     frames,
-    gather,
     moments,
     normalize,
     priorities,
@@ -34,7 +33,6 @@ ENTRIES = {
     "draw_by_priority": priorities.DRAW,
     "draw_transitions": transitions.DEVICE,
     "frames": frames.DEVICE,
-    "gather": gather.DEVICE,
     "merge_moments": moments.MERGE,
     "moments": moments.MEASURE,
     "normalize": normalize.DEVICE,

@@ -18,11 +18,6 @@ def load_int32(address: int) -> int:
     return ctypes.c_int32.from_address(address).value
 
 
-def load_uint8(address: int) -> int:
-    """Return a byte: 0 or 1 of a flag."""
-    return ctypes.c_uint8.from_address(address).value
-
-
 def load_float32(address: int) -> np.float32:
     """Return a float."""
     return np.float32(ctypes.c_float.from_address(address).value)
@@ -83,7 +78,6 @@ def scalar_intrinsics(
     single = pointer(ir.FloatType())
     return {
         "load_int32": _load(intrinsic, half, types.int32, types.int64),
-        "load_uint8": _load(intrinsic, byte, types.uint8, types.int64),
         "load_float32": _load(intrinsic, single, types.float32, types.float32),
         "store_int64": _store(intrinsic, whole, types.int64, types.int64),
         "store_uint8": _store(intrinsic, byte, types.int64, types.uint8),

@@ -12,12 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from parllel.kernels.memory import load_int64
+from parllel.kernels.memory import load_byte, load_int64
 from parllel.kernels.philox import Key, Words, draw_below, philox
 from parllel.kernels.scalars import (
     load_float32,
     load_int32,
-    load_uint8,
     store_float32,
     store_int64,
     store_uint8,
@@ -133,12 +132,12 @@ def find_window(ring: Ring, number: int, column: int) -> Window:
     while step < leaves.n_steps and is_whole and not is_ended:
         place = row * leaves.width + column
         is_written = number + step < ring.stop
-        is_whole = is_written and load_uint8(leaves.valid + place * leaves.valid_stride) != 0
+        is_whole = is_written and load_byte(leaves.valid + place * leaves.valid_stride) != 0
         if is_whole:
             last = place
             total += factor * load_float32(leaves.reward + place * 4)
             factor *= ring.discount
-            flags = load_uint8(leaves.terminated + place) | load_uint8(leaves.truncated + place)
+            flags = load_byte(leaves.terminated + place) | load_byte(leaves.truncated + place)
             is_ended = flags != 0
             row = row + 1 if row + 1 < leaves.n_rows else 0
             step += 1
@@ -155,7 +154,7 @@ def write_transition(ring: Ring, number: int, column: int, out: Transitions, ite
     """Write the transition that begins with a step, and return whether it can be sampled."""
     leaves = ring.leaves
     window = find_window(ring, number, column)
-    terminated = load_uint8(leaves.terminated + window.last)
+    terminated = load_byte(leaves.terminated + window.last)
     place = number % leaves.n_rows * leaves.width + column
     store_int64(out.identity + item * 8, number * leaves.width + column)
     store_int64(out.row + item * 8, place)
@@ -164,7 +163,7 @@ def write_transition(ring: Ring, number: int, column: int, out: Transitions, ite
     discount = np.float32(0) if terminated != 0 else window.factor
     store_float32(out.n_step_discount + item * 4, discount)
     store_uint8(out.terminated + item, terminated)
-    store_uint8(out.truncated + item, load_uint8(leaves.truncated + window.last))
+    store_uint8(out.truncated + item, load_byte(leaves.truncated + window.last))
     return window.is_sampleable
 
 

@@ -1,13 +1,15 @@
 """A plain list of what environments did, and the same steps in the tree of a replay buffer."""
 
 import itertools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
 
 from parllel import ArrayDict
-from parllel.arrays import ArraySpec
+from parllel.arrays import ArraySpec, FrameSpec
+from parllel.arrays.frame_spec import Fill
 from parllel.replays import ReplayBuffer
 from parllel.tree import allocate_tree
 
@@ -48,6 +50,13 @@ class Shape(NamedTuple):
     n_steps: int = 1
     n_final_obs: int = 50
     has_valid: bool = False
+    stack: int = 0  # frames of the observation's leaf `camera`; 0 for none
+    fill: Fill = "first"
+
+    @property
+    def n_older(self) -> int:
+        """Frames of a stack that belong to earlier steps."""
+        return max(self.stack - 1, 0)
 
 
 class Chances(NamedTuple):
@@ -87,23 +96,40 @@ class Model:
         self.steps: list[list[Step]] = [[] for _ in range(shape.B)]
         self.given: list[int] = []  # numbers of the steps whose final observation is in the table
         self.first = 0
-        self.n_observations = 0
+        self.frames: dict[int, tuple[int, ...]] = {}  # of each observation
         self.reset()
 
-    def new_observation(self) -> int:
-        self.n_observations += 1
-        return self.n_observations
+    def new_observation(self, before: int | None = None) -> int:
+        """Return the number of an observation, which may go on with an earlier one."""
+        number, n = len(self.frames) + 1, self.shape.stack
+        if before is None:
+            older = (number if self.shape.fill == "first" else 0,) * self.shape.n_older
+        else:
+            older = self.frames[before][1:]
+        self.frames[number] = (*older, number) if n else ()
+        return number
+
+    def show(self, number: int) -> ArrayDict:
+        """Return the observation of a number."""
+        observation = show(number)
+        if self.shape.stack:
+            observation["camera"] = np.array(self.frames[number], np.int32)[:, None]
+        return observation
 
     def reset(self) -> None:
         self.replay.restart()
+        last = len(self.steps[0]) - 1 - self.shape.n_older
         for steps in self.steps:
-            is_there = len(steps) > self.first
-            if is_there and not (steps[-1].terminated or steps[-1].truncated):
-                steps[-1] = steps[-1]._replace(truncated=True)
-                self.give(len(steps) - 1)
+            for number in range(max(self.first, last), len(steps)):
+                step = steps[number]
+                if number > last:  # a reset may write the frames of its stack
+                    steps[number] = step._replace(truncated=True, next_observation=-1)
+                elif not (step.terminated or step.truncated):
+                    steps[number] = step._replace(truncated=True)
+                    self.give(number)
         self.now = [self.new_observation() for _ in self.steps]
         for column, number in enumerate(self.now):
-            self.tree["observation"][self.shape.T, column] = show(number)
+            self.tree["observation"][self.shape.T, column] = self.show(number)
 
     def give(self, number: int) -> None:
         """Put a final observation into the table: it may cost the oldest steps."""
@@ -122,20 +148,23 @@ class Model:
                 self.now[column] = following
                 self.write_step(t, column, step, following)
                 if following != step.next_observation and step.next_observation >= 0:
-                    final_obs[column] = show(step.next_observation)
+                    final_obs[column] = self.show(step.next_observation)
                     self.give(len(self.steps[column]) - 1)
             if final_obs:
                 self.replay.add_final_obs(t, final_obs)
         self.replay.end_batch()
         full_size, stop = self.shape.T * self.shape.n_windows, len(self.steps[0])
-        # The newest next observation took the place of the oldest step's, but for a full lap.
-        self.first = max(self.first, stop - full_size + (1 if stop % full_size else 0))
+        # The newest next observation took the place of the oldest step's, but for a full lap; and
+        # a frame away from the stacks of the rows after it, but not from those of the ring's first.
+        row = stop % full_size
+        lost = [each for each in range(row, full_size) if row <= each <= row + self.shape.n_older]
+        self.first = max(self.first, stop - full_size + (len(lost) if row else 0))
 
     def draw_step(self, observation: int) -> tuple[Step, int]:
         chance = lambda tenths: bool(self.rng.integers(10) < tenths)  # noqa: E731
         terminated, truncated = chance(self.chances.terminated), chance(self.chances.truncated)
         valid = not (self.shape.has_valid and chance(self.chances.invalid))
-        next_observation = following = self.new_observation()
+        next_observation = following = self.new_observation(observation)
         if terminated or truncated:
             following = self.new_observation()
             if chance(self.chances.not_given):
@@ -150,7 +179,7 @@ class Model:
             tree[name][t, column] = getattr(step, name)
         if self.shape.has_valid:
             tree["valid"][t, column] = step.valid
-        tree["observation"][t + 1, column] = show(following)
+        tree["observation"][t + 1, column] = self.show(following)
 
     def transitions(self) -> dict[int, Transition]:
         """Return all transitions that can be sampled, by their index."""
@@ -198,7 +227,7 @@ def make_tree(shape: Shape, storage: str = "local") -> ArrayDict:
         full_size = shape.T * shape.n_windows
         return ArraySpec.of((shape.T, shape.B), dtype, feature_shape, padding, full_size)
 
-    specs = {
+    specs: dict[str, Any] = {
         "observation": {
             "state": spec(np.float32, (3,), shape.padding),
             "deep": {"number": spec(np.int32, (), shape.padding)},
@@ -210,17 +239,38 @@ def make_tree(shape: Shape, storage: str = "local") -> ArrayDict:
     }
     if shape.has_valid:
         specs["valid"] = spec(bool)
+    if shape.stack:
+        specs["observation"]["camera"] = FrameSpec.of(
+            (shape.T, shape.B),
+            np.int32,
+            (1,),
+            shape.padding,
+            shape.T * shape.n_windows,
+            shape.stack,
+            shape.fill,
+        )
     return allocate_tree(ArrayDict(specs), storage)
 
 
-def read(minibatch: ArrayDict) -> dict[int, Transition]:
-    """Return the transitions of a minibatch by their index."""
+def read(
+    minibatch: ArrayDict, frames: Mapping[int, tuple[int, ...]] | None = None
+) -> dict[int, Transition]:
+    """Return the transitions of a minibatch by their index, after a look at all observations.
+
+    Args:
+        minibatch: in host memory.
+        frames: of each observation, where there are stacks.
+    """
     indices, first = np.unique(minibatch["index"].numpy(), return_index=True)
     columns = {path: leaf.numpy()[first] for path, leaf in minibatch.walk()}
     for name in ("observation", "next_observation"):
         numbers = columns[f"{name}.deep.number"]
         expected = np.stack([numbers, -numbers, 3 * numbers], axis=1)
         assert (columns[f"{name}.state"] == expected).all()
+        if f"{name}.camera" in columns:
+            assert frames is not None
+            stacks = [list(frames[number]) for number in numbers.tolist()]
+            assert columns[f"{name}.camera"][:, :, 0].tolist() == stacks
     fields = (
         "observation.deep.number",
         "action",
@@ -243,6 +293,8 @@ shapes = st.builds(
     n_steps=st.integers(1, 5),
     n_final_obs=st.sampled_from((1, 3, 7, 50)),
     has_valid=st.booleans(),
+    stack=st.sampled_from((0, 0, 1, 2, 4)),
+    fill=st.sampled_from(("first", "zero")),
 )
 chances = st.builds(
     Chances,

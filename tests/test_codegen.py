@@ -15,8 +15,7 @@ from parllel.kernels import rows
 PTX = Path(rows.__file__).with_name("parllel.ptx")
 CONSTRAINTS = Path(__file__).parents[1] / ".ci" / "constraints.txt"
 ENTRIES = {
-    *("advantage", "draw_by_priority", "draw_transitions", "frames", "gather"),
-    *("merge_moments", "moments"),
+    *("advantage", "draw_by_priority", "draw_transitions", "frames", "merge_moments", "moments"),
     *("normalize", "refresh_priorities", "rows", "update_moments", "update_priorities"),
     "weigh_priorities",
 }

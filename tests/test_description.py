@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from parllel import Array, ArrayDict, cuda
-from parllel.arrays import ArraySpec
+from parllel.arrays import ArraySpec, FrameSpec
 from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.tree import allocate_tree
 
 T, B = 10, 3
+FRAME_TABLE = 11 * 8  # bytes on a device of what gathers a leaf of frames
 
 
 def make_specs(full_size: int = 10 * T) -> ArrayDict:
@@ -20,6 +21,7 @@ def make_specs(full_size: int = 10 * T) -> ArrayDict:
     return ArrayDict(
         {
             "observation": {"camera": spec(np.uint8, (7, 5), 1), "arm": spec(np.float32, (3,), 1)},
+            "frames": FrameSpec.of((T, B), np.uint8, (3, 3), 1, full_size, stack=4, fill="zero"),
             "reward": spec(np.float32),
             "terminated": spec(bool),
             "truncated": spec(bool),
@@ -46,7 +48,7 @@ def test_the_bytes_that_are_promised_are_those_that_a_device_gives(storage: str)
         before = simulation.used_nbytes
         promised = make_specs().describe(storage)
         tree = allocate_tree(make_specs(), storage)
-        assert simulation.used_nbytes - before == promised.nbytes
+        assert simulation.used_nbytes - before == promised.nbytes + FRAME_TABLE
         assert tree.describe() == promised
         assert promised.device_total_nbytes == cuda.total_nbytes() == 10**6
         assert promised.device_share == promised.nbytes / 10**6
@@ -66,7 +68,7 @@ def test_a_replay_buffer_promises_its_own_memory_too(
         plan = ArrayDict({"samples": specs, "replay": kind.make_specs(specs, 20)})
         promised, before = plan.describe("device"), simulation.used_nbytes
         samples = allocate_tree(specs, "device")
-        small = 8 * numbers + 256  # tables, and what stands for the branch `valid`
+        small = FRAME_TABLE + 8 * numbers + 256  # and what stands for the branch `valid`
         replay = kind(samples, rng=np.random.default_rng(0), n_final_obs=20)
         assert simulation.used_nbytes - before == promised.nbytes + small
         assert replay.describe() == promised
@@ -76,6 +78,24 @@ def test_the_usual_table_has_a_slot_for_each_16_steps() -> None:
     specs = ReplayBuffer.make_specs(make_specs(full_size=1000 * T))
     assert specs["observation"]["arm"].batch_shape == (1000 * T * B // 16 + B,)
     assert specs["slot"].batch_shape == (1000 * T, B)
+
+
+def test_the_usual_table_has_a_slot_for_each_64_steps_of_frames() -> None:
+    """All of a buffer of frames has at most 7,200 bytes for each transition."""
+    window = {"padding": 1, "full_size": 100_000}
+    specs = ArrayDict(
+        {
+            "observation": FrameSpec.of((1000, 10), np.uint8, (84, 84), **window),
+            "action": ArraySpec.of((1000, 10), np.int64, full_size=100_000),
+            "reward": ArraySpec.of((1000, 10), np.float32, full_size=100_000),
+            "terminated": ArraySpec.of((1000, 10), bool, full_size=100_000),
+            "truncated": ArraySpec.of((1000, 10), bool, full_size=100_000),
+        }
+    )
+    own = ReplayBuffer.make_specs(specs)
+    assert own["observation"].batch_shape == (10**6 // 64 + 10,)
+    assert own["observation"].feature_shape == (84, 84)
+    assert ArrayDict({"samples": specs, "replay": own}).describe().nbytes <= 7_200 * 10**6
 
 
 def test_a_table_names_all_leaves_and_their_sum() -> None:

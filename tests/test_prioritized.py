@@ -181,7 +181,7 @@ def test_what_can_be_sampled_has_its_priority_and_nothing_else_any(
         expected.check(model)
         if model.transitions():
             minibatch = model.replay.sample(20)
-            assert read(minibatch).items() <= model.transitions().items()
+            assert read(minibatch, model.frames).items() <= model.transitions().items()
 
 
 def test_steps_that_are_being_overwritten_have_no_priority() -> None:
@@ -389,7 +389,7 @@ def test_minibatches_updates_and_new_steps_take_few_launches(schedule: str, seed
         assert [launch.name for launch in simulation.launches[n_before:]] == [
             "draw_by_priority",
             "weigh_priorities",
-            "gather",
+            "frames",
             "update_priorities",
             "refresh_priorities",  # what is being overwritten
             "rows",  # of the rotation

@@ -5,16 +5,18 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import FrameStackObservation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_list import DISCOUNT, Chances, Model, Shape, chances, make_tree, read, shapes, show
 
-from parllel import Array, ArrayDict, cuda
+from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.cages import SerialCage
-from parllel.kernels import gather, transitions
+from parllel.kernels import transitions
 from parllel.kernels.targets import Axes, launch_plainly
 from parllel.patterns import build_example, build_sample_tree
 from parllel.replays import ReplayBuffer
@@ -37,7 +39,7 @@ def assert_holds_the_list(model: Model) -> None:
         return
     # 60 transitions at most: one of them is missing with a probability below 60 * exp(-25).
     assert len(expected) <= 60
-    assert read(model.replay.sample(1500)) == expected
+    assert read(model.replay.sample(1500), model.frames) == expected
 
 
 @settings(derandomize=True, deadline=None, max_examples=120)
@@ -121,7 +123,7 @@ def test_a_table_that_is_too_small_is_told_once(caplog: pytest.LogCaptureFixture
     assert [record.message.partition(" are too few")[0] for record in caplog.records] == [
         "replay: 1 final observations"
     ]
-    assert "raise n_final_obs (16 bytes each)" in caplog.text
+    assert "raise n_final_obs (24 bytes each)" in caplog.text
 
 
 def test_a_batch_that_was_not_written_in_turn_is_refused() -> None:
@@ -207,9 +209,9 @@ def test_a_minibatch_of_nothing_is_refused() -> None:
 # On a device
 
 
-def play(storage: str, n_batches: int = 7) -> list[dict[str, list[Any]]]:
+def play(storage: str, stack: int, n_batches: int = 7) -> list[dict[str, list[Any]]]:
     """Return minibatches drawn between batches and resets, as lists."""
-    shape = Shape(T=3, B=2, n_windows=3, n_steps=2, n_final_obs=5, has_valid=True)
+    shape = Shape(T=3, B=2, n_windows=3, n_steps=2, n_final_obs=5, has_valid=True, stack=stack)
     model = Model(shape, Chances(invalid=1), seed=0, storage=storage)
     drawn = []
     for number in range(n_batches):
@@ -223,15 +225,21 @@ def play(storage: str, n_batches: int = 7) -> list[dict[str, list[Any]]]:
     return drawn
 
 
+@pytest.mark.parametrize("stack", [0, 3])
 @pytest.mark.parametrize("storage", ["device", "managed", "pinned"])
-def test_every_memory_gives_the_same_minibatches(cuda_device: torch.device, storage: str) -> None:
-    assert play(storage) == play("local")
+def test_every_memory_gives_the_same_minibatches(
+    cuda_device: torch.device, storage: str, stack: int
+) -> None:
+    expected = play("local", stack)
+    assert len(expected) > 10
+    assert play(storage, stack) == expected
 
 
 @each_schedule
-def test_a_minibatch_is_two_launches_and_nothing_else(schedule: str, seed: int) -> None:
+@pytest.mark.parametrize("stack", [0, 4])
+def test_a_minibatch_is_two_launches_and_nothing_else(schedule: str, seed: int, stack: int) -> None:
     with simulated_cuda(schedule, seed) as simulation:
-        model = Model(Shape(n_steps=2), Chances(), seed=0, storage="device")
+        model = Model(Shape(n_steps=2, stack=stack), OFTEN, seed=0, storage="device")
         model.write_batch()
         model.replay.sample(7)  # allocates the outputs
         before, before_all = copy.copy(cuda.counters), copy.copy(simulation.counters)
@@ -241,18 +249,18 @@ def test_a_minibatch_is_two_launches_and_nothing_else(schedule: str, seed: int) 
         counted = cuda.counters.since(before)
         assert [launch.name for launch in simulation.launches[n_before:]] == [
             "draw_transitions",
-            "gather",
+            "frames",
         ] * 4
         assert simulation.counters.since(before_all) == counted
         assert counted == type(counted)(launches=8)
 
 
 @each_schedule
-@pytest.mark.parametrize(("chances", "launches", "copies"), [(SELDOM, 0, 1), (OFTEN, 1, 5)])
+@pytest.mark.parametrize(("chances", "launches", "copies"), [(SELDOM, 0, 1), (OFTEN, 1, 6)])
 def test_a_batch_costs_the_same_whatever_its_size(
     schedule: str, seed: int, chances: Chances, launches: int, copies: int
 ) -> None:
-    """Slots are copied; and if episodes ended, their two leaves, an index and a table of them."""
+    """Slots are copied; where episodes ended, three leaves of the table, too."""
     with simulated_cuda(schedule, seed):
         for T in (2, 8):
             model = Model(Shape(T=T, B=3), chances, seed=0, storage="device")
@@ -307,23 +315,6 @@ def test_a_grid_of_any_shape_draws_the_same(grid: int, block: int, n_steps: int,
         each[:] = 77
     launch_plainly(transitions.DEVICE, arguments, grid=Axes(grid, 1), block=Axes(block, 1))
     assert [each.tolist() for each in drawn] == expected
-
-
-@settings(derandomize=True, deadline=None, max_examples=30)
-@given(grid=st.integers(1, 3), lanes=st.integers(1, 4), groups=st.integers(1, 3))
-def test_a_grid_of_any_shape_gathers_the_same(grid: int, lanes: int, groups: int) -> None:
-    model = Model(Shape(), Chances(), seed=0)
-    model.write_batch()
-    outputs = model.replay.make_outputs(5)
-    model.replay.sample_into(outputs)
-    expected = [(path, leaf.tolist()) for path, leaf in outputs.tensors.walk()]
-    for path, leaf in outputs.tree.walk():
-        if path not in DRAWN:
-            leaf[...] = 77
-    arguments = (outputs._table.ctypes.data, 5)
-    size = Axes(grid, outputs._n_leaves), Axes(lanes, groups)
-    launch_plainly(gather.DEVICE, arguments, grid=size[0], block=size[1])
-    assert [(path, leaf.tolist()) for path, leaf in outputs.tensors.walk()] == expected
 
 
 # With a sampler
@@ -395,3 +386,62 @@ def test_a_sampler_refuses_the_buffer_of_another_tree() -> None:
     sampler = make_sampler()
     with pytest.raises(ValueError, match="replay: its tree is another one"):
         BasicSampler(sampler.cages, Still(), sampler.samples.new_array(), replay=sampler._replay)
+
+
+# With a sampler, of frames
+
+N_FRAMES = 3
+
+
+def make_stacked_clock(length: int, end: str) -> gym.Env:
+    return FrameStackObservation(Clock(length, end), N_FRAMES)
+
+
+def make_frame_sampler(storage: str) -> BasicSampler:
+    example = build_example(make_stacked_clock, env_kwargs={"length": 3, "end": "truncated"})
+    samples = build_sample_tree(example, Still(), batch_shape=(4, 3), full_size=16)
+    samples["observation"] = FrameArray(
+        (4, 3), np.float32, (2,), stack=N_FRAMES, padding=1, full_size=16
+    )
+    samples = samples.to(storage)
+    cages = [
+        SerialCage(make_stacked_clock, {"length": length, "end": end}, seed=length)
+        for length, end in ((3, "truncated"), (5, "terminated"), (7, "truncated"))
+    ]
+    rng = np.random.default_rng(0)
+    replay = ReplayBuffer(samples, rng=rng, n_steps=2, discount=DISCOUNT, n_final_obs=99)
+    return BasicSampler(cages, Still(), samples, replay=replay, max_steps_decorrelate=5)
+
+
+def check_stacks(minibatch: ArrayDict) -> None:
+    """Clocks show (episode, step): a stack holds the last steps, and none before the first."""
+    back = torch.arange(N_FRAMES - 1, -1, -1)
+    for name in ("observation", "next_observation"):
+        stacks = minibatch[name].cpu()
+        newest = stacks[:, -1]
+        assert (stacks[:, :, 0] == newest[:, None, 0]).all()
+        assert (stacks[:, :, 1] == (newest[:, 1, None] - back).clamp(min=0)).all()
+    check_clocks_of(
+        minibatch, minibatch["observation"][:, -1], minibatch["next_observation"][:, -1]
+    )
+
+
+def check_clocks_of(minibatch: ArrayDict, now: torch.Tensor, then: torch.Tensor) -> None:
+    assert (now[:, 0] == then[:, 0]).all()
+    lengths = torch.tensor([3, 5, 7])[minibatch["index"].cpu() % 3]
+    steps = (now[:, 1] + 2).cpu().minimum(lengths)
+    was_cut = minibatch["truncated"].cpu() & (then[:, 1].cpu() < lengths)
+    assert ((then[:, 1].cpu() == steps) | was_cut).all()
+
+
+def test_a_sampler_feeds_a_buffer_of_frames(cuda_device: torch.device) -> None:
+    for storage in ("local", "device"):
+        sampler = make_frame_sampler(storage)
+        replay: Any = sampler._replay
+        for number in range(12):
+            if number in (5, 6):
+                sampler.reset()
+            sampler.collect_batch()
+            if len(replay) >= 2 * 3:
+                check_stacks(replay.sample(200))
+        sampler.close()

@@ -12,7 +12,7 @@ from step_list import Chances, Model, Shape, read
 
 from parllel.replays import Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
 
-SHAPE = Shape(T=3, B=2, n_windows=3, n_steps=2, n_final_obs=7)
+SHAPE = Shape(T=3, B=2, n_windows=3, n_steps=2, n_final_obs=7, stack=2)
 each_kind = pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedReplayBuffer])
 
 
@@ -103,7 +103,7 @@ def test_new_environments_cut_off_the_episodes_of_the_save(tmp_path: Path) -> No
     resumed = go_on(model, fresh.replay, fresh.tree)
     resumed.reset()
     for _ in range(3):
-        assert read(resumed.replay.sample(1500)) == resumed.transitions()
+        assert read(resumed.replay.sample(1500), resumed.frames) == resumed.transitions()
         resumed.write_batch()
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
-from parllel import Array, ArrayDict
+from parllel import Array, ArrayDict, FrameArray
 from parllel.storages.mapped import Mapped
 from parllel.tree import files, open_tree, save_tree
 
@@ -25,6 +25,16 @@ def make_tree(storage: str = "local", seed: int = 0) -> ArrayDict:
             "deep": {"er": {"image": make_leaf("u1", (5, 2), 2, 3 * T, storage)}},
             "flag": make_leaf("?", (), 0, T, storage),
             "with.dots and/slashes": make_leaf("f4", (3,), 1, 2 * T, storage),
+            "frames": FrameArray(
+                (T, B),
+                "u1",
+                (2,),
+                stack=3,
+                fill="zero",
+                padding=1,
+                full_size=2 * T,
+                storage=storage,
+            ),
         }
     )
     fill(tree, seed)
@@ -43,7 +53,11 @@ def fill(tree: ArrayDict, seed: int) -> None:
         for _ in range(leaf.full_size // T - 1):
             leaf.rotate()
         rows = leaf.full[-leaf.padding : leaf.full_size + leaf.padding]
-        rows[...] = rng.integers(0, 2, rows.shape).astype(leaf.dtype)
+        if isinstance(rows, FrameArray):
+            frames = rng.integers(0, 256, rows.frames.shape, np.uint8)
+            rows.write_frames(..., frames, is_first=rng.random(rows.batch_shape) < 1 / 4)
+        else:
+            rows[...] = rng.integers(0, 2, rows.shape).astype(leaf.dtype)
 
 
 def everything(tree: ArrayDict) -> dict[str, Any]:
@@ -143,7 +157,7 @@ def test_a_new_save_takes_the_place_of_the_last_one(tmp_path: Path) -> None:
     first = names_in(tmp_path)
     save_tree(make_tree(seed=1), tmp_path, {})
     second = names_in(tmp_path)
-    assert len(first) == len(second) == 4
+    assert len(first) == len(second) == 5
     assert first & second == {"tree.json"}
     assert "002-with.dots%20and%2Fslashes.2.raw" in second
 
@@ -169,7 +183,7 @@ def test_a_save_that_is_cut_off_leaves_the_last_one(
     assert everything(open_tree(tmp_path).map()) == everything(tree)
     save_tree(make_tree(seed=2), tmp_path, {})
     assert everything(open_tree(tmp_path).map()) == everything(make_tree(seed=2))
-    assert len(names_in(tmp_path)) <= 5  # a new JSON may be left over, and no raw file
+    assert len(names_in(tmp_path)) <= 6  # a new JSON may be left over, and no raw file
 
 
 def test_other_files_of_the_folder_stay(tmp_path: Path) -> None:
@@ -241,6 +255,10 @@ def test_a_damaged_save_is_refused(
         (Array((T, B), np.uint8), r"flag: saved bool \(4, 3\), .*expected uint8 \(4, 3\)"),
         (Array((T, B), bool, full_size=2 * T), "flag: saved .*full_size 4, expected .*full_size 8"),
         (Array((T, B), bool, padding=1), "flag: saved .*padding 0, .*, expected .*padding 1"),
+        (
+            FrameArray((T, B), bool, stack=2),
+            r"flag: saved bool \(4, 3\), .*, expected .*, full_size 4, stacks of 2, fill 'first'",
+        ),
         (Array((T, B, 1), bool), r"flag: saved bool \(4, 3\), .*expected bool \(4, 3, 1\)"),
     ],
 )

@@ -82,6 +82,11 @@ class Buffer:
         assert self._data is not None
         return self._data
 
+    @property
+    def parts(self) -> list[NDArray[Any]]:
+        """All rows, as arrays over the parts of memory that hold them."""
+        return [self.data]
+
     def check_open(self) -> None:
         """Raise ValueError if the Array was closed."""
         if self.is_closed:

@@ -67,6 +67,11 @@ class FrameBuffer(Buffer):
         """Shape of one frame."""
         return self.frames.extents[self.n_batch_axes :]
 
+    @property
+    def parts(self) -> list[NDArray[Any]]:
+        """All frames, and all flags."""
+        return [self.frames.data, self.is_first.data]
+
     def source(self, *, on_gpu: bool) -> FrameSource:
         """Return the frames of all rows as a kernel reads them, on the host or on a GPU."""
         self.check_open()

@@ -70,6 +70,11 @@ class Readable:
         return math.prod(self._buffer.extents) * self.dtype.itemsize
 
     @property
+    def memory_parts(self) -> list[Any]:  # Any: arrays of NumPy or CuPy
+        """All of the base buffer, ring and padding: arrays over its parts of memory, in order."""
+        return self._buffer.parts
+
+    @property
     def n_batch_dims(self) -> int:
         """Number of leading dimensions that are batch dimensions."""
         return count_dims(self._location, self._buffer.n_batch_axes)

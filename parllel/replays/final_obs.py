@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from parllel.arrays import Array, ArraySpec
-from parllel.tree import ArrayDict, allocate_tree
+from parllel.arrays import Array, ArraySpec, FrameArray
+from parllel.tree import ArrayDict, allocate_tree, dict_map
 
 _logger = logging.getLogger(__name__)
 
-_BRANCH = "observation"
+_BRANCH, _PLACE = "observation", "place"
 
 
 class FinalObs:
@@ -21,23 +21,26 @@ class FinalObs:
 
     Where an episode ends, the ring's next row holds the first observation of the next one. The
     final one gets a row of the table, a slot, and its step the slot's number. Slots are used in
-    turn: a full table forgets the oldest episode's end.
+    turn: a full table forgets the oldest episode's end. Of stacked frames the newest one is kept:
+    those before it are in the ring.
 
     Args:
         specs: of `make_specs`.
         storage: kind of the memory.
+        observation: of the ring, an Array or a tree.
 
     Attributes:
-        tree: ArrayDict of the table, and of `slot`, int32 [n_rows, B]: -1 where no final
-            observation was given. What it holds where no episode ended means nothing.
+        tree: ArrayDict of the table; of `place`, int64 [n_slots], the places in the ring of the
+            steps that own slots; and of `slot`, int32 [n_rows, B]: -1 where no final observation
+            was given. What it holds where no episode ended means nothing.
         owner: int64 [n_slots], in host memory. Number of the step that owns a slot; -1 for a
             free one. `owner_array` is the Array of it.
         n_added: final observations that were ever added.
     """
 
-    def __init__(self, specs: ArrayDict, storage: str) -> None:
+    def __init__(self, specs: ArrayDict, storage: str, observation: Any) -> None:
         self.tree = allocate_tree(specs, storage)
-        self._table = ArrayDict({_BRANCH: self.tree[_BRANCH]})
+        self._table = ArrayDict({name: self.tree[name] for name in (_BRANCH, _PLACE)})
         self._slot: Array = self.tree["slot"]
         self._n_rows, self._width = self._slot.batch_shape
         n_slots = len(next(leaf for _, leaf in self._table.walk()))
@@ -49,14 +52,18 @@ class FinalObs:
         self._has_warned = False
         self._begin = 0
         self._slots = np.zeros((0, self._width), np.int32)  # of the steps that are being written
-        self._pending: dict[int, Any] = {}  # final observations by slot, on their way to a device
+        self._pending: dict[int, Any] = {}  # rows of the table by slot, on their way to a device
+        self._is_stacked = dict_map(_is_stacked, observation)
+        leaves = ArrayDict({_BRANCH: self._is_stacked}).walk()
+        self._has_stacks = any(is_stacked for _, is_stacked in leaves)
 
     @staticmethod
     def make_specs(observation: Any, n_slots: int) -> ArrayDict:
         """Return what the table takes, for a ring's `observation`: an Array, a spec, or a tree."""
-        leaves = ArrayDict({_BRANCH: observation})
+        leaves = ArrayDict({_BRANCH: observation}).apply(spec_of)
         ring = next(leaf for _, leaf in leaves.walk())
         specs = leaves.apply(_slot_spec, n_slots)
+        specs[_PLACE] = ArraySpec.of((n_slots,), np.int64)
         specs["slot"] = ArraySpec.of((ring.full_size, ring.batch_shape[1]), np.int32)
         return specs
 
@@ -69,6 +76,12 @@ class FinalObs:
     def table(self) -> Any:
         """The table: an Array [n_slots, ...] or a tree of such, as the ring's `observation` is."""
         return self.tree[_BRANCH]
+
+    @property
+    def place(self) -> Array:
+        """Where the step that owns a slot lies, int64 [n_slots]."""
+        place: Array = self.tree[_PLACE]
+        return place
 
     @property
     def slot(self) -> Array:
@@ -101,17 +114,24 @@ class FinalObs:
             follow; 0 where nothing was forgotten.
         """
         n_slots, oldest = len(self.owner), 0
+        first_place = (self._begin + step) % self._n_rows * self._width
         for column, observation in final_obs.items():
             slot = self.n_added % n_slots
             oldest = max(oldest, int(self.owner[slot]) + 1)
             self.n_added += 1
             self.owner[slot] = self._begin + step
             self._slots[step, column] = slot
+            newest = _newest(observation, self._is_stacked) if self._has_stacks else observation
+            row = {_BRANCH: newest, _PLACE: first_place + column}
             if self._is_on_host:
-                self._table[slot] = {_BRANCH: observation}
+                self._table[slot] = row
             else:
-                self._pending[slot] = observation
+                self._pending[slot] = row
         return oldest
+
+    def refuse(self, step: int) -> None:
+        """Give a step's final observations up, so that it can't be sampled."""
+        self._slots[step] = -1
 
     def end(self) -> None:
         """Write the slots of the steps; what a device needs is copied there and launched."""
@@ -119,8 +139,8 @@ class FinalObs:
         self._slot[row : row + len(self._slots)] = self._slots
         if self._pending:
             rows = self._table.apply(_host_rows, len(self._pending))
-            for number, observation in enumerate(self._pending.values()):
-                _write_row(rows, number, {_BRANCH: observation})
+            for number, row in enumerate(self._pending.values()):
+                rows[number] = row
             self._table[np.array(list(self._pending))] = rows
             self._pending = {}
 
@@ -138,14 +158,25 @@ class FinalObs:
             )
 
 
-def _slot_spec(leaf: Any, n_slots: int) -> ArraySpec:
-    return ArraySpec.of((n_slots,), leaf.dtype, leaf.feature_shape)
+def spec_of(leaf: Any) -> ArraySpec:
+    """Return the spec of an Array; a spec is its own."""
+    return leaf.spec if isinstance(leaf, Array) else leaf
+
+
+def _is_stacked(leaf: Array) -> bool:
+    return isinstance(leaf, FrameArray)
+
+
+def _slot_spec(spec: ArraySpec, n_slots: int) -> ArraySpec:
+    return ArraySpec.of((n_slots,), spec.dtype, spec.feature_shape)
 
 
 def _host_rows(leaf: Array, n_rows: int) -> Any:
     return np.zeros((n_rows, *leaf.shape[1:]), leaf.dtype)
 
 
-def _write_row(rows: ArrayDict, number: int, values: Mapping[str, Any]) -> None:
-    """Write a row of NumPy arrays."""
-    rows[number] = values
+def _newest(observation: Any, is_stacked: Any) -> Any:
+    """Return an observation as the table has it: of stacks the newest frame."""
+    if isinstance(is_stacked, ArrayDict):
+        return {name: _newest(observation[name], each) for name, each in is_stacked.items()}
+    return observation[-1] if is_stacked else observation

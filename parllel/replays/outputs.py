@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from parllel import cuda
-from parllel.arrays import Array, ArraySpec
-from parllel.kernels.gather import GatheredLeaf, compiled_gather
+from parllel.arrays import Array, ArraySpec, FrameArray
+from parllel.arrays.stacks import FrameSource, StackGather
 from parllel.kernels.transitions import Transitions
 from parllel.replays.final_obs import FinalObs
 from parllel.storages import Memory, aligned, allocate
@@ -27,22 +28,7 @@ DRAWN: dict[str, np.dtype[Any]] = {
     "truncated": np.dtype(bool),
 }
 NOT_GATHERED = ("terminated", "truncated", "valid")
-
-_WORD = 16  # bytes of one access
-_THREADS = 256  # of a block: allowed on every GPU, not tuned on one yet
-_MOST_GROUPS = 65_535  # the kernel goes on where the grid ends
-
-
-class Source(NamedTuple):
-    """Where the rows of one leaf of a minibatch are gathered from; all of them are contiguous.
-
-    Args:
-        rows: [n, ...]. The ring, T and B taken together.
-        beside: [m, ...]. The final observations; None where `rows` is all there is.
-    """
-
-    rows: AnyArray
-    beside: AnyArray = None
+NEXT = "next_observation"
 
 
 class TransitionOutputs:
@@ -78,7 +64,7 @@ class TransitionOutputs:
         self.tensors = self.tree.to_torch()
         self.batch_size = batch_size
         first = next(source for _, source in sources.walk())
-        self._is_on_gpu = not isinstance(first.rows, np.ndarray)
+        self._is_on_gpu = not isinstance(first.frames, np.ndarray)
         # Row and next row of each transition: the index vectors.
         vectors = Array((3, batch_size), np.int64, storage=storage if self._is_on_gpu else "local")
         rows, next_rows, self.scratch = (
@@ -100,45 +86,24 @@ class TransitionOutputs:
             "scratch": as_argument(self.scratch),
             **{name: as_argument(_read(self.tree[name], self._is_on_gpu)) for name in extra},
         }
-        self._prepare(sources, rows, next_rows)
+        self._rows = range(batch_size)
+        self._gather = self._prepare(sources, rows, next_rows)
 
-    def _prepare(self, sources: ArrayDict, rows: AnyArray, next_rows: AnyArray) -> None:
-        """Make the table of the `gather` kernel."""
-        leaves = [(path, source) for path, source in sources.walk() if _row_nbytes(source)]
+    def _prepare(self, sources: ArrayDict, rows: AnyArray, next_rows: AnyArray) -> StackGather:
         written = dict(self.tree.walk())
-        entries = [
-            GatheredLeaf(
-                address_of(_read(written[path], self._is_on_gpu)),
-                address_of(source.rows),
-                0 if source.beside is None else address_of(source.beside),
-                address_of(rows if source.beside is None else next_rows),
-                _row_nbytes(source),
-            )
-            for path, source in leaves
+        leaves = {path: source for path, source in sources.walk() if math.prod(source.shape[1:])}
+        picked = [
+            replace(source, rows=next_rows if path.startswith(NEXT) else rows)
+            for path, source in leaves.items()
         ]
-        self._owners = sources, rows, next_rows  # a table of addresses keeps nothing alive
-        self._n_leaves = len(leaves)
-        self._table = as_table(entries, on_gpu=self._is_on_gpu)
-        self._table_argument = as_argument(self._table)
-        longest = max(entry.nbytes for entry in entries)
-        self._lanes = min(_THREADS, 1 << max(0, -(-longest // _WORD) - 1).bit_length())
+        return StackGather(picked, [_read(written[path], self._is_on_gpu) for path in leaves])
 
     def gather(self) -> None:
         """Gather what was drawn: in host memory when this returns, on a device in one launch.
 
         The launch goes to the caller's current stream; nothing waits for it.
         """
-        if not self._is_on_gpu:
-            compiled_gather()(self._table_argument, self._n_leaves, self.batch_size)
-            return
-        rows_per_block = _THREADS // self._lanes
-        groups = min(-(-self.batch_size // rows_per_block), _MOST_GROUPS)
-        cuda.launch(
-            "gather",
-            (groups, self._n_leaves),
-            (self._lanes, rows_per_block),
-            [self._table_argument, np.int64(self.batch_size)],
-        )
+        self._gather.run(self._rows)
 
     def close(self) -> None:
         """Give the memory back. Tensors that were taken before stay valid."""
@@ -146,7 +111,7 @@ class TransitionOutputs:
 
 
 def find_sources(samples: ArrayDict, final_obs: FinalObs, *, on_gpu: bool) -> ArrayDict:
-    """Return the `Source` of each leaf of a minibatch: the tree's branches, `next_observation`.
+    """Return the `FrameSource` of each leaf of a minibatch: the tree's branches, `NEXT`.
 
     An observation that follows a step lies in the next row of the same leaf, or among the final
     observations. This is where leaves of the ring are read; whatever kind of Array they are.
@@ -154,18 +119,22 @@ def find_sources(samples: ArrayDict, final_obs: FinalObs, *, on_gpu: bool) -> Ar
     kept: Mapping[str, Any] = {
         name: branch for name, branch in samples.items() if name not in NOT_GATHERED
     }
-    sources = ArrayDict(kept).apply(lambda leaf: Source(_ring_rows(leaf, 0, on_gpu)))
-    tables = ArrayDict({"observation": final_obs.table}).walk()
-    following = ArrayDict({"observation": samples["observation"]}).apply(
-        lambda leaf: Source(_ring_rows(leaf, 1, on_gpu), _read(next(tables)[1], on_gpu))
-    )
-    sources["next_observation"] = following["observation"]
-    return sources
+    sources = ArrayDict(kept).apply(_ring_source, 0, on_gpu)
+    tables = ArrayDict({NEXT: final_obs.table}).walk()
+    before = _read(final_obs.place, on_gpu)
+
+    def add_table(source: FrameSource) -> FrameSource:
+        beside = _read(next(tables)[1], on_gpu)
+        return replace(source, beside=beside, beside_rows=before if source.stack > 1 else None)
+
+    following = ArrayDict({NEXT: samples["observation"]}).apply(_ring_source, 1, on_gpu)
+    return ArrayDict({**sources, **following.apply(add_table)})
 
 
 def ring_of(leaf: Array, *, on_gpu: bool) -> AnyArray:
     """Return the rows of a leaf's ring over its memory, T and B taken together."""
-    return _ring_rows(leaf, 0, on_gpu)
+    rows: AnyArray = _ring_source(leaf, 0, on_gpu).frames
+    return rows
 
 
 def address_of(values: AnyArray) -> int:
@@ -193,20 +162,18 @@ def count_bytes(specs: ArrayDict) -> int:
     return sum(aligned(spec.nbytes) for _, spec in specs.walk())
 
 
-def _ring_rows(leaf: Array, n_behind: int, on_gpu: bool) -> AnyArray:
+def _ring_source(leaf: Array, n_behind: int, on_gpu: bool) -> FrameSource:
     """Return the rows of a ring, and of the padding behind it, T and B taken together."""
-    values = _read(leaf.full[0 : leaf.full_size + n_behind], on_gpu)
-    return values.reshape(values.shape[0] * values.shape[1], *values.shape[2:])
+    rows = leaf.full[0 : leaf.full_size + n_behind]
+    if isinstance(rows, FrameArray):
+        return rows.source(on_gpu=on_gpu)
+    values = _read(rows, on_gpu)
+    return FrameSource(values.reshape(values.shape[0] * values.shape[1], *values.shape[2:]))
 
 
 def _read(leaf: Array, on_gpu: bool) -> AnyArray:
     return leaf.to_cupy() if on_gpu else leaf.to_ndarray()
 
 
-def _output_spec(source: Source, batch_size: int) -> ArraySpec:
-    return ArraySpec.of((batch_size,), source.rows.dtype, source.rows.shape[1:])
-
-
-def _row_nbytes(source: Source) -> int:
-    nbytes: int = math.prod(source.rows.shape[1:]) * source.rows.dtype.itemsize
-    return nbytes
+def _output_spec(source: FrameSource, batch_size: int) -> ArraySpec:
+    return ArraySpec.of((batch_size,), source.dtype, source.shape[1:])

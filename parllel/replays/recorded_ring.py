@@ -8,12 +8,17 @@ from weakref import WeakSet
 
 import numpy as np
 
-from parllel.replays.final_obs import FinalObs
+from parllel.arrays import FrameArray
+from parllel.replays.final_obs import FinalObs, spec_of
 from parllel.replays.ring_checks import check_numbers, check_tree
+from parllel.storages import nbytes_of
 from parllel.tree import ArrayDict
 from parllel.tree.leaves import is_on_gpu
 
-_STEPS_PER_FINAL_OBS = 16  # of the table's usual size: episodes may be that short on average
+# Of the table's usual size: episodes may be that short on average.
+_STEPS_PER_FINAL_OBS = 16
+_STEPS_PER_LARGE_ONE = 64  # frames: 110 bytes for each transition
+_SMALL_NBYTES = 1024
 
 
 class Watcher(Protocol):
@@ -49,7 +54,10 @@ class RecordedRing:
         self._is_on_gpu = any(is_on_gpu(leaf) for _, leaf in samples.walk())
         self.storage = "device" if self._is_on_gpu else "local"  # of minibatches and the table
         specs = RecordedRing.make_specs(samples, n_final_obs)
-        self.final_obs = FinalObs(specs, self.storage)
+        self.final_obs = FinalObs(specs, self.storage, samples["observation"])
+        # Steps before one whose frames its stacks have; these frames are no other step's alone.
+        stacks = [leaf.stack for _, leaf in samples.walk() if isinstance(leaf, FrameArray)]
+        self._n_older = max(stacks, default=1) - 1
         self.watchers: WeakSet[Watcher] = WeakSet()
         self._first = 0  # number of the oldest step that is there
         self._stop = 0  # number of the step that will be written next
@@ -58,9 +66,12 @@ class RecordedRing:
     @staticmethod
     def make_specs(samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
         """Return the specs of all that a buffer allocates beside a tree, of Arrays or specs."""
-        first = next(leaf for _, leaf in ArrayDict({"": samples["observation"]}).walk())
-        n_columns = first.batch_shape[1]
-        usual = first.full_size * n_columns // _STEPS_PER_FINAL_OBS + n_columns
+        leaves = ArrayDict({"": samples["observation"]}).apply(spec_of).walk()
+        specs = [spec for _, spec in leaves]
+        n_columns = specs[0].batch_shape[1]
+        nbytes = sum(nbytes_of(spec.feature_shape, spec.dtype) for spec in specs)
+        steps = _STEPS_PER_FINAL_OBS if nbytes <= _SMALL_NBYTES else _STEPS_PER_LARGE_ONE
+        usual = specs[0].full_size * n_columns // steps + n_columns
         return FinalObs.make_specs(samples["observation"], n_final_obs or usual)
 
     def __len__(self) -> int:
@@ -72,7 +83,8 @@ class RecordedRing:
         """Prepare the tree for a reset of all environments, which will write first observations.
 
         What is there stays. Episodes that the reset cuts off count as truncated at their last
-        step; their observations are copied to the host, and from there to the table.
+        step; their observations are copied to the host, and from there to the table. Of stacked
+        frames the last `stack - 1` steps are given up before: the reset may write their frames.
         """
         self._settle()
         if self._stop > self._first:
@@ -127,9 +139,12 @@ class RecordedRing:
         """Return the oldest step that is whole where the next one to be written is `stop`.
 
         The last step's next observation lies in row `stop`, and that of the ring's last row
-        behind the ring: only there it does not overwrite another observation.
+        behind the ring: only there it does not overwrite another observation, nor a frame that
+        the stacks of the next rows have. Row 0 has frames before it of its own.
         """
-        return stop - self.full_size + (stop % self.full_size != 0)
+        row = stop % self.full_size
+        n_lost = 1 + min(self._n_older, self.full_size - 1 - row) if row else 0
+        return stop - self.full_size + n_lost
 
     def _forget(self, first: int) -> None:
         former, self._first = self._first, max(self._first, first)
@@ -140,15 +155,23 @@ class RecordedRing:
         """Hear of steps that can be sampled now, or not any more: from `begin` to `stop`."""
 
     def _cut_episodes(self) -> None:
-        row = (self._stop - 1) % self.full_size
+        last = self._stop - 1 - self._n_older
+        for number in range(max(last, self._first), self._stop):
+            self.final_obs.begin(number, 1, keeps=True)
+            if number == last:
+                self._cut_episodes_at(number)
+            else:
+                self.final_obs.refuse(0)
+                self.samples["truncated"].full[number % self.full_size] = True
+            self.final_obs.end()
+        self._change_steps(last - self.n_steps + 1, self._stop)
+
+    def _cut_episodes_at(self, number: int) -> None:
+        row = number % self.full_size
         flags = [self.samples[name].full[row].to_ndarray() for name in ("terminated", "truncated")]
         columns = np.flatnonzero(~(flags[0] | flags[1]))
-        if not columns.size:
-            return
-        after = ArrayDict({"observation": self.samples["observation"]})
-        after = after.apply(lambda leaf: leaf.full[row + 1]).to_ndarray()
-        self.final_obs.begin(self._stop - 1, 1, keeps=True)
-        self.add_final_obs(0, {int(column): after[column]["observation"] for column in columns})
-        self.final_obs.end()
-        self.samples["truncated"].full[row, columns] = True
-        self._change_steps(self._stop - self.n_steps, self._stop)
+        if columns.size:
+            after = ArrayDict({"observation": self.samples["observation"]})
+            after = after.apply(lambda leaf: leaf.full[row + 1]).to_ndarray()
+            self.add_final_obs(0, {int(each): after[each]["observation"] for each in columns})
+            self.samples["truncated"].full[row, columns] = True

@@ -32,8 +32,9 @@ class ReplayBuffer(RecordedRing):
 
     The tree is the storage: a sampler that is given the buffer (`replay=`) writes batches of T
     steps into the ring, in turn, and tells the buffer what is there. Each observation is stored
-    once. The observation that follows a step is the next row of the same leaf, or, where an
-    episode ended, a final observation, which the buffer keeps in a table.
+    once, and each frame of stacked ones (`FrameArray`). The observation that follows a step is the
+    next row of the same leaf, or, where an episode ended, a final observation, which the buffer
+    keeps in a table.
 
     A transition begins at a step and has `n_steps` steps, or fewer where the episode ends. It is
     never sampled where one of its steps was not written yet or is being overwritten, where the
@@ -53,8 +54,9 @@ class ReplayBuffer(RecordedRing):
             minibatch, by Philox4x32-10, and the same in every kind of memory.
         n_steps: steps of a transition.
         discount: per step, in [0, 1].
-        n_final_obs: rows of the table, for episodes that ended in the ring; one for each 16 steps
-            by default. If it is full, the oldest steps are forgotten earlier.
+        n_final_obs: rows of the table, for episodes that ended in the ring; by default one for
+            each 16 steps, for each 64 where observations have more than 1 KiB. If it is full, the
+            oldest steps are forgotten earlier.
 
     Raises:
         TypeError, ValueError: the tree is not like that, or a number is out of range.

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from parllel import cuda
-from parllel.arrays import Array, ArraySpec
+from parllel.arrays import Array, ArraySpec, FrameSpec
+from parllel.arrays.array import ArrayView
 from parllel.storages import aligned
 from parllel.tree.leaves import describe_leaf
 
@@ -20,9 +21,9 @@ class LeafDescription(NamedTuple):
     path: str
     dtype: str
     shape: str
-    rows: int  # of the base buffer: ring and padding
+    rows: int  # of the base buffer: ring and padding; of a view, what it shows
     storage: str  # "-" where a spec has none yet
-    nbytes: int  # that it takes of a block of memory
+    nbytes: int  # that it takes of a block of memory; of a view, what it shows
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,19 @@ def describe_tree(leaves: list[tuple[str, Any]], storage: str | None) -> TreeDes
 
 def _describe(path: str, leaf: Any, storage: str | None) -> LeafDescription:
     if isinstance(leaf, ArraySpec):
-        shape = leaf.batch_shape + leaf.feature_shape
-        rows, nbytes = leaf.extents[0], aligned(leaf.nbytes)
-        return LeafDescription(path, str(leaf.dtype), str(shape), rows, storage or "-", nbytes)
-    dtype, text, where, _ = describe_leaf(leaf)
-    if isinstance(leaf, Array):
-        rows = leaf.full_size + 2 * leaf.padding
-        return LeafDescription(path, dtype, text, rows, where, aligned(leaf.allocated_nbytes))
-    nbytes = int(getattr(leaf, "nbytes", 0))
-    return LeafDescription(path, dtype, text, (*getattr(leaf, "shape", ()), 0)[0], where, nbytes)
+        return _describe_spec(path, leaf, storage or "-")
+    if isinstance(leaf, Array) and not isinstance(leaf, ArrayView):
+        return _describe_spec(path, leaf.spec, leaf.storage)
+    dtype, shape, where, _ = describe_leaf(leaf)
+    n_rows = (*getattr(leaf, "shape", ()), 0)[0]
+    return LeafDescription(path, dtype, shape, n_rows, where, int(getattr(leaf, "nbytes", 0)))
+
+
+def _describe_spec(path: str, spec: ArraySpec, storage: str) -> LeafDescription:
+    stack = (spec.stack,) if isinstance(spec, FrameSpec) else ()
+    shape = (*spec.batch_shape, *stack, *spec.feature_shape)
+    n_rows, nbytes = spec.extents[0], aligned(spec.nbytes)
+    return LeafDescription(path, str(spec.dtype), str(shape), n_rows, storage, nbytes)
 
 
 def _justify(column: int, cell: str, width: int) -> str:

@@ -13,15 +13,19 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote
 
 import numpy as np
 
-from parllel.arrays import Array, ArraySpec
+from parllel import cuda
+from parllel.arrays import Array, ArraySpec, FrameSpec
+from parllel.storages import aligned
 from parllel.storages.mapped import Mapped
 from parllel.tree.array_dict import ArrayDict
 from parllel.tree.errors import raise_at
+
+AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
 
 _NAME = "tree.json"
 _FORMAT, _VERSION = "parllel tree", 1
@@ -96,7 +100,7 @@ class SavedTree:
             branch = tree
             for name in leaf.names[:-1]:
                 branch = branch.setdefault(name, ArrayDict())
-            array = Array.from_spec(leaf.spec, Mapped(self.folder / leaf.file))
+            array = leaf.spec.make(Mapped(self.folder / leaf.file))
             array.move_window(leaf.window_begin)
             branch[leaf.names[-1]] = array
         return tree
@@ -202,27 +206,36 @@ def _next_save(folder: Path) -> int:
         return max((int(match["save"]) for match in found if match), default=0) + 1
 
 
-def _chunks(leaf: Array) -> Iterator[Array]:
-    """Yield views of all rows of a base buffer, ring and padding, some at a time."""
-    n_rows = leaf.full_size + 2 * leaf.padding
-    step = max(1, _CHUNK_NBYTES * n_rows // max(leaf.allocated_nbytes, 1))
-    ring = leaf.full
-    for begin in range(0, n_rows, step):
-        yield ring[begin - leaf.padding : min(begin + step, n_rows) - leaf.padding]
+def _chunks(part: AnyArray) -> Iterator[AnyArray]:
+    """Yield all rows of an array, some at a time."""
+    n_rows = max(1, _CHUNK_NBYTES * len(part) // max(part.nbytes, 1))
+    yield from (part[begin : begin + n_rows] for begin in range(0, len(part), n_rows))
 
 
 def _write(path: Path, leaf: Array) -> None:
+    """Write the parts as they lie in a block of memory."""
     with path.open("wb") as file:
-        for rows in _chunks(leaf):
-            file.write(np.ascontiguousarray(rows.to_ndarray()).reshape(-1).view(np.uint8).data)
+        for part in leaf.memory_parts:
+            file.seek(aligned(file.tell()))
+            for rows in _chunks(part):
+                file.write(_as_bytes(rows))
         file.flush()
         os.fsync(file.fileno())
 
 
+def _as_bytes(rows: AnyArray) -> memoryview:
+    values = rows if isinstance(rows, np.ndarray) else cuda.to_host(rows)
+    return values.reshape(-1).view(np.uint8).data
+
+
 def _read(path: Path, leaf: Array) -> None:
-    values = Array.from_spec(leaf.spec, Mapped(path))
-    for rows, saved in zip(_chunks(leaf), _chunks(values), strict=True):
-        rows[...] = saved.to_ndarray()
+    saved = leaf.spec.make(Mapped(path))
+    for part, saved_part in zip(leaf.memory_parts, saved.memory_parts, strict=True):
+        for rows, values in zip(_chunks(part), _chunks(saved_part), strict=True):
+            if isinstance(rows, np.ndarray):
+                rows[...] = values
+            else:
+                cuda.copy_to_device(values, out_device=rows)
 
 
 def _replace(path: Path, text: str) -> None:
@@ -247,6 +260,7 @@ def _delete_others(folder: Path, kept: set[str]) -> None:
 
 def _entry_of(leaf: SavedLeaf) -> dict[str, Any]:
     spec = leaf.spec
+    stacks = {"stack": spec.stack, "fill": spec.fill} if isinstance(spec, FrameSpec) else {}
     return {
         "names": leaf.names,
         "file": leaf.file,
@@ -256,16 +270,21 @@ def _entry_of(leaf: SavedLeaf) -> dict[str, Any]:
         "padding": spec.padding,
         "full_size": spec.full_size,
         "window_begin": leaf.window_begin,
+        **stacks,
     }
 
 
 def _leaf_from(entry: Mapping[str, Any]) -> SavedLeaf:
-    spec = ArraySpec.of(
+    plain = (
         entry["batch_shape"],
         np.lib.format.descr_to_dtype(ast.literal_eval(entry["dtype"])),
         entry["feature_shape"],
         entry["padding"],
         entry["full_size"],
+    )
+    has_stacks = "stack" in entry
+    spec = (
+        FrameSpec.of(*plain, entry["stack"], entry["fill"]) if has_stacks else ArraySpec.of(*plain)
     )
     return SavedLeaf(tuple(entry["names"]), entry["file"], spec, entry["window_begin"])
 
@@ -277,7 +296,8 @@ def _check_spec(path: str, saved: ArraySpec, found: ArraySpec) -> None:
 
 
 def _text(spec: ArraySpec) -> str:
+    stacks = f", stacks of {spec.stack}, fill {spec.fill!r}" if isinstance(spec, FrameSpec) else ""
     return (
         f"{spec.dtype} {spec.batch_shape + spec.feature_shape}, padding {spec.padding}, full_size"
-        f" {spec.full_size}"
+        f" {spec.full_size}{stacks}"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parllel.kernels import gather, priorities, sum_tree, transitions
+from parllel.kernels import priorities, sum_tree, transitions
 from parllel.kernels.targets import DeviceEntry, twin
 from parllel.testing.simulated_cuda.twin_memory import address_of, check_rows, integers_at
 from parllel.testing.simulated_cuda.twins import Sizes, Twin
@@ -21,27 +21,10 @@ def replay_twins() -> Mapping[str, Twin]:
     return {
         "draw_by_priority": run_draw_by_priority,
         "draw_transitions": run_draw_transitions,
-        "gather": run_gather,
         "refresh_priorities": functools.partial(run_on_ring, priorities.REFRESH),
         "update_priorities": run_update_priorities,
         "weigh_priorities": run_weigh_priorities,
     }
-
-
-def run_gather(grid: Sizes, block: Sizes, table: Any, n_rows: Any) -> None:
-    """Gather rows; arguments as `kernels.gather.DEVICE` has them."""
-    first, n_leaves = address_of(table), (*grid, 1)[1]
-    for number, leaf in enumerate(integers_at(first, n_leaves * 5).reshape(-1, 5).tolist()):
-        destination, source, beside, vector, nbytes = leaf
-        picked = integers_at(vector, int(n_rows))
-        who = f"gather, leaf {number}"
-        check_rows(f"{who}, written", destination, nbytes, (0, int(n_rows) - 1), nbytes)
-        for place, found in ((source, picked[picked >= 0]), (beside, -1 - picked[picked < 0])):
-            if found.size:
-                span = int(found.min()), int(found.max())
-                check_rows(f"{who}, read", place, nbytes, span, nbytes)
-        # Compiled, the entry is the only thread of a grid: it gathers the table's first leaf.
-        _compiled(gather.DEVICE)(first + number * gather.ENTRY_NBYTES, int(n_rows))
 
 
 def run_draw_transitions(grid: Sizes, block: Sizes, *arguments: Any) -> None:
