@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def loop_of_parllel() -> Callable[[], object]:
-    cages = build_cages(cartpole_ppo.make_env, B, seed=0)
+    cages = build_cages(cartpole_ppo.make_env, B, seed=0, n_workers=0)
     example = build_example(cartpole_ppo.make_env)
     torch.manual_seed(0)
     model = cartpole_ppo.ActorCritic(4, 2)

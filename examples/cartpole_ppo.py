@@ -53,7 +53,8 @@ def train(seed: int, n_steps: int, metrics: Metrics, storage: str | None = None)
     torch.set_num_threads(1)  # networks this small are slower with more
 
     # Environments, and one step of one of them, which tells shapes and dtypes.
-    cages = build_cages(make_env, N_ENVS, seed=seed)
+    # A step takes 6 us, too little for workers to gain much: n_workers=0 keeps them here.
+    cages = build_cages(make_env, N_ENVS, seed=seed, n_workers=0)
     example = build_example(make_env, storage=storage)
     device = example["reward"].to_torch().device  # where a GPU is, samples are in its memory
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 
 from parllel.arrays import Array, ArraySpec
-from parllel.cages import Cage, SerialCage, TrajInfo
+from parllel.cages import Cage, ProcessCage, SerialCage, TrajInfo
 from parllel.cages.columns import as_tree
-from parllel.cages.stepper import Seed
+from parllel.cages.process import TIMEOUT_S, OnWorkerError
+from parllel.cages.processors import n_physical_cores
+from parllel.cages.stepper import Seed, spawn_seeds
 from parllel.samplers import Agent, RecurrentAgent
 from parllel.storages import default_storage
 from parllel.tree import ArrayDict, allocate_tree, dict_map
@@ -27,17 +33,73 @@ def build_cages(
     env_kwargs: Mapping[str, Any] | None = None,
     make_traj_info: Callable[[], TrajInfo] = TrajInfo,
     seed: Seed = None,
+    n_workers: int | Literal["serial"] | None = None,
+    timeout_s: float = TIMEOUT_S,
+    on_worker_error: OnWorkerError = "raise",
 ) -> list[Cage]:
-    """Make cages that hold `n_envs` environments together.
+    """Make cages that hold `n_envs` environments together, divided as equally as can be.
+
+    For the same seed, environments do the same however they are divided. Workers write their rows
+    into `shared` and `pinned` trees themselves; for others, the cages copy.
 
     Args:
-        make_env: returns one gymnasium environment.
+        make_env: returns one gymnasium environment. For workers, it can be pickled; a lambda, or
+            a function of the script itself, may be given too (see `ProcessCage`).
         n_envs: number of environments.
         env_kwargs: for `make_env`.
         make_traj_info: returns the summary of a new episode.
         seed: of the run; each environment gets a SeedSequence of its own from it.
+        n_workers: processes, each with a ProcessCage; at most `n_envs` are made. By default there
+            are as many as physical cores. With one environment, one core or another system than
+            Linux there is one SerialCage instead, as there is with 0 or "serial": environments
+            step in this process then, which is quicker where a step takes some microseconds only.
+        timeout_s, on_worker_error: as for `ProcessCage`.
+
+    Raises:
+        ValueError: n_envs is not positive, n_workers is negative, or seeds are not `n_envs`.
     """
-    return [SerialCage(make_env, env_kwargs, make_traj_info, n_envs=n_envs, seed=seed)]
+    seeds = spawn_seeds(seed, n_envs)
+    n_workers = _number_of_workers(n_workers, n_envs)
+    if n_workers == 0:
+        return [SerialCage(make_env, env_kwargs, make_traj_info, n_envs=n_envs, seed=seeds)]
+
+    def make_cage(own: Sequence[np.random.SeedSequence]) -> ProcessCage:
+        return ProcessCage(
+            make_env,
+            env_kwargs,
+            make_traj_info,
+            n_envs=len(own),
+            seed=own,
+            timeout_s=timeout_s,
+            on_worker_error=on_worker_error,
+        )
+
+    ends = [n_envs * number // n_workers for number in range(n_workers + 1)]
+    return _make_together([partial(make_cage, seeds[a:b]) for a, b in pairwise(ends)])
+
+
+def _number_of_workers(n_workers: int | Literal["serial"] | None, n_envs: int) -> int:
+    if n_workers is None:
+        n_workers = n_physical_cores() if sys.platform == "linux" else 0
+        return min(n_workers, n_envs) if min(n_workers, n_envs) > 1 else 0
+    if n_workers == "serial":
+        return 0
+    if not isinstance(n_workers, int) or n_workers < 0:
+        raise ValueError(f'n_workers: got {n_workers!r}, expected 0 or more, "serial" or None')
+    return min(n_workers, n_envs)
+
+
+def _make_together(makers: Sequence[Callable[[], Cage]]) -> list[Cage]:
+    """Call all makers at the same time: each waits for its environments to be made."""
+    with ThreadPoolExecutor(len(makers)) as pool:
+        futures = [pool.submit(maker) for maker in makers]
+    cages = [future.result() for future in futures if future.exception() is None]
+    for error in (future.exception() for future in futures):
+        if error is not None:
+            for cage in cages:
+                cage.close()
+            raise error
+    return cages
 
 
 def build_example(

@@ -81,11 +81,12 @@ def test_build_cages_makes_the_environments_of_one_seed() -> None:
         cage.close()
 
 
-def test_a_seed_sequence_is_not_used_up() -> None:
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_a_seed_sequence_is_not_used_up(n_workers: int) -> None:
     seed = np.random.SeedSequence(3)
     first = []
     for _ in range(2):
-        (cage,) = build_cages(Walk, 2, seed=seed)
+        (cage,) = build_cages(Walk, 2, seed=seed, n_workers=n_workers)
         with cage:
             cage.reset_async()
             first.append(cage.await_step()[0])

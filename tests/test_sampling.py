@@ -644,7 +644,7 @@ def test_observations_without_padding_are_an_error() -> None:
 
 @pytest.mark.parametrize("n_episodes", [0, -3, 2, 4])
 def test_episodes_that_cannot_be_shared_are_an_error(n_episodes: int) -> None:
-    (cage,) = build_cages(Clock, 3)
+    (cage,) = build_cages(Clock, 3, n_workers=0)
     with cage, pytest.raises(ValueError, match=rf"n_episodes: got {n_episodes}, .* of 3,"):
         make_eval_sampler([cage], NumpyAgent(), n_episodes=n_episodes)
 

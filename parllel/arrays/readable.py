@@ -13,6 +13,7 @@ from parllel.arrays.buffer import Buffer
 from parllel.arrays.dlpack import Capsule, DLDevice, export
 from parllel.arrays.interop import to_tensor
 from parllel.arrays.location import Location, count_dims, is_gathered, keys, rows_of, shape_of
+from parllel.storages import Memory
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +105,17 @@ class Readable:
     def is_gathered(self) -> bool:
         """Whether integer arrays or a mask made this view, so that reading it gathers a copy."""
         return is_gathered(self._location)
+
+    @property
+    def memory(self) -> Memory:
+        """The block of memory that the base buffer was placed in.
+
+        Raises:
+            ValueError: the Array was closed.
+        """
+        self._buffer.check_open()
+        assert self._buffer.memory is not None
+        return self._buffer.memory
 
     @property
     def first(self) -> int:

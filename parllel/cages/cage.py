@@ -43,6 +43,7 @@ class Command(NamedTuple):
     outputs: Outputs  # as the caller gave them
     rows: Outputs  # the same places as NumPy arrays, a row for each environment
     max_random_steps: int = 0  # after a reset
+    bound: Any = None  # Any: what a kind of cage makes of it for itself
 
 
 class Cage(ABC):
@@ -67,6 +68,8 @@ class Cage(ABC):
     n_envs: int
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
+    n_restarts: int = 0
+    """How many environments were made anew because they failed (`ProcessCage`)."""
 
     busy_span: tuple[float, float] | None = None
     """When the last command's work began and ended, in seconds of `time.perf_counter`; None where
@@ -197,7 +200,9 @@ class Cage(ABC):
 
         Of such a row reward is 0, terminated False and truncated True, so that nothing is carried
         across it, and the observation is the first one of an episode. `final_obs` has nothing of
-        the step, and no summary counts it. Empty for most cages, always.
+        the step, and no summary counts it. The step was spent on a reset (`VectorCage`), or the
+        environment failed and was made anew (`ProcessCage`); then nobody sums up its episode.
+        Empty for most cages, always.
         """
         return ()
 

@@ -176,10 +176,10 @@ def seed_spaces(
     seeds: Sequence[np.random.SeedSequence], spaces: Sequence[gym.Space[Any]]
 ) -> list[int]:
     """Return a seed for each environment, and seed their action spaces with another."""
-    words = [seed.generate_state(2) for seed in seeds]
+    words = [seed_words(seed) for seed in seeds]
     for space, (_, action_seed) in zip(spaces, words, strict=True):
-        space.seed(int(action_seed))
-    return [int(env_seed) for env_seed, _ in words]
+        space.seed(action_seed)
+    return [env_seed for env_seed, _ in words]
 
 
 def spawn_seeds(seed: Seed, n_envs: int) -> list[np.random.SeedSequence]:
@@ -195,6 +195,17 @@ def spawn_seeds(seed: Seed, n_envs: int) -> list[np.random.SeedSequence]:
     if len(seed) != n_envs:
         raise ValueError(f"seed: got {len(seed)} SeedSequences, expected {n_envs} = n_envs")
     return list(seed)
+
+
+def seed_words(seed: np.random.SeedSequence) -> tuple[int, int]:
+    """Return what an environment's first reset is seeded with, and what its action space is."""
+    env_seed, action_seed = seed.generate_state(2)
+    return int(env_seed), int(action_seed)
+
+
+def restart_seed(seed: np.random.SeedSequence) -> np.random.SeedSequence:
+    """Return the seed of an environment that takes the place of one with this seed."""
+    return _child(seed, 0)
 
 
 def _are_sequences(seed: Any) -> bool:

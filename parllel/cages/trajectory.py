@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-@dataclass(slots=True)
+@dataclass
 class TrajInfo:
     """Length and returns of one episode; subclass it to sum up more.
 

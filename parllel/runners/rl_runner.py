@@ -56,7 +56,8 @@ class RLRunner:
         algorithm: learns from them.
         metrics: takes all numbers. `train/...` are means over the last episodes of training,
             `eval/...` over those of an evaluation, `algo/...` what the algorithm returns,
-            `time/...` seconds. The caller closes it.
+            `time/...` seconds; `train/n_restarts`, once there is one, counts environments that
+            failed and were made anew. The caller closes it.
         n_steps: environment steps over all environments; the last batch is collected whole.
         transforms: applied to each batch in turn.
         log_every: batches from one log to the next; of `algo/...`, the last one's are logged.
@@ -141,6 +142,8 @@ class RLRunner:
     def _log(self, n_steps: int, learned: Mapping[str, float]) -> None:
         numbers = {f"train/{name}": mean for name, mean in mean_metrics(self._recent).items()}
         numbers["train/n_episodes"] = float(self._n_episodes)
+        if n_restarts := sum(cage.n_restarts for cage in self._sampler.cages):
+            numbers["train/n_restarts"] = float(n_restarts)
         numbers |= {f"algo/{name}": number for name, number in learned.items()}
         numbers |= {"time/sample_s": self._sample_s, "time/learn_s": self._learn_s}
         self._metrics.log(n_steps, numbers)

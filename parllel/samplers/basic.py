@@ -23,7 +23,9 @@ class BasicSampler(Sampler):
     call for each step at which an episode was truncated, and one for each batch:
 
     - `final_value[t, b]`: value of the true final observation, where episode b was truncated (and
-      not terminated) at step t. Other rows hold what an earlier batch left there.
+      not terminated) at step t. Where the row is no transition, but truncated all the same, it is
+      the agent's value of observation t: nothing has happened. Other rows hold what an earlier
+      batch left there.
     - `agent_info.value[T, b]`: value of the observation after the batch (row `last + 1`).
 
     Args:
@@ -135,6 +137,9 @@ class BasicSampler(Sampler):
     def _finish(self, group: Group, t: int) -> None:
         """Wait for a group's step t; complete its values, and tell the replay what ended."""
         group.finish(t)
+        if self._completes_values and (invalid := group.invalid()):
+            values = self.samples["agent_info"]["value"]
+            self.samples["final_value"][t, invalid] = values[t, invalid]
         if not self._reads_final_obs or not (final_obs := group.final_obs()):
             return
         if self._completes_values:

@@ -92,8 +92,9 @@ class EvalSampler(Sampler):
                         if left[column]:
                             left[column] -= 1
                             finished.append(traj)
-                    if is_recurrent and group.final_obs():
-                        agent.reset_state(list(group.final_obs()))
+                    ended = [*group.final_obs(), *group.invalid()]
+                    if is_recurrent and ended:
+                        agent.reset_state(ended)
                 if not any(left):
                     break
         return finished

@@ -101,17 +101,22 @@ class Group:
             first += cage.n_envs
         return found
 
+    def invalid(self) -> list[int]:
+        """Return the columns whose row of the last step is no transition."""
+        first, found = self.columns.start, []
+        for cage in self.cages:
+            found += [first + number for number in cage.invalid]
+            first += cage.n_envs
+        return found
+
     def take_completed(self) -> list[TrajInfo]:
         """Return the episodes that ended since the last call."""
         return [traj for cage in self.cages for traj in cage.take_completed()]
 
     def _mark_valid(self, valid: NDArray[np.bool_]) -> None:
         valid[...] = True
-        first = 0
-        for cage in self.cages:
-            for number in cage.invalid:
-                valid[first + number] = False
-            first += cage.n_envs
+        for column in self.invalid():
+            valid[column - self.columns.start] = False
 
     def close(self) -> None:
         """Give back what was allocated here. Cages and tree stay open."""

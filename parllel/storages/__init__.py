@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from parllel.storages.default import default_storage
 from parllel.storages.device import Device
-from parllel.storages.inherited import Inherited
+from parllel.storages.inherited import Inherited, inherited_blocks
 from parllel.storages.local import Local
 from parllel.storages.managed import Managed
 from parllel.storages.pinned import Pinned
@@ -25,6 +25,7 @@ __all__ = [
     "aligned",
     "allocate",
     "default_storage",
+    "inherited_blocks",
     "nbytes_of",
 ]
 

@@ -51,6 +51,11 @@ class Inherited(Memory):
         return _find, (self._name,)
 
 
+def inherited_blocks() -> weakref.WeakSet[Inherited]:
+    """Return the blocks that a child inherits which this process forks now."""
+    return weakref.WeakSet(block for block in _blocks.values() if not block.is_closed)
+
+
 def _find(name: tuple[int, int]) -> Inherited:
     """Return the block of this name that the process inherited, or allocated itself."""
     block = _blocks.get(name)

@@ -48,6 +48,17 @@ class Shared(Memory):
         super().__init__(np.frombuffer(file_map, np.uint8)[:nbytes], taken)
         _mapped[_identity(self._descriptor)] = self
 
+    @property
+    def descriptor(self) -> int:
+        """Of the file; it stays the block's. Another process can map the same bytes with it.
+
+        Raises:
+            ValueError: the block is closed.
+        """
+        if self.is_closed:
+            raise ValueError("shared memory: it is closed")
+        return self._descriptor
+
     def __reduce__(self) -> tuple[Any, ...]:
         if self.is_closed:
             raise ValueError(

@@ -23,6 +23,11 @@ def nbytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
+def _address_of(array: NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
 class Memory:
     """One zeroed block of memory, shared by the Arrays that were placed in it.
 
@@ -42,6 +47,7 @@ class Memory:
     def __init__(self, block: NDArray[np.uint8], taken: int = 0) -> None:
         self.nbytes = block.nbytes
         self._block: NDArray[np.uint8] | None = block
+        self._address: int | None = None  # looked up when it is asked for
         self._taken = taken
         self._n_users = 0
 
@@ -70,6 +76,15 @@ class Memory:
             raise ValueError(f"{self.kind} memory: it is closed")
         part: NDArray[Any] = self._part(self._block, offset, shape, dtype)
         return part
+
+    def offset_of(self, part: NDArray[Any]) -> int | None:
+        """Return where an array over host memory begins in this block, in bytes; None outside."""
+        if self._block is None:
+            return None
+        if self._address is None:
+            self._address = _address_of(self._block)
+        offset = _address_of(part) - self._address
+        return offset if 0 <= offset < self.nbytes else None
 
     def device_array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """Return a CuPy array over the bytes from `offset` on, in memory that a GPU can use.

@@ -1,0 +1,227 @@
+"""Steps of worker processes against gymnasium's, stable-baselines3's, and steps in this process."""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AsyncVectorEnv
+from matplotlib.figure import Figure
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import SubprocVecEnv
+from timing import interleave, print_table, print_target, print_title, ratio
+
+from parllel import Array, ArrayDict
+from parllel.cages import Cage, Command
+from parllel.patterns import build_cages, build_example, build_sample_tree
+from parllel.samplers import BasicSampler
+from parllel.torch.agents.categorical import CategoricalPgAgent
+from parllel.torch.distributions.categorical import Categorical
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import cartpole_ppo
+
+B, T = 16, 128
+N_WORKERS = 2
+BURN_S = 0.001
+NUMBERS_OF_ENVS = (1, 4, 16, 64, 256)
+REPEATS = 31
+SAMPLE_S = 0.01  # many steps: one alone depends on where the scheduler has left the workers
+FLAT = 1.1  # "flat or falling": an environment step at one B costs no more than this at the last
+
+SERIAL, WORKERS = "SerialCage", f"ProcessCage, {N_WORKERS} workers"
+GYMNASIUM, SB3 = "AsyncVectorEnv", "SubprocVecEnv of stable-baselines3"
+
+
+class Idle(gym.Env):
+    """Do nothing, or burn processor time."""
+
+    observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, burn_s: float = 0.0) -> None:
+        self._burn_ns = int(burn_s * 1e9)
+        self._observation = np.zeros(4, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self._observation, {}
+
+    def step(self, action: Any) -> Any:
+        if self._burn_ns:
+            end = time.thread_time_ns() + self._burn_ns  # of this thread: waiting is no burning
+            while time.thread_time_ns() < end:
+                pass
+        return self._observation, 0.0, False, False, {}
+
+
+def make_cartpole() -> gym.Env:
+    return gym.make("CartPole-v1", disable_env_checker=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--figure", type=Path, default=Path("runs/bench_cages.png"))
+    figure: Path = parser.parse_args().figure
+    torch.set_num_threads(1)
+    print_title("Stepping environments in worker processes")
+    print_idle()
+    print_burning()
+    print_rollouts()
+    draw_numbers(print_numbers(), figure)
+
+
+def print_idle() -> None:
+    with ExitStack() as stack:
+        steps = {name: stack.enter_context(step(name, B)) for name in (GYMNASIUM, SERIAL, WORKERS)}
+        seconds = interleave(steps, repeats=REPEATS, sample_s=SAMPLE_S)
+    print_table(f"1 step of {B} environments that do nothing", seconds, references=[WORKERS])
+    print_target(f"{WORKERS} / {GYMNASIUM}, time", ratio(seconds, WORKERS, GYMNASIUM), 1 / 5)
+
+
+def print_burning() -> None:
+    with ExitStack() as stack:
+        steps = {name: stack.enter_context(step(name, B, BURN_S)) for name in (SERIAL, WORKERS)}
+        seconds = interleave(steps, repeats=REPEATS, sample_s=SAMPLE_S)
+    heading = f"1 step of {B} environments that burn {BURN_S * 1e3:g} ms each"
+    print_table(heading, seconds, references=[SERIAL])
+    print_target(f"{WORKERS} / {SERIAL}, time", ratio(seconds, WORKERS, SERIAL), 1 / 1.7)
+
+
+def print_rollouts() -> None:
+    with ExitStack() as stack:
+        rollouts = {
+            SERIAL: stack.enter_context(rollout(n_workers=0)),
+            WORKERS: stack.enter_context(rollout(n_workers=N_WORKERS)),
+            SB3: stack.enter_context(rollout_of_sb3()),
+        }
+        seconds = interleave(rollouts, repeats=REPEATS)
+    print_table(f"rollout of {B} CartPole-v1, T = {T}", seconds, references=[SERIAL, WORKERS])
+    for name, samples in seconds.items():
+        print(f"{name}: {T * B / statistics.median(samples):,.0f} environment steps per second")
+    print_target(f"{WORKERS} / {SERIAL}, time", ratio(seconds, WORKERS, SERIAL), 1)
+    print_target(f"{WORKERS} / {SB3}, time", ratio(seconds, WORKERS, SB3), 1 / 5)
+
+
+def print_numbers() -> dict[str, list[float]]:
+    """Print and return the microseconds of an environment step, for each number of environments."""
+    with ExitStack() as stack:
+        steps = {
+            (name, n_envs): stack.enter_context(step(name, n_envs))
+            for name in (SERIAL, WORKERS)
+            for n_envs in NUMBERS_OF_ENVS
+        }
+        named = {f"{name}, B = {n_envs}": run for (name, n_envs), run in steps.items()}
+        seconds = interleave(named, repeats=REPEATS, sample_s=SAMPLE_S)
+    print_table("1 step of B environments that do nothing", seconds)
+    curves: dict[str, list[float]] = {SERIAL: [], WORKERS: []}
+    for (name, n_envs), samples in zip(steps, seconds.values(), strict=True):
+        curves[name].append(statistics.median(samples) / n_envs * 1e6)
+    print("\nus for each environment step at B = " + ", ".join(map(str, NUMBERS_OF_ENVS)))
+    for name, curve in curves.items():
+        print(f"{name}: " + ", ".join(f"{us:.2f}" for us in curve))
+    curve = curves[WORKERS]
+    rise = max(after / before for before, after in pairwise(curve))
+    print_target("time of an environment step from one B to the next", rise, FLAT)
+    return curves
+
+
+def draw_numbers(curves: dict[str, list[float]], path: Path) -> None:
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, curve in curves.items():
+        axes.plot(NUMBERS_OF_ENVS, curve, marker="o", label=name)
+        axes.annotate(f"{curve[-1]:.1f}", (NUMBERS_OF_ENVS[-1], curve[-1]))
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(NUMBERS_OF_ENVS, [str(n_envs) for n_envs in NUMBERS_OF_ENVS])
+    axes.set_xlabel("environments")
+    axes.set_ylabel("µs for each environment step")
+    axes.set_title("Environments that do nothing: what stepping them costs", loc="left")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    print(f"figure: {path}")
+
+
+# Contestants: each makes its environments, yields a function that does the work once, and closes
+
+
+@contextmanager
+def step(name: str, n_envs: int, burn_s: float = 0.0) -> Iterator[Callable[[], object]]:
+    make_env = partial(Idle, burn_s)
+    if name == GYMNASIUM:
+        envs = AsyncVectorEnv([make_env] * n_envs)
+        envs.reset(seed=0)
+        yield partial(envs.step, np.zeros(n_envs, np.int64))
+        envs.close()
+        return
+    cages = build_cages(make_env, n_envs, n_workers=0 if name == SERIAL else N_WORKERS, seed=0)
+    commands = bind(cages)
+    yield partial(step_cages, cages, commands)
+    for cage in cages:
+        cage.close()
+
+
+def bind(cages: Sequence[Cage]) -> list[Command]:
+    """Reset the environments, and return a command of each cage that steps it in place."""
+    commands = []
+    for cage in cages:
+        batch_shape = () if cage.n_envs == 1 else (cage.n_envs,)
+        make_array = partial(Array, (1, *batch_shape), storage="shared")
+        places = {
+            "out_obs": make_array(np.float32, feature_shape=(4,))[0],
+            "out_reward": make_array(np.float32)[0],
+            "out_terminated": make_array(bool)[0],
+            "out_truncated": make_array(bool)[0],
+            "out_info": ArrayDict(),
+        }
+        cage.reset_async()
+        cage.await_step()
+        commands.append(cage.bind_step(make_array(np.int64)[0], **places))
+    return commands
+
+
+def step_cages(cages: Sequence[Cage], commands: Sequence[Command]) -> None:
+    for cage, command in zip(cages, commands, strict=True):
+        cage.start(command)
+    for cage in cages:
+        cage.await_step()
+
+
+@contextmanager
+def rollout(*, n_workers: int) -> Iterator[Callable[[], object]]:
+    cages = build_cages(make_cartpole, B, n_workers=n_workers, seed=0)
+    example = build_example(make_cartpole, storage="local")
+    torch.manual_seed(0)
+    model = cartpole_ppo.ActorCritic(4, 2)
+    agent = CategoricalPgAgent(model, Categorical(dim=2), example_obs=example["observation"])
+    samples = build_sample_tree(example, agent, batch_shape=(T, B), storage="shared")
+    yield BasicSampler(cages, agent, samples).collect_batch
+    for cage in cages:
+        cage.close()
+
+
+@contextmanager
+def rollout_of_sb3() -> Iterator[Callable[[], object]]:
+    envs = SubprocVecEnv([make_cartpole] * B)
+    layers = {"pi": [64, 64], "vf": [64, 64]}  # as those of the other contestants
+    ppo = PPO("MlpPolicy", envs, n_steps=T, policy_kwargs={"net_arch": layers}, device="cpu")
+    _, callback = ppo._setup_learn(total_timesteps=sys.maxsize)
+    callback.on_training_start(locals(), globals())
+    yield partial(ppo.collect_rollouts, ppo.env, callback, ppo.rollout_buffer, n_rollout_steps=T)
+    envs.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""How many processors this process may keep busy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def n_physical_cores() -> int:
+    """Return the number of physical cores that this process may use, 1 at least.
+
+    Those that its affinity allows, and no more than the control group (a container's limit) pays
+    for. Where the system tells nothing of its cores, every processor counts as one.
+    """
+    processors = _allowed()
+    cores = {_core_of(processor) for processor in processors}
+    return max(1, min(len(cores), _quota() or len(cores)))
+
+
+def _allowed() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _core_of(processor: int) -> str:
+    """Return what processors of the same core have in common."""
+    try:
+        return (_TOPOLOGY / f"cpu{processor}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(processor)
+
+
+def _quota() -> int | None:
+    """Return the processors that the control group pays for; None where it sets no limit."""
+    try:
+        quota, period = _QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else max(int(quota) // int(period), 1)

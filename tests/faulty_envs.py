@@ -1,0 +1,105 @@
+"""Environments that go wrong as they are told to; worker processes import them."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class Faulty(gym.Env):
+    """Show (own seed, number of the step); go wrong at one step of the first episode.
+
+    Args:
+        fault: what happens; see `commit`. It befalls the environments whose action is 1.
+        at: number of the step, from 1 on.
+        length: steps of an episode, which is terminated then.
+        folder: where `made_<process>_<n>` tells of each environment that was made.
+        is_once: whether only the first three environments go wrong.
+    """
+
+    observation_space = spaces.Box(0, np.inf, (2,), np.float64)
+    action_space = spaces.Discrete(2)
+
+    def __init__(
+        self,
+        fault: str = "",
+        at: int = 2,
+        length: int = 100,
+        folder: Path | None = None,
+        is_once: bool = False,
+    ) -> None:
+        self._fault, self._at, self._length, self._folder = fault, at, length, folder
+        self._n_steps, self._seed = 0, 0
+        if folder is not None:
+            number = sum(1 for _ in folder.iterdir())
+            (folder / f"made_{os.getpid()}_{number}").touch()
+            self._fault = "" if is_once and number >= 3 else fault
+        if fault == "raise when made":
+            raise OSError("it can't be made")
+        if fault == "exit when made":
+            os._exit(5)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        if seed is not None:
+            self._seed = seed
+        self._n_steps = 0
+        if self._fault == "raise in reset":
+            raise LookupError("no beginning")
+        return np.array([self._seed, 0.0]), {}
+
+    def step(self, action: Any) -> Any:
+        self._n_steps += 1
+        if action == 1 and self._n_steps == self._at:
+            if self._fault == "leave a child":
+                assert self._folder is not None
+                child = subprocess.Popen(["sleep", "3600"])
+                (self._folder / f"child_{child.pid}").touch()
+                os._exit(3)
+            commit(self._fault)
+        is_end = self._n_steps == self._length
+        return np.array([self._seed, self._n_steps], float), 1.0, is_end, False, {}
+
+
+def commit(fault: str) -> None:
+    """Do what the word says."""
+    if fault == "raise":
+        raise LookupError("lost the ball")
+    if fault == "raise what can't be pickled":
+        raise UnpicklableError(1, 2)
+    if fault == "sys.exit":
+        sys.exit(7)
+    if fault == "exit":
+        os._exit(3)
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "crash":
+        ctypes.string_at(0)
+    if fault == "hang":
+        time.sleep(3600)
+    if fault == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if fault == "print":
+        sys.stdout.write("x" * 2**20)
+        sys.stderr.write("y" * 2**20)
+
+
+class UnpicklableError(Exception):
+    """An exception that is pickled without complaint, and can't be made again."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+class Unclosable(Faulty):
+    """It is never done."""
+
+    def close(self) -> None:
+        raise LookupError("no end")
