@@ -5,6 +5,7 @@ On simulated CUDA, what lacks a wait reads poison, or what was there before.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +17,7 @@ from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from parllel import Array, ArrayDict, cuda
-from parllel.cages import Cage, SerialCage, VectorCage
+from parllel.cages import Cage, ProcessCage, SerialCage, VectorCage
 from parllel.cages.staging import Staging
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler, Sampler
@@ -83,6 +84,28 @@ def make_cages(make_env: Callable[..., gym.Env], sizes: Sequence[int]) -> list[C
     return [SerialCage(make_env, n_envs=size, seed=size) for size in sizes]
 
 
+@contextmanager
+def cages_of(
+    kind: str, make_env: Callable[..., gym.Env] = Walk, n_envs: int = B
+) -> Iterator[list[Cage]]:
+    """Make cages of a kind that hold n environments together, and close them afterwards."""
+    cages: list[Cage] = []
+    if kind == "VectorCage":
+        cages = [VectorCage(SyncVectorEnv, {"env_fns": [make_env] * n_envs}, seed=0)]
+    elif kind == "SerialCage":
+        cages = [SerialCage(make_env, n_envs=n_envs, seed=0)]
+    else:
+        sizes = (1, n_envs - 1) if n_envs > 1 else (1,)
+        cages = [ProcessCage(make_env, n_envs=size, seed=size) for size in sizes]
+    yield cages
+    for cage in cages:
+        cage.close()
+
+
+KINDS = ["SerialCage", "ProcessCage", "VectorCage"]
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
 def collect(sampler: BasicSampler, n_batches: int) -> Iterator[dict[str, list[Any]]]:
     """Yield what the tree holds after each batch, with one row of padding where there is some."""
     for _ in range(n_batches):
@@ -126,16 +149,19 @@ def test_a_sampler_that_was_closed_holds_on_to_nothing(schedule: str, seed: int)
 
 @on_a_device
 @pytest.mark.parametrize("kind", ["device", "managed"])
-def test_taking_turns_gives_the_batches_of_host_memory(kind: str) -> None:
+@pytest.mark.parametrize("has_workers", [False, True])
+def test_taking_turns_gives_the_batches_of_host_memory(kind: str, has_workers: bool) -> None:
     host = make_tree(Walk, TensorAgent())
     expected = list(collect(BasicSampler(make_cages(Walk, (1, 3)), TensorAgent(), host), 3))
     for batch in expected:
         batch["completed"].sort()
     samples = host.new_array(storage=kind)
-    sampler = AlternatingSampler(make_cages(Walk, (1, 3)), TensorAgent(), samples)
-    for batch, wanted in zip(collect(sampler, 3), expected, strict=True):
-        batch["completed"].sort()
-        assert batch == wanted
+    with cages_of("ProcessCage") as workers:
+        cages = workers if has_workers else make_cages(Walk, (1, 3))
+        sampler = AlternatingSampler(cages, TensorAgent(), samples)
+        for batch, wanted in zip(collect(sampler, 3), expected, strict=True):
+            batch["completed"].sort()
+            assert batch == wanted
 
 
 @on_a_device
@@ -217,17 +243,20 @@ class DeviceAgent:
 
 
 @each_schedule
-@pytest.mark.parametrize(("make_env", "n_envs"), [(Clock, 1), (Clock, 16), (make_echo, 3)])
+@pytest.mark.parametrize(
+    ("kind", "make_env", "n_envs"),
+    [(kind, *each) for kind in KINDS for each in ((Clock, 1), (Clock, 16), (make_echo, 3))],
+)
 def test_a_step_is_one_launch_one_copy_and_one_wait(
-    schedule: str, seed: int, make_env: Callable[..., gym.Env], n_envs: int
+    schedule: str, seed: int, kind: str, make_env: Callable[..., gym.Env], n_envs: int
 ) -> None:
     agent = TreeAgent() if make_env is make_echo else TensorAgent()
     host = make_tree(make_env, agent, n_envs)
     del host["final_value"]
     host["agent_info"] = ArrayDict({"value": host["agent_info"]["value"]})
-    with simulated_cuda(schedule, seed) as simulation:
+    with simulated_cuda(schedule, seed) as simulation, cages_of(kind, make_env, n_envs) as cages:
         samples = host.to("device")
-        sampler = BasicSampler(make_cages(make_env, (n_envs,)), DeviceAgent(samples), samples)
+        sampler = BasicSampler(cages, DeviceAgent(samples), samples)
         sampler.collect_batch()
         before, before_all = copy.copy(cuda.counters), copy.copy(simulation.counters)
         sampler.collect_batch()
@@ -260,28 +289,32 @@ class Hasty(Staging):
         """Do nothing."""
 
 
-def sample_with(staging: type[Staging], host: ArrayDict) -> list[dict[str, list[Any]]]:
-    sampler = BasicSampler(
-        make_cages(Walk, (B,)), TensorAgent(), samples := host.new_array(storage="device")
-    )
-    (group,) = sampler._groups
-    group.transfer = staging(samples)
-    group._commands = group._bind()
-    return list(collect(sampler, 4))
+def sample_with(staging: type[Staging], kind: str) -> list[dict[str, list[Any]]]:
+    with cages_of(kind) as cages:
+        samples = make_tree(Walk, TensorAgent()).new_array(storage="device")
+        sampler = BasicSampler(cages, TensorAgent(), samples)
+        (group,) = sampler._groups
+        group.transfer = staging(samples)
+        group._commands = group._bind()
+        return list(collect(sampler, 4))
+
+
+def sample_on_host(kind: str) -> list[dict[str, list[Any]]]:
+    with cages_of(kind) as cages:
+        samples = make_tree(Walk, TensorAgent())
+        return list(collect(BasicSampler(cages, TensorAgent(), samples), 4))
 
 
 @on_a_device
-def test_a_slot_is_written_only_after_it_was_taken() -> None:
-    host = make_tree(Walk, TensorAgent())
-    expected = list(collect(BasicSampler(make_cages(Walk, (B,)), TensorAgent(), host), 4))
-    assert sample_with(Spy, host) == expected
+@each_kind
+def test_a_slot_is_written_only_after_it_was_taken(kind: str) -> None:
+    assert sample_with(Spy, kind) == sample_on_host(kind)
 
 
-def test_a_missing_wait_is_found() -> None:
-    host = make_tree(Walk, TensorAgent())
-    expected = list(collect(BasicSampler(make_cages(Walk, (B,)), TensorAgent(), host), 4))
+@each_kind
+def test_a_missing_wait_is_found(kind: str) -> None:
     with simulated_cuda("lazy"):
-        assert sample_with(Hasty, host) != expected
+        assert sample_with(Hasty, kind) != sample_on_host(kind)
 
 
 def test_slots_begin_at_multiples_of_256_bytes() -> None:
@@ -320,13 +353,3 @@ def test_a_batch_that_is_read_late_is_not_overwritten(kind: str) -> None:
     late.append(batch["observation"].next.to_cupy().copy())
     sampler.reset()
     assert [cuda.to_host(each).tolist() for each in late] == expected
-
-
-@on_a_device
-def test_a_vector_of_environments_is_staged_too() -> None:
-    def collect_all(storage: str) -> list[dict[str, list[Any]]]:
-        samples = make_tree(Walk, TensorAgent()).new_array(storage=storage)
-        with VectorCage(SyncVectorEnv, {"env_fns": [Walk] * B}, seed=0) as cage:
-            return list(collect(BasicSampler([cage], TensorAgent(), samples), 3))
-
-    assert collect_all("device") == collect_all("local")

@@ -9,58 +9,23 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from films import FRAME, STACK, FilmWithSound, make_film
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import FrameStackObservation
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 from torch import Tensor
 
 from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.arrays import ArraySpec, FrameSpec
-from parllel.cages import Cage, SerialCage, VectorCage
+from parllel.cages import Cage, ProcessCage, SerialCage, VectorCage
 from parllel.cages.columns import as_tree, write_column
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler
 from parllel.tree import allocate_tree, dict_map
 from parllel.tree.leaves import as_tensor
 
-T, B, STACK = 5, 4, 3
-FRAME = (3, 2)
-
-
-class Film(gym.Env[NDArray[np.uint8], int]):
-    """Shows random frames. Episodes have 1 to 7 steps; the action is the reward."""
-
-    observation_space: spaces.Space[Any] = spaces.Box(0, 255, FRAME, np.uint8)
-    action_space = spaces.Discrete(7)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._left = int(self.np_random.integers(1, 8))
-        return self._frame(), {}
-
-    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self._left -= 1
-        is_terminated = self._left == 0 and bool(self.np_random.integers(2))
-        return self._frame(), float(action), is_terminated, self._left == 0, {}
-
-    def _frame(self) -> Any:
-        return self.np_random.integers(0, 4, FRAME, np.uint8)
-
-
-class FilmWithSound(Film):
-    observation_space = spaces.Dict(
-        {"image": Film.observation_space, "sound": spaces.Box(-1, 1, (), np.float32)}
-    )
-
-    def _frame(self) -> Any:
-        return {"image": super()._frame(), "sound": np.float32(self.np_random.uniform(-1, 1))}
-
-
-def make_film(fill: str = "first", env: type[Film] = Film) -> gym.Env[Any, Any]:
-    padding_type = {"first": "reset", "zero": "zero"}[fill]
-    return FrameStackObservation(env(), STACK, padding_type=padding_type)
+T, B = 5, 4
 
 
 class Viewer:
@@ -99,8 +64,12 @@ def make_tree(make_env: Callable[..., Any], agent: Any, n_envs: int = B) -> Arra
     return build_sample_tree(example, agent, batch_shape=(T, n_envs))
 
 
-def make_cages(make_env: Callable[..., Any], sizes: Sequence[int]) -> list[Cage]:
-    return [SerialCage(make_env, n_envs=size, seed=size) for size in sizes]
+def make_cages(
+    make_env: Callable[..., Any],
+    sizes: Sequence[int],
+    kind: type[SerialCage | ProcessCage] = SerialCage,
+) -> list[Cage]:
+    return [kind(make_env, n_envs=size, seed=size) for size in sizes]
 
 
 def collect(sampler: Any, n_batches: int) -> Iterator[dict[str, Any]]:
@@ -180,6 +149,24 @@ def test_taking_turns_gives_the_same_batches(kind: str, cuda_device: torch.devic
     sampler = AlternatingSampler(make_cages(make_film, (1, 3)), Viewer(), samples)
     assert_batches_are_equal(collect(sampler, 4), expected)
     sampler.close()
+    samples.close()
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("kind", ["local", "shared", "pinned", "device"])
+def test_workers_write_frames_too(
+    window: dict[str, int], kind: str, cuda_device: torch.device
+) -> None:
+    make_env = functools.partial(make_film, "zero", FilmWithSound)
+    dense = make_tree(make_env, ViewerOfTrees()).new_array(**window)
+    expected = list(collect(BasicSampler(make_cages(make_env, (1, 3)), ViewerOfTrees(), dense), 5))
+    samples = with_frames(dense, "zero", kind)
+    cages = make_cages(make_env, (1, 3), ProcessCage)
+    sampler = BasicSampler(cages, ViewerOfTrees(), samples)
+    assert_batches_are_equal(collect(sampler, 5), expected)
+    sampler.close()
+    for cage in cages:
+        cage.close()
     samples.close()
 
 
