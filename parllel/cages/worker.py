@@ -39,7 +39,7 @@ from parllel.cages.task import Task
 from parllel.cages.watched_env import Watch, WatchedEnv
 from parllel.storages import Memory, Shared
 
-TRACE_SIGNAL = getattr(signal, "SIGUSR1", None)  # Windows has none, and no ProcessCage
+TRACE_SIGNAL: Any = getattr(signal, "SIGUSR1", None)  # Windows has none, and no ProcessCage
 """Has a worker write where it is to its board, whatever it is doing."""
 
 # Commands whose views are kept, 2 kB each: those of a larger ring are found anew in each round.
