@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import gymnasium as gym
 import numpy as np
 
-from parllel.arrays import Array, ArraySpec
+from parllel.arrays import Array, ArraySpec, FrameSpec
+from parllel.arrays.frame_spec import Fill
 from parllel.cages import Cage, ProcessCage, SerialCage, TrajInfo
 from parllel.cages.columns import as_tree
 from parllel.cages.process import TIMEOUT_S, OnWorkerError
@@ -22,6 +23,9 @@ from parllel.samplers import Agent, RecurrentAgent
 from parllel.storages import default_storage
 from parllel.tree import ArrayDict, allocate_tree, dict_map
 from parllel.tree.leaves import as_ndarray
+
+Frames: TypeAlias = "Fill | Mapping[str, Frames]"
+"""How stacks of frames begin (`FrameArray`); of a tree, that of the leaves that are stacks."""
 
 _ENV_BRANCHES = ("observation", "action", "reward", "terminated", "truncated", "env_info")
 
@@ -157,6 +161,7 @@ def build_sample_tree(
     batch_shape: Sequence[int],
     storage: str | None = None,
     full_size: int | None = None,
+    frames: Frames | None = None,
 ) -> ArrayDict:
     """Allocate the tree that a sampler writes, in one block of memory.
 
@@ -166,12 +171,22 @@ def build_sample_tree(
         batch_shape: (T, B): steps and environments.
         storage: kind of the memory; that of the example if left out.
         full_size: rows of a larger ring that the batches fill in turn, a multiple of T.
+        frames: stores each frame once (`FrameArray`) where observations are [stack, ...], the last
+            frames of an environment, the newest one last. It says what fills the stack at the
+            beginning of an episode: "first" (`FrameStackObservation`) or "zero" (its padding type
+            "zero", and ALE's vector environment). Of a tree, a mapping names the leaves that are
+            stacks, as `{"image": "zero"}`. What is no such stack is refused when it is written.
 
     Returns:
         The example's branches of shape [T, B, ...] (`observation` with padding 1) and
         `agent_info`. If the agent gives a value, it has padding 1, and there is `final_value`. For
         a `RecurrentAgent` there are `valid` [T, B] and `initial_rnn_state` [B, ...] too, and
         `bootstrap_value` [B] if it gives a value; its state is that of one environment afterwards.
+
+    Raises:
+        TypeError: `frames` is one word for a tree.
+        ValueError: it names what the observation does not have or what is no stack, or is another
+            word.
     """
     recurrent: Any = agent if hasattr(agent, "rnn_state") else None
     if recurrent is not None:
@@ -182,6 +197,8 @@ def build_sample_tree(
     rows = ArrayDict({**{name: example[name] for name in _ENV_BRANCHES}, "agent_info": agent_info})
     specs = rows.apply(_spec, tuple(batch_shape), full_size)
     specs["observation"] = dict_map(_padded, specs["observation"])
+    if frames is not None:
+        specs["observation"] = _with_frames("observation", specs["observation"], frames)
     if "value" in agent_info:
         specs["final_value"] = specs["agent_info"]["value"]
         specs["agent_info"]["value"] = _padded(specs["agent_info"]["value"])
@@ -237,6 +254,30 @@ def _spec(row: Any, batch_shape: tuple[int, ...], full_size: int | None) -> Arra
 
 def _padded(spec: ArraySpec) -> ArraySpec:
     return spec.changed(padding=1)
+
+
+def _with_frames(path: str, spec: Any, frames: Frames) -> Any:
+    """Return the specs of an observation, with those of frames where it has stacks of them."""
+    if isinstance(frames, Mapping) and isinstance(spec, ArrayDict):
+        unknown = sorted(set(frames) - set(spec))
+        if unknown:
+            raise ValueError(f"frames: got {unknown}, expected names of {path}: {sorted(spec)}")
+        changed = {
+            name: _with_frames(f"{path}.{name}", spec[name], frames[name]) for name in frames
+        }
+        return ArrayDict({**spec, **changed})
+    if isinstance(spec, ArrayDict):
+        raise TypeError(
+            f"frames: got {frames!r} for {path}, a tree of {sorted(spec)}; name the leaves that are"
+            f" stacks, as in {{{next(iter(spec))!r}: {frames!r}}}"
+        )
+    if isinstance(frames, Mapping) or frames not in get_args(Fill):
+        raise ValueError(f'frames: got {frames!r} for {path}, expected "first" or "zero"')
+    if not spec.feature_shape:
+        raise ValueError(f"frames: {path} is one number, expected a stack of shape (stack, ...)")
+    stack, *frame_shape = spec.feature_shape
+    window = spec.padding, spec.full_size
+    return FrameSpec.of(spec.batch_shape, spec.dtype, frame_shape, *window, stack, frames)
 
 
 def _eval_spec(leaf: Array, n_envs: int) -> ArraySpec:
