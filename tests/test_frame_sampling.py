@@ -326,6 +326,19 @@ def test_frames_are_cast_like_other_observations() -> None:
     assert_array_equal(array[1, 0].to_ndarray()[:, 0, 0], [1, 0])
 
 
+def test_zeros_of_both_signs_are_told_apart() -> None:
+    """A frame of -0.0 is not what fills a stack, though it equals it."""
+    array = FrameArray((4, 1), np.float32, (2,), stack=3, fill="zero")
+    frames = np.array([0, 0, -0.0, -0.0, 1, -0.0], np.float32)[:, None].repeat(2, axis=1)
+    stacks = np.array([frames[t : t + 3] for t in range(4)])
+    for t, stack in enumerate(stacks):
+        places = places_of(array[t])
+        if t == 0:  # there is no frame before it to be compared with
+            del places["previous"]
+        write_column(places.to_ndarray(), [stack])
+    assert array.to_ndarray().tobytes() == stacks.tobytes()
+
+
 def places_of(row: FrameArray) -> ArrayDict:
     tree = as_tree(row)
     assert isinstance(tree, ArrayDict)

@@ -156,7 +156,7 @@ def _is_first(stack: NDArray[Any], fill: str) -> bool:
     older = reversed(stack[:-1])
     if fill == "first":
         return all(_are_equal(frame, stack[-1]) for frame in older)
-    return not any(frame.any() for frame in older)
+    return all(_are_equal(frame, np.zeros_like(frame)) for frame in older)
 
 
 def _are_equal(frame: NDArray[Any], other: NDArray[Any]) -> bool:
