@@ -522,6 +522,14 @@ def test_there_may_be_no_rows(shape: tuple[int, ...]) -> None:
     assert array.to_ndarray().shape == (*shape, 4, 2)
 
 
+@pytest.mark.parametrize("fill", ["first", "zero"])
+def test_frames_may_be_empty(fill: Any) -> None:
+    array = FrameArray((3, 2), np.uint8, (0, 4), stack=2, fill=fill, padding=1)
+    array[1] = np.zeros((2, 2, 0, 4), np.uint8)
+    assert array.is_first[1].to_ndarray().all()
+    assert array[0:2].to_ndarray().shape == (2, 2, 2, 0, 4)
+
+
 def test_more_batch_dimensions_are_columns() -> None:
     array = FrameArray((4, 2, 3), np.uint8, FRAME, padding=1)
     dense = Array((4, 2, 3), np.uint8, feature_shape=(4, *FRAME), padding=1)

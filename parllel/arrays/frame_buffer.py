@@ -77,12 +77,12 @@ class FrameBuffer(Buffer):
         self.check_open()
         parts = (self.frames, self.is_first)
         frames, flags = (part.device_data() if on_gpu else part.data for part in parts)
-        blank = None
-        if self.fill == "zero":
-            blank = frames.reshape(-1, *self.frame_shape)[:1]
+        rows = frames.reshape(flags.size, *self.frame_shape)  # frames may be empty: no -1
+        blank = rows[:1] if self.fill == "zero" else None
+        n_before = self.n_head * self.n_columns
         return FrameSource(
-            frames[self.n_head :].reshape(-1, *self.frame_shape),
-            flags[self.n_head :].reshape(-1),
+            rows[n_before:],
+            flags.reshape(-1)[n_before:],
             self.n_columns,
             self.stack,
             blank,
