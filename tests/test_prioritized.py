@@ -322,6 +322,13 @@ def test_updates_that_do_not_fit_are_refused(index: Any, error: Any, message: st
         model.replay.update_priorities(index, error)
 
 
+def test_a_branch_that_is_called_weight_is_refused() -> None:
+    tree = make_tree(Shape())
+    tree["weight"] = Array((3, 2), np.float32, full_size=9)
+    with pytest.raises(ValueError, match=r"minibatches have branches \['weight'\] of their own"):
+        PrioritizedReplayBuffer(tree, rng=np.random.default_rng(0))
+
+
 def test_an_update_of_nothing_does_nothing() -> None:
     model = make_model(Shape(), seed=0)
     model.replay.update_priorities(np.zeros(0, np.int64), np.zeros(0, np.float32))

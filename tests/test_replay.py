@@ -116,6 +116,61 @@ def test_branches_of_the_tree_are_those_of_the_first_step() -> None:
     assert minibatch["n_step_return"].dtype == torch.float32
 
 
+def test_a_branch_may_be_called_almost_as_the_next_observation() -> None:
+    tree = changed(next_observation_mask=Array((3, 2), np.int32, full_size=9))
+    replay = ReplayBuffer(tree, rng=np.random.default_rng(0))
+    replay.restart()
+    replay.begin_batch()
+    tree.rotate()
+    tree["next_observation_mask"][...] = np.arange(6).reshape(3, 2)
+    replay.end_batch()
+    minibatch = replay.sample(50)
+    assert minibatch["next_observation_mask"].tolist() == minibatch["index"].tolist()
+
+
+@pytest.mark.parametrize("storage", ["local", "device"])
+def test_observations_may_be_those_of_several_agents(
+    storage: str, cuda_device: torch.device
+) -> None:
+    seen = Array((3, 2, 4), np.float32, feature_shape=(5,), padding=1, full_size=9)
+    tree = changed(observation=seen).to(storage)
+    replay = ReplayBuffer(tree, rng=np.random.default_rng(0))
+    assert replay.final_obs.bytes_per_slot == 4 * 5 * 4 + 8
+    replay.restart()
+    replay.begin_batch()
+    tree.rotate()
+    tree["observation"][...] = np.arange(3 * 2 * 4 * 5).reshape(3, 2, 4, 5)
+    tree["terminated"][1, 0] = True
+    replay.add_final_obs(1, {0: np.full((4, 5), -7.0)})
+    replay.end_batch()
+    minibatch = {path: leaf.cpu().numpy() for path, leaf in replay.sample(50).walk()}
+    index = minibatch["index"]
+    rows = 20 * index[:, None, None] + np.arange(20).reshape(4, 5)
+    assert (minibatch["observation"] == rows).all()
+    following = np.where((index == 2)[:, None, None], -7, rows + 40)
+    is_inside = index < 4  # what follows the others was not written
+    assert (minibatch["next_observation"] == following)[is_inside].all()
+    assert {0, 1, 2, 3} <= {*index.tolist()}
+
+
+def test_a_closed_buffer_is_not_used(tmp_path: Path) -> None:
+    model = Model(Shape(), Chances(), seed=9)
+    model.write_batch()
+    outputs = model.replay.make_outputs(3)
+    model.replay.close()
+    model.replay.close()
+    for use in (
+        functools.partial(model.replay.sample, 3),
+        functools.partial(model.replay.sample_into, outputs),
+        functools.partial(model.replay.save, tmp_path),
+        functools.partial(model.replay.add_final_obs, 0, {}),
+        model.replay.restart,
+        model.replay.begin_batch,
+    ):
+        with pytest.raises(RuntimeError, match="replay: the buffer is closed; make a new one"):
+            use()
+
+
 def test_a_table_that_is_too_small_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     model = Model(Shape(T=4, n_final_obs=1), Chances(terminated=9), seed=6)
     for _ in range(3):
@@ -167,6 +222,11 @@ def changed(**branches: Any) -> ArrayDict:
         ({"extra": Array((3, 2), bool)}, ValueError, "got .T, B, full_size. of .*expected the sam"),
         ({"extra": np.zeros((3, 2))}, TypeError, "extra: got a ndarray, expected an Array"),
         ({"index": Array((3, 2), bool, full_size=9)}, ValueError, r"\['index'\] of their own"),
+        (
+            {"next_observation": {"state": Array((3, 2), bool, full_size=9)}},
+            ValueError,
+            r"\['next_observation'\] of their own",
+        ),
         (
             {"observation": Array((3, 2), bool, full_size=9)},
             ValueError,

@@ -91,9 +91,10 @@ class TransitionOutputs:
 
     def _prepare(self, sources: ArrayDict, rows: AnyArray, next_rows: AnyArray) -> StackGather:
         written = dict(self.tree.walk())
+        following = dict(ArrayDict({NEXT: sources[NEXT]}).walk())
         leaves = {path: source for path, source in sources.walk() if math.prod(source.shape[1:])}
         picked = [
-            replace(source, rows=next_rows if path.startswith(NEXT) else rows)
+            replace(source, rows=next_rows if path in following else rows)
             for path, source in leaves.items()
         ]
         return StackGather(picked, [_read(written[path], self._is_on_gpu) for path in leaves])

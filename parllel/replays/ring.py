@@ -12,6 +12,8 @@ from parllel import cuda
 from parllel.arrays import Array
 from parllel.kernels.transitions import Leaves, Seed, compiled_draw
 from parllel.replays.outputs import (
+    DRAWN,
+    NEXT,
     TransitionOutputs,
     address_of,
     as_argument,
@@ -20,6 +22,7 @@ from parllel.replays.outputs import (
     ring_of,
 )
 from parllel.replays.recorded_ring import RecordedRing
+from parllel.replays.ring_checks import check_names
 from parllel.tree import ArrayDict, SavedTree, TreeDescription, open_tree, save_tree
 
 AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
@@ -76,6 +79,7 @@ class ReplayBuffer(RecordedRing):
     ) -> None:
         if not 0 <= discount <= 1:
             raise ValueError(f"discount: got {discount}, expected a number in [0, 1]")
+        check_names(samples, (NEXT, *DRAWN, *self._extra))
         super().__init__(samples, n_steps=n_steps, n_final_obs=n_final_obs)
         self.discount = discount
         self._sources = find_sources(samples, self.final_obs, on_gpu=self._is_on_gpu)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
-from parllel.arrays import Array
-from parllel.replays.outputs import DRAWN
+from parllel.arrays import Array, FrameArray
 from parllel.tree import ArrayDict
 from parllel.tree.leaves import describe_leaf
 
@@ -19,10 +20,6 @@ def check_tree(samples: ArrayDict) -> None:
     ]
     if missing:
         raise ValueError(f"samples: branches {missing} are missing")
-    taken = [name for name in ("next_observation", *DRAWN) if name in samples]
-    taken = [name for name in taken if name not in ("terminated", "truncated")]
-    if taken:
-        raise ValueError(f"samples: minibatches have branches {taken} of their own; rename these")
     for path, leaf in samples.walk():
         if not isinstance(leaf, Array):
             raise TypeError(f"{path}: got a {type(leaf).__name__}, expected an Array")
@@ -36,6 +33,13 @@ def check_tree(samples: ArrayDict) -> None:
                 f"{path}: got padding 0, expected 1 or more: the last step's next observation lies"
                 " behind the ring"
             )
+
+
+def check_names(samples: ArrayDict, own: Iterable[str]) -> None:
+    """Raise where a tree has branches of the same names as what minibatches have beside it."""
+    taken = [name for name in own if name in samples and name not in ("terminated", "truncated")]
+    if taken:
+        raise ValueError(f"samples: minibatches have branches {taken} of their own; rename these")
 
 
 def _check_steps(samples: ArrayDict) -> None:
