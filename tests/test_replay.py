@@ -241,6 +241,12 @@ def test_a_tree_that_does_not_fit_is_refused(
         ReplayBuffer(changed(**branches), rng=np.random.default_rng(0))
 
 
+def test_stacks_of_more_batch_dimensions_are_refused() -> None:
+    camera = FrameArray((3, 2, 4), np.uint8, (5,), padding=1, full_size=9)
+    with pytest.raises(ValueError, match=r"observation.camera: got stacks of batch dimensions \(3"):
+        ReplayBuffer(changed(observation={"camera": camera}), rng=np.random.default_rng(0))
+
+
 def test_a_tree_without_a_branch_is_refused() -> None:
     tree = make_tree(Shape())
     del tree["terminated"]

@@ -163,12 +163,17 @@ def spec_of(leaf: Any) -> ArraySpec:
     return leaf.spec if isinstance(leaf, Array) else leaf
 
 
+def shape_of_one(spec: ArraySpec) -> tuple[int, ...]:
+    """Return the shape of one environment's value at one step; of stacks, of a frame."""
+    return (*spec.batch_shape[2:], *spec.feature_shape)
+
+
 def _is_stacked(leaf: Array) -> bool:
     return isinstance(leaf, FrameArray)
 
 
 def _slot_spec(spec: ArraySpec, n_slots: int) -> ArraySpec:
-    return ArraySpec.of((n_slots,), spec.dtype, spec.feature_shape)
+    return ArraySpec.of((n_slots,), spec.dtype, shape_of_one(spec))
 
 
 def _host_rows(leaf: Array, n_rows: int) -> Any:

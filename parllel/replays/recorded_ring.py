@@ -9,7 +9,7 @@ from weakref import WeakSet
 import numpy as np
 
 from parllel.arrays import FrameArray
-from parllel.replays.final_obs import FinalObs, spec_of
+from parllel.replays.final_obs import FinalObs, shape_of_one, spec_of
 from parllel.replays.ring_checks import check_numbers, check_tree
 from parllel.storages import nbytes_of
 from parllel.tree import ArrayDict
@@ -69,7 +69,7 @@ class RecordedRing:
         leaves = ArrayDict({"": samples["observation"]}).apply(spec_of).walk()
         specs = [spec for _, spec in leaves]
         n_columns = specs[0].batch_shape[1]
-        nbytes = sum(nbytes_of(spec.feature_shape, spec.dtype) for spec in specs)
+        nbytes = sum(nbytes_of(shape_of_one(spec), spec.dtype) for spec in specs)
         steps = _STEPS_PER_FINAL_OBS if nbytes <= _SMALL_NBYTES else _STEPS_PER_LARGE_ONE
         usual = specs[0].full_size * n_columns // steps + n_columns
         return FinalObs.make_specs(samples["observation"], n_final_obs or usual)

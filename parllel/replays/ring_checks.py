@@ -27,6 +27,12 @@ def check_tree(samples: ArrayDict) -> None:
     rings = {path: (*leaf.batch_shape[:2], leaf.full_size) for path, leaf in samples.walk()}
     if len(set(rings.values())) != 1:
         raise ValueError(f"samples: got (T, B, full_size) of {rings}, expected the same for all")
+    for path, leaf in samples.walk():
+        if isinstance(leaf, FrameArray) and len(leaf.batch_shape) != 2:
+            raise ValueError(
+                f"{path}: got stacks of batch dimensions {leaf.batch_shape}, expected (T, B); make"
+                " the others a part of the frame: its feature_shape"
+            )
     for path, leaf in ArrayDict({"observation": samples["observation"]}).walk():
         if leaf.padding < 1:
             raise ValueError(
