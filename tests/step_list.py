@@ -284,6 +284,10 @@ def read(
     return dict(zip(indices.tolist(), itertools.starmap(Transition, rows), strict=True))
 
 
+def _in_ring(shape: Shape) -> Shape:
+    return shape._replace(n_steps=min(shape.n_steps, shape.T * shape.n_windows))
+
+
 shapes = st.builds(
     Shape,
     T=st.integers(1, 4),
@@ -295,7 +299,7 @@ shapes = st.builds(
     has_valid=st.booleans(),
     stack=st.sampled_from((0, 0, 1, 2, 4)),
     fill=st.sampled_from(("first", "zero")),
-)
+).map(_in_ring)
 chances = st.builds(
     Chances,
     terminated=st.integers(0, 3),

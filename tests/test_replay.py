@@ -257,7 +257,8 @@ def test_a_tree_without_a_branch_is_refused() -> None:
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"n_steps": 0}, "n_steps: got 0"),
+        ({"n_steps": 0}, "n_steps: got 0, expected 1 to 9 = full_size"),
+        ({"n_steps": 10}, "n_steps: got 10, expected 1 to 9 = full_size"),
         ({"discount": 1.5}, "discount: got 1.5"),
         ({"n_final_obs": 0}, "n_final_obs: got 0"),
     ],

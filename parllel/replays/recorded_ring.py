@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -45,12 +46,12 @@ class RecordedRing:
 
     def __init__(self, samples: ArrayDict, *, n_steps: int, n_final_obs: int | None) -> None:
         check_tree(samples)
-        check_numbers(n_steps, n_final_obs)
         reward = samples["reward"]
+        check_numbers(n_steps, n_final_obs, reward.full_size)
         self.samples = samples
         self.batch_T, self.batch_B = reward.batch_shape
         self.full_size: int = reward.full_size
-        self.n_steps = n_steps
+        self.n_steps = operator.index(n_steps)
         self._is_on_gpu = any(is_on_gpu(leaf) for _, leaf in samples.walk())
         self.storage = "device" if self._is_on_gpu else "local"  # of minibatches and the table
         specs = RecordedRing.make_specs(samples, n_final_obs)

@@ -81,7 +81,7 @@ class ReplayBuffer(RecordedRing):
             raise ValueError(f"discount: got {discount}, expected a number in [0, 1]")
         check_names(samples, (NEXT, *DRAWN, *self._extra))
         super().__init__(samples, n_steps=n_steps, n_final_obs=n_final_obs)
-        self.discount = discount
+        self.discount = float(discount)  # what JSON can hold
         self._sources = find_sources(samples, self.final_obs, on_gpu=self._is_on_gpu)
         self._leaves = self._find_leaves()
         self._leaves_argument = as_argument(self._leaves)

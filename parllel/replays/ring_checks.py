@@ -57,9 +57,11 @@ def _check_steps(samples: ArrayDict) -> None:
             raise ValueError(f"{name}: got {found}, expected an Array {dtype} (T, B)")
 
 
-def check_numbers(n_steps: int, n_final_obs: int | None) -> None:
+def check_numbers(n_steps: int, n_final_obs: int | None, full_size: int) -> None:
     """Raise unless numbers are in range."""
-    if n_steps < 1:
-        raise ValueError(f"n_steps: got {n_steps}, expected 1 or more")
+    if not 1 <= n_steps <= full_size:
+        raise ValueError(
+            f"n_steps: got {n_steps}, expected 1 to {full_size} = full_size, the steps of the ring"
+        )
     if n_final_obs is not None and not 1 <= n_final_obs <= _MOST_SLOTS:
         raise ValueError(f"n_final_obs: got {n_final_obs}, expected 1 to {_MOST_SLOTS}")
