@@ -11,6 +11,7 @@ import torch
 from step_list import Chances, Model, Shape, read
 
 from parllel.replays import Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
+from parllel.tree import save_tree
 
 SHAPE = Shape(T=3, B=2, n_windows=3, n_steps=2, n_final_obs=7, stack=2)
 each_kind = pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedReplayBuffer])

@@ -52,6 +52,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     """
 
     _extra: ClassVar[Mapping[str, np.dtype[Any]]] = {"weight": np.dtype(np.float32)}
+    _setting_names: ClassVar[tuple[str, ...]] = ("n_steps", "discount", "alpha", "epsilon")
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ class ReplayBuffer(RecordedRing):
     """
 
     _extra: ClassVar[Mapping[str, np.dtype[Any]]] = {}  # branches of minibatches beside `DRAWN`
+    _setting_names: ClassVar[tuple[str, ...]] = ("n_steps", "discount")  # of `_settings`
 
     def __init__(
         self,
@@ -219,9 +220,10 @@ class ReplayBuffer(RecordedRing):
         What is written to the ring stays in this process: the files never change.
 
         Raises:
-            FileNotFoundError, KeyError, ValueError: as for `load`.
+            FileNotFoundError, KeyError, ValueError: as for `load`; or another class saved it.
         """
         saved = open_tree(folder)
+        cls._check_setting_names(saved)
         own = saved.part("replay")
         n_final_obs = next(leaf.spec.full_size for leaf in own.leaves if leaf.names == ("owner",))
         buffer = cls(
@@ -258,6 +260,19 @@ class ReplayBuffer(RecordedRing):
                 f"{saved.folder}: saved with {found}, expected {expected} as of this"
                 f" {type(self).__name__}"
             )
+
+    @classmethod
+    def _check_setting_names(cls, saved: SavedTree) -> None:
+        found = sorted(saved.numbers.get("settings", {}))
+        if found != sorted(cls._setting_names):
+            raise ValueError(
+                f"{saved.folder}: saved with settings {found}, expected"
+                f" {sorted(cls._setting_names)} of a {cls.__name__}; open it as what was saved"
+            )
+
+    def _discard_drawn(self) -> None:
+        for watcher in list(self.watchers):
+            watcher.discard()
 
     def close(self) -> None:
         """Give back what the buffer allocated, and close its prefetchers.
