@@ -290,6 +290,17 @@ def test_without_alpha_all_come_equally_often() -> None:
     assert len({*leaves_of(model.replay)} - {0}) == 1
 
 
+def test_a_closed_buffer_is_not_used() -> None:
+    """Its sums are gone, and kernels know only where they were."""
+    model = filled_model(10)
+    minibatch = model.replay.sample(3)
+    model.replay.close()
+    with pytest.raises(RuntimeError, match="replay: the buffer is closed"):
+        model.replay.sample(3)
+    with pytest.raises(RuntimeError, match="replay: the buffer is closed"):
+        model.replay.update_priorities(minibatch["index"], minibatch["reward"])
+
+
 def test_nothing_to_sample_is_an_error() -> None:
     model = make_model(Shape(has_valid=True), Chances(invalid=10), seed=0)
     model.write_batch()

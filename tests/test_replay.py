@@ -1,8 +1,10 @@
 """ReplayBuffer: the transitions of a ring, held against a plain list of steps."""
 
 import copy
+import functools
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym

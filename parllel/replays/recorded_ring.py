@@ -63,6 +63,7 @@ class RecordedRing:
         self._first = 0  # number of the oldest step that is there
         self._stop = 0  # number of the step that will be written next
         self._is_writing = False
+        self._is_closed = False
 
     @staticmethod
     def make_specs(samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
@@ -133,8 +134,15 @@ class RecordedRing:
         self._change_steps(self._stop - self.batch_T - self.n_steps + 1, self._stop)
 
     def _settle(self) -> None:
+        """Wait until nothing draws: before the buffer changes, or is read as a whole."""
+        self._check_open()
         for watcher in list(self.watchers):
             watcher.settle()
+
+    def _check_open(self) -> None:
+        """Raise if the memory was given back: kernels know nothing of it but addresses."""
+        if self._is_closed:
+            raise RuntimeError("replay: the buffer is closed; make a new one, or open a saved one")
 
     def _oldest_after(self, stop: int) -> int:
         """Return the oldest step that is whole where the next one to be written is `stop`.

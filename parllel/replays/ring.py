@@ -140,7 +140,8 @@ class ReplayBuffer(RecordedRing):
 
         Raises:
             RuntimeError: there are fewer than `n_steps` steps, or, in host memory, none can be
-                sampled. On a device, `n_step_return` and `n_step_discount` are NaN then.
+                sampled. On a device, `n_step_return` and `n_step_discount` are NaN then. Or the
+                buffer is closed.
             ValueError: batch_size is not positive.
         """
         self._settle()
@@ -159,6 +160,7 @@ class ReplayBuffer(RecordedRing):
 
     def sample_into(self, outputs: TransitionOutputs) -> None:
         """Draw a minibatch as `sample` does, into memory of `make_outputs`."""
+        self._check_open()
         if self._stop - self._first < self.n_steps:
             raise RuntimeError(
                 f"replay: {self._stop - self._first} steps of each environment are there, expected"
@@ -275,12 +277,13 @@ class ReplayBuffer(RecordedRing):
             watcher.discard()
 
     def close(self) -> None:
-        """Give back what the buffer allocated, and close its prefetchers.
+        """Give back what the buffer allocated, and close its prefetchers. It can't be used then.
 
-        The sample tree stays open.
+        The sample tree stays open. Called again, it does nothing.
         """
         for watcher in list(self.watchers):
             watcher.close()
+        self._is_closed = True
         self.final_obs.tree.close()
         if self._outputs is not None:
             self._outputs.close()
