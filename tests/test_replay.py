@@ -193,6 +193,17 @@ def test_a_batch_that_was_not_written_in_turn_is_refused() -> None:
         model.replay.end_batch()
 
 
+def test_final_observations_belong_to_a_step_of_the_batch() -> None:
+    model = Model(Shape(), Chances(), seed=7)
+    with pytest.raises(RuntimeError, match="no batch is being written; call begin_batch before"):
+        model.replay.add_final_obs(0, {0: show(1)})
+    model.replay.begin_batch()
+    for t, column in ((3, 0), (-1, 0), (0, 2), (0, -1)):
+        with pytest.raises(IndexError, match=rf"got step {t} and columns \[{column}\], expected"):
+            model.replay.add_final_obs(t, {column: show(1)})
+    assert model.replay.final_obs.n_added == 0
+
+
 def test_a_batch_that_failed_is_begun_anew_after_a_restart() -> None:
     model = Model(Shape(n_windows=2), Chances(), seed=8)
     for _ in range(3):

@@ -87,7 +87,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     @staticmethod
     def make_specs(samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
-        """Return the specs of all that a buffer allocates beside a tree, of Arrays or specs."""
+        """Return the specs of what a buffer allocates beside a tree, as `ReplayBuffer` does."""
         specs = ReplayBuffer.make_specs(samples, n_final_obs)
         n_numbers = int(lay_out(math.prod(specs["slot"].batch_shape))[-1])
         specs["priorities"] = ArrayDict(

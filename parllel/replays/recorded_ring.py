@@ -41,7 +41,8 @@ class RecordedRing:
     Args:
         samples: of a replay buffer.
         n_steps: of a transition: so many steps before a batch depend on it.
-        n_final_obs: rows of the table; by default one for each 16 steps of the ring.
+        n_final_obs: rows of the table; by default one for each 16 steps of the ring, for each 64
+            where observations have more than 1 KiB.
     """
 
     def __init__(self, samples: ArrayDict, *, n_steps: int, n_final_obs: int | None) -> None:
@@ -67,7 +68,10 @@ class RecordedRing:
 
     @staticmethod
     def make_specs(samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
-        """Return the specs of all that a buffer allocates beside a tree, of Arrays or specs."""
+        """Return the specs of what a buffer allocates beside a tree, of Arrays or specs.
+
+        In memory of the same kind; 8 bytes of the host for each final observation come on top.
+        """
         leaves = ArrayDict({"": samples["observation"]}).apply(spec_of).walk()
         specs = [spec for _, spec in leaves]
         n_columns = specs[0].batch_shape[1]
@@ -108,8 +112,23 @@ class RecordedRing:
         Args:
             t: step of the batch.
             final_obs: by the column of the environment, as `Cage.final_obs`.
+
+        Raises:
+            IndexError: there is no such step or column.
+            RuntimeError: no batch was begun.
         """
         self._settle()
+        if not self._is_writing:
+            raise RuntimeError("replay: no batch is being written; call begin_batch before")
+        is_inside = all(0 <= column < self.batch_B for column in final_obs)
+        if t not in range(self.batch_T) or not is_inside:
+            raise IndexError(
+                f"final_obs: got step {t} and columns {sorted(final_obs)}, expected a step below"
+                f" {self.batch_T} of the batch, and columns below {self.batch_B}"
+            )
+        self._add_final_obs(t, final_obs)
+
+    def _add_final_obs(self, t: int, final_obs: Mapping[int, Any]) -> None:
         oldest = self.final_obs.add(t, final_obs)
         if oldest > self._first:
             self.final_obs.warn_once(oldest - self._first)
@@ -182,5 +201,5 @@ class RecordedRing:
         if columns.size:
             after = ArrayDict({"observation": self.samples["observation"]})
             after = after.apply(lambda leaf: leaf.full[row + 1]).to_ndarray()
-            self.add_final_obs(0, {int(each): after[each]["observation"] for each in columns})
+            self._add_final_obs(0, {int(each): after[each]["observation"] for each in columns})
             self.samples["truncated"].full[row, columns] = True

@@ -112,7 +112,10 @@ class ReplayBuffer(RecordedRing):
         return as_table(leaves, on_gpu=self._is_on_gpu)
 
     def describe(self) -> TreeDescription:
-        """Return what the sample tree and the buffer take; minibatches come on top."""
+        """Return what the sample tree and the buffer take, as `make_specs` promises it.
+
+        Minibatches come on top.
+        """
         return ArrayDict({"samples": self.samples, "replay": self.final_obs.tree}).describe()
 
     # Read by an algorithm
