@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import multiprocessing as mp
 import threading
 import weakref
 from collections.abc import Callable
@@ -245,6 +246,32 @@ def test_a_thread_that_hangs_is_an_error_in_bounded_time() -> None:
     prefetcher._thread.join(10)
     assert not prefetcher._thread.is_alive()
     prefetcher.close()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* multi-threaded:DeprecationWarning")
+def test_a_forked_process_is_told_that_the_thread_did_not_come_along() -> None:
+    def use(results: Any) -> None:
+        try:
+            prefetcher.next()
+        except RuntimeError as error:
+            results.send(str(error))
+        model.replay.begin_batch()  # waits for nothing
+        prefetcher.close()
+        results.send("closed")
+
+    model = make_model()
+    context = mp.get_context("fork")
+    with Prefetcher(model.replay, SIZE) as prefetcher:
+        prefetcher.next()
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=use, args=(sender,))
+        process.start()
+        assert receiver.poll(30)
+        assert "its thread does not run, as in a process that was forked" in receiver.recv()
+        assert receiver.poll(30)
+        assert receiver.recv() == "closed"
+        process.join(30)
+        prefetcher.next()
 
 
 def test_closing_ends_the_thread() -> None:

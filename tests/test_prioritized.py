@@ -285,6 +285,21 @@ def test_beta_can_be_changed_in_training() -> None:
     assert model.replay.sample(9)["weight"].tolist() == [1.0] * 9
 
 
+def test_beta_waits_for_minibatches_that_are_being_drawn() -> None:
+    model = filled_model(8, beta=1.0)
+    found = []
+
+    class Drawing:
+        def settle(self) -> None:
+            found.append(model.replay.beta)
+
+    watcher = Drawing()
+    model.replay.watchers.add(watcher)
+    model.replay.beta = np.float32(0.5)
+    assert found == [1.0]
+    assert model.replay.beta == 0.5
+
+
 def test_without_alpha_all_come_equally_often() -> None:
     model = filled_model(9, alpha=0.0)
     assert len({*leaves_of(model.replay)} - {0}) == 1
@@ -316,6 +331,8 @@ def test_numbers_out_of_range_are_refused(name: str) -> None:
     for number in (-0.1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"{name}: got {number}, expected a number of 0"):
             make_model(Shape(), seed=0, **{name: number})
+    with pytest.raises(ValueError, match="beta: got -1, expected a number of 0"):
+        make_model(Shape(), seed=0).replay.beta = -1
 
 
 @pytest.mark.parametrize(

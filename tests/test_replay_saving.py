@@ -119,6 +119,57 @@ def test_a_prefetcher_is_waited_for(tmp_path: Path) -> None:
     assert opened.sample(9)["index"].tolist() == model.replay.sample(9)["index"].tolist()
 
 
+def learn(prefetcher: Prefetcher, replay: PrioritizedReplayBuffer) -> list[dict[str, list[Any]]]:
+    drawn = []
+    for _ in range(5):
+        minibatch = prefetcher.next()
+        drawn.append({path: leaf.tolist() for path, leaf in minibatch.walk()})
+        index = minibatch["index"]
+        replay.update_priorities(index, (index % 7).float())
+    return drawn
+
+
+@pytest.mark.parametrize("n_slots", [2, 3])
+def test_what_is_drawn_ahead_is_drawn_again_after_a_save(tmp_path: Path, n_slots: int) -> None:
+    """So that a resumed run, whose prefetcher is a new one, equals one that went on."""
+    model = make_model(PrioritizedReplayBuffer)
+    train(model, 3)
+    replay = model.replay
+    with Prefetcher(replay, 9, n_slots=n_slots) as prefetcher:
+        learn(prefetcher, replay)
+        replay.save(tmp_path)
+        expected = learn(prefetcher, replay)
+    replay = make_model(PrioritizedReplayBuffer).replay
+    replay.load(tmp_path)
+    with Prefetcher(replay, 9, n_slots=n_slots) as prefetcher:
+        assert learn(prefetcher, replay) == expected
+        replay.load(tmp_path)
+        assert learn(prefetcher, replay) == expected
+
+
+def test_numbers_of_other_libraries_are_saved(tmp_path: Path) -> None:
+    model = make_model(ReplayBuffer)
+    rng = np.random.default_rng(0)
+    numbers: Any = {"n_steps": np.int64(2), "discount": torch.tensor(0.5), "beta": np.float32(0.5)}
+    replay = PrioritizedReplayBuffer(model.tree, rng=rng, n_final_obs=7, **numbers)
+    replay.beta = np.float32(0.25)
+    replay.save(tmp_path)
+    opened = PrioritizedReplayBuffer.open(tmp_path)
+    assert (opened.n_steps, opened.discount, opened.beta) == (2, 0.5, 0.25)
+
+
+def test_only_what_was_saved_is_opened(tmp_path: Path) -> None:
+    model = make_model(PrioritizedReplayBuffer)
+    model.replay.save(tmp_path / "buffer")
+    with pytest.raises(ValueError, match=r"settings \['alpha', .*'n_steps'\] of a ReplayBuffer"):
+        ReplayBuffer.open(tmp_path / "buffer")
+    save_tree(model.tree, tmp_path / "tree", {})
+    with pytest.raises(
+        ValueError, match=r"saved with settings \[\], expected .* of a ReplayBuffer"
+    ):
+        ReplayBuffer.open(tmp_path / "tree")
+
+
 def test_half_a_batch_is_not_saved(tmp_path: Path) -> None:
     model = make_model(ReplayBuffer)
     model.replay.begin_batch()

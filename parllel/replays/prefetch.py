@@ -25,7 +25,8 @@ class Prefetcher:
     Minibatches are those that `ReplayBuffer.sample` would draw, in the same order, but earlier:
     when `next` returns one, `n_slots - 1` more are already asked for. What changes the buffer (a
     sampler's batch, new priorities, saving) waits until these are drawn, so the same program
-    draws the same minibatches each time.
+    draws the same minibatches each time. What is drawn ahead when the buffer is saved or loaded is
+    drawn anew.
 
     For the device, minibatches are gathered into pinned memory, and one copy each, in a stream of
     its own, brings them there: a buffer may be larger than the GPU's memory. `next` makes the
@@ -82,21 +83,24 @@ class Prefetcher:
         """Return the next minibatch: a tree as of `ReplayBuffer.sample`, until the next call.
 
         Raises:
-            RuntimeError: the prefetcher is closed, or no minibatch came in time.
+            RuntimeError: the prefetcher is closed, its thread was left behind by a fork, or no
+                minibatch came in time.
             Exception: what drawing it raised; the next call begins anew.
         """
         if self._is_closed:
             raise RuntimeError("the prefetcher is closed; make a new one")
-        if self._in_use is not None:
-            self._slots[self._in_use].release()
-            self._ask(self._in_use)
-            self._in_use = None
-        elif not self._n_waiting:
+        self._check_thread()
+        used, self._in_use = self._in_use, None
+        if used is not None:
+            self._slots[used].release()
+        if not self._n_waiting:
             for number in range(len(self._slots)):
                 self._ask(number)
+        elif used is not None:
+            self._ask(used)
         result = self._await_result()
         if isinstance(result, Exception):
-            self._drop_results()
+            self.discard()
             raise result
         self._in_use = result
         self._slots[result].take()
@@ -112,12 +116,24 @@ class Prefetcher:
         Raises:
             RuntimeError: they were not drawn in time.
         """
-        if self._is_closed:
+        if self._is_closed or not self._thread.is_alive():
             return
         is_settled = threading.Event()
         self._requests.put(is_settled)
         if not is_settled.wait(self._timeout_s):
             raise self._too_late()
+
+    def discard(self) -> None:
+        """Forget what was drawn ahead. The minibatch that `next` returned stays what it is.
+
+        Raises:
+            RuntimeError: what was asked for was not drawn in time.
+        """
+        if self._is_closed or not self._thread.is_alive():
+            return
+        self.settle()
+        while self._n_waiting:
+            self._await_result()
 
     def close(self) -> None:
         """End the thread and free the slots. Called again, it does nothing.
@@ -156,11 +172,12 @@ class Prefetcher:
         self._n_waiting -= 1
         return result
 
-    def _drop_results(self) -> None:
-        """Forget what else was drawn ahead, after an error."""
-        self.settle()
-        while self._n_waiting:
-            self._await_result()
+    def _check_thread(self) -> None:
+        if not self._thread.is_alive():
+            raise RuntimeError(
+                "prefetcher: its thread does not run, as in a process that was forked from its own"
+                " one; make a new prefetcher here"
+            )
 
     def _too_late(self) -> RuntimeError:
         return RuntimeError(f"prefetcher: no minibatch came within {self._timeout_s} s = timeout_s")

@@ -67,12 +67,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         epsilon: float = 1e-6,
     ) -> None:
         for name, number in (("alpha", alpha), ("beta", beta), ("epsilon", epsilon)):
-            if not 0 <= number < np.inf:
-                raise ValueError(f"{name}: got {number}, expected a number of 0 or more")
+            _check_number(name, number)
         super().__init__(
             samples, rng=rng, n_steps=n_steps, discount=discount, n_final_obs=n_final_obs
         )
-        self.beta = beta
+        self._beta = float(beta)
         self._alpha = np.float32(alpha)
         self._epsilon = np.float32(epsilon)
         n_places = self.full_size * self.batch_B
@@ -103,6 +102,17 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         sums, largest = (self._read(self.priorities[name]) for name in ("sums", "largest"))
         addresses = address_of(sums), address_of(self._offsets), n_levels, address_of(largest)
         return as_table(SumTree(*addresses), on_gpu=self._is_on_gpu)
+
+    @property
+    def beta(self) -> float:
+        """How far weights undo priorities, in the minibatches that are drawn from now on."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, beta: float) -> None:
+        _check_number("beta", beta)
+        self._settle()
+        self._beta = float(beta)  # what JSON can hold
 
     def update_priorities(self, index: Any, error: Any) -> None:
         """Give transitions the priorities of new errors. On a device it is one launch.
@@ -155,11 +165,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         return {**super()._settings(), **{name: float(value) for name, value in formula.items()}}
 
     def _state(self) -> dict[str, Any]:
-        return {**super()._state(), "beta": self.beta}
+        return {**super()._state(), "beta": self._beta}
 
     def _set_state(self, state: Mapping[str, Any]) -> None:
         super()._set_state(state)
-        self.beta = state["beta"]
+        self._beta = state["beta"]
 
     def _change_steps(self, begin: int, stop: int) -> None:
         # A step before the oldest one may share its place with one that is being written.
@@ -175,7 +185,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self._run("draw_by_priority", n_items, arguments, out["transitions"], priorities)
         if not self._is_on_gpu and not outputs.scratch[0]:
             refuse_to_sample()
-        self._run("weigh_priorities", n_items, (priorities,), np.float32(self.beta), out["weight"])
+        self._run("weigh_priorities", n_items, (priorities,), np.float32(self._beta), out["weight"])
 
     def _sums(self) -> tuple[Any, ...]:
         """Return a kernel's arguments for the ring and its priorities."""
@@ -191,3 +201,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     def _read(self, array: Array) -> AnyArray:
         return array.to_cupy() if self._is_on_gpu else array.to_ndarray()
+
+
+def _check_number(name: str, number: float) -> None:
+    if not 0 <= number < np.inf:
+        raise ValueError(f"{name}: got {number}, expected a number of 0 or more")

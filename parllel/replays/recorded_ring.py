@@ -28,6 +28,9 @@ class Watcher(Protocol):
     def settle(self) -> None:
         """Wait until no minibatch is being drawn: the buffer is about to change."""
 
+    def discard(self) -> None:
+        """Forget what was drawn ahead: the buffer was saved, or is another one now."""
+
     def close(self) -> None:
         """Draw no more."""
 

@@ -194,6 +194,9 @@ class ReplayBuffer(RecordedRing):
     def save(self, folder: str | Path) -> None:
         """Save the ring, and all that the next minibatches depend on, as `tree.save_tree` does.
 
+        What a `Prefetcher` has drawn ahead is drawn again afterwards, here as in a run that goes
+        on from the save: both have the same minibatches.
+
         Raises:
             OSError: the disk is full, or the like; the last save is what it was.
             RuntimeError: a batch is being written.
@@ -203,9 +206,12 @@ class ReplayBuffer(RecordedRing):
             raise RuntimeError("replay: a batch is being written; save after end_batch")
         tree = ArrayDict({"samples": self.samples, "replay": self._own_tree()})
         save_tree(tree, folder, {"settings": self._settings(), "state": self._state()})
+        self._discard_drawn()
 
     def load(self, folder: str | Path) -> None:
         """Go on where a buffer was saved: the ring of the tree is overwritten, too.
+
+        What a `Prefetcher` has drawn ahead is forgotten.
 
         Raises:
             FileNotFoundError: nothing was saved there.
@@ -217,6 +223,7 @@ class ReplayBuffer(RecordedRing):
         self._check_settings(saved)
         saved.load_into(ArrayDict({"samples": self.samples, "replay": self._own_tree()}))
         self._set_state(saved.numbers["state"])
+        self._discard_drawn()
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
