@@ -74,13 +74,19 @@ class Bound(NamedTuple):
     blocks: list[Memory]
 
 
+class _StandIn(NamedTuple):
+    """What the worker uses in place of a leaf that it can't reach."""
+
+    memory: Shared
+    offset: int
+    rows: NDArray[Any]
+
+
 class _Entry(NamedTuple):
-    """A form, and what stands in for the leaves that the worker can't reach."""
+    """A form, and what stands in for its leaves; None for those that the worker can reach."""
 
     number: int
-    form: Form
-    stand_ins: list[NDArray[Any] | None]
-    offsets: list[int]  # of the stand-ins; 0 for the others
+    stand_ins: list[_StandIn | None]
 
 
 class _Part(NamedTuple):
@@ -109,7 +115,7 @@ class Places:
         self._inherited = inherited
         self._blocks: list[weakref.ref[Memory]] = []
         self._block_numbers: weakref.WeakKeyDictionary[Memory, int] = weakref.WeakKeyDictionary()
-        self._stand_ins: list[Shared] = []
+        self._stand_ins: dict[Any, list[_StandIn]] = {}  # used by all commands with such leaves
         self._entries: dict[Any, _Entry] = {}
         self._forms: list[Form] = []
         self.add_block(mailbox)
@@ -158,31 +164,28 @@ class Places:
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = self._add_form(command, parts)
-        offsets = [
-            part.offset if part.memory is not None else offset
-            for part, offset in zip(parts, entry.offsets, strict=True)
-        ]
+        offsets: list[int] = []
         copies: tuple[list[Any], list[Any]] = ([], [])
         for part, stand_in in zip(parts, entry.stand_ins, strict=True):
+            offsets.append(part.offset if stand_in is None else stand_in.offset)
             if stand_in is not None:
-                pair = (stand_in, part.rows) if part.is_read else (part.rows, stand_in)
+                pair = (stand_in.rows, part.rows) if part.is_read else (part.rows, stand_in.rows)
                 copies[0 if part.is_read else 1].append(pair)
         packed = struct.pack(f"<{len(offsets)}q", *offsets)
         blocks = [part.memory for part in parts if part.memory is not None]
         return Bound(entry.number, packed, *copies, blocks)
 
     def _add_form(self, command: Command, parts: list[_Part]) -> _Entry:
-        memory = self._allocate([part for part in parts if part.memory is None])
-        leaves, stand_ins, offsets = [], [], []
+        unreached = iter(self._stand_ins_of([part for part in parts if part.memory is None]))
+        leaves: list[Leaf] = []
+        stand_ins: list[_StandIn | None] = []
         for part in parts:
-            rows, block, offset, stand_in = part.rows, part.memory, 0, None
+            rows, block, stand_in = part.rows, part.memory, None
             if block is None:
-                assert memory is not None
-                block, offset = memory, memory.take(rows.nbytes)
-                rows = stand_in = memory.array(offset, rows.shape, rows.dtype)
+                stand_in = next(unreached)
+                rows, block = stand_in.rows, stand_in.memory
             leaves.append(Leaf(self.add_block(block), rows.shape, rows.strides, rows.dtype))
             stand_ins.append(stand_in)
-            offsets.append(offset)
         numbers = iter(range(len(parts)))
         form = Form(
             command.kind,
@@ -191,7 +194,7 @@ class Places:
             Outputs(*(_number(rows, numbers) for rows in command.rows)),
         )
         self._forms.append(form)
-        return _Entry(len(self._forms) - 1, form, stand_ins, offsets)
+        return _Entry(len(self._forms) - 1, stand_ins)
 
     def _parts_of(self, command: Command, action: Any) -> Iterator[_Part]:
         """Yield all leaves: of the action, and then of the outputs in their order."""
@@ -218,25 +221,35 @@ class Places:
             return part.path, rows.shape, rows.dtype
         return part.path, rows.shape, rows.dtype, rows.strides, self.add_block(part.memory)
 
-    def _allocate(self, parts: list[_Part]) -> Shared | None:
+    def _stand_ins_of(self, parts: list[_Part]) -> list[_StandIn]:
+        """Return what stands in for leaves, in one block; a new one if there are no such yet."""
+        key = tuple(self._key_of(part) for part in parts)
+        if parts and key not in self._stand_ins:
+            self._stand_ins[key] = self._allocate(parts)
+        return self._stand_ins[key] if parts else []
+
+    def _allocate(self, parts: list[_Part]) -> list[_StandIn]:
         for part in parts:
             if part.rows.dtype.hasobject:
                 raise TypeError(
                     f"{part.path}: got Python objects, expected numbers: the worker of a"
                     " ProcessCage gets no others; a SerialCage takes them"
                 )
-        if not parts:
-            return None
         memory = Shared(sum(aligned(part.rows.nbytes) for part in parts))
         memory.acquire()
-        self._stand_ins.append(memory)
-        return memory
+        stand_ins = []
+        for part in parts:
+            offset = memory.take(part.rows.nbytes)
+            rows = memory.array(offset, part.rows.shape, part.rows.dtype)
+            stand_ins.append(_StandIn(memory, offset, rows))
+        return stand_ins
 
     def close(self) -> None:
         """Give the stand-ins back."""
         self._entries.clear()
         while self._stand_ins:
-            self._stand_ins.pop().release()
+            _, (stand_in, *_) = self._stand_ins.popitem()
+            stand_in.memory.release()
 
 
 def find_command(form: Form, offsets: bytes, blocks: Mapping[int, NDArray[np.uint8]]) -> Command:
