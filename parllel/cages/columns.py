@@ -25,6 +25,9 @@ def write_column(out: Any, values: Sequence[Any]) -> None:
         out: NumPy array [n, ...] or ArrayDict of such; a branch is filled from the same key of a
             mapping, or the same place of a tuple; places of frames are filled from stacks.
         values: n values.
+
+    Raises:
+        TypeError, ValueError: a value does not fit, with the environment's number in a note.
     """
     if isinstance(out, ArrayDict):
         if is_of_frames(out):
@@ -35,8 +38,16 @@ def write_column(out: Any, values: Sequence[Any]) -> None:
     elif out.ndim == 1:
         out[:] = values
     else:
-        for row, value in enumerate(values):
-            out[row] = value
+        row, value = 0, None
+        try:
+            for row, value in enumerate(values):
+                out[row] = value
+        except (TypeError, ValueError) as error:
+            error.add_note(
+                f"environment {row} of this cage gave {_describe(value)}, expected"
+                f" {out.shape[1:]}, {out.dtype}, as its place"
+            )
+            raise
 
 
 def write_infos(out: Any, infos: Sequence[Mapping[str, Any]]) -> None:
@@ -133,6 +144,11 @@ def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
 def _is_shared(tensor: Any) -> bool:
     values = as_ndarray(tensor)
     return bool(values.ctypes.data == tensor.data_ptr())
+
+
+def _describe(value: Any) -> str:
+    dtype = getattr(value, "dtype", type(value).__name__)
+    return f"{getattr(value, 'shape', 'no shape')}, {dtype}"
 
 
 def _copy(value: Any) -> Any:
