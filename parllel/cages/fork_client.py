@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
@@ -60,13 +60,17 @@ class ForkClient:
     """
 
     def __init__(self, *, inherits: bool = False) -> None:
-        self._lock = threading.Lock()
-        self.owner = os.getpid()
+        self._lock = threading.Lock()  # of requests that are replied to
+        self._n_requests = 0
         self.is_shared = not inherits
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.inherited: Collection[Memory] = inherited_blocks() if inherits else ()
-        with theirs:
-            server = _fork_server(ours, theirs) if inherits else _start_server(theirs)
+        try:
+            with theirs:
+                server = _fork_server(ours, theirs) if inherits else _start_server(theirs)
+        except BaseException:
+            ours.close()
+            raise
         ours.settimeout(START_S)
         self._end = ours
         self.close = weakref.finalize(self, _close, ours, server, os.getpid())
@@ -85,12 +89,7 @@ class ForkClient:
         outputs = [1, 2] if _is_open(1) and _is_open(2) else []
         try:
             with self._lock:
-                request = [REQUEST.pack(FORK, 0, 0)]
-                socket.send_fds(self._end, request, [end.fileno(), status_end, board, *outputs])
-                packet = self._end.recv(REPLY.size)
-            if not packet:
-                raise ConnectionResetError("the process that forks workers is gone")
-            (process,) = REPLY.unpack(packet)
+                process = self._request([end.fileno(), status_end, board, *outputs])
             if process < 0:
                 raise OSError(-process, f"no worker process: {os.strerror(-process)}")
         except BaseException:
@@ -100,13 +99,21 @@ class ForkClient:
             os.close(status_end)
         return Forked(process, status, self)
 
+    def _request(self, descriptors: Sequence[int]) -> int:
+        """Return the number of a worker with these descriptors, or minus that of an error."""
+        self._n_requests += 1
+        packed = REQUEST.pack(FORK, self._n_requests, len(descriptors))
+        socket.send_fds(self._end, [packed], descriptors)
+        while packet := self._end.recv(REPLY.size):
+            request, process = REPLY.unpack(packet)
+            if request == self._n_requests:  # not an earlier one, whose wait was cut short
+                return int(process)
+        raise ConnectionResetError("the process that forks workers is gone")
+
     def send_signal(self, process: int, number: signal.Signals) -> None:
         """Signal a worker; nothing happens if it has ended."""
-        try:
-            with self._lock:
-                self._end.send(REQUEST.pack(SIGNAL, process, number))
-        except OSError:  # the server is gone, and its workers with it
-            pass
+        with suppress(OSError):  # the server is gone, and its workers with it
+            self._end.send(REQUEST.pack(SIGNAL, process, number))
 
 
 # Of this process, and kept when cages are closed: a start takes a third of a second.
@@ -120,27 +127,30 @@ def fork_worker(end: socket.socket, board: int) -> Forked:
     Raises:
         OSError: as for `fork`, but a server that is gone is replaced.
     """
+    client = _client_but()
     try:
-        return _own_client().fork(end, board)
+        return client.fork(end, board)
     except (ConnectionError, TimeoutError):  # somebody killed it: once more, with a new one
-        _forget_client()
-        return _own_client().fork(end, board)
+        return _client_but(client).fork(end, board)
 
 
-def _own_client() -> ForkClient:
+def _client_but(lost: ForkClient | None = None) -> ForkClient:
+    """Return the client of this process; a new one if there is none, or it is the lost one."""
     global _client
     with _client_lock:
-        if _client is None or _client.owner != os.getpid():  # a fork inherits its parent's
+        if _client is lost:  # otherwise another thread has replaced it before
             _client = ForkClient()
+        assert _client is not None
         return _client
 
 
-def _forget_client() -> None:
-    global _client
-    with _client_lock:
-        if _client is not None:
-            _client.close()
-        _client = None
+def _forget_parents_client() -> None:
+    """In a forked child: the client is the parent's, and a thread of its may hold the lock."""
+    global _client, _client_lock
+    _client, _client_lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_parents_client)
 
 
 def _start_server(end: socket.socket) -> subprocess.Popen[bytes]:

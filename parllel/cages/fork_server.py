@@ -21,8 +21,8 @@ from contextlib import suppress
 
 from parllel.cages.channel import receive_descriptors
 
-REQUEST = struct.Struct("<iii")  # FORK, 0, 0; or SIGNAL, process, signal
-REPLY = struct.Struct("<i")  # the new process, or minus the error's number
+REQUEST = struct.Struct("<iii")  # FORK, request, descriptors; or SIGNAL, process, signal
+REPLY = struct.Struct("<ii")  # the request; the new process, or minus the error's number
 STATUS = struct.Struct("<i")  # of a worker that has ended, as `os.waitstatus_to_exitcode` has it
 FORK, SIGNAL = range(2)
 
@@ -42,7 +42,8 @@ def serve(descriptor: int, program: int) -> None:
 
     gc.collect()
     gc.freeze()  # a child's garbage collection would copy all pages otherwise
-    ForkServer(socket.socket(fileno=descriptor), program, run_worker).run()
+    with socket.socket(fileno=descriptor) as end:
+        ForkServer(end, program, run_worker).run()
 
 
 class ForkServer:
@@ -68,6 +69,7 @@ class ForkServer:
         self._woken = woken
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _do_nothing)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the program may hold some back
         self._poll = select.poll()
         self._poll.register(end, select.POLLIN)
         self._poll.register(woken, select.POLLIN)
@@ -98,13 +100,18 @@ class ForkServer:
             return False
         what, process, number = REQUEST.unpack(packet)
         if what == FORK:
-            self._end.send(REPLY.pack(self._fork(descriptors)))
+            with suppress(BrokenPipeError):  # the program has ended; noticed next
+                self._end.send(REPLY.pack(process, self._fork(descriptors, number)))
         elif process in self._workers:  # nobody else can have this number: it is not reaped yet
             os.kill(process, number)
         return True
 
-    def _fork(self, descriptors: list[int]) -> int:
+    def _fork(self, descriptors: list[int], n_sent: int) -> int:
         """Start a worker with these descriptors: socket, status, board, and its output."""
+        if len(descriptors) < n_sent:  # this process may have no more of them
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return -errno.EMFILE
         end, status, board, *outputs = descriptors
         server = os.getpid()
         try:
@@ -136,7 +143,8 @@ class ForkServer:
             for number, descriptor in enumerate(outputs, start=1):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
-            self._run_worker(socket.socket(fileno=end), board)
+            with socket.socket(fileno=end) as channel_end:
+                self._run_worker(channel_end, board)
             exit_code = 0
         except BaseException:
             traceback.print_exc()
