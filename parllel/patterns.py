@@ -67,19 +67,20 @@ def build_cages(
     if n_workers == 0:
         return [SerialCage(make_env, env_kwargs, make_traj_info, n_envs=n_envs, seed=seeds)]
 
-    def make_cage(own: Sequence[np.random.SeedSequence]) -> ProcessCage:
+    def make_cage(begin: int, end: int) -> ProcessCage:
         return ProcessCage(
             make_env,
             env_kwargs,
             make_traj_info,
-            n_envs=len(own),
-            seed=own,
+            n_envs=end - begin,
+            seed=seeds[begin:end],
             timeout_s=timeout_s,
             on_worker_error=on_worker_error,
+            first_env=begin,
         )
 
     ends = [n_envs * number // n_workers for number in range(n_workers + 1)]
-    return _make_together([partial(make_cage, seeds[a:b]) for a, b in pairwise(ends)])
+    return _make_together([partial(make_cage, *span) for span in pairwise(ends)])
 
 
 def _number_of_workers(n_workers: int | Literal["serial"] | None, n_envs: int) -> int:

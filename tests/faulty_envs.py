@@ -74,6 +74,8 @@ def commit(fault: str) -> None:
         raise LookupError("lost the ball")
     if fault == "raise what can't be pickled":
         raise UnpicklableError(1, 2)
+    if fault == "raise in two lines":
+        raise LookupError("lost the ball\nand the field")
     if fault == "sys.exit":
         sys.exit(7)
     if fault == "exit":
@@ -96,6 +98,17 @@ class UnpicklableError(Exception):
 
     def __init__(self, first: int, second: int) -> None:
         super().__init__(f"{first} and {second}")
+
+
+class Talkative(Faulty):
+    """Its infos are larger than what waits to be read; `closed` in the folder tells of its end."""
+
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:4], {"said": [str(number) for number in range(200_000)]}
+
+    def close(self) -> None:
+        assert self._folder is not None
+        (self._folder / "closed").touch()
 
 
 class Unclosable(Faulty):

@@ -2,9 +2,11 @@
 
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 from gymnasium import spaces
 
 from parllel import Array, ArrayDict, dict_map
-from parllel.cages import Cage, ProcessCage, SerialCage, TrajInfo
+from parllel.cages import Cage, ProcessCage, SerialCage, TrajInfo, WorkerError
 from parllel.cages.stepper import Seed
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler
@@ -322,6 +324,23 @@ def test_memory_of_a_closed_tree_is_given_back_by_the_worker() -> None:
         assert max(counts) <= counts[0] + 1
 
 
+def test_descriptors_do_not_add_up_with_trees() -> None:
+    def n_descriptors() -> list[int]:
+        gc.collect()
+        processes = os.getpid(), cage._worker.process
+        return [sum(1 for _ in Path(f"/proc/{number}/fd").iterdir()) for number in processes]
+
+    with ProcessCage(Clock) as cage:
+        counts = []
+        reset(cage)
+        for _ in range(4):
+            place = Array((4,), np.float32, feature_shape=(2,), storage="shared")
+            step(cage, np.int64(0), out_obs=place[0])  # the action is in local memory
+            counts.append(n_descriptors())
+            place.close()
+        assert counts[1:] == counts[:-1]
+
+
 def test_a_bound_step_keeps_its_places_alive() -> None:
     with ProcessCage(Walk, n_envs=2, seed=0) as cage:
         reset(cage)
@@ -387,6 +406,67 @@ class Empty(Clock):
 
     def _observe(self) -> Any:
         return np.zeros(0, np.float32)
+
+
+def no_reward(number: int) -> Any:
+    return None if number > 1 else 1.0
+
+
+class Wide(Clock):
+    def _observe(self) -> Any:
+        return np.zeros(3, np.float32)
+
+
+@pytest.mark.parametrize("storage", ["local", "shared"])
+def test_nothing_is_pickled_for_a_step_with_places(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {
+        "out_obs": Array((2,), np.float32, feature_shape=(2,), storage=storage),
+        "out_reward": Array((2,), np.float32, storage=storage),
+        "out_terminated": Array((2,), bool, storage=storage),
+        "out_truncated": Array((2,), bool, storage=storage),
+        "out_info": ArrayDict({"step": Array((2,), np.int32, storage=storage)}),
+    }
+    action = Array((2,), np.int64, storage=storage)
+    with ProcessCage(NoLetters, n_envs=2) as cage:
+        reset(cage)
+        command = cage.bind_step(action, **places)
+        cage.start(command)
+        cage.await_step()
+        for module in (pickle, cloudpickle):
+            for name in ("dumps", "loads"):
+                monkeypatch.setattr(module, name, None)
+        cage.start(command)
+        cage.await_step()
+    np.testing.assert_array_equal(places["out_info"]["step"], 2)
+
+
+class NoLetters(Clock):
+    """Have no letter pickled any more."""
+
+    def step(self, action: Any) -> Any:
+        from parllel.cages.letters import Mailbox
+
+        Mailbox.pack = None  # of the worker
+        return super().step(action)
+
+
+@pytest.mark.parametrize("kind", [SerialCage, ProcessCage])
+def test_what_cannot_be_used_is_told_with_its_environment(kind: type[Any]) -> None:
+    def message_of(error: Exception) -> str:
+        return "".join(traceback.format_exception(error))
+
+    with kind(Clock, {"reward_type": no_reward}, n_envs=2) as cage:
+        reset(cage)
+        step(cage, np.zeros(2, int))
+        with pytest.raises((TypeError, WorkerError)) as caught:
+            step(cage, np.zeros(2, int))
+    assert "environment 0 of this cage returned (array([0., 2.]" in message_of(caught.value)
+    with kind(Wide, n_envs=2) as cage, pytest.raises((ValueError, WorkerError)) as caught:
+        reset(cage, out_obs=np.zeros((2, 2), np.float32))
+    expected = "environment 0 of this cage gave (3,), float32, expected (2,), float32"
+    assert expected in message_of(caught.value)
 
 
 # Builders

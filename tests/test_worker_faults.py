@@ -3,27 +3,30 @@
 import gc
 import os
 import pickle
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from faulty_envs import Faulty, Unclosable
+from faulty_envs import Faulty, Talkative, Unclosable
 
 from parllel import Array, ArrayDict
-from parllel.cages import ProcessCage, WorkerError
-from parllel.cages.stepper import seed_words, spawn_seeds
+from parllel.cages import ProcessCage, WorkerError, fork_client
+from parllel.cages.board import BEGIN, END
+from parllel.cages.stepper import restart_seed, seed_words, spawn_seeds
 from parllel.metrics import MetricsSink
-from parllel.patterns import build_example, build_sample_tree
+from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.runners import RLRunner
 from parllel.samplers import BasicSampler, EvalSampler, RecurrentSampler
 from parllel.storages import reserve
@@ -40,6 +43,8 @@ DEATHS = {
     "hang": r"did not answer within 0.5 s \(timeout_s\)",
     "stop": r"did not answer within 0.5 s \(timeout_s\)",
 }
+# Python 3.12 and later warn of every fork beside threads; NumPy's own threads are enough for it.
+with_fork = pytest.mark.filterwarnings("ignore:This process .* multi-threaded:DeprecationWarning")
 any_death = pytest.mark.parametrize("fault", DEATHS)
 ACTIONS = np.array([0, 1, 0])  # it befalls environment 1
 
@@ -119,6 +124,13 @@ def test_an_error_that_cannot_be_pickled_is_told_by_its_traceback() -> None:
     assert caught.value.__cause__ is None
 
 
+def test_all_lines_of_an_exception_are_told() -> None:
+    with faulty_cage("raise in two lines", env_kwargs={"at": 1}) as cage:
+        reset(cage)
+        with pytest.raises(WorkerError, match="error: LookupError: lost the ball\nand the field"):
+            step(cage, ACTIONS)
+
+
 def test_sys_exit_in_an_environment_is_an_error_like_others() -> None:
     with faulty_cage("sys.exit", env_kwargs={"at": 1}) as cage:
         reset(cage)
@@ -173,6 +185,19 @@ def test_the_last_random_action_is_known_where_it_is_stored() -> None:
             with pytest.raises(WorkerError) as caught:
                 random_step(cage, out_action=actions[0])  # with this seed they are 0, 1, 1
         assert (caught.value.environment, caught.value.action) == (1, 1)
+
+
+def test_an_error_counts_environments_of_the_run() -> None:
+    seeds = spawn_seeds(5, 5)
+    cages = build_cages(Faulty, 5, env_kwargs={"fault": "raise", "at": 1}, n_workers=2, seed=5)
+    for cage in cages:
+        reset(cage)
+    with pytest.raises(WorkerError, match="environment: 3") as caught:
+        step(cages[1], ACTIONS)
+    for cage in cages:
+        cage.close()
+    error = caught.value
+    assert (error.environment, error.seed) == (3, seed_words(seeds[3])[0])
 
 
 def test_a_worker_that_is_killed_between_two_steps_is_noticed_at_the_next() -> None:
@@ -364,6 +389,19 @@ def test_an_environment_that_always_fails_is_an_error_after_all() -> None:
         assert cage.n_restarts == 3
 
 
+def test_what_was_made_anew_by_a_step_that_failed_after_all_is_counted() -> None:
+    with faulty_cage("raise", on_worker_error="restart", env_kwargs={"at": 1}) as cage:
+        reset(cage)
+        for _ in range(3):
+            step(cage, ACTIONS)
+        reset(cage)
+        with pytest.raises(WorkerError) as caught:
+            step(cage, np.array([1, 1, 0]))  # the first time for environment 0
+        assert (caught.value.environment, cage.n_restarts) == (1, 4)
+        seed, _ = seed_words(restart_seed(spawn_seeds(5, 3)[0]))
+        assert cage._error("", 0, "", None).seed == seed
+
+
 def test_a_worker_that_can_never_be_replaced_is_an_error_after_all() -> None:
     with (
         faulty_cage("raise in reset", on_worker_error="restart") as cage,
@@ -491,6 +529,127 @@ def test_restarts_are_counted_in_the_metrics() -> None:
     assert [row["train/n_restarts"] for row in metrics.rows] == [1, 2, 3]
 
 
+# Ctrl-C, and going on
+
+
+@contextmanager
+def interrupted() -> Iterator[None]:
+    """Interrupt what is done inside of the context, by a real signal."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_wait_that_is_interrupted_can_be_taken_up_again() -> None:
+    with faulty_cage("stop", env_kwargs={"at": 1}, timeout_s=TIMEOUT_S) as cage:
+        reset(cage)
+        cage.step_async(ACTIONS)
+        with interrupted():
+            cage.await_step()
+        os.kill(cage._worker.process, signal.SIGCONT)
+        observation, *_ = cage.await_step()
+        np.testing.assert_array_equal(observation[:, 1], 1)
+        observation, *_ = step(cage, ACTIONS)
+        np.testing.assert_array_equal(observation[:, 1], 2)
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+@pytest.mark.parametrize("method", ["read", "post"])
+def test_a_step_whose_message_is_interrupted_is_taken_once(
+    method: str, is_done: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with faulty_cage("") as cage:
+        reset(cage)
+        for number in (1, 2, 3):
+            channel = cage._worker._channel
+            call = getattr(channel, method)
+
+            def interrupt(*args: Any, call: Any = call) -> None:
+                if is_done:
+                    call(*args)
+                raise KeyboardInterrupt
+
+            with monkeypatch.context() as patch:
+                patch.setattr(channel, method, interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    step(cage, ACTIONS)
+            observation, *_ = cage.await_step()
+            np.testing.assert_array_equal(observation[:, 1], number)
+        observation, *_ = step(cage, ACTIONS)
+        np.testing.assert_array_equal(observation[:, 1], 4)
+
+
+def test_a_large_message_that_is_interrupted_gives_the_worker_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with ProcessCage(Talkative, {"folder": tmp_path}) as cage:
+        reset(cage)
+        channel, n_calls = cage._worker._channel, 0
+        receive = channel._receive
+
+        def interrupt() -> int:
+            nonlocal n_calls
+            n_calls += 1
+            if n_calls == 3:
+                raise KeyboardInterrupt
+            return receive()
+
+        monkeypatch.setattr(channel, "_receive", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            step(cage, 0)
+        with pytest.raises(WorkerError, match="Ctrl-C, or another exception, cut a message"):
+            cage.await_step()
+
+
+def test_a_cage_whose_restart_was_interrupted_has_no_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with faulty_cage("", on_worker_error="restart") as cage:
+        reset(cage)
+        os.kill(cage._worker.process, signal.SIGKILL)
+        monkeypatch.setattr(cage, "_start_worker", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            step(cage, ACTIONS)
+        with pytest.raises(RuntimeError, match="the cage has lost its worker"):
+            reset(cage)
+
+
+def test_a_worker_that_was_not_waited_for_is_not_taken_for_the_next(tmp_path: Path) -> None:
+    with faulty_cage("") as cage:
+        server = parent_of(cage._worker.process)
+    os.kill(server, signal.SIGSTOP)
+    with interrupted():
+        faulty_cage("")
+    os.kill(server, signal.SIGCONT)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        with faulty_cage("", env_kwargs={"folder": tmp_path / name}) as cage:
+            process = cage._worker.process
+            assert parent_of(process) == server
+        assert {path.name.split("_")[1] for path in (tmp_path / name).iterdir()} == {str(process)}
+
+
+def test_a_cage_is_closed_though_its_worker_has_much_to_tell(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cage = ProcessCage(Talkative, {"folder": tmp_path})
+    reset(cage)
+    cage.step_async(0)
+    words = cage._worker._board.words
+    wait_until(lambda: words[END] > words[BEGIN], "the step is done")
+    cage.close()
+    assert (tmp_path / "closed").exists()
+    assert caplog.text == ""
+
+
 # Nothing is left behind
 
 
@@ -576,6 +735,64 @@ def test_a_new_server_takes_the_place_of_one_that_was_killed() -> None:
     with faulty_cage("") as cage:
         reset(cage)
         assert parent_of(cage._worker.process) != server
+
+
+def test_threads_that_find_the_server_killed_share_a_new_one() -> None:
+    with faulty_cage("") as cage:
+        server = parent_of(cage._worker.process)
+        os.kill(server, signal.SIGKILL)
+        wait_until(lambda: not is_running(server), "the server has ended")
+    cages = build_cages(Faulty, 4, n_workers=4)
+    for cage in cages:
+        reset(cage)
+    servers = {parent_of(cage._worker.process) for cage in cages}
+    for cage in cages:
+        cage.close()
+    assert len(servers) == 1
+    assert servers != {server}
+
+
+def test_a_server_without_descriptors_is_an_error_and_its_workers_go_on() -> None:
+    with faulty_cage("") as cage:
+        reset(cage)
+        server = parent_of(cage._worker.process)
+        limits = resource.prlimit(server, resource.RLIMIT_NOFILE)
+        resource.prlimit(
+            server, resource.RLIMIT_NOFILE, (holdings(server)["descriptors"] + 2, limits[1])
+        )
+        try:
+            with pytest.raises(OSError, match="no worker process: Too many open files"):
+                faulty_cage("")
+        finally:
+            resource.prlimit(server, resource.RLIMIT_NOFILE, limits)
+        step(cage, ACTIONS)
+        with faulty_cage("") as another:
+            assert parent_of(another._worker.process) == server
+
+
+@with_fork
+def test_the_end_of_a_worker_is_told_though_the_program_holds_signals_back() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    try:
+        with faulty_cage("kill", env_kwargs={"at": 1}, start_method="fork") as cage:
+            reset(cage)
+            with pytest.raises(WorkerError, match="killed by signal 9"):
+                step(cage, ACTIONS)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "fork"])
+@with_fork
+def test_a_default_timeout_of_sockets_is_none_of_a_worker(start_method: Any) -> None:
+    socket.setdefaulttimeout(0.01)
+    try:
+        with faulty_cage("", start_method=start_method) as cage:
+            reset(cage)
+            time.sleep(0.1)  # the worker waits for longer than that
+            step(cage, ACTIONS)
+    finally:
+        socket.setdefaulttimeout(None)
 
 
 def test_too_little_memory_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -671,6 +888,7 @@ def test_a_program_leaves_no_process_and_no_file_behind(how: str, tmp_path: Path
     assert set(Path("/dev/shm").iterdir()) <= in_memory
 
 
+@with_fork
 def test_a_forked_child_leaves_its_parents_worker_alone() -> None:
     with faulty_cage("") as cage:
         reset(cage)
@@ -681,3 +899,15 @@ def test_a_forked_child_leaves_its_parents_worker_alone() -> None:
         assert os.waitpid(child, 0)[1] == 0
         observation, *_ = step(cage, ACTIONS)
         np.testing.assert_array_equal(observation[:, 1], 1)
+
+
+@with_fork
+def test_a_forked_child_may_make_cages_whatever_threads_of_its_parent_did() -> None:
+    with fork_client._client_lock:  # as if another thread started the server
+        child = os.fork()
+        if child == 0:
+            signal.alarm(TIMEOUT_S)
+            with faulty_cage("") as cage:
+                reset(cage)
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0

@@ -20,11 +20,13 @@ class Failure(NamedTuple):
 
     Args:
         error: the exception, pickled; None where it can't be.
+        summary: what it says, without its traceback.
         text: its traceback.
         environment: that raised it; None if it was none of them.
     """
 
     error: bytes | None
+    summary: str
     text: str
     environment: int | None
 
@@ -38,7 +40,7 @@ class Letter(NamedTuple):
         completed: summaries of the episodes that ended, in the order of their ends.
         invalid: environments that were made anew: this step of theirs is no transition.
         restarted: tracebacks of the environments that were made anew, by their numbers.
-        failure: the command was not carried out; the rest of the letter is empty.
+        failure: the command was not carried out; only `completed` and `restarted` tell of it.
     """
 
     results: Sequence[Any] = ()
@@ -75,13 +77,14 @@ def describe_failure(error: BaseException, environment: int | None) -> Failure:
         error: with its traceback.
         environment: that raised it; None if it was none of them.
     """
+    summary = "".join(traceback.format_exception_only(error)).rstrip()
     text = "".join(traceback.format_exception(error))
     try:
         packed = dumps(error)
         pickle.loads(packed)  # many exceptions can be pickled, but not made again
     except Exception:
-        return Failure(None, text, environment)
-    return Failure(packed, text, environment)
+        return Failure(None, summary, text, environment)
+    return Failure(packed, summary, text, environment)
 
 
 class Mailbox:

@@ -27,6 +27,7 @@ OnWorkerError = Literal["raise", "restart"]
 
 TIMEOUT_S = 60.0
 _LONGEST_S = 1_000_000.0  # as much as the system calls take
+_SEQUENCES = 2**32
 _MOST_LOSSES = 3  # of workers by one command, before that is an error
 _SPARE_NBYTES = 65_536  # of a mailbox, for arrays that no space tells of: rewards and infos
 
@@ -68,6 +69,8 @@ class ProcessCage(Cage):
         start_method: "forkserver", as described above, or "fork": then the worker comes from this
             process as it is now, with its modules, its threads' locks and its `inherited` memory.
             That is safe only before threads are started and CUDA is used.
+        first_env: number of the first environment in the run, from which errors and warnings
+            count; `build_cages` gives it.
 
     Attributes:
         n_restarts: how many environments were made anew.
@@ -92,6 +95,7 @@ class ProcessCage(Cage):
         timeout_s: float = TIMEOUT_S,
         on_worker_error: OnWorkerError = "raise",
         start_method: StartMethod = "forkserver",
+        first_env: int = 0,
     ) -> None:
         _check(timeout_s, on_worker_error, start_method)
         self.n_envs = n_envs
@@ -99,8 +103,10 @@ class ProcessCage(Cage):
         self._timeout_s = timeout_s
         self._restarts = on_worker_error == "restart"
         self._start_method: StartMethod = start_method
+        self._first_env = first_env
         self._calls = pack_calls(make_env, env_kwargs or {}, make_traj_info)
         self._pending: Command | None = None
+        self._sequence = 0  # of the last command
         self._letter = _EMPTY
         self._completed: list[TrajInfo] = []
         self._is_reset = False
@@ -129,7 +135,7 @@ class ProcessCage(Cage):
         except WorkerLostError as lost:
             raise self._error_of(lost, None) from None
         if failure is not None:
-            what = f"the environments can't be made: {_last_line(failure)}"
+            what = f"the environments can't be made: {failure.summary}"
             error = self._error(what, failure.environment, failure.text, None)
             cause = _unpickled(failure)
             if cause is None:
@@ -159,8 +165,9 @@ class ProcessCage(Cage):
         self._is_reset = True
         for stand_in, rows in command.bound.copies_in:
             stand_in[...] = rows
+        self._sequence = (self._sequence + 1) % _SEQUENCES
         self._pending = command  # before it is sent: Ctrl-C in between must not hide an answer
-        self._worker.start(EXECUTE, command, self._places)
+        self._worker.start(EXECUTE, command, self._places, self._sequence)
 
     def await_step(self) -> Any:  # Any: a tuple whose length the command decides
         """Wait for what was started and return its results; None if nothing was.
@@ -173,7 +180,9 @@ class ProcessCage(Cage):
         if command is None:
             return None
         try:
-            body = self._worker.await_answer()
+            if not self._worker.is_answer_due:  # Ctrl-C cut it short, or the wait for it
+                self._worker.start(EXECUTE, command, self._places, self._sequence)
+            body = self._worker.await_answer(self._sequence)
         except WorkerLostError as lost:
             self._pending = None
             letter = self._recover(command, lost)
@@ -198,15 +207,17 @@ class ProcessCage(Cage):
         for number, text in letter.restarted.items():
             self.n_restarts += 1
             self._seeds[number] = restart_seed(self._seeds[number])
+            number += self._first_env
             _logger.warning("environment %d failed and was made anew:\n%s", number, text)
         if letter.failure is not None:
             failure = Failure(*letter.failure)
-            what = f"the worker raised an error: {_last_line(failure)}"
+            what = f"the worker raised an error: {failure.summary}"
             error = self._error(what, failure.environment, failure.text, command)
             raise error from _unpickled(failure)
 
     def _recover(self, command: Command, lost: WorkerLostError) -> Letter:
         """Put a new worker in the place of a lost one, and return its answer; or raise."""
+        self._end = "the cage has lost its worker"  # if nothing, nor Ctrl-C, comes in between
         for _ in range(_MOST_LOSSES):
             error = self._error_of(lost, command)
             self._worker.close()
@@ -218,16 +229,17 @@ class ProcessCage(Cage):
             self._worker = self._start_worker()
             try:
                 self._await_spaces()
-                self._worker.start(RECOVER, command, self._places)
-                return self._open(self._worker.await_answer())
+                self._worker.start(RECOVER, command, self._places, self._sequence)
+                letter = self._open(self._worker.await_answer(self._sequence))
             except WorkerLostError as another:
                 lost = another
             except BaseException:
-                self._end = "the cage has lost its worker"
                 self._worker.close()
                 raise
+            else:
+                self._end = ""
+                return letter
         self._worker.close()
-        self._end = "the cage has lost its worker"
         raise error
 
     def _error_of(self, lost: WorkerLostError, command: Command | None) -> WorkerError:
@@ -240,6 +252,7 @@ class ProcessCage(Cage):
         if environment is not None:
             seed, _ = seed_words(self._seeds[environment])
             action = None if command is None else _action_of(command, environment)
+            environment += self._first_env
         return WorkerError(
             what, environment=environment, seed=seed, action=action, worker_traceback=text
         )
@@ -307,10 +320,6 @@ def _action_of(command: Command, environment: int) -> Any:
         return stored[environment].copy()
 
     return dict_map(pick, rows)
-
-
-def _last_line(failure: Failure) -> str:
-    return failure.text.rstrip().rpartition("\n")[2]
 
 
 def _unpickled(failure: Failure) -> Exception | None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,6 @@ from parllel.cages.board import BEGIN, END, Board
 from parllel.cages.cage import Command, execute
 from parllel.cages.channel import (
     BLOCK,
-    CLOSE,
     DONE,
     EXECUTE,
     FORGET,
@@ -30,7 +30,6 @@ from parllel.cages.channel import (
     RECOVER,
     Channel,
     Message,
-    pack,
 )
 from parllel.cages.letters import Letter, Mailbox, describe_failure, dumps
 from parllel.cages.places import MAILBOX, Form, find_command, places_of_results
@@ -60,14 +59,15 @@ def run_worker(end: socket.socket, board_descriptor: int) -> None:
     channel = Channel(end)
     watch = Watch(board.words)
     try:
-        worker = _Worker(channel, watch, pickle.loads(channel.read().body))
-    except EOFError:  # the cage is gone
+        task = channel.read().body
+    except (EOFError, ConnectionError):  # the cage is gone
         return
+    try:
+        worker = _Worker(channel, watch, pickle.loads(task))
     except BaseException as error:
-        channel.send(READY, body=dumps((None, describe_failure(error, watch.failed))))
+        with suppress(ConnectionError):
+            channel.send(READY, body=dumps((None, describe_failure(error, watch.failed))))
         return
-    spaces = worker.stepper.observation_space, worker.stepper.action_space
-    channel.send(READY, body=dumps((spaces, None)))
     worker.run()
 
 
@@ -105,7 +105,7 @@ class _Worker:
         self._watch = watch
         self._blocks: dict[int, Memory] = {}
         self._bytes: dict[int, NDArray[np.uint8]] = {}
-        self._forms: list[Form] = []
+        self._forms: dict[int, Form] = {}
         self._commands: dict[tuple[int, bytes], Command] = {}
         self.stepper = _WorkerStepper(
             lambda: WatchedEnv(*next(numbered), partial(make_env, **env_kwargs), watch),
@@ -116,31 +116,31 @@ class _Worker:
         )
 
     def run(self) -> None:
-        """Carry out messages until the end, and close the environments."""
-        channel, words, done = self._channel, self._watch.words, pack(DONE)
+        """Tell the spaces, carry out messages until the end, and close the environments."""
+        with suppress(EOFError, ConnectionError):  # the cage has closed the channel, or is gone
+            self._serve()
+        self.stepper.close()
+
+    def _serve(self) -> None:
+        channel, words = self._channel, self._watch.words
+        body, sequence = None, None
+        spaces = self.stepper.observation_space, self.stepper.action_space
+        channel.send(READY, body=dumps((spaces, None)))
         while True:
-            try:
-                message = channel.read()
-            except (EOFError, ConnectionError):  # the cage is gone
-                break
+            message = channel.read()
             if message.kind in (EXECUTE, RECOVER):
-                words[BEGIN] = time.perf_counter_ns()
-                body = self._answer(message)
-                words[END] = time.perf_counter_ns()
-                if body is None:
-                    channel.post(done)
-                else:
-                    channel.send(DONE, body=body)
-            elif message.kind == CLOSE:
-                break
+                if message.sequence != sequence:  # otherwise it was sent again, after Ctrl-C
+                    words[BEGIN] = time.perf_counter_ns()
+                    body, sequence = self._answer(message), message.sequence
+                    words[END] = time.perf_counter_ns()
+                channel.send(DONE, body=body or b"", sequence=sequence)
             else:
                 self._learn(message)
-        self.stepper.close()
 
     def _learn(self, message: Message) -> None:
         """Take in what commands are about."""
         if message.kind == FORM:
-            self._forms.append(pickle.loads(message.body))
+            self._forms[message.number] = pickle.loads(message.body)
         elif message.kind == BLOCK:
             (descriptor,) = self._channel.read_descriptors(1)
             nbytes = int.from_bytes(message.body, "little")
@@ -149,7 +149,8 @@ class _Worker:
             self._add_block(message.number, pickle.loads(message.body))
         elif message.kind == FORGET:
             self._commands.clear()  # they hold views of all blocks, and are found anew
-            del self._blocks[message.number], self._bytes[message.number]
+            for blocks in (self._blocks, self._bytes):
+                blocks.pop(message.number, None)
 
     def _add_block(self, number: int, block: Memory) -> None:
         self._blocks[number] = block
@@ -165,7 +166,8 @@ class _Worker:
             return None if letter is None else mailbox.pack(letter)
         except BaseException as error:
             failure = describe_failure(error, self._watch.failed)
-            return mailbox.pack(Letter(completed=self.stepper.take_completed(), failure=failure))
+            completed, restarted = self.stepper.take_completed(), self._watch.restarted
+            return mailbox.pack(Letter((), {}, completed, (), restarted, failure))
 
     def _find(self, message: Message) -> Command:
         key = message.number, message.body

@@ -10,7 +10,8 @@ class WorkerError(RuntimeError):
 
     Args:
         what: what happened, in one sentence.
-        environment: number of the environment in its cage that was at work; None if none was.
+        environment: number of the environment that was at work, counted from the cage's
+            `first_env` on; None if none was.
         seed: that its first `reset` got.
         action: its last action, as it is stored; None where there was none, or nobody knows it.
         worker_traceback: of the worker, as text: where it raised, hung or crashed. Empty where
@@ -39,11 +40,11 @@ class WorkerError(RuntimeError):
     def __str__(self) -> str:
         text = self.what
         if self.environment is not None:
-            text += f"\n  environment: {self.environment} of this cage"
+            text += f"\n  environment: {self.environment}"
             text += f"\n  seed of its first reset: {self.seed}"
             text += f"\n  last action: {'unknown' if self.action is None else self.action}"
-            text += "\n  way out: step it in a SerialCage with this seed to see it fail, or go on"
-            text += ' without it by on_worker_error="restart"'
+            text += "\n  way out: make one in this process and reset it with this seed to see it"
+            text += ' fail, or have it made anew by on_worker_error="restart"'
         if self.worker_traceback:
             text += "\nThe worker's traceback:\n" + self.worker_traceback.rstrip()
         return text

@@ -17,14 +17,12 @@ from parllel.cages.board import Board
 from parllel.cages.cage import Command
 from parllel.cages.channel import (
     BLOCK,
-    CLOSE,
-    DONE,
     FORGET,
     FORM,
     INHERITED,
-    READY,
     SET_UP,
     Channel,
+    Message,
     pack,
 )
 from parllel.cages.fork_client import ForkClient, Forked, fork_worker
@@ -70,6 +68,8 @@ class WorkerProcess:
 
     Attributes:
         inherited: blocks of memory that the worker has from its start.
+        is_answer_due: whether what was started last is sent for sure and not answered yet. Where
+            it should be and is not, Ctrl-C came in between.
 
     Raises:
         OSError: the system gives no more processes or descriptors.
@@ -81,6 +81,7 @@ class WorkerProcess:
         self._owner = os.getpid()
         self._n_blocks = self._n_forms = 0
         self._open_blocks: set[int] = set()
+        self.is_answer_due = False
         board = Board()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -100,7 +101,8 @@ class WorkerProcess:
         self.close = weakref.finalize(
             self, _close, self._channel, self._forked, board, self._owner, min(timeout_s, _CLOSE_S)
         )
-        self._send(SET_UP, body=dumps(task))
+        with suppress(OSError):  # the worker has ended: noticed when its answer is awaited
+            self._channel.send(SET_UP, body=dumps(task))
 
     @property
     def process(self) -> int:
@@ -113,29 +115,37 @@ class WorkerProcess:
         Raises:
             WorkerLostError: the worker ended, or took longer than `timeout_s`.
         """
-        body = self._await(READY)
-        spaces, failure = pickle.loads(body)
+        spaces, failure = pickle.loads(self._await().body)
         return spaces, None if failure is None else Failure(*failure)
 
-    def start(self, kind: int, command: Command, places: Places) -> None:
+    def start(self, kind: int, command: Command, places: Places, sequence: int) -> None:
         """Send a command, and before it what the worker does not know of its places yet.
 
         A worker that is lost is noticed when its answer is awaited.
+
+        Args:
+            kind: EXECUTE or RECOVER.
+            command, places: bound there.
+            sequence: of the command. Sent again with the same one, it is not carried out again.
         """
         with suppress(OSError):
             if self._n_forms < places.n_forms:
                 self._introduce(places)
             bound: Bound = command.bound
             argument = command.max_random_steps
-            self._channel.post(pack(kind, bound.form, bound.offsets, argument))
+            self._channel.post(pack(kind, bound.form, bound.offsets, argument, sequence))
+        self.is_answer_due = True
 
-    def await_answer(self) -> bytes:
+    def await_answer(self, sequence: int) -> bytes:
         """Wait for the answer to a command; return its letter, packed, or nothing.
 
         Raises:
             WorkerLostError: the worker ended, or took longer than `timeout_s`.
         """
-        return self._await(DONE)
+        while True:
+            message = self._await()
+            if message.sequence == sequence:  # not an earlier one, which was sent again
+                return message.body
 
     @property
     def busy_span(self) -> tuple[float, float]:
@@ -166,20 +176,17 @@ class WorkerProcess:
             channel.send(FORM, number, dumps(places.form(number)))
         self._n_forms = places.n_forms
 
-    def _send(self, kind: int, body: bytes) -> None:
-        with suppress(OSError):  # the worker has ended: noticed when its answer is awaited
-            self._channel.send(kind, body=body)
-
-    def _await(self, kind: int) -> bytes:
-        """Return the body of the next message, which is of this kind."""
+    def _await(self) -> Message:
+        if self._channel.is_cut:
+            what = "the worker is given up: Ctrl-C, or another exception, cut a message short"
+            raise WorkerLostError(what, None, "")
         ready = {descriptor for descriptor, _ in self._poll.poll(self._timeout_s * 1000)}
         if not ready:
             raise self._lost_for_time()
+        self.is_answer_due = False
         try:
             if self._channel.fileno() in ready:  # also if it has ended since: it had answered
-                message = self._channel.read()
-                assert message.kind == kind
-                return message.body
+                return self._channel.read()
         except (EOFError, ConnectionError):
             pass
         except OSError:
@@ -252,8 +259,8 @@ def _close(channel: Channel, forked: Forked, board: Board, owner: int, timeout_s
 
 
 def _end(channel: Channel, forked: Forked, timeout_s: float) -> None:
-    with suppress(OSError):  # it has ended, or does not listen
-        channel.send(CLOSE)
+    with suppress(OSError):  # it has ended
+        channel.shut_down()
     poll = select.poll()
     poll.register(forked.status, select.POLLIN)
     if not poll.poll(timeout_s * 1000):
