@@ -150,7 +150,8 @@ def _forget_parents_client() -> None:
     _client, _client_lock = None, threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forget_parents_client)
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_forget_parents_client)
 
 
 def _start_server(end: socket.socket) -> subprocess.Popen[bytes]:
