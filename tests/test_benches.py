@@ -140,8 +140,8 @@ def test_steps_of_a_vector_cage_are_reported(
 def test_samplers_that_take_turns_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_alternating, "T", 2)
-    monkeypatch.setattr(bench_alternating, "B", 4)
+    for name, value in {"T": 2, "B": 4, "N_CORES": 1}.items():
+        monkeypatch.setattr(bench_alternating, name, value)
     bench_alternating.main(tmp_path, repeats=2, parts_repeats=3)
     content = read_results(tmp_path, "alternating_cpu")
     race, parts = content["tables"]
