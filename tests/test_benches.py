@@ -29,8 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 import advantage_on_device
 import bench_advantage
+import bench_alternating
 import bench_replay
 import bench_rows
+import bench_vector
 import device_timing
 import gpu_state
 import machine
@@ -117,6 +119,50 @@ def test_replay_buffers_are_reported(
     assert len(content["targets"]) == 4
     assert re.search(r"^samples\.observation +float32 +\(4, 10, 4\) +42 ", printed, re.MULTILINE)
     assert re.search(r"^promised [\d,]+ bytes, measured -?[\d,]+ of the process$", printed, re.M)
+
+
+def test_steps_of_a_vector_cage_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_vector, "N_SETS", 1)
+    monkeypatch.setattr(bench_vector, "B", 2)
+    bench_vector.main(tmp_path, repeats=2)
+    content = read_results(tmp_path, "vector_cpu")
+    check_tables(content, capsys.readouterr().out, n_samples=2)
+    assert [table["heading"] for table in content["tables"]] == [
+        "breakout, SAME_STEP",
+        "pong, SAME_STEP",
+        "pong, NEXT_STEP",
+    ]
+    assert [target["at_most"] for target in content["targets"]] == 3 * [1.031]
+
+
+def test_samplers_that_take_turns_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"T": 2, "B": 4, "N_CORES": 1}.items():
+        monkeypatch.setattr(bench_alternating, name, value)
+    bench_alternating.main(tmp_path, repeats=2, parts_repeats=3)
+    content = read_results(tmp_path, "alternating_cpu")
+    race, parts = content["tables"]
+    printed = capsys.readouterr().out
+    check_tables({**content, "tables": [race]}, printed, n_samples=2)
+    check_tables({**content, "tables": [parts]}, printed, n_samples=3)
+    assert all(numbers["steps/s"] > 0 for numbers in race["contestants"].values())
+    assert [target["at_most"] for target in content["targets"]] == [0.8, 0.8]
+
+
+def test_loops_by_hand_and_samplers_keep_what_environments_gave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bench_alternating, "T", 3)
+    by_hand = bench_alternating.ByHand()
+    by_hand.collect_batch()
+    samples, _ = bench_alternating.alternating()()
+    for observation in (by_hand.observation, samples["observation"].full.to_ndarray()):
+        newest = observation[1 : bench_alternating.T + 1]
+        assert newest[:, :, -1].any(axis=(-1, -2)).all()  # each step of each environment
+        np.testing.assert_array_equal(newest[1:, :, :-1], newest[:-1, :, 1:])
 
 
 def test_a_buffer_that_gathers_other_rows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,8 +59,11 @@ class Indexable(Readable, ABC):
                 return
             value = self._buffer.accept(value)
         try:
-            if index is Ellipsis and self._data is not None:
-                self._data[...] = value
+            if index is Ellipsis:
+                if self._data is not None:
+                    self._data[...] = value
+                else:
+                    self._write(self._location, value)
                 return
             if index.__class__ is int:
                 row = lead[1] + index * lead[2]
@@ -112,6 +115,8 @@ class Indexable(Readable, ABC):
         first, second = keys(location)
         if second:
             self._buffer.data[first][second] = value
+        elif location is self._location:
+            self._elements()[...] = value  # which are remembered for the next write
         else:
             self._buffer.data[first] = value
 

@@ -33,6 +33,9 @@ class VectorCage(Cage):
       reset: the action is not used, and the row is none of a transition. The environment is in
       `invalid` then; see there.
 
+    Take SAME_STEP for AtariVectorEnv: it resets inside of the step, where in NEXT_STEP the other
+    environments wait while the cage resets those that ended.
+
     Two things are lost in SAME_STEP before a cage sees them. AtariVectorEnv gives only the info of
     the reset, where other rows have that of the step. An AsyncVectorEnv whose environments reuse
     the memory of their observations has overwritten the final one.

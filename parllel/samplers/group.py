@@ -72,12 +72,12 @@ class Group:
         rows, transfer = self._rows[t], self.transfer
         action, agent_info = agent.step(rows.observation, deterministic=deterministic)
         transfer.action_rows(t)[...] = action
-        if rows.agent_info is not None:
-            rows.agent_info[...] = agent_info
         transfer.send_actions(t)
         transfer.await_actions(t)
         for cage, command in zip(self.cages, self._commands[t % len(self._commands)], strict=True):
             cage.start(command)
+        if rows.agent_info is not None:  # written while the environments step
+            rows.agent_info[...] = agent_info
 
     def finish(self, t: int) -> None:
         """Wait for step t; its outcome, and observation t + 1, get to the tree."""
