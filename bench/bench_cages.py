@@ -1,6 +1,5 @@
-"""Steps of worker processes against gymnasium's, stable-baselines3's, and steps in this process."""
+"""Steps of worker processes against gymnasium's, stable-baselines3's, and this process's own."""
 
-import argparse
 import statistics
 import sys
 import time
@@ -16,9 +15,10 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv
 from matplotlib.figure import Figure
+from report import Report, parse_out
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import SubprocVecEnv
-from timing import interleave, print_table, print_target, print_title, ratio
+from timing import interleave, ratio
 
 from parllel import Array, ArrayDict
 from parllel.cages import Cage, Command
@@ -68,90 +68,107 @@ def make_cartpole() -> gym.Env:
     return gym.make("CartPole-v1", disable_env_checker=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--figure", type=Path, default=Path("runs/bench_cages.png"))
-    figure: Path = parser.parse_args().figure
-    torch.set_num_threads(1)
-    print_title("Stepping environments in worker processes")
-    print_idle()
-    print_burning()
-    print_rollouts()
-    draw_numbers(print_numbers(), figure)
+def main(out: Path, repeats: int = REPEATS, numbers: Sequence[int] = NUMBERS_OF_ENVS) -> None:
+    report = Report(
+        "cages",
+        "Stepping environments in worker processes",
+        [
+            f"{repeats} interleaved rounds; ratios are medians over the rounds. Cages write",
+            "results into shared memory. 'AsyncVectorEnv' has a process for each environment, as",
+            "'SubprocVecEnv' has. Rollouts have the same network, and one torch thread.",
+        ],
+    )
+    step_idle(report, repeats)
+    step_burning(report, repeats)
+    collect_rollouts(report, repeats)
+    curves = step_numbers(report, repeats, numbers)
+    report.write(out)
+    draw_numbers(curves, numbers, out / "cages_by_number_cpu.png")
 
 
-def print_idle() -> None:
+def step_idle(report: Report, repeats: int) -> None:
     with ExitStack() as stack:
         steps = {name: stack.enter_context(step(name, B)) for name in (GYMNASIUM, SERIAL, WORKERS)}
-        seconds = interleave(steps, repeats=REPEATS, sample_s=SAMPLE_S)
-    print_table(f"1 step of {B} environments that do nothing", seconds, references=[WORKERS])
-    print_target(f"{WORKERS} / {GYMNASIUM}, time", ratio(seconds, WORKERS, GYMNASIUM), 1 / 5)
+        seconds = interleave(steps, repeats=repeats, sample_s=SAMPLE_S)
+    report.add_table(f"a step of {B} environments that do nothing", seconds, references=[WORKERS])
+    report.add_target(
+        f"{B} idle environments: time / time of {GYMNASIUM} (5 times its speed)",
+        ratio(seconds, WORKERS, GYMNASIUM),
+        1 / 5,
+    )
 
 
-def print_burning() -> None:
+def step_burning(report: Report, repeats: int) -> None:
     with ExitStack() as stack:
         steps = {name: stack.enter_context(step(name, B, BURN_S)) for name in (SERIAL, WORKERS)}
-        seconds = interleave(steps, repeats=REPEATS, sample_s=SAMPLE_S)
-    heading = f"1 step of {B} environments that burn {BURN_S * 1e3:g} ms each"
-    print_table(heading, seconds, references=[SERIAL])
-    print_target(f"{WORKERS} / {SERIAL}, time", ratio(seconds, WORKERS, SERIAL), 1 / 1.7)
+        seconds = interleave(steps, repeats=repeats, sample_s=SAMPLE_S)
+    heading = f"a step of {B} environments that burn {BURN_S * 1e3:g} ms each"
+    report.add_table(heading, seconds, references=[SERIAL])
+    report.add_target(
+        f"{B} environments of {BURN_S * 1e3:g} ms: time / time of {SERIAL} (1.7 times its speed)",
+        ratio(seconds, WORKERS, SERIAL),
+        1 / 1.7,
+    )
 
 
-def print_rollouts() -> None:
+def collect_rollouts(report: Report, repeats: int) -> None:
     with ExitStack() as stack:
         rollouts = {
             SERIAL: stack.enter_context(rollout(n_workers=0)),
             WORKERS: stack.enter_context(rollout(n_workers=N_WORKERS)),
             SB3: stack.enter_context(rollout_of_sb3()),
         }
-        seconds = interleave(rollouts, repeats=REPEATS)
-    print_table(f"rollout of {B} CartPole-v1, T = {T}", seconds, references=[SERIAL, WORKERS])
-    for name, samples in seconds.items():
-        print(f"{name}: {T * B / statistics.median(samples):,.0f} environment steps per second")
-    print_target(f"{WORKERS} / {SERIAL}, time", ratio(seconds, WORKERS, SERIAL), 1)
-    print_target(f"{WORKERS} / {SB3}, time", ratio(seconds, WORKERS, SB3), 1 / 5)
+        seconds = interleave(rollouts, repeats=repeats)
+    rates = {name: T * B / statistics.median(samples) for name, samples in seconds.items()}
+    heading = f"a rollout of {B} CartPole-v1, T = {T}"
+    references, columns = [SERIAL, WORKERS], {"steps/s": rates}
+    report.add_table(heading, seconds, references=references, columns=columns)
+    claim = f"{B} CartPole-v1, {N_WORKERS} workers: time / time of"
+    report.add_target(f"{claim} {SERIAL}", ratio(seconds, WORKERS, SERIAL), 1)
+    times = ratio(seconds, WORKERS, SB3)
+    report.add_target(f"{claim} {SB3} (5 times its speed)", times, 1 / 5)
 
 
-def print_numbers() -> dict[str, list[float]]:
-    """Print and return the microseconds of an environment step, for each number of environments."""
+def step_numbers(report: Report, repeats: int, numbers: Sequence[int]) -> dict[str, list[float]]:
+    """Return the microseconds of an environment step, for each number of environments."""
     with ExitStack() as stack:
         steps = {
             (name, n_envs): stack.enter_context(step(name, n_envs))
             for name in (SERIAL, WORKERS)
-            for n_envs in NUMBERS_OF_ENVS
+            for n_envs in numbers
         }
         named = {f"{name}, B = {n_envs}": run for (name, n_envs), run in steps.items()}
-        seconds = interleave(named, repeats=REPEATS, sample_s=SAMPLE_S)
-    print_table("1 step of B environments that do nothing", seconds)
+        seconds = interleave(named, repeats=repeats, sample_s=SAMPLE_S)
     curves: dict[str, list[float]] = {SERIAL: [], WORKERS: []}
-    for (name, n_envs), samples in zip(steps, seconds.values(), strict=True):
-        curves[name].append(statistics.median(samples) / n_envs * 1e6)
-    print("\nus for each environment step at B = " + ", ".join(map(str, NUMBERS_OF_ENVS)))
-    for name, curve in curves.items():
-        print(f"{name}: " + ", ".join(f"{us:.2f}" for us in curve))
-    curve = curves[WORKERS]
-    rise = max(after / before for before, after in pairwise(curve))
-    print_target("time of an environment step from one B to the next", rise, FLAT)
+    each: dict[str, float] = {}
+    for ((name, n_envs), label), samples in zip(
+        zip(steps, named, strict=True), seconds.values(), strict=True
+    ):
+        each[label] = statistics.median(samples) / n_envs * 1e6
+        curves[name].append(each[label])
+    heading = "a step of B environments that do nothing"
+    report.add_table(heading, seconds, columns={"us/env step": each})
+    rise = max(after / before for before, after in pairwise(curves[WORKERS]))
+    report.add_target("time of an environment step from one B to the next", rise, FLAT)
     return curves
 
 
-def draw_numbers(curves: dict[str, list[float]], path: Path) -> None:
+def draw_numbers(curves: dict[str, list[float]], numbers: Sequence[int], path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():
-        axes.plot(NUMBERS_OF_ENVS, curve, marker="o", label=name)
-        axes.annotate(f"{curve[-1]:.1f}", (NUMBERS_OF_ENVS[-1], curve[-1]))
+        axes.plot(numbers, curve, marker="o", label=name)
+        axes.annotate(f"{curve[-1]:.1f}", (numbers[-1], curve[-1]))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xticks(NUMBERS_OF_ENVS, [str(n_envs) for n_envs in NUMBERS_OF_ENVS])
+    axes.set_xticks(numbers, [str(n_envs) for n_envs in numbers])
     axes.set_xlabel("environments")
     axes.set_ylabel("µs for each environment step")
     axes.set_title("Environments that do nothing: what stepping them costs", loc="left")
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    print(f"figure: {path}")
+    print(f"and {path.name}")
 
 
 # Contestants: each makes its environments, yields a function that does the work once, and closes
@@ -224,4 +241,5 @@ def rollout_of_sb3() -> Iterator[Callable[[], object]]:
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    main(parse_out(__doc__))

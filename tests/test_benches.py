@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import advantage_on_device
 import bench_advantage
 import bench_alternating
+import bench_cages
 import bench_replay
 import bench_rows
 import bench_vector
@@ -150,6 +151,24 @@ def test_samplers_that_take_turns_are_reported(
     check_tables({**content, "tables": [parts]}, printed, n_samples=3)
     assert all(numbers["steps/s"] > 0 for numbers in race["contestants"].values())
     assert [target["at_most"] for target in content["targets"]] == [0.8, 0.8]
+
+
+def test_worker_processes_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, number in {"B": 2, "T": 32, "SAMPLE_S": 1e-4}.items():
+        monkeypatch.setattr(bench_cages, name, number)
+    bench_cages.main(tmp_path, repeats=2, numbers=(1, 2))
+    curves = tmp_path / "cages_by_number_cpu.png"
+    assert imread(curves).std() > 0  # it is not blank
+    curves.unlink()
+    content = read_results(tmp_path, "cages_cpu")
+    serial, workers = "SerialCage", "ProcessCage, 2 workers"
+    assert [list(table["contestants"]) for table in content["tables"]] == [
+        ["AsyncVectorEnv", serial, workers],
+        [serial, workers],
+        [serial, workers, "SubprocVecEnv of stable-baselines3"],
+        [f"{name}, B = {n}" for name in (serial, workers) for n in (1, 2)],
+    ]
+    assert len(content["targets"]) == 5
 
 
 def test_loops_by_hand_and_samplers_keep_what_environments_gave(
