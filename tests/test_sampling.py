@@ -306,6 +306,67 @@ def test_a_second_sampler_may_use_cages_that_were_used_before() -> None:
             np.testing.assert_array_equal(samples["observation"][0, 0], [episode, 0])
 
 
+class FailsAt(NumpyAgent):
+    """Fail in one of the calls of `step`."""
+
+    def __init__(self, n_calls: int, error: BaseException) -> None:
+        super().__init__(n_actions=2)
+        self._n_left, self._error = n_calls, error
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        self._n_left -= 1
+        if self._n_left == 0:
+            raise self._error
+        return super().step(observation, deterministic=deterministic)
+
+
+@pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt()])
+@pytest.mark.parametrize("make_sampler", [BasicSampler, AlternatingSampler])
+def test_after_a_batch_that_was_cut_short_environments_begin_anew(
+    make_sampler: type[BasicSampler], error: BaseException
+) -> None:
+    samples = make_samples(Clock, 2, NumpyAgent(n_actions=2), full_size=3 * T)
+    n_calls = (T + 3) * (2 if make_sampler is AlternatingSampler else 1)
+    agent = FailsAt(n_calls, error)
+    cages = [SerialCage(Clock, {"length": 100}) for _ in range(2)]
+    sampler = make_sampler(cages, agent, samples)
+    sampler.collect_batch()
+    with pytest.raises(type(error)):
+        sampler.collect_batch()
+    for first in (0, T):  # it is done once
+        _, completed = sampler.collect_batch()
+        assert completed == []
+        shown = samples["observation"][: T + 1].to_ndarray()[:, 1]
+        np.testing.assert_array_equal(shown, [[1, first + step] for step in range(T + 1)])
+
+
+def test_after_a_reset_that_failed_environments_are_reset_again() -> None:
+    agent = NumpyAgent(n_actions=2)
+    samples = make_samples(Clock, 1, agent)
+    with SerialCage(FailsInReset) as cage:
+        sampler = BasicSampler([cage], agent, samples)
+        sampler.collect_batch()
+        with pytest.raises(OSError, match="no camera"):
+            sampler.reset()
+        sampler.collect_batch()
+        np.testing.assert_array_equal(samples["observation"][0, 0], [2, 0])
+
+
+class FailsInReset(Clock):
+    """Fail in the second reset."""
+
+    def __init__(self) -> None:
+        super().__init__(length=100)
+        self._n_resets = 0
+
+    def reset(self, **kwargs: Any) -> Any:
+        self._n_resets += 1
+        result = super().reset(**kwargs)
+        if self._n_resets == 2:
+            raise OSError("no camera")
+        return result
+
+
 # Values for learning
 
 

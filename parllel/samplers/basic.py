@@ -61,15 +61,16 @@ class BasicSampler(Sampler):
         if self._completes_values:
             _check_value(samples)
         self._reads_final_obs = self._completes_values or replay is not None
-        self._was_reset = False
+        self._goes_on = False
 
     def reset(self) -> None:
         """Reset all environments; the next batch begins with their first observations.
 
         A replay keeps what it holds, and counts the episodes that are cut off as truncated.
         """
+        self._goes_on = False
         super().reset()
-        self._was_reset = True
+        self._goes_on = True
 
     def _rewind(self) -> None:
         if self._replay is None:
@@ -78,13 +79,17 @@ class BasicSampler(Sampler):
             self._replay.restart()
 
     def collect_batch(self) -> tuple[ArrayDict, list[TrajInfo]]:
-        """Collect T steps; reset the environments first if that was never done.
+        """Collect T steps.
+
+        The environments are reset before, if they never were, or if an error or Ctrl-C cut the last
+        batch short: they are not where it began any more.
 
         Returns:
             The sample tree, its window moved on to the new batch, and the episodes that ended.
         """
-        if not self._was_reset:
+        if not self._goes_on:
             self.reset()
+        self._goes_on = False
         if self._replay is not None:
             self._replay.begin_batch()
         self._rotate()
@@ -93,6 +98,7 @@ class BasicSampler(Sampler):
             self._complete_batch()
         if self._replay is not None:
             self._replay.end_batch()
+        self._goes_on = True
         return self.samples, self._take_completed()
 
     def _complete_batch(self) -> None:
@@ -114,7 +120,7 @@ class BasicSampler(Sampler):
         Raises:
             ModuleNotFoundError: matplotlib is not installed; parllel[train] brings it.
         """
-        if not self._was_reset:
+        if not self._goes_on:
             self.reset()
         agent = self.agent
         with traced(self._groups) as trace:
