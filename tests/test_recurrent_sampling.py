@@ -168,6 +168,34 @@ def test_a_tree_without_a_state_is_refused() -> None:
         RecurrentSampler(make_cages((B,)), agent, samples)
 
 
+class Tupled(Summing):
+    """Keep the state in a tuple, as torch's LSTM does."""
+
+    def begin(self, n_envs: int) -> None:
+        self.rnn_state = (torch.zeros(n_envs), torch.zeros(n_envs, 1))
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        total, count = self.rnn_state
+        self.rnn_state = (total + as_tensor(observation)[:, 0], count + 1)
+        return torch.zeros(len(total), dtype=torch.long), {}
+
+    def reset_state(self, columns: Sequence[int]) -> None:
+        for part in self.rnn_state:
+            part[list(columns)] = 0
+
+
+def test_a_state_may_be_a_tuple() -> None:
+    agent = Tupled()
+    sampler = make_sampler(agent)
+    sampler.collect_batch()
+    total, count = agent.rnn_state
+    samples, _ = sampler.collect_batch()
+    state = samples["initial_rnn_state"].to_ndarray()
+    np.testing.assert_array_equal(state["0"], total)
+    np.testing.assert_array_equal(state["1"], count)
+    assert count.sum() > 0
+
+
 def test_branches_that_nobody_wants_are_not_needed() -> None:
     agent = Summing()
     samples = build_sample_tree(build_example(Walk), agent, batch_shape=(T, B))

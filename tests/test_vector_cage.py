@@ -769,6 +769,16 @@ def test_what_ends_in_random_steps_after_a_reset_is_not_told() -> None:
             assert list(cage.invalid) == []
 
 
+def test_what_ended_before_a_reset_with_random_steps_is_told() -> None:
+    for make_vector_env in (SyncVectorEnv, Native):
+        with VectorCage(make_vector_env, {"env_fns": [functools.partial(Clock, 2)] * 2}) as cage:
+            reset(cage)
+            for _ in range(2):
+                step(cage, np.zeros(2, int))
+            reset(cage, max_random_steps=50)
+            assert [traj.length for traj in cage.take_completed()] == [2, 2]
+
+
 def test_environments_that_are_not_reset_alone_take_all_random_steps() -> None:
     seeds = np.random.SeedSequence(0).spawn(3)
     counts = [int(np.random.default_rng(seed).integers(10)) for seed in seeds]

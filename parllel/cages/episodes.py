@@ -89,6 +89,10 @@ class Episodes:
         completed, self._completed = self._completed, []
         return completed
 
+    def put_back(self, completed: list[TrajInfo]) -> None:
+        """Let these be the episodes that ended since the last call of `take_completed`."""
+        self._completed = completed
+
     def _clear(self, numbers: Sequence[int]) -> None:
         places = list(numbers)
         self._begun[places] = self._n_steps

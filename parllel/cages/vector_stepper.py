@@ -107,6 +107,7 @@ class VectorStepper:
     def _step_randomly(self, observation: Any, max_random_steps: int) -> Any:
         generators = [np.random.default_rng(seed) for seed in self._seeds]
         counts = np.array([rng.integers(max_random_steps + 1) for rng in generators])
+        completed = self._episodes.take_completed()
         for n_left in range(int(counts.max()) - 1, -1, -1):
             self.start(self.random_actions())
             batch = Batch(*self.wait())
@@ -116,7 +117,7 @@ class VectorStepper:
                 batch = self._with_resets(batch, begins)
                 self._episodes.forget(np.flatnonzero(begins).tolist())
             observation = batch.observation
-        self._episodes.take_completed()
+        self._episodes.put_back(completed)
         return observation
 
     def start(self, actions: Any) -> None:

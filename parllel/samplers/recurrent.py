@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from parllel.cages import Cage
+from parllel.cages.columns import as_tree
 from parllel.samplers.basic import BasicSampler
 from parllel.samplers.group import Group
 from parllel.tree import ArrayDict
@@ -17,7 +18,7 @@ class RecurrentAgent(Protocol):
     """An agent with a state for each environment, which its steps carry on."""
 
     rnn_state: Any
-    """State before the next step, an array [B, ...] or a tree of such. It may be set, too."""
+    """State before the next step, an array [B, ...], or a tree or tuple of such. It may be set."""
 
     def begin(self, n_envs: int) -> None:
         """Make a new state for n environments at the beginning of an episode."""
@@ -82,7 +83,7 @@ class RecurrentSampler(BasicSampler):
         self.agent.begin(self.batch_B)
 
     def _collect_steps(self) -> None:
-        self.samples["initial_rnn_state"][...] = self.agent.rnn_state
+        self.samples["initial_rnn_state"][...] = as_tree(self.agent.rnn_state)
         super()._collect_steps()
 
     def _finish(self, group: Group, t: int) -> None:
