@@ -124,14 +124,13 @@ class Stepper:
             raise RuntimeError("step before reset: call reset_async() and await_step() first")
         self.final_obs = {}
         results = [env.step(action) for env, action in zip(self._envs, actions, strict=True)]
-        steps = zip(self._trajs, actions, results, strict=True)
-        for number, (traj, action, result) in enumerate(steps):
-            try:
-                obs, reward, terminated, truncated, info = result
-                traj.step(obs, action, reward, terminated, truncated, info)
-            except Exception as error:
-                error.add_note(f"environment {number} of this cage returned {result!r}")
-                raise
+        number = 0
+        try:
+            for number, (obs, reward, terminated, truncated, info) in enumerate(results):
+                self._trajs[number].step(obs, actions[number], reward, terminated, truncated, info)
+        except Exception as error:
+            error.add_note(f"environment {number} of this cage returned {results[number]!r}")
+            raise
         columns = Columns(*zip(*results, strict=True))
         if any(columns.terminated) or any(columns.truncated):
             return self._reset_ended(columns)
