@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from ale_py import AtariVectorEnv
+from films import FRAME, STACK, Film, make_film
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers import FrameStackObservation
 from numpy.testing import assert_array_equal
 from torch import Tensor
 
@@ -22,32 +22,7 @@ from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.samplers import BasicSampler
 from parllel.tree.leaves import as_tensor
 
-T, B, STACK, FULL_SIZE = 5, 2, 3, 20
-FRAME = (3, 2)
-
-
-class Film(gym.Env[Any, int]):
-    """Shows random frames. Episodes have 1 to 7 steps; the action is the reward."""
-
-    observation_space: spaces.Space[Any] = spaces.Box(0, 255, FRAME, np.uint8)
-    action_space = spaces.Discrete(4)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._left = int(self.np_random.integers(1, 8))
-        return self._frame(), {}
-
-    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self._left -= 1
-        is_terminated = self._left == 0 and bool(self.np_random.integers(2))
-        return self._frame(), float(action), is_terminated, self._left == 0, {}
-
-    def _frame(self) -> Any:
-        return self.np_random.integers(0, 4, FRAME, np.uint8)
-
-
-def make_film(padding_type: str = "reset") -> gym.Env[Any, Any]:
-    return FrameStackObservation(Film(), STACK, padding_type=padding_type)
+T, B, FULL_SIZE = 5, 2, 20
 
 
 class OneOfTwo(gym.ObservationWrapper[Any, Any, Any]):
@@ -78,8 +53,7 @@ class Viewer:
 
 
 def make_serial(fill: str) -> list[Cage]:
-    padding_type = {"first": "reset", "zero": "zero"}[fill]
-    make_env = functools.partial(make_film, padding_type)
+    make_env = functools.partial(make_film, fill)
     return [SerialCage(make_env, n_envs=1, seed=seed) for seed in range(B)]
 
 
