@@ -20,6 +20,7 @@ from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.arrays import ArraySpec, FrameSpec
 from parllel.cages import Cage, ProcessCage, SerialCage, VectorCage
 from parllel.cages.columns import as_tree, write_column
+from parllel.cages.frame_places import PREVIOUS
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler
 from parllel.tree import allocate_tree, dict_map
@@ -334,7 +335,7 @@ def test_zeros_of_both_signs_are_told_apart() -> None:
     for t, stack in enumerate(stacks):
         places = places_of(array[t])
         if t == 0:  # there is no frame before it to be compared with
-            del places["previous"]
+            del places[PREVIOUS]
         write_column(places.to_ndarray(), [stack])
     assert array.to_ndarray().tobytes() == stacks.tobytes()
 

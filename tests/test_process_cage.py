@@ -27,7 +27,7 @@ from parllel.testing import cage_calls, toy_envs
 from parllel.testing.cage_calls import assert_same, random_step, reset, rollout, step
 from parllel.testing.cage_contract import CageContract
 from parllel.testing.simulated_cuda import simulated_cuda
-from parllel.testing.toy_envs import Clock, Walk
+from parllel.testing.toy_envs import Clock, Echo, Walk
 from parllel.tree.leaves import as_tensor
 
 T = 8
@@ -305,6 +305,16 @@ def test_a_script_without_a_guard_may_define_environments_itself(tmp_path: Path)
 
 
 # Memory
+
+
+@pytest.mark.parametrize("name", ["previous", "last", "is_first"])
+def test_a_branch_of_observations_may_have_any_name(name: str) -> None:
+    """Beside frames there are branches that workers read; these are none of them."""
+    space = spaces.Dict({"now": spaces.Box(0, 1, (3,)), name: spaces.Box(0, 1, (3,))})
+    with ProcessCage(Echo, {"space": space}, n_envs=2, seed=0) as cage:
+        out = ArrayDict({key: Array((2,), np.float32, feature_shape=(3,)) for key in space})
+        reset(cage, out_obs=out)
+        assert all(leaf.to_ndarray().all() for leaf in out.values())
 
 
 def test_memory_of_a_closed_tree_is_given_back_by_the_worker() -> None:

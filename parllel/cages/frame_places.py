@@ -17,7 +17,7 @@ from parllel.arrays import ArraySpec, FrameArray
 from parllel.storages import Memory
 from parllel.tree import ArrayDict
 
-PREVIOUS = "previous"
+PREVIOUS = "frames:previous"
 """Name of the branch that workers read, and don't write."""
 
 _PREFIX = "frames:"
