@@ -18,7 +18,7 @@ from parllel.tree.leaves import is_on_gpu
 
 # Of the table's usual size: episodes may be that short on average.
 _STEPS_PER_FINAL_OBS = 16
-_STEPS_PER_LARGE_ONE = 64  # frames: 110 bytes for each transition
+_STEPS_PER_LARGE_ONE = 80  # frames: 88 bytes for each transition
 _SMALL_NBYTES = 1024
 
 
@@ -44,7 +44,7 @@ class RecordedRing:
     Args:
         samples: of a replay buffer.
         n_steps: of a transition: so many steps before a batch depend on it.
-        n_final_obs: rows of the table; by default one for each 16 steps of the ring, for each 64
+        n_final_obs: rows of the table; by default one for each 16 steps of the ring, for each 80
             where observations have more than 1 KiB.
     """
 

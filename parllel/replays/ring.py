@@ -58,7 +58,7 @@ class ReplayBuffer(RecordedRing):
         n_steps: steps of a transition.
         discount: per step, in [0, 1].
         n_final_obs: rows of the table, for episodes that ended in the ring; by default one for
-            each 16 steps, for each 64 where observations have more than 1 KiB. If it is full, the
+            each 16 steps, for each 80 where observations have more than 1 KiB. If it is full, the
             oldest steps are forgotten earlier.
 
     Raises:
