@@ -80,7 +80,8 @@ def test_the_usual_table_has_a_slot_for_each_16_steps() -> None:
     assert specs["slot"].batch_shape == (1000 * T, B)
 
 
-def test_the_usual_table_has_a_slot_for_each_64_steps_of_frames() -> None:
+@pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedReplayBuffer])
+def test_the_usual_table_has_a_slot_for_each_80_steps_of_frames(kind: type[ReplayBuffer]) -> None:
     """All of a buffer of frames has at most 7,200 bytes for each transition."""
     window = {"padding": 1, "full_size": 100_000}
     specs = ArrayDict(
@@ -92,8 +93,8 @@ def test_the_usual_table_has_a_slot_for_each_64_steps_of_frames() -> None:
             "truncated": ArraySpec.of((1000, 10), bool, full_size=100_000),
         }
     )
-    own = ReplayBuffer.make_specs(specs)
-    assert own["observation"].batch_shape == (10**6 // 64 + 10,)
+    own = kind.make_specs(specs)
+    assert own["observation"].batch_shape == (10**6 // 80 + 10,)
     assert own["observation"].feature_shape == (84, 84)
     assert ArrayDict({"samples": specs, "replay": own}).describe().nbytes <= 7_200 * 10**6
 
