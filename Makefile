@@ -65,12 +65,8 @@ test-gpu: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	@rm -rf build/typed && mkdir -p build/typed
-	@cp -Rp parllel build/typed/parllel
-	@cp -Rp kernels build/typed/parllel/kernels
-	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
-	    --cache-dir ../../.mypy_cache --strict -p parllel
-	$(BIN)/python -m pytest tests/test_repo.py
+	$(BIN)/mypy --strict -p parllel
+	$(BIN)/python -m pytest tests/repository/test_repo.py
 
 bench: $(INSTALLED)
 	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench; done

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numba
 import numpy as np
-from advantage_batch import DISCOUNT, TRACE, Batch, Bools, Floats, numpy_loop, random_batch
-from advantage_on_device import race_advantages
-from device_report import DeviceReport
-from device_timing import DeviceTimer
-from report import Report, parse_out
-from timing import interleave, ratio
 
 from parllel import cuda
 from parllel.kernels.advantage import estimate_advantage
+from support.advantage_batch import DISCOUNT, TRACE, Batch, Bools, Floats, numpy_loop, random_batch
+from support.advantage_on_device import race_advantages
+from support.device_report import DeviceReport
+from support.device_timing import DeviceTimer
+from support.report import Report, parse_out
+from support.timing import interleave, ratio
 
 SIZES = ((128, 16), (128, 1024), (2048, 16), (512, 4096))
 REPEATS = 31

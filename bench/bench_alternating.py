@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from ale_py import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
-from report import Report, parse_out
-from timing import interleave, ratio, take_turns
 from torch import Tensor, nn
 
 from parllel import ArrayDict
@@ -20,6 +18,8 @@ from parllel.patterns import build_sample_tree, example_of
 from parllel.samplers import AlternatingSampler
 from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
 from parllel.torch.distributions.categorical import Categorical
+from support.report import Report, parse_out
+from support.timing import interleave, ratio, take_turns
 
 GAME = "breakout"
 T, B = 128, 8

@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv
 from matplotlib.figure import Figure
-from report import Report, parse_out
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import SubprocVecEnv
-from timing import interleave, ratio
 
 from parllel import Array, ArrayDict
 from parllel.cages import Cage, Command
@@ -26,6 +24,8 @@ from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.samplers import BasicSampler
 from parllel.torch.agents.categorical import CategoricalPgAgent
 from parllel.torch.distributions.categorical import Categorical
+from support.report import Report, parse_out
+from support.timing import interleave, ratio
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import cartpole_ppo

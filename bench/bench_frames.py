@@ -6,11 +6,11 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from timing import interleave, print_table, print_target, print_title, ratio
 
 from parllel import FrameArray
 from parllel.arrays import FrameSpec
-from parllel.arrays.stacks import StackGather
+from parllel.ops.stack_gather import StackGather
+from support.timing import interleave, print_table, print_target, print_title, ratio
 
 N_TRANSITIONS = 50_000
 N_ENVS = 8

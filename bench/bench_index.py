@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 import numpy as np
-from timing import interleave, print_table, print_target, print_title, ratio
 
 from parllel import Array, ArrayDict
+from support.timing import interleave, print_table, print_target, print_title, ratio
 
 T, B, F = 128, 16, 4
 REPEATS = 101

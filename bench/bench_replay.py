@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from replay_contestants import (
+
+from parllel.replays import PrioritizedReplayBuffer
+from support.replay_contestants import (
     BATCH_SIZE,
     FRAMES,
     SMALL,
@@ -19,10 +21,8 @@ from replay_contestants import (
     make_take,
     take_of_stacks,
 )
-from report import Report, parse_out
-from timing import interleave, ratio
-
-from parllel.replays import PrioritizedReplayBuffer
+from support.report import Report, parse_out
+from support.timing import interleave, ratio
 
 REPEATS = 31
 SAMPLE_S = 0.02  # of many minibatches: each reads other rows, and the cache holds none of them

@@ -10,17 +10,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from device_report import DeviceReport
-from device_timing import DeviceTimer
-from report import Report, parse_out, rates
-from row_trees import FRAMES, MEDIUM, ODD_FRAMES, SMALL, Tree, random_leaves
-from rows_on_device import race_rows
-from steps_on_device import race_steps
-from timing import interleave, ratio
 
 from parllel import cuda
 from parllel.kernels.row_table import RowTable
 from parllel.kernels.rows import copy_rows
+from support.device_report import DeviceReport
+from support.device_timing import DeviceTimer
+from support.report import Report, parse_out, rates
+from support.row_trees import FRAMES, MEDIUM, ODD_FRAMES, SMALL, Tree, random_leaves
+from support.rows_on_device import race_rows
+from support.steps_on_device import race_steps
+from support.timing import interleave, ratio
 
 REPEATS = 9  # in each place
 DEVICE_REPEATS = 101

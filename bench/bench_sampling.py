@@ -7,12 +7,12 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import torch
-from timing import interleave, print_table, print_target, print_title, ratio
 
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.samplers import BasicSampler
 from parllel.torch.agents.categorical import CategoricalPgAgent
 from parllel.torch.distributions.categorical import Categorical
+from support.timing import interleave, print_table, print_target, print_title, ratio
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import cartpole_ppo

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from ale_py import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
-from report import Report, parse_out
-from timing import interleave, ratio
 
 from parllel import Array, ArrayDict
 from parllel.cages import VectorCage
+from support.report import Report, parse_out
+from support.timing import interleave, ratio
 
 RACES = (
     ("breakout", AutoresetMode.SAME_STEP),

@@ -16,8 +16,8 @@ from parllel.arrays import Array, ArraySpec, FrameSpec
 from parllel.arrays.frame_spec import Fill
 from parllel.cages import Cage, ProcessCage, SerialCage, TrajInfo
 from parllel.cages.columns import as_tree
-from parllel.cages.process import TIMEOUT_S, OnWorkerError
-from parllel.cages.processors import n_physical_cores
+from parllel.cages.process.process_cage import TIMEOUT_S, OnWorkerError
+from parllel.cages.process.processors import n_physical_cores
 from parllel.cages.stepper import Seed, spawn_seeds
 from parllel.samplers import Agent, RecurrentAgent
 from parllel.storages import default_storage

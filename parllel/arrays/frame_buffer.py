@@ -12,7 +12,7 @@ from parllel import cuda
 from parllel.arrays.buffer import Buffer
 from parllel.arrays.frame_spec import Fill, FrameSpec
 from parllel.arrays.interop import PLAIN, to_host
-from parllel.arrays.stacks import AnyArray, AnyIndex, FrameSource, StackGather
+from parllel.ops.stack_gather import AnyArray, AnyIndex, RowSource, StackGather
 from parllel.storages import Memory, aligned, allocate
 
 _FLAG = np.dtype(np.bool_)
@@ -72,7 +72,7 @@ class FrameBuffer(Buffer):
         """All frames, and all flags."""
         return [self.frames.data, self.is_first.data]
 
-    def source(self, *, on_gpu: bool) -> FrameSource:
+    def source(self, *, on_gpu: bool) -> RowSource:
         """Return the frames of all rows as a kernel reads them, on the host or on a GPU."""
         self.check_open()
         parts = (self.frames, self.is_first)
@@ -80,7 +80,7 @@ class FrameBuffer(Buffer):
         rows = frames.reshape(flags.size, *self.frame_shape)  # frames may be empty: no -1
         blank = rows[:1] if self.fill == "zero" else None
         n_before = self.n_head * self.n_columns
-        return FrameSource(
+        return RowSource(
             rows[n_before:],
             flags.reshape(-1)[n_before:],
             self.n_columns,

@@ -14,7 +14,7 @@ from parllel.arrays.spec import ArraySpec
 from parllel.storages import Memory, aligned, nbytes_of
 
 if TYPE_CHECKING:
-    from parllel.arrays.frames import FrameArray
+    from parllel.arrays.frame_array import FrameArray
 
 Fill: TypeAlias = Literal["first", "zero"]
 _FILLS = ("first", "zero")
@@ -65,7 +65,9 @@ class FrameSpec(ArraySpec):
 
     def make(self, storage: str | Memory = "local") -> FrameArray:
         """Allocate a FrameArray that looks like this, in memory of a kind or in a block of it."""
-        from parllel.arrays.frames import FrameArray  # here, because a FrameArray knows its spec
+        from parllel.arrays.frame_array import (
+            FrameArray,
+        )  # here, because a FrameArray knows its spec
 
         return FrameArray(
             self.batch_shape,

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from parllel.cages.columns import write_column, write_infos
-from parllel.cages.frame_places import is_of_frames, write_stacks
+from parllel.tree.frame_rows import is_of_frames, write_stacks
 
 # Info is one dictionary of arrays for all environments. Beside `name`, a mask `_name` tells which
 # environments have that entry; without it, all have. `single` holds dictionaries of environments

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from parllel.arrays import Array, FrameArray
 from parllel.arrays.interop import is_tensor
-from parllel.cages.frame_places import checked_frame_places, is_of_frames, write_stacks
 from parllel.tree import ArrayDict, dict_map
+from parllel.tree.frame_rows import checked_frame_places, is_of_frames, write_stacks
 from parllel.tree.leaves import as_ndarray
 
 # In a tree, the members of a tuple are branches named by their place: "0", "1", ...

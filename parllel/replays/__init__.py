@@ -1,8 +1,8 @@
 """Replays: how stored samples are drawn for learning."""
 
 from parllel.replays.minibatches import Minibatches
-from parllel.replays.prefetch import Prefetcher
-from parllel.replays.prioritized import PrioritizedReplayBuffer
-from parllel.replays.ring import ReplayBuffer
+from parllel.replays.prefetcher import Prefetcher
+from parllel.replays.prioritized_replay_buffer import PrioritizedReplayBuffer
+from parllel.replays.replay_buffer import ReplayBuffer
 
 __all__ = ["Minibatches", "Prefetcher", "PrioritizedReplayBuffer", "ReplayBuffer"]

@@ -10,10 +10,10 @@ import numpy as np
 from parllel import cuda
 from parllel.arrays import Array, ArraySpec, FrameArray
 from parllel.arrays.interop import to_device
-from parllel.arrays.stacks import FrameSource
+from parllel.ops.row_copy import prepare_gather
+from parllel.ops.stack_gather import RowSource
 from parllel.tree import ArrayDict, allocate_tree
 from parllel.tree.leaves import as_ndarray, is_on_gpu
-from parllel.tree.rows import prepare_gather
 
 AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
 
@@ -88,7 +88,7 @@ class Minibatches:
             self._tensors = self._out.to_torch()
 
 
-def _flatten(leaf: Any, on_gpu: bool) -> AnyArray | FrameSource:
+def _flatten(leaf: Any, on_gpu: bool) -> AnyArray | RowSource:
     """Return the rows of a leaf of any library, T and B taken together."""
     if isinstance(leaf, FrameArray):
         return leaf.source(on_gpu=on_gpu)
@@ -100,7 +100,7 @@ def _flatten(leaf: Any, on_gpu: bool) -> AnyArray | FrameSource:
     return rows if rows.flags.c_contiguous else rows.copy()
 
 
-def _spec(rows: AnyArray | FrameSource, size: int) -> ArraySpec:
+def _spec(rows: AnyArray | RowSource, size: int) -> ArraySpec:
     return ArraySpec.of((size,), rows.dtype, rows.shape[1:])
 
 

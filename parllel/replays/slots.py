@@ -8,7 +8,7 @@ import numpy as np
 
 from parllel import cuda
 from parllel.arrays import Array
-from parllel.replays.ring import ReplayBuffer
+from parllel.replays.replay_buffer import ReplayBuffer
 from parllel.storages import allocate
 from parllel.tree import ArrayDict
 

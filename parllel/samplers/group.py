@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages import Cage, Command, TrajInfo
-from parllel.cages.staging import Staging
-from parllel.cages.transfer import InPlace, Transfer
+from parllel.samplers.staging import Staging
+from parllel.samplers.transfer import InPlace, Transfer
 from parllel.tree import ArrayDict
 
 

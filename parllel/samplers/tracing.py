@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from parllel.cages import Cage, Command
-from parllel.cages.transfer import Transfer
 from parllel.samplers.group import Group
 from parllel.samplers.trace import Trace
+from parllel.samplers.transfer import Transfer
 from parllel.tree import ArrayDict
 
 AGENT, COPIES, WAITS = "agent", "copies", "waits"

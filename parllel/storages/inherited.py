@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from parllel.storages.reserve import check_available
+from parllel.storages.host_memory import check_available
 from parllel.storages.storage import Memory
 
 # The blocks of this process by name. A forked child inherits the table with the maps, so that a

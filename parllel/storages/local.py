@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from parllel.storages.reserve import check_available
+from parllel.storages.host_memory import check_available
 from parllel.storages.storage import ALIGNMENT, Memory
 
 

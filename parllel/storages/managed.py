@@ -8,7 +8,7 @@ import numpy as np
 
 from parllel import cuda
 from parllel.storages.device import Device
-from parllel.storages.reserve import check_available
+from parllel.storages.host_memory import check_available
 from parllel.storages.storage import Memory
 
 

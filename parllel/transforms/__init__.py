@@ -1,7 +1,7 @@
 """Transforms: small steps between sampling and learning."""
 
 from parllel.transforms.advantage import EstimateAdvantage, NormalizeAdvantage
-from parllel.transforms.clip import ClipRewards
+from parllel.transforms.clip_rewards import ClipRewards
 from parllel.transforms.running_moments import RunningMoments
 from parllel.transforms.transform import Transform
 

@@ -13,7 +13,7 @@ from parllel.arrays import Array
 from parllel.kernels.advantage import estimate_advantage
 from parllel.kernels.moments import update_moments
 from parllel.kernels.normalize import normalize
-from parllel.transforms.on_device import (
+from parllel.ops.on_device import (
     estimate_advantage_on_device,
     normalize_on_device,
     update_moments_on_device,

@@ -2,7 +2,7 @@
 
 from parllel.tree.array_dict import ArrayDict, allocate_tree, dict_map
 from parllel.tree.description import TreeDescription
-from parllel.tree.files import SavedTree, open_tree, save_tree
+from parllel.tree.saving import SavedTree, open_tree, save_tree
 
 __all__ = [
     "ArrayDict",

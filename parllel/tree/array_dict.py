@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from parllel.arrays import Array, ArraySpec
+from parllel.ops.row_copy import copy_blocks
 from parllel.storages import KINDS, Memory, aligned, allocate
 from parllel.tree.description import TreeDescription, describe_tree
 from parllel.tree.errors import raise_at
@@ -22,7 +23,6 @@ from parllel.tree.leaves import (
     describe_leaf,
     is_on_device,
 )
-from parllel.tree.rows import copy_blocks
 
 
 class ArrayDict(MutableMapping[str, Any]):

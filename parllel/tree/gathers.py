@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from parllel import cuda
 from parllel.arrays import Array
 from parllel.arrays.interop import to_device, to_host
-from parllel.arrays.stacks import FrameSource
+from parllel.ops.row_copy import RowCopy, prepare_gather
+from parllel.ops.stack_gather import RowSource
 from parllel.tree.leaves import is_on_device
-from parllel.tree.rows import RowCopy, prepare_gather
 
-AnyArrays: TypeAlias = dict[str, Any]  # path -> numpy.ndarray, cupy.ndarray or a FrameSource
+AnyArrays: TypeAlias = dict[str, Any]  # path -> numpy.ndarray, cupy.ndarray or a RowSource
 
 # On the host, leaf by leaf is as quick for fewer rows (measured with 6 leaves of 16 bytes): finding
 # the rows and making a table of leaves takes longer than is won.
@@ -119,7 +119,7 @@ def _find_rows(views: Mapping[str, Any]) -> tuple[AnyArrays, NDArray[np.int64]] 
 
 
 def _has_stacks(rows: AnyArrays) -> bool:
-    return any(isinstance(each, FrameSource) for each in rows.values())
+    return any(isinstance(each, RowSource) for each in rows.values())
 
 
 def _may_overlap(value: Any, rows: Any) -> bool:  # Any: both of NumPy, or both of CuPy

@@ -1,0 +1,1 @@
+"""The machinery of worker processes behind `ProcessCage`."""

@@ -1,0 +1,217 @@
+"""fork_client: how a program gets its workers from the process that forks them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from typing import NamedTuple
+
+from parllel.cages.process.fork_server import FORK, REPLY, REQUEST, SIGNAL, serve
+from parllel.storages import Memory, inherited_blocks
+
+# One thread of each library in each worker: workers are as many as there are processors.
+ONE_THREAD = {
+    f"{library}_NUM_THREADS": "1"
+    for library in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB", "NUMEXPR", "NUMBA")
+}
+START_S = 60.0  # for the server to import what workers need; a fraction of a second, if not loaded
+_END_S = 5.0
+
+_BOOT = (
+    "import sys; sys.path[:] = {path!r}; "
+    "from parllel.cages.process.fork_server import serve; serve({descriptor}, {program})"
+)
+
+
+class Forked(NamedTuple):
+    """A worker that was started.
+
+    Args:
+        process: its number.
+        status: a descriptor that is readable when the worker has ended. Then it holds what
+            `STATUS` unpacks, or nothing if nobody knows how it ended.
+        client: what started it, and can signal it.
+    """
+
+    process: int
+    status: int
+    client: ForkClient
+
+
+class ForkClient:
+    """Starts the process that forks workers, and asks it for workers.
+
+    Args:
+        inherits: whether that process is forked from this one, with all that it has in memory;
+            otherwise it is started anew.
+
+    Attributes:
+        is_shared: whether it serves all cages that want no inheritance.
+        inherited: blocks of memory that workers have from their start.
+    """
+
+    def __init__(self, *, inherits: bool = False) -> None:
+        self._lock = threading.Lock()  # of requests that are replied to
+        self._n_requests = 0
+        self.is_shared = not inherits
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.inherited: Collection[Memory] = inherited_blocks() if inherits else ()
+        try:
+            with theirs:
+                server = _fork_server(ours, theirs) if inherits else _start_server(theirs)
+        except BaseException:
+            ours.close()
+            raise
+        ours.settimeout(START_S)
+        self._end = ours
+        self.close = weakref.finalize(self, _close, ours, server, os.getpid())
+
+    def fork(self, end: socket.socket, board: int) -> Forked:
+        """Start a worker.
+
+        Args:
+            end: the worker's end of its socket.
+            board: a descriptor of its board. Both are sent, and stay the caller's.
+
+        Raises:
+            OSError: the system has no process or descriptor left, or the server is gone.
+        """
+        status, status_end = os.pipe()
+        outputs = [1, 2] if _is_open(1) and _is_open(2) else []
+        try:
+            with self._lock:
+                process = self._request([end.fileno(), status_end, board, *outputs])
+            if process < 0:
+                raise OSError(-process, f"no worker process: {os.strerror(-process)}")
+        except BaseException:
+            os.close(status)
+            raise
+        finally:
+            os.close(status_end)
+        return Forked(process, status, self)
+
+    def _request(self, descriptors: Sequence[int]) -> int:
+        """Return the number of a worker with these descriptors, or minus that of an error."""
+        self._n_requests += 1
+        packed = REQUEST.pack(FORK, self._n_requests, len(descriptors))
+        socket.send_fds(self._end, [packed], descriptors)
+        while packet := self._end.recv(REPLY.size):
+            request, process = REPLY.unpack(packet)
+            if request == self._n_requests:  # not an earlier one, whose wait was cut short
+                return int(process)
+        raise ConnectionResetError("the process that forks workers is gone")
+
+    def send_signal(self, process: int, number: signal.Signals) -> None:
+        """Signal a worker; nothing happens if it has ended."""
+        with suppress(OSError):  # the server is gone, and its workers with it
+            self._end.send(REQUEST.pack(SIGNAL, process, number))
+
+
+# Of this process, and kept when cages are closed: a start takes a third of a second.
+_client: ForkClient | None = None
+_client_lock = threading.Lock()
+
+
+def fork_worker(end: socket.socket, board: int) -> Forked:
+    """Start a worker by the `ForkClient` that all cages share; arguments as for its `fork`.
+
+    Raises:
+        OSError: as for `fork`, but a server that is gone is replaced.
+    """
+    client = _client_but()
+    try:
+        return client.fork(end, board)
+    except (ConnectionError, TimeoutError):  # somebody killed it: once more, with a new one
+        return _client_but(client).fork(end, board)
+
+
+def _client_but(lost: ForkClient | None = None) -> ForkClient:
+    """Return the client of this process; a new one if there is none, or it is the lost one."""
+    global _client
+    with _client_lock:
+        if _client is lost:  # otherwise another thread has replaced it before
+            _client = ForkClient()
+        assert _client is not None
+        return _client
+
+
+def _forget_parents_client() -> None:
+    """In a forked child: the client is the parent's, and a thread of its may hold the lock."""
+    global _client, _client_lock
+    _client, _client_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_forget_parents_client)
+
+
+def _start_server(end: socket.socket) -> subprocess.Popen[bytes]:
+    boot = _BOOT.format(path=sys.path, descriptor=end.fileno(), program=os.getpid())
+    return subprocess.Popen(
+        [sys.executable, "-c", boot],
+        pass_fds=[end.fileno()],
+        stdin=subprocess.DEVNULL,
+        env=os.environ | ONE_THREAD,
+        start_new_session=True,  # Ctrl-C is for the program; it closes its cages
+    )
+
+
+def _fork_server(ours: socket.socket, end: socket.socket) -> BaseProcess:
+    arguments = ours, end.detach(), os.getpid()
+    server = multiprocessing.get_context("fork").Process(
+        target=_serve_forked, args=arguments, daemon=True
+    )
+    server.start()
+    os.close(arguments[1])
+    return server
+
+
+def _serve_forked(ours: socket.socket, descriptor: int, program: int) -> None:
+    """Serve in a process that has all of the program's state: its handlers are not for workers."""
+    ours.close()
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    serve(descriptor, program)
+
+
+def _close(end: socket.socket, server: subprocess.Popen[bytes] | BaseProcess, owner: int) -> None:
+    """End the server: it does so by itself when its socket is closed."""
+    end.close()
+    if os.getpid() != owner:  # it is the parent's; nothing is to be waited for here
+        if isinstance(server, subprocess.Popen):
+            server.returncode = 0
+    elif not _has_ended(server, _END_S):
+        server.kill()
+        _has_ended(server, _END_S)
+
+
+def _has_ended(server: subprocess.Popen[bytes] | BaseProcess, timeout_s: float) -> bool:
+    """Wait for the server, release what the system keeps of it, and tell whether it has ended."""
+    if isinstance(server, subprocess.Popen):
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(timeout_s)
+        return server.returncode is not None
+    server.join(timeout_s)
+    has_ended = not server.is_alive()
+    if has_ended:
+        server.close()
+    return has_ended
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True

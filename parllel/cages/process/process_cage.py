@@ -1,0 +1,333 @@
+"""ProcessCage: environments in a worker process, which writes their rows where they are wanted."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import sys
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from parllel.cages.cage import Cage, Command, Outputs
+from parllel.cages.process.channel import EXECUTE, RECOVER
+from parllel.cages.process.command_forms import Places, places_of_results
+from parllel.cages.process.replies import Failure, Letter, Mailbox
+from parllel.cages.process.task import Surroundings, Task, pack_calls
+from parllel.cages.process.worker_error import WorkerError
+from parllel.cages.process.worker_process import StartMethod, WorkerLostError, WorkerProcess
+from parllel.cages.stepper import Seed, restart_seed, seed_words, spawn_seeds
+from parllel.cages.trajectory import TrajInfo
+from parllel.storages import Shared
+from parllel.tree import dict_map
+
+OnWorkerError = Literal["raise", "restart"]
+
+TIMEOUT_S = 60.0
+_LONGEST_S = 1_000_000.0  # as much as the system calls take
+_SEQUENCES = 2**32
+_MOST_LOSSES = 3  # of workers by one command, before that is an error
+_SPARE_NBYTES = 65_536  # of a mailbox, for arrays that no space tells of: rewards and infos
+
+_EMPTY = Letter()
+
+_logger = logging.getLogger(__name__)
+
+
+class ProcessCage(Cage):
+    """Step environments in a worker process, while this process does other work.
+
+    The worker reads actions and writes results in `shared` and `pinned` memory itself, and in
+    `inherited` memory that it inherits. For places in other memory, this process copies from and
+    to shared memory. A command is one message of some bytes over a socket, and nothing is pickled
+    for it. Results without a place, and what there is to tell when an episode ends, are described
+    by a pickled letter; arrays in it go through shared memory, too.
+
+    Workers are forked from a process that is started for that, not from this one: they inherit no
+    thread, no CUDA context and no `__main__`, so a script needs no `if __name__ == "__main__"`.
+    They import neither torch nor CuPy, if make_env does not, and libraries get one thread each.
+    They end with this process, however it ends. All this needs Linux.
+
+    Args:
+        make_env: returns one gymnasium environment. It is called in the worker: functions and
+            classes of `__main__`, local ones and lambdas are sent by their definitions; others by
+            their names, and the worker imports the modules that they are in.
+        env_kwargs: for `make_env`.
+        make_traj_info: returns the summary of a new episode, e.g. the class `TrajInfo`.
+        n_envs: number of environments; their rows are written at once.
+        seed: as for `SerialCage`, with the same results.
+        timeout_s: longest wait for a command, for environments to be made, and (5 s at most) to
+            be closed.
+        on_worker_error: "raise" or "restart": what happens when an environment raises, or its
+            worker ends or is silent for `timeout_s`. With "restart", the environment is made anew
+            (all of them, where their worker is lost), with a seed that is derived from its own.
+            Its episode ends without a summary: the step is truncated and `invalid`, `n_restarts`
+            counts, a warning is logged, and the command goes on. An environment that fails four
+            times in a row, or can't be made anew, is an error after all.
+        start_method: "forkserver", as described above, or "fork": then the worker comes from this
+            process as it is now, with its modules, its threads' locks and its `inherited` memory.
+            That is safe only before threads are started and CUDA is used.
+        first_env: number of the first environment in the run, from which errors and warnings
+            count; `build_cages` gives it.
+
+    Attributes:
+        n_restarts: how many environments were made anew.
+
+    Raises:
+        NotImplementedError: the system is not Linux.
+        TypeError: an argument can't be sent to the worker, or as for `SerialCage`.
+        ValueError: as for `SerialCage`; or timeout_s or on_worker_error is not valid.
+        WorkerError: the worker ended, or was silent for `timeout_s`, before environments were made.
+        Exception: whatever make_env raises.
+        MemoryError: there is too little shared memory.
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[..., gym.Env[Any, Any]],
+        env_kwargs: Mapping[str, Any] | None = None,
+        make_traj_info: Callable[[], TrajInfo] = TrajInfo,
+        *,
+        n_envs: int = 1,
+        seed: Seed = None,
+        timeout_s: float = TIMEOUT_S,
+        on_worker_error: OnWorkerError = "raise",
+        start_method: StartMethod = "forkserver",
+        first_env: int = 0,
+    ) -> None:
+        _check(timeout_s, on_worker_error, start_method)
+        self.n_envs = n_envs
+        self._seeds = spawn_seeds(seed, n_envs)
+        self._timeout_s = timeout_s
+        self._restarts = on_worker_error == "restart"
+        self._start_method: StartMethod = start_method
+        self._first_env = first_env
+        self._calls = pack_calls(make_env, env_kwargs or {}, make_traj_info)
+        self._pending: Command | None = None
+        self._sequence = 0  # of the last command
+        self._letter = _EMPTY
+        self._completed: list[TrajInfo] = []
+        self._is_reset = False
+        self._end = ""  # why the cage can be used no more
+        self._worker = self._start_worker()
+        try:
+            self.observation_space, self.action_space = self._await_spaces()
+            nbytes = n_envs * (_nbytes_of(self.observation_space) + _nbytes_of(self.action_space))
+            self._memory = Shared(2 * nbytes + _SPARE_NBYTES)  # two: an episode's end may fit in
+        except BaseException:
+            self._worker.close()
+            raise
+        self._memory.acquire()
+        self._mailbox = Mailbox(self._memory.array(0, (self._memory.nbytes,), np.dtype(np.uint8)))
+        self._places = Places(self._memory, self._worker.inherited)
+
+    def _start_worker(self) -> WorkerProcess:
+        surroundings = Surroundings.of_this_process()
+        task = Task(surroundings, self._calls, self._seeds, self._restarts)
+        return WorkerProcess(task, self._timeout_s, self._start_method)
+
+    def _await_spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        """Wait until the worker has made its environments."""
+        try:
+            spaces, failure = self._worker.await_ready()
+        except WorkerLostError as lost:
+            raise self._error_of(lost, None) from None
+        if failure is not None:
+            what = f"the environments can't be made: {failure.summary}"
+            error = self._error(what, failure.environment, failure.text, None)
+            cause = _unpickled(failure)
+            if cause is None:
+                raise error
+            raise cause from error
+        assert spaces is not None
+        return spaces
+
+    def _bind(self, kind: str, action: Any, outputs: Outputs) -> Command:
+        command = super()._bind(kind, action, outputs)
+        return command._replace(bound=self._places.bind(command, action))
+
+    def start(self, command: Command) -> None:
+        """Have the worker carry out a command.
+
+        Raises:
+            RuntimeError: the cage is closed, its worker is lost, or the environments were never
+                reset.
+            WorkerError: a command that was not waited for has failed.
+        """
+        if self._pending is not None:
+            self.await_step()
+        if self._end:
+            raise RuntimeError(f"{self._end}: its environments are gone; make a new one")
+        if command.kind == "step" and not self._is_reset:
+            raise RuntimeError("step before reset: call reset_async() and await_step() first")
+        self._is_reset = True
+        for stand_in, rows in command.bound.copies_in:
+            stand_in[...] = rows
+        self._sequence = (self._sequence + 1) % _SEQUENCES
+        self._pending = command  # before it is sent: Ctrl-C in between must not hide an answer
+        self._worker.start(EXECUTE, command, self._places, self._sequence)
+
+    def await_step(self) -> Any:  # Any: a tuple whose length the command decides
+        """Wait for what was started and return its results; None if nothing was.
+
+        Raises:
+            WorkerError: an environment raised, or the worker ended or was silent for `timeout_s`.
+                In the first case, the cage can still be used.
+        """
+        command = self._pending
+        if command is None:
+            return None
+        try:
+            if not self._worker.is_answer_due:  # Ctrl-C cut it short, or the wait for it
+                self._worker.start(EXECUTE, command, self._places, self._sequence)
+            body = self._worker.await_answer(self._sequence)
+        except WorkerLostError as lost:
+            self._pending = None
+            letter = self._recover(command, lost)
+        else:  # not where Ctrl-C cut the wait short: the answer is still to come
+            self._pending = None
+            letter = self._open(body)
+        self.busy_span = self._worker.busy_span
+        self._letter = letter
+        if letter is not _EMPTY:
+            self._take_in(letter, command)
+        for rows, stand_in in command.bound.copies_out:
+            rows[...] = stand_in
+        returned = iter(letter.results)
+        places = places_of_results(command)
+        return tuple(next(returned) if place is None else place for place in places)
+
+    def _open(self, body: bytes) -> Letter:
+        return self._mailbox.unpack(body) if body else _EMPTY
+
+    def _take_in(self, letter: Letter, command: Command) -> None:
+        self._completed += letter.completed
+        for number, text in letter.restarted.items():
+            self.n_restarts += 1
+            self._seeds[number] = restart_seed(self._seeds[number])
+            number += self._first_env
+            _logger.warning("environment %d failed and was made anew:\n%s", number, text)
+        if letter.failure is not None:
+            failure = Failure(*letter.failure)
+            what = f"the worker raised an error: {failure.summary}"
+            error = self._error(what, failure.environment, failure.text, command)
+            raise error from _unpickled(failure)
+
+    def _recover(self, command: Command, lost: WorkerLostError) -> Letter:
+        """Put a new worker in the place of a lost one, and return its answer; or raise."""
+        self._end = "the cage has lost its worker"  # if nothing, nor Ctrl-C, comes in between
+        for _ in range(_MOST_LOSSES):
+            error = self._error_of(lost, command)
+            self._worker.close()
+            if not self._restarts:
+                break
+            _logger.warning("%s\nits %d environments are made anew", error, self.n_envs)
+            self._seeds = [restart_seed(seed) for seed in self._seeds]
+            self.n_restarts += self.n_envs
+            self._worker = self._start_worker()
+            try:
+                self._await_spaces()
+                self._worker.start(RECOVER, command, self._places, self._sequence)
+                letter = self._open(self._worker.await_answer(self._sequence))
+            except WorkerLostError as another:
+                lost = another
+            except BaseException:
+                self._worker.close()
+                raise
+            else:
+                self._end = ""
+                return letter
+        self._worker.close()
+        raise error
+
+    def _error_of(self, lost: WorkerLostError, command: Command | None) -> WorkerError:
+        return self._error(lost.what, lost.environment, lost.trace, command)
+
+    def _error(
+        self, what: str, environment: int | None, text: str, command: Command | None
+    ) -> WorkerError:
+        seed = action = None
+        if environment is not None:
+            seed, _ = seed_words(self._seeds[environment])
+            action = None if command is None else _action_of(command, environment)
+            environment += self._first_env
+        return WorkerError(
+            what, environment=environment, seed=seed, action=action, worker_traceback=text
+        )
+
+    @property
+    def final_obs(self) -> Mapping[int, Any]:
+        """True final observations of the last step, by the number of the environment."""
+        return self._letter.final_obs
+
+    @property
+    def invalid(self) -> Collection[int]:
+        """Numbers of the environments that were made anew in the last step: it is no transition."""
+        return self._letter.invalid
+
+    def take_completed(self) -> list[TrajInfo]:
+        """Return the episodes that ended since the last call, in the order of their ends."""
+        completed, self._completed = self._completed, []
+        return completed
+
+    def close(self) -> None:
+        """Close the environments and end the worker, in 5 s at most. Again, it does nothing."""
+        self._end = "the cage is closed"
+        self._pending = None
+        self._worker.close()
+        self._places.close()
+        self._memory.release()
+
+
+def _check(timeout_s: float, on_worker_error: str, start_method: str) -> None:
+    if sys.platform != "linux":
+        raise NotImplementedError(
+            f"ProcessCage: got {sys.platform}, expected Linux; use a SerialCage (n_workers=0), or a"
+            " VectorCage over gymnasium's AsyncVectorEnv"
+        )
+    if not 0 < timeout_s <= _LONGEST_S:
+        raise ValueError(
+            f"timeout_s: got {timeout_s}, expected seconds, more than 0 and at most {_LONGEST_S:g}"
+        )
+    if on_worker_error not in ("raise", "restart"):
+        raise ValueError(f'on_worker_error: got {on_worker_error!r}, expected "raise" or "restart"')
+    if start_method not in ("forkserver", "fork"):
+        raise ValueError(f'start_method: got {start_method!r}, expected "forkserver" or "fork"')
+
+
+def _nbytes_of(space: gym.Space[Any]) -> int:
+    """Return the bytes of a member, with some to spare."""
+    if isinstance(space, gym.spaces.Dict):
+        return sum(_nbytes_of(part) for part in space.values())
+    if isinstance(space, gym.spaces.Tuple):
+        return sum(map(_nbytes_of, space))
+    assert space.shape is not None
+    assert space.dtype is not None
+    return int(np.prod(space.shape)) * max(space.dtype.itemsize, 8)
+
+
+def _action_of(command: Command, environment: int) -> Any:
+    """Return the last action of an environment; None where nobody knows it."""
+    rows = command.action if command.kind == "step" else command.rows.action
+    if rows is None:
+        return None
+    stand_ins = {id(place): stand_in for place, stand_in in command.bound.copies_out}
+
+    def pick(leaf: Any) -> Any:
+        stored: Any = stand_ins.get(id(leaf), leaf)
+        return stored[environment].copy()
+
+    return dict_map(pick, rows)
+
+
+def _unpickled(failure: Failure) -> Exception | None:
+    """Return the exception itself; None where it can't be had here."""
+    if failure.error is None:
+        return None
+    try:
+        error = pickle.loads(failure.error)
+    except Exception:  # whatever unpickling it runs into: its text is there in any case
+        return None
+    return error if isinstance(error, Exception) else None

@@ -1,0 +1,235 @@
+"""StackGather: gathers of stacks from single frames, prepared once and run many times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parllel import cuda
+from parllel.kernels.frames import check_stacks, gather_stacks
+from parllel.kernels.row_index import Index
+from parllel.kernels.row_table import Rows, rows_at
+from parllel.kernels.stack_table import Stacks, StackTable
+from parllel.ops.row_index import is_on_device, kernel_arguments
+
+AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
+AnyIndex: TypeAlias = Index | Any  # or a device array, int64 [n]
+
+_WORD = 16  # bytes of one access
+_THREADS = 256  # of a block: allowed on every GPU, not tuned on one yet
+_MOST_GROUPS = 65_535  # the kernel goes on where the grid ends
+
+
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """Single frames that stacks are gathered from; without flags, plain rows.
+
+    Args:
+        frames: [n, ...], C-contiguous, a frame for each row. The `stack - 1` time steps before row
+            0 lie before it in memory. Plain rows may have gaps between them.
+        is_first: bool [n], C-contiguous. Whether a row's frame is the first one of an episode. As
+            many flags lie before it. None for plain rows.
+        n_columns: rows of a time step; row i - n_columns is one step earlier.
+        stack: frames of a stack, 1 or more.
+        blank: [1, ...], the frame that fills a stack before its episode's beginning; None where
+            the episode's first frame does.
+        rows: int64 [k], C-contiguous. What an index picks from, instead of the rows themselves. A
+            number -1 - s stands for the stack s beside the rows. Nobody checks the numbers.
+        beside: [m, ...], C-contiguous. Frames that follow others of the rows, and have no row.
+        beside_rows: int64 [m], C-contiguous. The row whose frame comes before; None for plain rows.
+    """
+
+    frames: AnyArray
+    is_first: AnyArray | None = None
+    n_columns: int = 1
+    stack: int = 1
+    blank: AnyArray | None = None
+    rows: AnyArray | None = None
+    beside: AnyArray | None = None
+    beside_rows: AnyArray | None = None
+
+    def __getitem__(self, rows: slice) -> RowSource:
+        """Return some of the rows that follow each other; `rows` has no step."""
+        is_first = None if self.is_first is None else self.is_first[rows]
+        return replace(self, frames=self.frames[rows], is_first=is_first)
+
+    def __len__(self) -> int:
+        """Return what an index is below."""
+        return len(self.frames if self.rows is None else self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of all stacks, [n, stack, ...]; of plain rows [n, ...]."""
+        frame_shape = self.frames.shape[1:]
+        stack = () if self.is_first is None else (self.stack,)
+        return (len(self), *stack, *frame_shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+        dtype: np.dtype[Any] = self.frames.dtype
+        return dtype
+
+    @property
+    def arrays(self) -> list[AnyArray]:
+        """All that a gather reads."""
+        optional = (self.is_first, self.blank, self.rows, self.beside, self.beside_rows)
+        return [self.frames, *(array for array in optional if array is not None)]
+
+    def locate(self, destination: int) -> Stacks:
+        """Return where all of it lies, for stacks that are written from an address on."""
+        rows = _rows_of(self.frames)
+        return Stacks(
+            len(self),
+            destination,
+            rows.address,
+            rows.stride,
+            rows.nbytes,
+            self.stack,
+            self.n_columns,
+            *(_address(each) for each in (self.is_first, self.blank, self.rows)),
+            *(_address(each) for each in (self.beside, self.beside_rows)),
+        )
+
+
+class StackGather:
+    """A gather of stacks, and of plain rows beside them: all leaves of a tree at once.
+
+    The arrays are NumPy's, and stacks are gathered when `run` returns; or all of them are CuPy's,
+    over device memory or mapped host memory, and each run is one launch in the caller's current
+    stream. The table of leaves goes to the device here, once, in the stream that is current: who
+    runs in another one orders it behind that.
+
+    Args:
+        sources: one for each leaf.
+        outputs: for each leaf a C-contiguous array [n, ...] of stacks or rows to write. None: there
+            is one leaf, and each run is given its output.
+
+    Raises:
+        TypeError: some arrays are NumPy's and some are CuPy's.
+        ValueError: an output has another dtype or other rows than its source, is not contiguous,
+            or shares memory with what is read or written beside it.
+    """
+
+    def __init__(
+        self, sources: Sequence[RowSource], outputs: Sequence[AnyArray] | None = None
+    ) -> None:
+        written = [] if outputs is None else list(outputs)
+        self._read = [array for source in sources for array in source.arrays]
+        sides = {isinstance(array, np.ndarray) for array in (*self._read, *written)}
+        if len(sides) > 1:
+            raise TypeError("stacks: got arrays of NumPy and of CuPy, expected one kind")
+        for source, output in zip(sources, written, strict=outputs is not None):
+            _check_output(output, source)
+        _check_apart(written, self._read)
+        self._sources, self._outputs = sources, written  # a table of addresses keeps nothing alive
+        addresses = [0] if outputs is None else [_address(output) for output in written]
+        leaves = [
+            source.locate(address) for source, address in zip(sources, addresses, strict=True)
+        ]
+        self._table = StackTable(leaves)
+        self._device_table: AnyArray = None  # None for arrays of NumPy
+        if sides == {False}:
+            self._device_table = cuda.to_device(self._table.entries)
+        self._most_frames = max(leaf.n_frames for leaf in leaves)
+        n_words = -(-max(leaf.nbytes for leaf in leaves) // _WORD)
+        self._lanes = min(_THREADS, 1 << max(0, n_words - 1).bit_length())
+
+    def run(self, index: AnyIndex, *, out: AnyArray | None = None) -> None:
+        """Gather the stacks of the rows of an index to the outputs' first rows.
+
+        Args:
+            index: range, or integers [k]. Of arrays of CuPy it may be a contiguous device array,
+                int64 [k], too: then it is not checked, and a row outside a leaf is read from
+                somewhere else. Integers of the host are copied to the device first.
+            out: C-contiguous array [k, ...], where the outputs are not given to all runs.
+
+        Raises:
+            IndexError, TypeError: as `kernels.frames.gather_stacks`; nothing was written.
+            ValueError: the outputs have fewer rows than the index, or `out` does not fit.
+        """
+        if out is not None:
+            _check_output(out, self._sources[0])
+            _check_apart([out], self._read)
+        n_outputs = min(len(output) for output in (self._outputs if out is None else [out]))
+        if len(index) > n_outputs:
+            raise ValueError(f"stacks: got {len(index)} rows, expected at most {n_outputs}")
+        if self._device_table is None:
+            gather_stacks(self._table, index, out_address=_address(out))
+            return
+        if not is_on_device(index):
+            check_stacks(self._table, index)
+        if len(index):
+            self._launch(len(index), index, np.int64(0) if out is None else out)
+
+    def _launch(self, n_rows: int, index: AnyIndex, out: AnyArray) -> None:
+        per_block = _THREADS // self._lanes
+        groups = min(-(-n_rows * self._most_frames // per_block), _MOST_GROUPS)
+        cuda.launch(
+            "frames",
+            (groups, len(self._table.entries)),
+            (self._lanes, per_block),
+            [self._device_table, out, np.int64(n_rows), *kernel_arguments(index)],
+        )
+
+
+def as_range(numbers: NDArray[np.int64]) -> range | NDArray[np.int64]:
+    """Return numbers as a range where they are one: a GPU needs no copy of it."""
+    if len(numbers) < 2:
+        first = int(numbers[0]) if len(numbers) else 0
+        return range(first, first + len(numbers))
+    first, step = int(numbers[0]), int(numbers[1] - numbers[0])
+    if step == 0 or (np.diff(numbers) != step).any():
+        return numbers
+    return range(first, first + step * len(numbers), step)
+
+
+def _check_output(output: AnyArray, source: RowSource) -> None:
+    if output.dtype != source.dtype or output.shape[1:] != source.shape[1:]:
+        raise ValueError(
+            f"stacks: got an output of dtype {output.dtype} and rows of shape {output.shape[1:]},"
+            f" expected {source.dtype} and {source.shape[1:]}"
+        )
+    if not output.flags.c_contiguous:
+        raise ValueError(f"stacks: got an output of strides {output.strides}, expected contiguous")
+    if isinstance(output, np.ndarray) and not output.flags.writeable:
+        raise ValueError("stacks: got a read-only output, expected writable memory")
+
+
+def _check_apart(written: Sequence[AnyArray], read: Sequence[AnyArray]) -> None:
+    """Refuse an output that shares memory with another one, or with what is read."""
+    taken = [_rows_of(array) for array in read]
+    for output in map(_rows_of, written):
+        if any(output.begin < other.end and other.begin < output.end for other in taken):
+            raise ValueError("stacks: an output shares memory with another array, expected its own")
+        taken.append(output)
+
+
+def _rows_of(array: AnyArray) -> Rows:
+    n_rows, *row_shape = array.shape
+    if array.flags.c_contiguous:  # its strides may be anything where it is empty
+        nbytes = array.itemsize * math.prod(row_shape)
+        return Rows(_address(array), nbytes, nbytes, n_rows)
+    rows = rows_at(_address(array), array.shape, array.strides, array.itemsize)
+    if rows is None:
+        raise ValueError(
+            f"stacks: strides {array.strides} of shape {array.shape}, expected C-contiguous rows"
+        )
+    return rows
+
+
+def _address(array: AnyArray | None) -> int:
+    """Return where an array begins; 0 for none."""
+    if array is None:
+        return 0
+    address: int
+    if isinstance(array, np.ndarray):
+        address = array.__array_interface__["data"][0]
+    else:
+        address = array.data.ptr
+    return address

@@ -1,0 +1,208 @@
+"""PrioritizedReplayBuffer: transitions with large errors come more often."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from parllel.arrays import Array, ArraySpec
+from parllel.arrays.interop import to_device, to_host
+from parllel.kernels import priorities as kernel
+from parllel.kernels.sum_tree import ONE, SumTree, find_limit, lay_out
+from parllel.replays.replay_buffer import AnyArray, ReplayBuffer, launch_items, refuse_to_sample
+from parllel.replays.transition_memory import TransitionOutputs, address_of, as_argument, as_table
+from parllel.tree import ArrayDict, TreeDescription, allocate_tree
+
+_KERNELS = {
+    "draw_by_priority": kernel.DRAW,
+    "refresh_priorities": kernel.REFRESH,
+    "update_priorities": kernel.UPDATE,
+    "weigh_priorities": kernel.WEIGH,
+}
+
+
+class PrioritizedReplayBuffer(ReplayBuffer):
+    """Draw transitions in proportion to a priority, which the algorithm updates from its errors.
+
+    P[i] = p[i] / sum_k p[k],  p = (abs(error) + epsilon) ** alpha
+    weight[i] = (N * P[i]) ** -beta / max_j (N * P[j]) ** -beta,  j in the minibatch
+
+    Transitions are stratified: each is drawn from another one of equal shares of all priorities.
+    A transition that was never updated has the largest priority that there ever was, 1 at first.
+    What can't be sampled (`ReplayBuffer`) has none.
+
+    Minibatches have the branch `weight`, float32, too. In device memory they are three launches.
+
+    Args:
+        samples, rng, n_steps, discount, n_final_obs: as for `ReplayBuffer`.
+        alpha: how much priorities count: 0 not at all.
+        beta: how far weights undo that, 1 wholly. An attribute, to be changed in training.
+        epsilon: added to errors, so that none is never drawn.
+
+    Raises:
+        TypeError, ValueError, MemoryError: as for `ReplayBuffer`; or a number is out of range.
+
+    Source: Schaul et al. 2016, arXiv:1511.05952, algorithm 1 and section 3.3.
+    Error: priorities are kept as integers, rounded down to multiples of 2**-24, at least one and
+        at most 2**37 / (places of the ring). Sums and shares of them are exact, and a probability
+        is off by 2**-62 (`test_draws_are_those_of_exact_arithmetic`).
+    """
+
+    _extra: ClassVar[Mapping[str, np.dtype[Any]]] = {"weight": np.dtype(np.float32)}
+    _setting_names: ClassVar[tuple[str, ...]] = ("n_steps", "discount", "alpha", "epsilon")
+
+    def __init__(
+        self,
+        samples: ArrayDict,
+        *,
+        rng: np.random.Generator,
+        n_steps: int = 1,
+        discount: float = 0.99,
+        n_final_obs: int | None = None,
+        alpha: float = 0.6,
+        beta: float = 0.4,
+        epsilon: float = 1e-6,
+    ) -> None:
+        for name, number in (("alpha", alpha), ("beta", beta), ("epsilon", epsilon)):
+            _check_number(name, number)
+        super().__init__(
+            samples, rng=rng, n_steps=n_steps, discount=discount, n_final_obs=n_final_obs
+        )
+        self._beta = float(beta)
+        self._alpha = np.float32(alpha)
+        self._epsilon = np.float32(epsilon)
+        n_places = self.full_size * self.batch_B
+        offsets = lay_out(n_places)
+        self._limit = find_limit(n_places)
+        self._offsets = as_table(offsets[:-1].tolist(), on_gpu=self._is_on_gpu)
+        specs = self.make_specs(samples, n_final_obs)
+        self.priorities = allocate_tree(specs["priorities"], self.storage)
+        self.priorities["largest"][0] = ONE
+        self._tree = self._find_tree(len(offsets) - 1)
+        self._tree_argument = as_argument(self._tree)
+
+    @staticmethod
+    def make_specs(samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
+        """Return the specs of what a buffer allocates beside a tree, as `ReplayBuffer` does."""
+        specs = ReplayBuffer.make_specs(samples, n_final_obs)
+        n_numbers = int(lay_out(math.prod(specs["slot"].batch_shape))[-1])
+        specs["priorities"] = ArrayDict(
+            {
+                "sums": ArraySpec.of((n_numbers,), np.int64),
+                "largest": ArraySpec.of((1,), np.int64),
+            }
+        )
+        return specs
+
+    def _find_tree(self, n_levels: int) -> AnyArray:
+        """Return the table of the `SumTree`."""
+        sums, largest = (self._read(self.priorities[name]) for name in ("sums", "largest"))
+        addresses = address_of(sums), address_of(self._offsets), n_levels, address_of(largest)
+        return as_table(SumTree(*addresses), on_gpu=self._is_on_gpu)
+
+    @property
+    def beta(self) -> float:
+        """How far weights undo priorities, in the minibatches that are drawn from now on."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, beta: float) -> None:
+        _check_number("beta", beta)
+        self._settle()
+        self._beta = float(beta)  # what JSON can hold
+
+    def update_priorities(self, index: Any, error: Any) -> None:
+        """Give transitions the priorities of new errors. On a device it is one launch.
+
+        One that was overwritten since it was drawn keeps out of it. One that is given twice gets
+        the priority of either error on a device, of the later one in host memory.
+
+        Args:
+            index: int64 [n], of a minibatch.
+            error: float32 [n], of any sign; what is no number counts as the largest.
+
+        Raises:
+            ValueError: they are no vectors of the same length, or of other dtypes.
+        """
+        convert = to_device if self._is_on_gpu else to_host
+        index, error = convert(index), convert(error)
+        if index.ndim != 1 or index.shape != error.shape:
+            raise ValueError(
+                f"update_priorities: index {index.shape} and error {error.shape}, expected vectors"
+                " of the same length"
+            )
+        if index.dtype != np.int64 or error.dtype != np.float32:
+            raise ValueError(
+                f"update_priorities: index {index.dtype} and error {error.dtype}, expected int64"
+                " and float32"
+            )
+        if not len(index):
+            return
+        index, error = (each if each.flags.c_contiguous else each.copy() for each in (index, error))
+        self._settle()
+        formula = self._alpha, self._epsilon, self._limit
+        vectors = as_argument(index), as_argument(error)
+        self._run("update_priorities", len(index), (*self._sums(), *formula, *vectors))
+
+    def describe(self) -> TreeDescription:
+        """Return what the sample tree, the buffer and its priorities take."""
+        replay = ArrayDict({**self.final_obs.tree, "priorities": self.priorities})
+        return ArrayDict({"samples": self.samples, "replay": replay}).describe()
+
+    def close(self) -> None:
+        """Give back what the buffer allocated. The sample tree stays open."""
+        super().close()
+        self.priorities.close()
+
+    def _own_tree(self) -> ArrayDict:
+        return ArrayDict({**super()._own_tree(), "priorities": self.priorities})
+
+    def _settings(self) -> dict[str, Any]:
+        formula = {"alpha": self._alpha, "epsilon": self._epsilon}
+        return {**super()._settings(), **{name: float(value) for name, value in formula.items()}}
+
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "beta": self._beta}
+
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        super()._set_state(state)
+        self._beta = state["beta"]
+
+    def _change_steps(self, begin: int, stop: int) -> None:
+        # A step before the oldest one may share its place with one that is being written.
+        begin = max(begin, self._stop - self.full_size, 0)
+        n_items = (stop - begin) * self.batch_B
+        if n_items > 0:
+            self._run("refresh_priorities", n_items, (*self._sums(), begin))
+
+    def _draw(self, outputs: TransitionOutputs) -> None:
+        n_items, out = outputs.batch_size, outputs.arguments
+        priorities = out["scratch"]
+        arguments = (*self._sums(), *self._seed())
+        self._run("draw_by_priority", n_items, arguments, out["transitions"], priorities)
+        if not self._is_on_gpu and not outputs.scratch[0]:
+            refuse_to_sample()
+        self._run("weigh_priorities", n_items, (priorities,), np.float32(self._beta), out["weight"])
+
+    def _sums(self) -> tuple[Any, ...]:
+        """Return a kernel's arguments for the ring and its priorities."""
+        return (*self._ring(), self._tree_argument)
+
+    def _run(self, name: str, n_items: int, before: Sequence[Any], *after: Any) -> None:
+        """Run a kernel with the arguments `before`, the number of items, and those `after`."""
+        arguments = (*before, n_items, *after)
+        if self._is_on_gpu:
+            launch_items(name, n_items, arguments)
+        else:
+            kernel.compiled(_KERNELS[name])(*arguments)
+
+    def _read(self, array: Array) -> AnyArray:
+        return array.to_cupy() if self._is_on_gpu else array.to_ndarray()
+
+
+def _check_number(name: str, number: float) -> None:
+    if not 0 <= number < np.inf:
+        raise ValueError(f"{name}: got {number}, expected a number of 0 or more")

@@ -1,0 +1,319 @@
+"""ReplayBuffer: random transitions out of the ring of a sample tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, Self, TypeAlias
+
+import numpy as np
+
+from parllel import cuda
+from parllel.arrays import Array
+from parllel.kernels.transitions import Leaves, Seed, compiled_draw
+from parllel.replays.ring_checks import check_names
+from parllel.replays.ring_record import RecordedRing
+from parllel.replays.transition_memory import (
+    DRAWN,
+    NEXT,
+    TransitionOutputs,
+    address_of,
+    as_argument,
+    as_table,
+    find_sources,
+    ring_of,
+)
+from parllel.tree import ArrayDict, SavedTree, TreeDescription, open_tree, save_tree
+
+AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
+
+_THREADS = 128  # of a block, one for each transition: allowed on every GPU, not tuned on one yet
+
+
+class ReplayBuffer(RecordedRing):
+    """Draw minibatches of transitions, each with the same probability, from a sample tree's ring.
+
+    The tree is the storage: a sampler that is given the buffer (`replay=`) writes batches of T
+    steps into the ring, in turn, and tells the buffer what is there. Each observation is stored
+    once, and each frame of stacked ones (`FrameArray`). The observation that follows a step is the
+    next row of the same leaf, or, where an episode ended, a final observation, which the buffer
+    keeps in a table.
+
+    A transition begins at a step and has `n_steps` steps, or fewer where the episode ends. It is
+    never sampled where one of its steps was not written yet or is being overwritten, where the
+    tree has a branch `valid` and one of its steps is not, and where it ends an episode whose
+    final observation was not given. The branch `valid` speaks of steps, not of their observations.
+
+    A buffer belongs to one thread. A `Prefetcher`, which draws in another one, is waited for where
+    the buffer changes.
+
+    Drawing takes time in proportion to the minibatch, whatever the size of the ring: a place is
+    drawn again until it can be sampled. Only where hardly any can, all are gone through.
+
+    Args:
+        samples: leaves [T, B, ...] of the same T, B and `full_size`; with `observation` (padding
+            of 1 or more), `reward` (float32 [T, B]), `terminated` and `truncated` (bool [T, B]).
+        rng: draws a key, once. What is sampled is a function of the key and of the number of the
+            minibatch, by Philox4x32-10, and the same in every kind of memory.
+        n_steps: steps of a transition.
+        discount: per step, in [0, 1].
+        n_final_obs: rows of the table, for episodes that ended in the ring; by default one for
+            each 16 steps, for each 80 where observations have more than 1 KiB. If it is full, the
+            oldest steps are forgotten earlier.
+
+    Raises:
+        TypeError, ValueError: the tree is not like that, or a number is out of range.
+        MemoryError: of the table.
+    """
+
+    _extra: ClassVar[Mapping[str, np.dtype[Any]]] = {}  # branches of minibatches beside `DRAWN`
+    _setting_names: ClassVar[tuple[str, ...]] = ("n_steps", "discount")  # of `_settings`
+
+    def __init__(
+        self,
+        samples: ArrayDict,
+        *,
+        rng: np.random.Generator,
+        n_steps: int = 1,
+        discount: float = 0.99,
+        n_final_obs: int | None = None,
+    ) -> None:
+        if not 0 <= discount <= 1:
+            raise ValueError(f"discount: got {discount}, expected a number in [0, 1]")
+        check_names(samples, (NEXT, *DRAWN, *self._extra))
+        super().__init__(samples, n_steps=n_steps, n_final_obs=n_final_obs)
+        self.discount = float(discount)  # what JSON can hold
+        self._sources = find_sources(samples, self.final_obs, on_gpu=self._is_on_gpu)
+        self._leaves = self._find_leaves()
+        self._leaves_argument = as_argument(self._leaves)
+        self._key = (int(rng.integers(2**32)), int(rng.integers(2**32)))
+        self._n_drawn = 0
+        self._outputs: TransitionOutputs | None = None
+
+    def _find_leaves(self) -> AnyArray:
+        """Return the table of `Leaves`, and keep what it has the addresses of."""
+        always_valid = Array((1, 1), bool, storage=self.storage)
+        always_valid[0] = True
+        arrays = [self.samples[name] for name in ("reward", "terminated", "truncated")]
+        arrays += [self.samples.get("valid", always_valid), self.final_obs.slot]
+        self._rings = [ring_of(array, on_gpu=self._is_on_gpu) for array in arrays]
+        reward, terminated, truncated, valid, slot = map(address_of, self._rings)
+        leaves = Leaves(
+            reward,
+            terminated,
+            truncated,
+            valid,
+            slot,
+            valid_stride=int("valid" in self.samples),
+            n_rows=self.full_size,
+            width=self.batch_B,
+            n_steps=self.n_steps,
+        )
+        return as_table(leaves, on_gpu=self._is_on_gpu)
+
+    def describe(self) -> TreeDescription:
+        """Return what the sample tree and the buffer take, as `make_specs` promises it.
+
+        Minibatches come on top.
+        """
+        return ArrayDict({"samples": self.samples, "replay": self.final_obs.tree}).describe()
+
+    # Read by an algorithm
+
+    def sample(self, batch_size: int) -> ArrayDict:
+        """Return a minibatch of transitions, in memory that the next call overwrites.
+
+        In host memory it is there when this returns. On a device it is queued in the caller's
+        current stream as two launches (the draw, and the gather of the whole tree); nothing is
+        copied to or from the host, and nothing is waited for.
+
+        Args:
+            batch_size: number of transitions.
+
+        Returns:
+            Tree of torch tensors [batch_size, ...], with the tree's branches for the first step
+            of each transition, and
+
+            - `next_observation`: what followed the last step;
+            - `n_step_return`: float32, sum of discount**k * reward of the k-th step;
+            - `n_step_discount`: float32, what the value of `next_observation` is to be multiplied
+              with: discount ** (number of steps), and 0 where the last step terminated;
+            - `terminated`, `truncated`: of the last step;
+            - `index`: int64, which names the transition.
+
+        Raises:
+            RuntimeError: there are fewer than `n_steps` steps, or, in host memory, none can be
+                sampled. On a device, `n_step_return` and `n_step_discount` are NaN then. Or the
+                buffer is closed.
+            ValueError: batch_size is not positive.
+        """
+        self._settle()
+        if self._outputs is None or self._outputs.batch_size != batch_size:
+            self._outputs = self.make_outputs(batch_size)
+        self.sample_into(self._outputs)
+        return self._outputs.tensors
+
+    def make_outputs(self, batch_size: int, storage: str | None = None) -> TransitionOutputs:
+        """Return memory for `sample_into`; of the kind that `sample` uses if none is given."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size}, expected 1 or more")
+        return TransitionOutputs(
+            self._sources, batch_size, storage or self.storage, extra=self._extra
+        )
+
+    def sample_into(self, outputs: TransitionOutputs) -> None:
+        """Draw a minibatch as `sample` does, into memory of `make_outputs`."""
+        self._check_open()
+        if self._stop - self._first < self.n_steps:
+            raise RuntimeError(
+                f"replay: {self._stop - self._first} steps of each environment are there, expected"
+                f" {self.n_steps} or more = n_steps; collect batches first"
+            )
+        self._draw(outputs)
+        self._n_drawn += 1
+        outputs.gather()
+
+    def _draw(self, outputs: TransitionOutputs) -> None:
+        """Choose the transitions, and write what they are made of."""
+        n_items, out = outputs.batch_size, outputs.arguments["transitions"]
+        arguments = (*self._ring(), *self._seed(), n_items, out)
+        if self._is_on_gpu:
+            launch_items("draw_transitions", n_items, arguments)
+        elif compiled_draw()(*arguments, outputs.scratch):
+            refuse_to_sample()
+
+    def _ring(self) -> tuple[Any, int, int, np.float32]:
+        """Return a kernel's arguments for the ring."""
+        return self._leaves_argument, self._first, self._stop, np.float32(self.discount)
+
+    def _seed(self) -> Seed:
+        return Seed(*self._key, self._n_drawn)
+
+    # Saved and resumed
+
+    def save(self, folder: str | Path) -> None:
+        """Save the ring, and all that the next minibatches depend on, as `tree.save_tree` does.
+
+        What a `Prefetcher` has drawn ahead is drawn again afterwards, here as in a run that goes
+        on from the save: both have the same minibatches.
+
+        Raises:
+            OSError: the disk is full, or the like; the last save is what it was.
+            RuntimeError: a batch is being written.
+        """
+        self._settle()
+        if self._is_writing:
+            raise RuntimeError("replay: a batch is being written; save after end_batch")
+        tree = ArrayDict({"samples": self.samples, "replay": self._own_tree()})
+        save_tree(tree, folder, {"settings": self._settings(), "state": self._state()})
+        self._discard_drawn()
+
+    def load(self, folder: str | Path) -> None:
+        """Go on where a buffer was saved: the ring of the tree is overwritten, too.
+
+        What a `Prefetcher` has drawn ahead is forgotten.
+
+        Raises:
+            FileNotFoundError: nothing was saved there.
+            KeyError, ValueError: it is a save of another tree, or of a buffer with other settings;
+                nothing was changed.
+        """
+        self._settle()
+        saved = open_tree(folder)
+        self._check_settings(saved)
+        saved.load_into(ArrayDict({"samples": self.samples, "replay": self._own_tree()}))
+        self._set_state(saved.numbers["state"])
+        self._discard_drawn()
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """Return a saved buffer over the files of its ring, which are read when they are used.
+
+        What is written to the ring stays in this process: the files never change.
+
+        Raises:
+            FileNotFoundError, KeyError, ValueError: as for `load`; or another class saved it.
+        """
+        saved = open_tree(folder)
+        cls._check_setting_names(saved)
+        own = saved.part("replay")
+        n_final_obs = next(leaf.spec.full_size for leaf in own.leaves if leaf.names == ("owner",))
+        buffer = cls(
+            saved.part("samples").map(),
+            rng=np.random.default_rng(0),  # its key is replaced
+            n_final_obs=n_final_obs,
+            **saved.numbers["settings"],
+        )
+        own.load_into(buffer._own_tree())
+        buffer._set_state(saved.numbers["state"])
+        return buffer
+
+    def _own_tree(self) -> ArrayDict:
+        return ArrayDict({**self.final_obs.tree, "owner": self.final_obs.owner_array})
+
+    def _settings(self) -> dict[str, Any]:
+        return {"n_steps": self.n_steps, "discount": self.discount}
+
+    def _state(self) -> dict[str, Any]:
+        steps = {"first": self._first, "stop": self._stop, "n_final_obs": self.final_obs.n_added}
+        return {**steps, "key": self._key, "n_drawn": self._n_drawn}
+
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        self._first, self._stop = state["first"], state["stop"]
+        self.final_obs.n_added = state["n_final_obs"]
+        self._key = (state["key"][0], state["key"][1])
+        self._n_drawn = state["n_drawn"]
+        self._is_writing = False
+
+    def _check_settings(self, saved: SavedTree) -> None:
+        found, expected = saved.numbers.get("settings"), self._settings()
+        if found != expected:
+            raise ValueError(
+                f"{saved.folder}: saved with {found}, expected {expected} as of this"
+                f" {type(self).__name__}"
+            )
+
+    @classmethod
+    def _check_setting_names(cls, saved: SavedTree) -> None:
+        found = sorted(saved.numbers.get("settings", {}))
+        if found != sorted(cls._setting_names):
+            raise ValueError(
+                f"{saved.folder}: saved with settings {found}, expected"
+                f" {sorted(cls._setting_names)} of a {cls.__name__}; open it as what was saved"
+            )
+
+    def _discard_drawn(self) -> None:
+        for watcher in list(self.watchers):
+            watcher.discard()
+
+    def close(self) -> None:
+        """Give back what the buffer allocated, and close its prefetchers. It can't be used then.
+
+        The sample tree stays open. Called again, it does nothing.
+        """
+        for watcher in list(self.watchers):
+            watcher.close()
+        self._is_closed = True
+        self.final_obs.tree.close()
+        if self._outputs is not None:
+            self._outputs.close()
+
+
+def refuse_to_sample() -> NoReturn:
+    """Raise the error for a ring without a transition that can be sampled."""
+    raise RuntimeError(
+        "replay: no transition can be sampled: each one has a step that is not valid, or ends an"
+        " episode whose final observation was not given (add_final_obs)"
+    )
+
+
+def launch_items(name: str, n_items: int, arguments: Sequence[Any]) -> None:
+    """Launch a kernel with a thread for each item, in the caller's current stream.
+
+    Args:
+        name: of the kernel.
+        n_items: items.
+        arguments: its own; Python's integers become int64.
+    """
+    typed = [np.int64(each) if isinstance(each, int) else each for each in arguments]
+    cuda.launch(name, (-(-n_items // _THREADS),), (_THREADS,), typed)

@@ -1,0 +1,1 @@
+"""What every Array, tree, storage and cage promises, as test suites."""

@@ -1,0 +1,496 @@
+"""ProcessCage against the contract of all cages, and against SerialCage bit by bit."""
+
+import gc
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from parllel import Array, ArrayDict, dict_map
+from parllel.cages import Cage, ProcessCage, SerialCage, TrajInfo, WorkerError
+from parllel.cages.stepper import Seed
+from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
+from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler
+from parllel.testing import toy_envs
+from parllel.testing.contracts import cage_calls
+from parllel.testing.contracts.cage_calls import assert_same, random_step, reset, rollout, step
+from parllel.testing.contracts.cage_contract import CageContract
+from parllel.testing.simulated_cuda import simulated_cuda
+from parllel.testing.toy_envs import Clock, Echo, Walk
+from parllel.tree.leaves import as_tensor
+
+T = 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _send_definitions() -> Iterator[None]:
+    """Have environments sent to workers by their definitions, as if they were of `__main__`.
+
+    Importing this module would bring pytest along, and importing parllel.testing simulated CUDA,
+    which takes each worker 70 ms. tests/cages/test_worker_faults.py sends environments by their
+    names.
+    """
+    modules = sys.modules[__name__], toy_envs, cage_calls
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    yield
+    for module in modules:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+class TestProcessCage(CageContract):
+    def make_cage(
+        self,
+        make_env: Callable[..., gym.Env],
+        env_kwargs: Mapping[str, Any] | None = None,
+        make_traj_info: Callable[[], TrajInfo] = TrajInfo,
+        *,
+        n_envs: int = 1,
+        seed: Seed = None,
+    ) -> Cage:
+        return ProcessCage(make_env, env_kwargs, make_traj_info, n_envs=n_envs, seed=seed)
+
+
+class TestProcessCageInSharedMemory(TestProcessCage):
+    storage = "shared"
+
+
+# With samplers
+
+
+class TensorAgent:
+    """Choose actions and values by arithmetic."""
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        first = as_tensor(observation)[:, 0]
+        return (first.abs() * 64).floor().long() % 4, {"value": first * 2}
+
+    def value(self, observation: Any) -> Any:
+        return as_tensor(observation)[:, 0] * 2
+
+
+def summaries(completed: Sequence[TrajInfo]) -> list[tuple[int, float]]:
+    return [(traj.length, traj.episode_return) for traj in completed]
+
+
+def copied(leaf: Array) -> Any:
+    return leaf.to_ndarray().copy()
+
+
+def collect(
+    n_workers: int, storage: str, kind: type[BasicSampler] = BasicSampler, **window: int
+) -> list[ArrayDict]:
+    """Return four batches of five environments, with what ended in each."""
+    agent, batches = TensorAgent(), []
+    cages = build_cages(Walk, 5, n_workers=n_workers, seed=3)
+    assert len(cages) == max(n_workers, 1)
+    samples = build_sample_tree(
+        build_example(Walk, storage="local"), agent, batch_shape=(T, 5), storage=storage, **window
+    )
+    with ExitStack() as stack:
+        for cage in cages:
+            stack.enter_context(cage)
+        sampler = kind(cages, agent, samples)
+        stack.callback(sampler.close)
+        for _ in range(4):
+            batch, completed = sampler.collect_batch()
+            copies = ArrayDict({name: dict_map(copied, batch[name]) for name in batch})
+            is_used = copies["truncated"] & ~copies["terminated"]
+            copies["final_value"] = np.where(is_used, copies["final_value"], 0)
+            copies["lengths"] = np.array(sorted(summaries(completed)))
+            batches.append(copies)
+    assert sum(batch["final_value"].any() for batch in batches) > 2
+    return batches
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 3])
+@pytest.mark.parametrize("storage", ["local", "shared", "inherited"])
+def test_workers_give_the_batches_of_a_serial_cage(storage: str, n_workers: int) -> None:
+    for batch, expected in zip(collect(n_workers, storage), collect(0, "local"), strict=True):
+        assert_same(batch, expected)
+
+
+@pytest.mark.parametrize("storage", ["local", "shared"])
+def test_workers_follow_a_window_that_moves(storage: str) -> None:
+    batches = collect(2, storage, full_size=3 * T)
+    for batch, expected in zip(batches, collect(0, "local"), strict=True):
+        assert_same(batch, expected)
+
+
+def test_alternating_workers_give_the_batches_of_serial_cages() -> None:
+    runs = collect(2, "shared", AlternatingSampler), collect(0, "local")
+    for batch, expected in zip(*runs, strict=True):
+        assert_same(batch, expected)
+
+
+@pytest.mark.parametrize("schedule", ["eager", "lazy", "random"])
+def test_workers_write_pinned_slots_that_are_staged_to_a_device(schedule: Any) -> None:
+    expected = collect(0, "local")
+    with simulated_cuda(schedule=schedule):
+        batches = collect(2, "device")
+    for batch, other in zip(batches, expected, strict=True):
+        assert_same(batch, other)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 3])
+def test_an_evaluation_with_workers_is_that_of_a_serial_cage(n_workers: int) -> None:
+    finished = []
+    for number in (n_workers, 0):
+        cages = build_cages(Walk, 4, n_workers=number, seed=1)
+        agent = TensorAgent()
+        samples = build_sample_tree(build_example(Walk), agent, batch_shape=(T, 4))
+        tree = build_eval_tree(samples, n_envs=4)
+        finished.append(EvalSampler(cages, agent, tree, n_episodes=12).collect_episodes())
+        for cage in cages:
+            cage.close()
+    assert summaries(finished[0]) == summaries(finished[1])
+    assert len(finished[0]) == 12
+
+
+# Forked from this process
+
+# Python 3.12 and later warn of every fork beside threads; NumPy's own threads are enough for it.
+with_fork = pytest.mark.filterwarnings("ignore:This process .* multi-threaded:DeprecationWarning")
+
+
+@with_fork
+class TestForkedProcessCage:
+    def make_cage(self, **options: Any) -> ProcessCage:
+        return ProcessCage(Walk, n_envs=3, seed=2, start_method="fork", **options)
+
+    def test_it_gives_the_results_of_a_serial_cage(self) -> None:
+        with self.make_cage() as cage, SerialCage(Walk, n_envs=3, seed=2) as serial:
+            assert_same(rollout([cage]), rollout([serial]))
+
+    def test_it_writes_inherited_memory_itself(self) -> None:
+        places = Array((2, 3), np.float64, feature_shape=(3,), storage="inherited")
+        with self.make_cage() as cage, SerialCage(Walk, n_envs=3, seed=2) as serial:
+            later = Array((2, 3), np.float64, feature_shape=(3,), storage="inherited")
+            expected = reset(serial)[0]
+            reset(cage, out_obs=places[1])
+            np.testing.assert_array_equal(places[1], expected)
+            action = np.zeros(3, int)
+            assert cage.bind_step(action, out_obs=places[0]).bound.copies_out == []
+            assert len(cage.bind_step(action, out_obs=later[0]).bound.copies_out) == 1
+            step(cage, action, out_obs=later[1])
+            np.testing.assert_array_equal(later[1], step(serial, action)[0])
+
+    def test_it_ends_its_server_too(self) -> None:
+        with self.make_cage() as cage:
+            server = parent_of(cage._worker.process)
+            assert parent_of(server) == os.getpid()
+        assert not Path(f"/proc/{server}").exists()
+
+    def test_a_lost_worker_is_replaced(self) -> None:
+        places = Array((2, 3), np.float64, feature_shape=(3,), storage="inherited")
+        with self.make_cage(on_worker_error="restart") as cage:
+            reset(cage)
+            os.kill(cage._worker.process, signal.SIGKILL)
+            step(cage, np.zeros(3, int), out_obs=places[1])
+            assert sorted(cage.invalid) == [0, 1, 2]
+        assert places[1].to_ndarray().all()
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+# Workers
+
+
+class Surroundings(Clock):
+    """Tell of the process in `info`."""
+
+    def _info(self) -> dict[str, Any]:
+        heavy = [name for name in ("torch", "cupy", "numba.cuda", "pytest") if name in sys.modules]
+        return {
+            "process": os.getpid(),
+            "heavy": heavy,
+            "n_threads": sum(1 for _ in Path("/proc/self/task").iterdir()),
+            "n_blas_threads": [os.environ[f"{name}_NUM_THREADS"] for name in ("OMP", "OPENBLAS")],
+            "folder": str(Path.cwd()),
+            "variable": os.environ.get("PARLLEL_TEST"),
+            "drawn": float(np.random.random()),  # noqa: NPY002
+        }
+
+
+def surroundings(**options: Any) -> dict[str, Any]:
+    with ProcessCage(make_surroundings, **options) as cage:
+        return reset(cage)[1]
+
+
+def make_surroundings() -> gym.Env:
+    np.zeros((100, 100)) @ np.zeros((100, 100))  # threads of BLAS start with the first product
+    return Surroundings()
+
+
+def test_a_worker_imports_nothing_heavy_and_has_one_thread() -> None:
+    told = surroundings()
+    assert told["process"] != os.getpid()
+    assert told["heavy"] == []
+    assert told["n_threads"] == 1
+    assert told["n_blas_threads"] == ["1", "1"]
+
+
+def test_a_worker_takes_over_the_folder_and_the_variables_of_its_cage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PARLLEL_TEST", "a")
+    told = surroundings()
+    assert (told["folder"], told["variable"]) == (str(tmp_path), "a")
+    monkeypatch.delenv("PARLLEL_TEST")
+    assert surroundings()["variable"] is None
+
+
+def test_global_generators_of_workers_differ_and_are_seeded() -> None:
+    drawn = [surroundings(seed=seed)["drawn"] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+SCRIPT = """
+from dataclasses import dataclass, field
+import gymnasium as gym, numpy as np, torch
+from parllel.cages import ProcessCage, TrajInfo
+
+OFFSET = 3
+
+class Mine(gym.Env):
+    observation_space = gym.spaces.Box(0, 9, (2,))
+    action_space = gym.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        import sys
+        assert "torch" not in sys.modules
+        return np.full(2, OFFSET, np.float32), {}
+    def step(self, action):
+        return np.full(2, action + OFFSET, np.float32), 1.0, True, False, {}
+
+@dataclass(slots=True)
+class MyInfo(TrajInfo):
+    n_told: int = field(default=0, init=False)
+
+    def step(self, *told):
+        TrajInfo.step(self, *told)
+        self.n_told += 1
+
+gym.register("Mine-v0", Mine)
+for make_env in (Mine, lambda: Mine(), lambda: gym.make("Mine-v0", disable_env_checker=True)):
+    with ProcessCage(make_env, None, MyInfo) as cage:
+        cage.reset_async()
+        cage.await_step()
+        cage.step_async(1)
+        cage.await_step()
+        (traj,) = cage.take_completed()
+        assert (type(traj), traj.n_told, traj.length) == (MyInfo, 1, 1)
+        print(cage.final_obs[0])
+"""
+
+
+def test_a_script_without_a_guard_may_define_environments_itself(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-W", "error", str(script)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (run.stdout, run.stderr) == ("[4. 4.]\n" * 3, "")
+
+
+# Memory
+
+
+@pytest.mark.parametrize("name", ["previous", "last", "is_first"])
+def test_a_branch_of_observations_may_have_any_name(name: str) -> None:
+    """Beside frames there are branches that workers read; these are none of them."""
+    space = spaces.Dict({"now": spaces.Box(0, 1, (3,)), name: spaces.Box(0, 1, (3,))})
+    with ProcessCage(Echo, {"space": space}, n_envs=2, seed=0) as cage:
+        out = ArrayDict({key: Array((2,), np.float32, feature_shape=(3,)) for key in space})
+        reset(cage, out_obs=out)
+        assert all(leaf.to_ndarray().all() for leaf in out.values())
+
+
+def test_memory_of_a_closed_tree_is_given_back_by_the_worker() -> None:
+    def n_maps() -> int:
+        gc.collect()
+        maps = Path(f"/proc/{cage._worker.process}/maps").read_text()
+        return maps.count("memfd:parllel")
+
+    with ProcessCage(Clock) as cage:
+        counts = []
+        for _ in range(4):
+            place = Array((4,), np.float32, feature_shape=(2,), storage="shared")
+            reset(cage, out_obs=place[0])
+            counts.append(n_maps())
+            place.close()
+        # The next one is known to the worker before the last one's end is noticed, or after it.
+        assert max(counts) <= counts[0] + 1
+
+
+def test_descriptors_do_not_add_up_with_trees() -> None:
+    def n_descriptors() -> list[int]:
+        gc.collect()
+        processes = os.getpid(), cage._worker.process
+        return [sum(1 for _ in Path(f"/proc/{number}/fd").iterdir()) for number in processes]
+
+    with ProcessCage(Clock) as cage:
+        counts = []
+        reset(cage)
+        for _ in range(4):
+            place = Array((4,), np.float32, feature_shape=(2,), storage="shared")
+            step(cage, np.int64(0), out_obs=place[0])  # the action is in local memory
+            counts.append(n_descriptors())
+            place.close()
+        assert counts[1:] == counts[:-1]
+
+
+def test_a_bound_step_keeps_its_places_alive() -> None:
+    with ProcessCage(Walk, n_envs=2, seed=0) as cage:
+        reset(cage)
+
+        def bind() -> Any:
+            place = Array((2, 2), np.float64, feature_shape=(3,), storage="shared")
+            action = Array((2, 2), np.int64, storage="shared")
+            return place[0], cage.bind_step(action[0], out_obs=place[0])
+
+        row, command = bind()
+        gc.collect()
+        cage.start(command)
+        cage.await_step()
+        assert row.to_ndarray().any()
+
+
+def test_results_may_be_larger_than_a_mailbox_and_a_message() -> None:
+    kwargs = {"shape": (300, 1000)}  # of an info, which no space tells of
+    with ProcessCage(LargeInfo, kwargs, n_envs=2) as cage:
+        _, infos = reset(cage)
+    for info in infos:
+        np.testing.assert_array_equal(info["large"], np.arange(300_000).reshape(300, 1000))
+
+
+def test_observations_without_places_come_as_arrays_of_their_own() -> None:
+    with ProcessCage(Walk, n_envs=2, seed=0) as cage, SerialCage(Walk, n_envs=2, seed=0) as serial:
+        kept = [(random_step(cage), random_step(serial)) for _ in range(20)]
+    for results, expected in kept:
+        for result, other in zip(results[:-1], expected[:-1], strict=True):
+            assert result.flags.writeable
+            np.testing.assert_array_equal(result, other, strict=True)
+        assert results[-1] == expected[-1]
+
+
+class LargeInfo(Clock):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self._shape = shape
+
+    def _info(self) -> dict[str, Any]:
+        return {"large": np.arange(np.prod(self._shape)).reshape(self._shape)}
+
+
+def test_actions_of_python_objects_are_an_error() -> None:
+    with ProcessCage(Clock, n_envs=2) as cage:
+        reset(cage)
+        with pytest.raises(TypeError, match="action: got Python objects"):
+            step(cage, np.array([object(), object()]))
+
+
+def test_an_empty_observation_is_no_error() -> None:
+    space = spaces.Box(0, 1, (0,))
+    with ProcessCage(Empty, {"space": space}, n_envs=2) as cage:
+        place = Array((2, 2), np.float32, feature_shape=(0,), storage="shared")
+        reset(cage, out_obs=place[1])
+        assert reset(cage)[0].shape == (2, 0)
+
+
+class Empty(Clock):
+    def __init__(self, space: spaces.Space) -> None:
+        super().__init__()
+        self.observation_space = space
+
+    def _observe(self) -> Any:
+        return np.zeros(0, np.float32)
+
+
+def no_reward(number: int) -> Any:
+    return None if number > 1 else 1.0
+
+
+class Wide(Clock):
+    def _observe(self) -> Any:
+        return np.zeros(3, np.float32)
+
+
+@pytest.mark.parametrize("storage", ["local", "shared"])
+def test_nothing_is_pickled_for_a_step_with_places(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {
+        "out_obs": Array((2,), np.float32, feature_shape=(2,), storage=storage),
+        "out_reward": Array((2,), np.float32, storage=storage),
+        "out_terminated": Array((2,), bool, storage=storage),
+        "out_truncated": Array((2,), bool, storage=storage),
+        "out_info": ArrayDict({"step": Array((2,), np.int32, storage=storage)}),
+    }
+    action = Array((2,), np.int64, storage=storage)
+    with ProcessCage(NoLetters, n_envs=2) as cage:
+        reset(cage)
+        command = cage.bind_step(action, **places)
+        cage.start(command)
+        cage.await_step()
+        for module in (pickle, cloudpickle):
+            for name in ("dumps", "loads"):
+                monkeypatch.setattr(module, name, None)
+        cage.start(command)
+        cage.await_step()
+    np.testing.assert_array_equal(places["out_info"]["step"], 2)
+
+
+class NoLetters(Clock):
+    """Have no letter pickled any more."""
+
+    def step(self, action: Any) -> Any:
+        from parllel.cages.process.replies import Mailbox
+
+        Mailbox.pack = None  # of the worker
+        return super().step(action)
+
+
+@pytest.mark.parametrize("kind", [SerialCage, ProcessCage])
+def test_what_cannot_be_used_is_told_with_its_environment(kind: type[Any]) -> None:
+    def message_of(error: Exception) -> str:
+        return "".join(traceback.format_exception(error))
+
+    with kind(Clock, {"reward_type": no_reward}, n_envs=2) as cage:
+        reset(cage)
+        step(cage, np.zeros(2, int))
+        with pytest.raises((TypeError, WorkerError)) as caught:
+            step(cage, np.zeros(2, int))
+    assert "environment 0 of this cage returned (array([0., 2.]" in message_of(caught.value)
+    with kind(Wide, n_envs=2) as cage, pytest.raises((ValueError, WorkerError)) as caught:
+        reset(cage, out_obs=np.zeros((2, 2), np.float32))
+    expected = "environment 0 of this cage gave (3,), float32, expected (2,), float32"
+    assert expected in message_of(caught.value)
+
+
+# Builders
+
+
+def test_environments_are_divided_among_workers() -> None:
+    def sizes(**options: Any) -> list[tuple[str, int]]:
+        cages = build_cages(Clock, 5, **options)
+        for cage in cages:
+            cage.close()
+        return [(type(cage).__name__, cage.n_envs) for cage in cages]
+
+    assert sizes(n_workers=2) == [("ProcessCage", 2), ("ProcessCage", 3)]
+    assert sizes(n_workers=9) == [("ProcessCage", 1)] * 5
+    assert sizes(n_workers=0) == sizes(n_workers="serial") == [("SerialCage", 5)]

@@ -1,0 +1,527 @@
+"""ReplayBuffer: the transitions of a ring, held against a plain list of steps."""
+
+import copy
+import functools
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.wrappers import FrameStackObservation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parllel import Array, ArrayDict, FrameArray, cuda
+from parllel.cages import SerialCage
+from parllel.kernels import transitions
+from parllel.kernels.targets import Axes, launch_plainly
+from parllel.patterns import build_example, build_sample_tree
+from parllel.replays import ReplayBuffer
+from parllel.replays.transition_memory import DRAWN
+from parllel.samplers import AlternatingSampler, BasicSampler
+from parllel.testing.simulated_cuda import simulated_cuda
+from parllel.testing.toy_envs import Clock
+from step_list import DISCOUNT, Chances, Model, Shape, chances, make_tree, read, shapes, show
+
+SCHEDULES = (("eager", 0), ("lazy", 0), ("random", 0), ("random", 1))
+OFTEN, SELDOM = Chances(), Chances(terminated=0, truncated=0)
+each_schedule = pytest.mark.parametrize(("schedule", "seed"), SCHEDULES)
+
+
+def assert_holds_the_list(model: Model) -> None:
+    """Draw so many that each transition comes; each has to be the list's."""
+    expected = model.transitions()
+    if not expected:
+        with pytest.raises(RuntimeError, match=r"replay: (\d+ steps of each|no transition)"):
+            model.replay.sample(4)
+        return
+    # 60 transitions at most: one of them is missing with a probability below 60 * exp(-25).
+    assert len(expected) <= 60
+    assert read(model.replay.sample(1500), model.frames) == expected
+
+
+@settings(derandomize=True, deadline=None, max_examples=120)
+@given(shape=shapes, chances=chances, seed=st.integers(0, 99))
+def test_what_is_sampled_is_what_the_list_has(shape: Shape, chances: Chances, seed: int) -> None:
+    model = Model(shape, chances, seed=seed)
+    assert_holds_the_list(model)
+    for _ in range(3 * shape.n_windows):
+        if model.rng.integers(10) < chances.reset:
+            model.reset()
+        model.write_batch()
+        assert len(model.replay) == (len(model.steps[0]) - model.first) * shape.B
+        assert_holds_the_list(model)
+
+
+def test_wide_padding_changes_nothing() -> None:
+    shape = Shape(T=3, padding=3, n_steps=2)
+    model = Model(shape, Chances(), seed=0)
+    for _ in range(8):
+        model.write_batch()
+        assert_holds_the_list(model)
+
+
+def test_steps_that_are_being_overwritten_are_not_sampled() -> None:
+    model = Model(Shape(T=2, n_windows=4, n_steps=2), Chances(), seed=1)
+    for _ in range(5):
+        model.write_batch()
+    model.replay.begin_batch()
+    model.first = 10 + 2 - 8 + 1  # steps 10 and 11 lie where 2 and 3 were, and step 4 behind them
+    assert_holds_the_list(model)
+
+
+def test_all_transitions_come_equally_often() -> None:
+    model = Model(Shape(T=5, B=4, n_steps=3), Chances(), seed=2)
+    for _ in range(4):
+        model.write_batch()
+    expected, n = model.transitions(), 200_000
+    counts = Counter(model.replay.sample(n)["index"].tolist())
+    mean = n / len(expected)
+    chi_square = sum((counts[index] - mean) ** 2 / mean for index in expected)
+    # Mean and standard deviation of chi-square are its degrees of freedom and the root of twice.
+    freedom = len(expected) - 1
+    assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
+
+
+def test_each_minibatch_is_another_one_and_the_same_for_the_same_generator() -> None:
+    def draw() -> list[list[int]]:
+        model = Model(Shape(T=5, B=4), Chances(), seed=3)
+        model.write_batch()
+        return [model.replay.sample(16)["index"].tolist() for _ in range(5)]
+
+    assert len({*map(tuple, draw())}) == 5
+    assert draw() == draw()
+
+
+def test_a_minibatch_overwrites_the_one_before() -> None:
+    model = Model(Shape(), Chances(), seed=4)
+    model.write_batch()
+    first = model.replay.sample(8)
+    second = model.replay.sample(8)
+    assert first["reward"].data_ptr() == second["reward"].data_ptr()
+    assert model.replay.sample(9)["reward"].shape == (9,)
+
+
+def test_branches_of_the_tree_are_those_of_the_first_step() -> None:
+    model = Model(Shape(n_steps=3), Chances(terminated=0, truncated=0), seed=5)
+    for _ in range(3):
+        model.write_batch()
+    minibatch = model.replay.sample(50)
+    for index, reward in zip(minibatch["index"], minibatch["reward"], strict=True):
+        assert reward == model.steps[index % 2][index // 2].reward
+    assert "valid" not in minibatch
+    assert minibatch["terminated"].dtype == minibatch["truncated"].dtype == torch.bool
+    assert minibatch["n_step_return"].dtype == torch.float32
+
+
+def test_a_branch_may_be_called_almost_as_the_next_observation() -> None:
+    tree = changed(next_observation_mask=Array((3, 2), np.int32, full_size=9))
+    replay = ReplayBuffer(tree, rng=np.random.default_rng(0))
+    replay.restart()
+    replay.begin_batch()
+    tree.rotate()
+    tree["next_observation_mask"][...] = np.arange(6).reshape(3, 2)
+    replay.end_batch()
+    minibatch = replay.sample(50)
+    assert minibatch["next_observation_mask"].tolist() == minibatch["index"].tolist()
+
+
+@pytest.mark.parametrize("storage", ["local", "device"])
+def test_observations_may_be_those_of_several_agents(
+    storage: str, cuda_device: torch.device
+) -> None:
+    seen = Array((3, 2, 4), np.float32, feature_shape=(5,), padding=1, full_size=9)
+    tree = changed(observation=seen).to(storage)
+    replay = ReplayBuffer(tree, rng=np.random.default_rng(0))
+    assert replay.final_obs.bytes_per_slot == 4 * 5 * 4 + 8
+    replay.restart()
+    replay.begin_batch()
+    tree.rotate()
+    tree["observation"][...] = np.arange(3 * 2 * 4 * 5).reshape(3, 2, 4, 5)
+    tree["terminated"][1, 0] = True
+    replay.add_final_obs(1, {0: np.full((4, 5), -7.0)})
+    replay.end_batch()
+    minibatch = {path: leaf.cpu().numpy() for path, leaf in replay.sample(50).walk()}
+    index = minibatch["index"]
+    rows = 20 * index[:, None, None] + np.arange(20).reshape(4, 5)
+    assert (minibatch["observation"] == rows).all()
+    following = np.where((index == 2)[:, None, None], -7, rows + 40)
+    is_inside = index < 4  # what follows the others was not written
+    assert (minibatch["next_observation"] == following)[is_inside].all()
+    assert {0, 1, 2, 3} <= {*index.tolist()}
+
+
+def test_a_closed_buffer_is_not_used(tmp_path: Path) -> None:
+    model = Model(Shape(), Chances(), seed=9)
+    model.write_batch()
+    outputs = model.replay.make_outputs(3)
+    model.replay.close()
+    model.replay.close()
+    for use in (
+        functools.partial(model.replay.sample, 3),
+        functools.partial(model.replay.sample_into, outputs),
+        functools.partial(model.replay.save, tmp_path),
+        functools.partial(model.replay.add_final_obs, 0, {}),
+        model.replay.restart,
+        model.replay.begin_batch,
+    ):
+        with pytest.raises(RuntimeError, match="replay: the buffer is closed; make a new one"):
+            use()
+
+
+def test_a_table_that_is_too_small_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = Model(Shape(T=4, n_final_obs=1), Chances(terminated=9), seed=6)
+    for _ in range(3):
+        model.write_batch()
+    assert [record.message.partition(" are too few")[0] for record in caplog.records] == [
+        "replay: 1 final observations"
+    ]
+    assert "raise n_final_obs (24 bytes each)" in caplog.text
+
+
+def test_a_batch_that_was_not_written_in_turn_is_refused() -> None:
+    model = Model(Shape(), Chances(), seed=7)
+    model.write_batch()
+    model.replay.begin_batch()
+    model.tree.rotate()
+    model.tree.rotate()
+    with pytest.raises(RuntimeError, match="the batch lies at row 6 of the ring, expected row 3"):
+        model.replay.end_batch()
+
+
+def test_final_observations_belong_to_a_step_of_the_batch() -> None:
+    model = Model(Shape(), Chances(), seed=7)
+    with pytest.raises(RuntimeError, match="no batch is being written; call begin_batch before"):
+        model.replay.add_final_obs(0, {0: show(1)})
+    model.replay.begin_batch()
+    for t, column in ((3, 0), (-1, 0), (0, 2), (0, -1)):
+        with pytest.raises(IndexError, match=rf"got step {t} and columns \[{column}\], expected"):
+            model.replay.add_final_obs(t, {column: show(1)})
+    assert model.replay.final_obs.n_added == 0
+
+
+def test_a_batch_that_failed_is_begun_anew_after_a_restart() -> None:
+    model = Model(Shape(n_windows=2), Chances(), seed=8)
+    for _ in range(3):
+        model.write_batch()
+    model.replay.begin_batch()
+    model.tree.rotate()  # and then an environment raises
+    model.first = 9 + 3 - 6
+    model.reset()
+    model.write_batch()
+    assert_holds_the_list(model)
+
+
+# Refusals
+
+
+def changed(**branches: Any) -> ArrayDict:
+    tree = make_tree(Shape())
+    for name, branch in branches.items():
+        tree[name] = branch
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("branches", "error", "message"),
+    [
+        ({"reward": Array((3, 2), np.float64, full_size=9)}, ValueError, "reward: got float64"),
+        ({"truncated": Array((3, 2), np.uint8, full_size=9)}, ValueError, "truncated: got uint8"),
+        ({"valid": Array((3, 2, 1), bool, full_size=9)}, ValueError, r"valid: got bool \(3, 2, 1"),
+        ({"extra": Array((3, 2), bool)}, ValueError, "got .T, B, full_size. of .*expected the sam"),
+        ({"extra": np.zeros((3, 2))}, TypeError, "extra: got a ndarray, expected an Array"),
+        ({"index": Array((3, 2), bool, full_size=9)}, ValueError, r"\['index'\] of their own"),
+        (
+            {"next_observation": {"state": Array((3, 2), bool, full_size=9)}},
+            ValueError,
+            r"\['next_observation'\] of their own",
+        ),
+        (
+            {"observation": Array((3, 2), bool, full_size=9)},
+            ValueError,
+            "observation: got padding 0, expected 1 or more",
+        ),
+    ],
+)
+def test_a_tree_that_does_not_fit_is_refused(
+    branches: Mapping[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ReplayBuffer(changed(**branches), rng=np.random.default_rng(0))
+
+
+def test_stacks_of_more_batch_dimensions_are_refused() -> None:
+    camera = FrameArray((3, 2, 4), np.uint8, (5,), padding=1, full_size=9)
+    with pytest.raises(ValueError, match=r"observation.camera: got stacks of batch dimensions \(3"):
+        ReplayBuffer(changed(observation={"camera": camera}), rng=np.random.default_rng(0))
+
+
+def test_a_tree_without_a_branch_is_refused() -> None:
+    tree = make_tree(Shape())
+    del tree["terminated"]
+    with pytest.raises(ValueError, match=r"branches \['terminated'\] are missing"):
+        ReplayBuffer(tree, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"n_steps": 0}, "n_steps: got 0, expected 1 to 9 = full_size"),
+        ({"n_steps": 10}, "n_steps: got 10, expected 1 to 9 = full_size"),
+        ({"discount": 1.5}, "discount: got 1.5"),
+        ({"n_final_obs": 0}, "n_final_obs: got 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(numbers: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReplayBuffer(make_tree(Shape()), rng=np.random.default_rng(0), **numbers)
+
+
+def test_a_minibatch_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size: got 0"):
+        ReplayBuffer(make_tree(Shape()), rng=np.random.default_rng(0)).sample(0)
+
+
+# On a device
+
+
+def play(storage: str, stack: int, n_batches: int = 7) -> list[dict[str, list[Any]]]:
+    """Return minibatches drawn between batches and resets, as lists."""
+    shape = Shape(T=3, B=2, n_windows=3, n_steps=2, n_final_obs=5, has_valid=True, stack=stack)
+    model = Model(shape, Chances(invalid=1), seed=0, storage=storage)
+    drawn = []
+    for number in range(n_batches):
+        if number == 4:
+            model.reset()
+        model.write_batch()
+        for size in (5, 5, 3):
+            if len(model.replay) >= 2 * shape.B:
+                minibatch = model.replay.sample(size)
+                drawn.append({path: leaf.tolist() for path, leaf in minibatch.walk()})
+    return drawn
+
+
+@pytest.mark.parametrize("stack", [0, 3])
+@pytest.mark.parametrize("storage", ["device", "managed", "pinned"])
+def test_every_memory_gives_the_same_minibatches(
+    cuda_device: torch.device, storage: str, stack: int
+) -> None:
+    expected = play("local", stack)
+    assert len(expected) > 10
+    assert play(storage, stack) == expected
+
+
+@each_schedule
+@pytest.mark.parametrize("stack", [0, 4])
+def test_a_minibatch_is_two_launches_and_nothing_else(schedule: str, seed: int, stack: int) -> None:
+    with simulated_cuda(schedule, seed) as simulation:
+        model = Model(Shape(n_steps=2, stack=stack), OFTEN, seed=0, storage="device")
+        model.write_batch()
+        model.replay.sample(7)  # allocates the outputs
+        before, before_all = copy.copy(cuda.counters), copy.copy(simulation.counters)
+        n_before = len(simulation.launches)
+        for _ in range(4):
+            model.replay.sample(7)
+        counted = cuda.counters.since(before)
+        assert [launch.name for launch in simulation.launches[n_before:]] == [
+            "draw_transitions",
+            "frames",
+        ] * 4
+        assert simulation.counters.since(before_all) == counted
+        assert counted == type(counted)(launches=8)
+
+
+@each_schedule
+@pytest.mark.parametrize(("chances", "launches", "copies"), [(SELDOM, 0, 1), (OFTEN, 1, 6)])
+def test_a_batch_costs_the_same_whatever_its_size(
+    schedule: str, seed: int, chances: Chances, launches: int, copies: int
+) -> None:
+    """Slots are copied; where episodes ended, three leaves of the table, too."""
+    with simulated_cuda(schedule, seed):
+        for T in (2, 8):
+            model = Model(Shape(T=T, B=3), chances, seed=0, storage="device")
+            model.replay.begin_batch()
+            for t in range(T if chances is OFTEN else 0):
+                model.replay.add_final_obs(t, {0: show(t), 2: show(t)})
+            model.tree.rotate()
+            before = copy.copy(cuda.counters)
+            model.replay.end_batch()
+            counted = cuda.counters.since(before)
+            assert (counted.launches, counted.copies_to_device) == (launches, copies)
+            assert counted.copies_to_host == counted.stream_synchronizations == 0
+
+
+def test_nothing_to_sample_on_a_device_shows_as_nan(cuda_device: torch.device) -> None:
+    model = Model(Shape(has_valid=True), Chances(invalid=10), seed=0, storage="device")
+    model.write_batch()
+    minibatch = model.replay.sample(3)
+    assert torch.isnan(minibatch["n_step_return"]).all()
+    assert torch.isnan(minibatch["n_step_discount"]).all()
+
+
+@each_schedule
+def test_nothing_is_left_on_the_device(schedule: str, seed: int) -> None:
+    with simulated_cuda(schedule, seed) as simulation:
+        model = Model(Shape(), Chances(), seed=0, storage="device")
+        model.write_batch()
+        model.replay.sample(3)
+        model.replay.close()
+        model.tree.close()
+        del model
+        simulation.assert_no_leaks()
+
+
+# The kernels on a grid
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(
+    grid=st.integers(1, 3), block=st.integers(1, 4), n_steps=st.integers(1, 4), n=st.integers(1, 9)
+)
+def test_a_grid_of_any_shape_draws_the_same(grid: int, block: int, n_steps: int, n: int) -> None:
+    model = Model(Shape(n_steps=n_steps), Chances(), seed=n)
+    for _ in range(4):
+        model.write_batch()
+    outputs, replay = model.replay.make_outputs(n), model.replay
+    arguments = (*replay._ring(), *replay._seed(), n, outputs.arguments["transitions"])
+    drawn = [outputs.tensors[name] for name in DRAWN]
+    transitions.compiled_draw()(*arguments, outputs.scratch)
+    expected = [each.tolist() for each in drawn]
+    for each in drawn:
+        each[:] = 77
+    launch_plainly(transitions.DEVICE, arguments, grid=Axes(grid, 1), block=Axes(block, 1))
+    assert [each.tolist() for each in drawn] == expected
+
+
+# With a sampler
+
+
+class Still:
+    """Return actions and no values."""
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        return torch.zeros(len(observation), dtype=torch.int64), {}
+
+    def value(self, observation: Any) -> Any:
+        raise NotImplementedError
+
+
+def make_sampler(
+    storage: str = "local", n_steps: int = 1, kind: type[BasicSampler] = BasicSampler
+) -> BasicSampler:
+    example = build_example(Clock, storage="local")
+    samples = build_sample_tree(example, Still(), batch_shape=(4, 4), full_size=16, storage=storage)
+    cages = [
+        SerialCage(Clock, {"length": 3, "end": "truncated"}, n_envs=2),
+        SerialCage(Clock, {"length": 5, "end": "terminated"}, n_envs=2),
+    ]
+    rng = np.random.default_rng(0)
+    replay = ReplayBuffer(samples, rng=rng, n_steps=n_steps, discount=DISCOUNT, n_final_obs=64)
+    return kind(cages, Still(), samples, replay=replay)
+
+
+def check_clocks(minibatch: ArrayDict, n_steps: int) -> None:
+    """Clocks show (episode, step): a transition goes on in its episode, and never past its end."""
+    columns = {path: leaf.tolist() for path, leaf in minibatch.walk()}
+    for number, (episode, step) in enumerate(columns["observation"]):
+        length = 3 if columns["index"][number] % 4 < 2 else 5
+        last = columns["next_observation"][number][1]
+        assert columns["next_observation"][number][0] == episode
+        was_cut = columns["truncated"][number] and last < length
+        assert last == min(step + n_steps, length) or was_cut
+        assert columns["truncated"][number] == (was_cut or (length == 3 and last == 3))
+        assert columns["terminated"][number] == (length == 5 and last == 5)
+        rewards = [DISCOUNT**k * (step + 1 + k) for k in range(int(last - step))]
+        assert columns["n_step_return"][number] == sum(rewards)
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("kind", [BasicSampler, AlternatingSampler])
+def test_a_sampler_feeds_the_buffer(n_steps: int, kind: type[BasicSampler]) -> None:
+    sampler = make_sampler(n_steps=n_steps, kind=kind)
+    replay: Any = sampler._replay
+    for number in range(12):
+        if number == 6:
+            sampler.reset()
+        sampler.collect_batch()
+        check_clocks(replay.sample(64), n_steps)
+    assert len(replay) == 4 * 16
+
+
+def test_a_sampler_feeds_the_buffer_on_a_device(cuda_device: torch.device) -> None:
+    sampler = make_sampler("device", n_steps=2)
+    replay: Any = sampler._replay
+    for number in range(8):
+        if number == 6:
+            sampler.reset()
+        sampler.collect_batch()
+        check_clocks(replay.sample(32), 2)
+
+
+def test_a_sampler_refuses_the_buffer_of_another_tree() -> None:
+    sampler = make_sampler()
+    with pytest.raises(ValueError, match="replay: its tree is another one"):
+        BasicSampler(sampler.cages, Still(), sampler.samples.new_array(), replay=sampler._replay)
+
+
+# With a sampler, of frames
+
+N_FRAMES = 3
+
+
+def make_stacked_clock(length: int, end: str) -> gym.Env:
+    return FrameStackObservation(Clock(length, end), N_FRAMES)
+
+
+def make_frame_sampler(storage: str) -> BasicSampler:
+    example = build_example(make_stacked_clock, env_kwargs={"length": 3, "end": "truncated"})
+    samples = build_sample_tree(example, Still(), batch_shape=(4, 3), full_size=16)
+    samples["observation"] = FrameArray(
+        (4, 3), np.float32, (2,), stack=N_FRAMES, padding=1, full_size=16
+    )
+    samples = samples.to(storage)
+    cages = [
+        SerialCage(make_stacked_clock, {"length": length, "end": end}, seed=length)
+        for length, end in ((3, "truncated"), (5, "terminated"), (7, "truncated"))
+    ]
+    rng = np.random.default_rng(0)
+    replay = ReplayBuffer(samples, rng=rng, n_steps=2, discount=DISCOUNT, n_final_obs=99)
+    return BasicSampler(cages, Still(), samples, replay=replay, max_steps_decorrelate=5)
+
+
+def check_stacks(minibatch: ArrayDict) -> None:
+    """Clocks show (episode, step): a stack holds the last steps, and none before the first."""
+    back = torch.arange(N_FRAMES - 1, -1, -1)
+    for name in ("observation", "next_observation"):
+        stacks = minibatch[name].cpu()
+        newest = stacks[:, -1]
+        assert (stacks[:, :, 0] == newest[:, None, 0]).all()
+        assert (stacks[:, :, 1] == (newest[:, 1, None] - back).clamp(min=0)).all()
+    check_clocks_of(
+        minibatch, minibatch["observation"][:, -1], minibatch["next_observation"][:, -1]
+    )
+
+
+def check_clocks_of(minibatch: ArrayDict, now: torch.Tensor, then: torch.Tensor) -> None:
+    assert (now[:, 0] == then[:, 0]).all()
+    lengths = torch.tensor([3, 5, 7])[minibatch["index"].cpu() % 3]
+    steps = (now[:, 1] + 2).cpu().minimum(lengths)
+    was_cut = minibatch["truncated"].cpu() & (then[:, 1].cpu() < lengths)
+    assert ((then[:, 1].cpu() == steps) | was_cut).all()
+
+
+def test_a_sampler_feeds_a_buffer_of_frames(cuda_device: torch.device) -> None:
+    for storage in ("local", "device"):
+        sampler = make_frame_sampler(storage)
+        replay: Any = sampler._replay
+        for number in range(12):
+            if number in (5, 6):
+                sampler.reset()
+            sampler.collect_batch()
+            if len(replay) >= 2 * 3:
+                check_stacks(replay.sample(200))
+        sampler.close()

@@ -1,0 +1,430 @@
+"""The benches run, compare equals and write what they say; no time is asserted.
+
+What needs a GPU runs on simulated CUDA: all of it but the clock, which is one line.
+"""
+
+import copy
+import inspect
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from parllel import cuda
+from parllel.cuda import Counters
+from parllel.ops.row_copy import RowCopy
+from parllel.testing.simulated_cuda import simulated_cuda
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+
+import bench_advantage
+import bench_alternating
+import bench_cages
+import bench_replay
+import bench_rows
+import bench_vector
+
+from support import (
+    advantage_on_device,
+    device_timing,
+    gpu_state,
+    machine,
+    replay_contestants,
+    report,
+    rows_on_device,
+    steps_on_device,
+)
+from support.advantage_batch import random_batch
+from support.device_timing import DeviceTimer
+from support.row_trees import FRAMES, MEDIUM, ODD_FRAMES, SMALL, Tree
+
+TREES = (
+    Tree("frames", FRAMES, 20, 4),
+    Tree("odd frames", ODD_FRAMES, 20, 4),
+    Tree("small tree", SMALL, 20, 4),
+    Tree("medium tree", MEDIUM, 40, 7),
+)
+SIZES = ((128, 16), (5, 3))
+GPU_NAME = "NVIDIA Test 80GB"
+
+
+def read_results(folder: Path, name: str) -> dict[str, Any]:
+    """Return a JSON file's content, after a look at the picture beside it."""
+    assert sorted(path.name for path in folder.iterdir()) == [f"{name}.json", f"{name}.png"]
+    picture = imread(folder / f"{name}.png")
+    assert picture.shape[0] > 100
+    assert picture.std() > 0.01
+    content: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    return content
+
+
+def check_tables(content: dict[str, Any], printed: str, *, n_samples: int) -> None:
+    """Hold the tables of a JSON file against what was printed and against themselves."""
+    for table in content["tables"]:
+        assert table["heading"] in printed
+        for name, numbers in table["contestants"].items():
+            assert f"\n{name} " in printed
+            assert numbers["n_samples"] == n_samples
+            low, high = numbers["first_quartile_us"], numbers["third_quartile_us"]
+            assert 0 < low <= numbers["median_us"] <= high
+            assert all(times == 1 for to, times in numbers["times"].items() if to == name)
+    assert {"processor", "load", "versions", "commit"} == set(content["machine"])
+    assert content["title"] in printed
+
+
+# On the CPU
+
+
+def test_the_rows_of_the_twin_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench_rows.measure_twins(tmp_path / "new", TREES, repeats=2)
+    content = read_results(tmp_path / "new", "rows_cpu")
+    check_tables(content, capsys.readouterr().out, n_samples=10)
+    assert len(content["tables"]) == 2 * len(TREES)
+    assert content["gpu"] is None
+    assert "no GPU" in content["title"]
+    claims = [(target["claim"][:10], target["at_most"]) for target in content["targets"]]
+    assert claims == [("frames: ti", 1.111), ("small tree", 0.6667)]
+
+
+def test_the_advantages_of_the_twin_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench_advantage.measure_twins(tmp_path, SIZES, repeats=2)
+    content = read_results(tmp_path, "advantage_cpu")
+    check_tables(content, capsys.readouterr().out, n_samples=2)
+    assert [table["heading"] for table in content["tables"]] == [
+        "(T, B) = (128, 16)",
+        "(T, B) = (5, 3)",
+    ]
+    assert len(content["targets"]) == 2
+    assert "no GPU" in content["title"]
+
+
+def test_replay_buffers_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_replay, "SAMPLE_S", 0.0)
+    bench_replay.measure(tmp_path, race_size=400, sizes=(200, 400), n_frames=200, repeats=2)
+    content = read_results(tmp_path, "replay_cpu")
+    check_tables(content, printed := capsys.readouterr().out, n_samples=2)
+    assert [len(table["contestants"]) for table in content["tables"]] == [5, 4, 3]
+    assert len(content["targets"]) == 4
+    assert re.search(r"^samples\.observation +float32 +\(4, 10, 4\) +42 ", printed, re.MULTILINE)
+    assert re.search(r"^promised [\d,]+ bytes, measured -?[\d,]+ of the process$", printed, re.M)
+
+
+def test_steps_of_a_vector_cage_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_vector, "N_SETS", 1)
+    monkeypatch.setattr(bench_vector, "B", 2)
+    bench_vector.main(tmp_path, repeats=2)
+    content = read_results(tmp_path, "vector_cpu")
+    check_tables(content, capsys.readouterr().out, n_samples=2)
+    assert [table["heading"] for table in content["tables"]] == [
+        "breakout, SAME_STEP",
+        "pong, SAME_STEP",
+        "pong, NEXT_STEP",
+    ]
+    assert [target["at_most"] for target in content["targets"]] == 3 * [1.031]
+
+
+def test_samplers_that_take_turns_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"T": 2, "B": 4, "N_CORES": 1}.items():
+        monkeypatch.setattr(bench_alternating, name, value)
+    bench_alternating.main(tmp_path, repeats=2, parts_repeats=3)
+    content = read_results(tmp_path, "alternating_cpu")
+    race, parts = content["tables"]
+    printed = capsys.readouterr().out
+    check_tables({**content, "tables": [race]}, printed, n_samples=2)
+    check_tables({**content, "tables": [parts]}, printed, n_samples=3)
+    assert all(numbers["steps/s"] > 0 for numbers in race["contestants"].values())
+    assert [target["at_most"] for target in content["targets"]] == [0.8, 0.8]
+
+
+def test_worker_processes_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, number in {"B": 2, "T": 32, "SAMPLE_S": 1e-4}.items():
+        monkeypatch.setattr(bench_cages, name, number)
+    bench_cages.main(tmp_path, repeats=2, numbers=(1, 2))
+    curves = tmp_path / "cages_by_number_cpu.png"
+    assert imread(curves).std() > 0  # it is not blank
+    curves.unlink()
+    content = read_results(tmp_path, "cages_cpu")
+    serial, workers = "SerialCage", "ProcessCage, 2 workers"
+    assert [list(table["contestants"]) for table in content["tables"]] == [
+        ["AsyncVectorEnv", serial, workers],
+        [serial, workers],
+        [serial, workers, "SubprocVecEnv of stable-baselines3"],
+        [f"{name}, B = {n}" for name in (serial, workers) for n in (1, 2)],
+    ]
+    assert len(content["targets"]) == 5
+
+
+def test_loops_by_hand_and_samplers_keep_what_environments_gave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bench_alternating, "T", 3)
+    by_hand = bench_alternating.ByHand()
+    by_hand.collect_batch()
+    samples, _ = bench_alternating.alternating()()
+    for observation in (by_hand.observation, samples["observation"].full.to_ndarray()):
+        newest = observation[1 : bench_alternating.T + 1]
+        assert newest[:, :, -1].any(axis=(-1, -2)).all()  # each step of each environment
+        np.testing.assert_array_equal(newest[1:, :, :-1], newest[:-1, :, 1:])
+
+
+def test_a_buffer_that_gathers_other_rows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    contestant = replay_contestants.build(
+        replay_contestants.make_ours, replay_contestants.SMALL, 400
+    )
+    bench_replay.check_observations(contestant)
+    contestant.buffer.samples["observation"].full[1:] = 0
+    wrong = contestant.sample()
+    wrong["observation"] += 1
+    with pytest.raises(AssertionError):
+        bench_replay.check_observations(contestant._replace(sample=lambda: wrong))
+
+
+def test_a_twin_that_copies_other_rows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather_others(outputs: Any, leaves: Any, indices: Iterator[Any]) -> Any:
+        return bench_rows.gather_ours(outputs, leaves, (np.roll(index, 1) for index in indices))
+
+    monkeypatch.setitem(bench_rows.CONTESTANTS, bench_rows.OURS, gather_others)
+    with pytest.raises(AssertionError):
+        bench_rows.measure(TREES[2], repeats=1)
+
+
+# On a simulated GPU
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Put a clock in the place of the device's; return what it has told."""
+    told: list[float] = []
+
+    def elapsed_s(start: Any, end: Any) -> float:
+        assert start is not end
+        assert start.done
+        assert end.done
+        told.append((len(told) + 1) * 1e-6)
+        return told[-1]
+
+    monkeypatch.setattr(device_timing, "elapsed_s", elapsed_s)
+    return told
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Put answers in the place of NVML's, into the module itself: it must have the names."""
+    pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed; dev brings it")
+    answers = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetHandleByPciBusId": lambda pciBusId: pciBusId,
+        "nvmlDeviceGetName": lambda handle: GPU_NAME,
+        "nvmlSystemGetDriverVersion": lambda: "580.65.06",
+        "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=80 * 2**30, used=2**30),
+        "nvmlDeviceGetClockInfo": lambda handle, type: 1000 + type,
+        "nvmlDeviceGetMaxClockInfo": lambda handle, type: 2000 + type,
+        "nvmlDeviceGetPowerUsage": lambda handle: 123_000,
+        "nvmlDeviceGetEnforcedPowerLimit": lambda handle: 700_000,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(pynvml, name, answer)
+    return pynvml
+
+
+CLOCKS = "SM at 1,001 of 2,001 MHz | memory at 1,002 of 2,002 MHz | 123 of 700 W"
+each_schedule = pytest.mark.parametrize("schedule", ["lazy", "random"])
+
+
+@each_schedule
+def test_the_rows_of_a_gpu_are_reported(
+    schedule: str,
+    tmp_path: Path,
+    clock: list[float],
+    nvml: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with simulated_cuda(schedule) as simulation:
+        timer = DeviceTimer(flush_nbytes=4096)
+        bench_rows.measure_device(tmp_path, TREES[1:3], (2,), timer=timer, repeats=2)
+        del timer
+        simulation.assert_no_leaks()
+    content = read_results(tmp_path, "rows_nvidia_test_80gb")
+    check_tables(content, printed := capsys.readouterr().out, n_samples=2)
+    headings = [table["heading"].partition(":")[0] for table in content["tables"]]
+    operations = ("gather", "scatter", "write of a slice")
+    trees = ("odd frames", "small tree")
+    assert headings == [
+        *(f"{operation}, {tree}" for tree in trees for operation in operations),
+        "time step of 2 environments, pinned memory to tree",
+    ]
+    assert len(clock) == 2 * sum(len(table["contestants"]) for table in content["tables"])
+    assert (
+        f"{GPU_NAME} | driver 580.65.06 | 1,024 of 81,920 MiB of memory used | {CLOCKS}" in printed
+    )
+    assert printed.count(CLOCKS) == 1 + len(content["tables"])
+    assert content["gpu"]["name"] == GPU_NAME
+    for table in content["tables"]:
+        assert table["gpu"]["sm_clock_mhz"] == 1001
+        ours = next(numbers for name, numbers in table["contestants"].items() if "parllel" in name)
+        assert min(ours["call us"], ours["GB/s"], *ours["times"].values()) > 0
+        assert len(ours["times"]) == 2
+        assert {"GB/s", "call us"}.isdisjoint(table["contestants"]["nothing"])
+        assert schedule == "random" or ours["queued"] == 1
+
+
+@each_schedule
+def test_the_advantages_of_a_gpu_are_reported(
+    schedule: str,
+    tmp_path: Path,
+    clock: list[float],
+    nvml: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with simulated_cuda(schedule) as simulation:
+        timer = DeviceTimer(flush_nbytes=4096)
+        bench_advantage.measure_device(tmp_path, SIZES, timer=timer, repeats=2)
+        del timer
+        simulation.assert_no_leaks()
+    content = read_results(tmp_path, "advantage_nvidia_test_80gb")
+    check_tables(content, capsys.readouterr().out, n_samples=2)
+    assert [list(table["contestants"]) for table in content["tables"]] == 2 * [
+        ["parllel", "torch, loop over time", "copy", "nothing"]
+    ]
+
+
+def test_our_contestants_are_one_launch_and_no_copy() -> None:
+    with simulated_cuda("lazy") as simulation:
+        rows_place = rows_on_device.Place(TREES[2], [np.arange(4)])
+        step_place = steps_on_device.Place(2)
+        batch = [cuda.to_device(each) for each in random_batch(5, 3)]
+        calls = [
+            *(each.contestants(rows_place)["parllel"] for each in rows_on_device.OPERATIONS),
+            steps_on_device.contestants(step_place)[steps_on_device.OURS],
+            advantage_on_device.estimate_ours(batch),
+        ]
+        for call in calls:
+            before = copy.copy(simulation.counters)
+            call()
+            counted = simulation.counters.since(before)
+            assert counted == Counters(launches=1)
+
+
+def test_a_contestant_of_a_gpu_that_copies_other_rows_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run_others(copy: RowCopy, written: Any, read: Any) -> None:
+        run(copy, written, read[::-1].copy() if isinstance(read, cuda.library().ndarray) else read)
+
+    run = RowCopy.run
+    with simulated_cuda("lazy"):
+        place = rows_on_device.Place(TREES[2], [np.arange(4)])
+        rows_on_device.check_results(place)
+        monkeypatch.setattr(RowCopy, "run", run_others)
+        with pytest.raises(AssertionError, match=r"gather.*parllel"):
+            rows_on_device.check_results(place)
+
+
+def test_a_sample_tells_whether_the_device_waited_for_the_host(clock: list[float]) -> None:
+    for schedule, is_queued in (("eager", False), ("lazy", True)):
+        with simulated_cuda(schedule):
+            sample = DeviceTimer(flush_nbytes=4096).sample(lambda: None)
+            assert sample.is_queued is is_queued
+            assert sample.device_s == clock[-1]
+            assert sample.call_s > 0
+
+
+def test_blocks_of_another_size_are_launched() -> None:
+    with simulated_cuda("eager") as simulation:
+        place = rows_on_device.Place(TREES[0], [np.arange(4)])
+        for call in rows_on_device.gathers(place).values():
+            call()
+        sizes = [math.prod(launch.block) for launch in simulation.launches]
+    assert sizes == [256, 128, 512]
+
+
+@pytest.mark.skipif(find_spec("cupy") is None, reason="CuPy is not installed; dev brings it")
+def test_cupy_has_the_clock() -> None:
+    import cupy
+
+    documented = cupy.cuda.get_elapsed_time.__doc__
+    assert documented.startswith("get_elapsed_time(start_event, end_event)")
+    assert "Elapsed time in milliseconds" in documented
+    assert inspect.signature(cupy.cuda.Event).parameters["disable_timing"].default is False
+
+
+def test_what_a_gpu_does_not_tell_is_left_open(
+    monkeypatch: pytest.MonkeyPatch, nvml: ModuleType
+) -> None:
+    def refuse(handle: str) -> int:
+        raise nvml.NVMLError_NotSupported
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetPowerUsage", refuse)
+    monkeypatch.setattr(nvml, "nvmlDeviceGetMemoryInfo", refuse)
+    with simulated_cuda("lazy"):
+        state = gpu_state.read_gpu()
+    assert state.power_w is None
+    assert state.describe_clocks().endswith("MHz | ? of 700 W")
+    assert state.describe_device().endswith("? of ? MiB of memory used")
+
+
+# The command, and the commit
+
+
+@pytest.mark.parametrize("bench", [bench_rows, bench_advantage])
+def test_a_gpu_is_used_where_there_is_one(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[str, Path]] = []
+    for name in ("measure_twins", "measure_device"):
+        monkeypatch.setattr(
+            bench, name, lambda folder, *_, name=name, **__: measured.append((name, folder))
+        )
+    monkeypatch.setattr(bench, "DeviceTimer", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--out", str(tmp_path)])
+    monkeypatch.setattr(cuda, "is_available", lambda: False)
+    bench.main()
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["bench.py"])
+    bench.main()
+    assert measured == [("measure_twins", tmp_path), ("measure_device", report.RESULTS)]
+
+
+def test_results_do_not_make_a_commit_dirty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    code, result = tmp_path / "bench" / "machine.py", tmp_path / "bench" / "results" / "a.json"
+    result.parent.mkdir(parents=True)
+    monkeypatch.setattr(machine, "__file__", str(code))
+    assert machine.describe_machine()["commit"] == "none yet"
+    for file in (code, result):
+        file.write_text("1")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "a")
+    commit = machine.describe_machine()["commit"]
+    assert re.fullmatch("[0-9a-f]{7,}", commit)
+    result.write_text("2")
+    assert machine.describe_machine()["commit"] == commit
+    code.write_text("2")
+    assert machine.describe_machine()["commit"] == f"{commit}-dirty"

@@ -1,0 +1,212 @@
+"""The documents: the notebook shows what it does, README's code runs, and what they name exists."""
+
+import asyncio
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from traitlets.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+NOTEBOOK = ROOT / "docs" / "arrays_and_trees.ipynb"
+TEXTS = [README, *sorted((ROOT / "docs").glob("*.md")), NOTEBOOK]
+each_text = pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+
+TIMEOUT_S = 120  # about 4 s are needed on 2 idle cores, most of them for importing torch
+RANDOM = "random"  # the tag of cells whose output differs from run to run
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INLINE_CODE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+COMMENT = re.compile(r"#.*")
+MAKE = re.compile(r"\bmake\b([^&;|\n]*)")
+TARGET = re.compile(r"^([\w-]+):(?!=)", re.MULTILINE)
+# An address on the web has a letter or a dot before such a name.
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|tmp|home|root|Users)/\S*")
+
+
+def text_of(path: Path) -> str:
+    """Return a document as Markdown: of a notebook, its prose."""
+    if path.suffix == ".md":
+        return path.read_text()
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+# Checkers: each returns what is wrong, as text
+
+
+def unknown_targets(text: str, makefile: str) -> list[str]:
+    """List the targets that the text's commands ask make for and the Makefile does not have."""
+    code = [body for language, body in FENCE.findall(text) if language != "python"]
+    code += INLINE_CODE.findall(FENCE.sub("", text))
+    given = [words for span in code for words in MAKE.findall(COMMENT.sub("", span))]
+    named = [word for word in " ".join(given).split() if re.fullmatch(r"[a-z][\w-]*", word)]
+    return [word for word in named if word not in TARGET.findall(makefile)]
+
+
+def broken_links(text: str, folder: Path) -> list[str]:
+    """List the relative links that lead to no file."""
+    links = LINK.findall(FENCE.sub("", text))
+    paths = [link.partition("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
+    return [path for path in paths if not (folder / path).exists()]
+
+
+def machine_paths(text: str) -> list[str]:
+    """List the paths that exist on the writer's machine only."""
+    return MACHINE_PATH.findall(text)
+
+
+def shown(cell: NotebookNode) -> dict[str, str]:
+    """Return the text of each kind that a cell shows: streams, results, errors."""
+    texts: dict[str, str] = {}
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            texts[output.name] = texts.get(output.name, "") + output.text
+        elif output.output_type == "error":
+            texts["error"] = f"{output.ename}: {output.evalue}"
+        else:
+            texts |= output.data
+    return texts
+
+
+def output_faults(stored: NotebookNode, fresh: NotebookNode) -> list[str]:
+    """List the cells that fail, write to stderr, or show something else than what is stored."""
+    faults = []
+    for number, (before, after) in enumerate(zip(stored.cells, fresh.cells, strict=True)):
+        if before.cell_type != "code":
+            continue
+        name = f"cell {number} ({before.id})"
+        texts = shown(after)
+        faults += [f"{name}: {texts[kind]}" for kind in ("error", "stderr") if kind in texts]
+        if RANDOM not in before.metadata.get("tags", []) and texts != shown(before):
+            faults.append(f"{name}: stored {shown(before)}, got {texts}; execute it and save")
+    return faults
+
+
+# The notebook
+
+
+def execute(notebook: NotebookNode, folder: Path) -> None:
+    """Execute a notebook in place, with this interpreter, up to the end whatever fails."""
+    config = Config()
+    config.KernelSpecManager.kernel_dirs = []  # no kernel but that of this interpreter
+    client = NotebookClient(
+        notebook,
+        config=config,
+        allow_errors=True,
+        record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
+    )
+    asyncio.run(asyncio.wait_for(client.async_execute(), TIMEOUT_S))
+
+
+@pytest.fixture
+def private_jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the user's Jupyter and IPython out: neither read their settings nor write history."""
+    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    return tmp_path
+
+
+def test_the_notebook_shows_what_it_does(private_jupyter: Path) -> None:
+    fresh = nbformat.read(NOTEBOOK, as_version=4)
+    execute(fresh, private_jupyter)
+    assert output_faults(nbformat.read(NOTEBOOK, as_version=4), fresh) == []
+
+
+def test_a_cell_that_fails_warns_or_differs_is_found(private_jupyter: Path) -> None:
+    sources = [
+        "import sys; print(sys.executable)",
+        "1 / 0",
+        "import warnings; warnings.warn('careful')",
+        "1 + 1",
+        "id(object())",
+    ]
+    stored = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source, id=f"c{n}") for n, source in enumerate(sources)],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
+    stored.cells[0].outputs = [
+        nbformat.v4.new_output("stream", name="stdout", text=f"{sys.executable}\n")
+    ]
+    for cell in (stored.cells[1], stored.cells[2], stored.cells[4]):
+        cell.metadata.tags = [RANDOM]
+    fresh = copy.deepcopy(stored)
+    execute(fresh, private_jupyter)
+    expected = [r"cell 1 \(c1\): ZeroDivisionError", r"cell 2 \(c2\): .*careful", r"cell 3 \(c3\)"]
+    faults = output_faults(stored, fresh)
+    assert len(faults) == len(expected), faults
+    for fault, pattern in zip(faults, expected, strict=True):
+        assert re.match(pattern, fault, re.DOTALL)
+
+
+def test_the_notebook_was_executed_in_order_and_names_no_machine() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    counts = [cell.execution_count for cell in code_cells]
+    assert counts == list(range(1, len(code_cells) + 1))
+    assert {key for cell in notebook.cells for key in cell.metadata} <= {"tags"}
+    assert notebook.metadata == {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+
+
+# README's code
+
+
+def test_the_python_code_of_the_readme_runs(tmp_path: Path) -> None:
+    blocks = [body for language, body in FENCE.findall(README.read_text()) if language == "python"]
+    assert blocks
+    for block in blocks:
+        (tmp_path / "example.py").write_text(block)
+        command = [sys.executable, "example.py"]
+        run = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, timeout=TIMEOUT_S, check=False
+        )
+        assert (run.returncode, run.stderr) == (0, ""), block
+
+
+# What the documents name
+
+
+def test_make_knows_the_targets_that_the_readme_names() -> None:
+    assert unknown_targets(README.read_text(), (ROOT / "Makefile").read_text()) == []
+
+
+def test_an_unknown_target_is_found() -> None:
+    makefile = "NAME := x\ntest: venv\n\tmake hidden\nvenv:\n"
+    text = "We make progress; `make`, `make NAME=y test` and `make gone`.\n\n"
+    text += "```\nmake -B venv  # make it anew\nmake lost && cd\n```\n```python\n# make envs\n```\n"
+    assert unknown_targets(text, makefile) == ["lost", "gone"]
+
+
+@each_text
+def test_links_lead_to_files(path: Path) -> None:
+    assert broken_links(text_of(path), path.parent) == []
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    (tmp_path / "here.md").touch()
+    text = "[a](here.md#part) ![b](gone.png) [c](https://example.org/x) [d](#part) [`e`](../gone)"
+    assert broken_links(text, tmp_path) == ["gone.png", "../gone"]
+
+
+@each_text
+def test_documents_name_no_path_of_a_machine(path: Path) -> None:
+    assert machine_paths(path.read_text()) == []
+
+
+@pytest.mark.parametrize("folder", ["work", "tmp", "home"])
+def test_a_path_of_a_machine_is_found(folder: str) -> None:
+    assert machine_paths(f'open("/{folder}/x")') == [f'/{folder}/x")']
+    assert machine_paths(f"https://example.org/{folder}/x or ../{folder}/x") == []

@@ -1,0 +1,305 @@
+"""docs/gpu.md says how many launches, copies and waits something takes; the simulation counts."""
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch  # noqa: F401  # before a simulation, which gives its operations their order
+from gymnasium import spaces
+from gymnasium.wrappers import FrameStackObservation
+
+from parllel import ArrayDict, FrameArray, cuda
+from parllel.cages import SerialCage
+from parllel.patterns import build_example, build_sample_tree
+from parllel.replays import Minibatches, Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
+from parllel.samplers import BasicSampler
+from parllel.testing.simulated_cuda import simulated_cuda
+from parllel.testing.toy_envs import Clock
+from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantage
+
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "gpu.md"
+ROW = re.compile(r"^\| (?P<what>[^|]+?) \|(?P<counts>(?: *\d+ *\|){5})$", re.MULTILINE)
+BYTES = re.compile(r"^\| (?P<what>[^|]+?) \| (?P<nbytes>[\d,]+) \|$", re.MULTILINE)
+T, B, STACK = 5, 4, 4
+SCREEN = (84, 84)
+
+
+class Agent:
+    """Returns device arrays that were made once, as an agent on a GPU does."""
+
+    def __init__(self) -> None:
+        self._results: dict[int, Any] = {}
+
+    def _result(self, observation: Any) -> Any:
+        n = len(observation)
+        if n not in self._results:
+            self._results[n] = (
+                cuda.to_device(np.zeros(n, np.int64)),
+                cuda.to_device(np.zeros(n, np.float32)),
+            )
+        return self._results[n]
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        action, value = self._result(observation)
+        return action, {"value": value}
+
+    def value(self, observation: Any) -> Any:
+        return self._result(observation)[1]
+
+
+class Screen(gym.Env[Any, int]):
+    """Shows nothing, in the size of an Atari game's frames."""
+
+    observation_space = spaces.Box(0, 255, SCREEN, np.uint8)
+    action_space = spaces.Discrete(4)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return np.zeros(SCREEN, np.uint8), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(SCREEN, np.uint8), 0.0, False, False, {}
+
+
+def make_stacked_clock() -> gym.Env[Any, Any]:
+    return FrameStackObservation(Clock(), STACK)
+
+
+def make_stacked_screen() -> gym.Env[Any, Any]:
+    return FrameStackObservation(Screen(), STACK)
+
+
+def make_sampler(make_env: Callable[..., Any] = Clock, **options: Any) -> BasicSampler:
+    agent = Agent()
+    samples = build_sample_tree(build_example(make_env), agent, batch_shape=(T, B), **options)
+    return BasicSampler([SerialCage(make_env, n_envs=B)], agent, samples)
+
+
+def sampled() -> ArrayDict:
+    return make_sampler().collect_batch()[0]
+
+
+def sampled_frames() -> ArrayDict:
+    samples, _ = make_sampler(make_stacked_clock, frames="first").collect_batch()
+    assert isinstance(samples["observation"], FrameArray)
+    return samples
+
+
+class Step:
+    """One step of a sampler in the middle of a batch, from acting to its end."""
+
+    def __init__(self, make_env: Callable[..., Any] = Clock, **options: Any) -> None:
+        self._sampler = make_sampler(make_env, **options)
+        self._sampler.collect_batch()
+        self._sampler._rotate()
+
+    def __call__(self) -> None:
+        (group,) = self._sampler._groups
+        group.act(self._sampler.agent, 0)
+        group.finish(0)
+
+    @property
+    def nbytes_to_device(self) -> dict[str, int]:
+        """Bytes of each leaf that a step's launch brings to the tree, of one environment."""
+        (group,) = self._sampler._groups
+        (copy_of_slot,) = group.transfer._slots[0].to_tree  # type: ignore[attr-defined]
+        table = copy_of_slot.rows._table
+        return {
+            name: int(entry[-1]) for name, entry in zip(table.names, table.entries, strict=True)
+        }
+
+
+def rotation(full_size: int, n_before: int) -> Callable[[], Any]:
+    samples = make_sampler(full_size=full_size).samples
+    for _ in range(n_before):
+        samples.rotate()
+    return samples.rotate
+
+
+def reading(
+    read: Callable[[ArrayDict], Any], sampled: Callable[[], ArrayDict] = sampled
+) -> Callable[[], Any]:
+    samples = sampled()
+    return lambda: read(samples)
+
+
+def writing() -> Callable[[], Any]:
+    samples = sampled()["agent_info"]
+    index, values = (np.array([0, 2]), np.array([1, 1])), cuda.to_device(np.zeros(2, np.float32))
+
+    def write() -> None:
+        samples[index] = {"value": values}
+
+    return write
+
+
+def minibatch(samples: ArrayDict) -> Callable[[], Any]:
+    minibatches = Minibatches(2, np.random.default_rng(0)).of(samples)
+    next(minibatches)
+    return lambda: next(minibatches)
+
+
+def minibatch_pass() -> Callable[[], Any]:
+    samples, minibatches = sampled(), Minibatches(2, np.random.default_rng(0))
+    list(minibatches.of(samples))
+    return lambda: list(minibatches.of(samples))
+
+
+def transform(make: Callable[[], Any]) -> Callable[[], Any]:
+    batch, step = EstimateAdvantage()(sampled()), make()
+    step(batch)  # allocates its outputs
+    return lambda: step(batch)
+
+
+def filled(kind: type[ReplayBuffer], *, has_frames: bool = False, storage: str = "device") -> Any:
+    """Return a buffer whose ring is full, and which was drawn from."""
+    ring: dict[str, Any] = {"full_size": 3 * T, "storage": storage}
+    of_frames: dict[str, Any] = {"make_env": make_stacked_clock, "frames": "first"}
+    samples = make_sampler(**ring, **(of_frames if has_frames else {})).samples
+    replay = kind(samples, rng=np.random.default_rng(0), n_steps=2, n_final_obs=60)
+    replay.restart()
+    for _ in range(4):
+        replay.begin_batch()
+        samples.rotate()
+        replay.end_batch()
+    replay.sample(8)  # allocates its outputs
+    return replay
+
+
+def drawing(kind: type[ReplayBuffer], *, has_frames: bool = False) -> Callable[[], Any]:
+    replay = filled(kind, has_frames=has_frames)
+    return lambda: replay.sample(8)
+
+
+def updating() -> Callable[[], Any]:
+    replay = filled(PrioritizedReplayBuffer)
+    index = replay._outputs.tree["index"]  # a tensor of the simulation is one of the host
+    error = cuda.to_device(np.ones(8, np.float32))
+    return lambda: replay.update_priorities(index, error)
+
+
+def ending(kind: type[ReplayBuffer], *, has_ends: bool = False) -> Callable[[], Any]:
+    replay = filled(kind)
+    replay.begin_batch()
+    replay.samples.rotate()
+    for t in range(T if has_ends else 0):
+        replay.add_final_obs(t, {0: np.zeros(2, np.float32), 3: np.zeros(2, np.float32)})
+    return replay.end_batch
+
+
+class Prefetched:
+    """One minibatch, and the wait until the next one is drawn, which makes the counts exact."""
+
+    def __init__(self) -> None:
+        self._prefetcher = Prefetcher(filled(ReplayBuffer, storage="pinned"), 8, storage="device")
+        self._prefetcher.next()
+        self()
+
+    def __call__(self) -> None:
+        self._prefetcher.next()
+        self._prefetcher.settle()
+
+    def close(self) -> None:
+        self._prefetcher.close()
+
+
+OPERATIONS: dict[str, Callable[[], Callable[[], Any]]] = {
+    "`tree.rotate()` where a leaf wraps": lambda: rotation(T, 1),
+    "`tree.rotate()` where none wraps": lambda: rotation(3 * T, 0),
+    "a time step of `BasicSampler`": Step,
+    "its reset": lambda: make_sampler().reset,
+    "`tree.to_torch()`": lambda: reading(ArrayDict.to_torch),
+    "`tree[t, b].to_torch()`, integer arrays": lambda: reading(
+        lambda samples: samples["agent_info"][[0, 2], [1, 3]].to_torch()
+    ),
+    "`tree[t, b] = ...`, integer arrays, from the device": writing,
+    "`array.to_ndarray()`": lambda: reading(lambda samples: samples["reward"].to_ndarray()),
+    "a minibatch of `Minibatches`": lambda: minibatch(sampled()),
+    "the same of a tree with a `FrameArray`": lambda: minibatch(sampled_frames()),
+    "a pass of 2 minibatches over a new batch": minibatch_pass,
+    "`EstimateAdvantage`": lambda: transform(EstimateAdvantage),
+    "`NormalizeAdvantage` (of up to 8,000 rows; of more: 4)": lambda: transform(NormalizeAdvantage),
+    "`ClipRewards`": lambda: transform(ClipRewards),
+    "a time step of `BasicSampler` with a `FrameArray`, the agent's reading aside": lambda: Step(
+        make_stacked_clock, frames="first"
+    ),
+    "`array[t].to_torch()` of a `FrameArray`": lambda: reading(
+        lambda samples: samples["observation"][2].to_torch(), sampled_frames
+    ),
+    "`ReplayBuffer.sample`": lambda: drawing(ReplayBuffer),
+    "`ReplayBuffer.sample` from a tree with a `FrameArray`": lambda: drawing(
+        ReplayBuffer, has_frames=True
+    ),
+    "`ReplayBuffer.begin_batch`": lambda: filled(ReplayBuffer).begin_batch,
+    "`ReplayBuffer.end_batch` where no episode ended": lambda: ending(ReplayBuffer),
+    "`ReplayBuffer.end_batch` where some did; `observation` is 1 leaf": lambda: ending(
+        ReplayBuffer, has_ends=True
+    ),
+    "`PrioritizedReplayBuffer.sample`": lambda: drawing(PrioritizedReplayBuffer),
+    "`PrioritizedReplayBuffer.update_priorities`": updating,
+    "`PrioritizedReplayBuffer.begin_batch` of a full ring": lambda: (
+        filled(PrioritizedReplayBuffer).begin_batch
+    ),
+    "`PrioritizedReplayBuffer.end_batch` where no episode ended": lambda: ending(
+        PrioritizedReplayBuffer
+    ),
+    "a minibatch of a `Prefetcher` for the device (its thread waits)": Prefetched,
+}
+OBSERVATIONS: dict[str, dict[str, Any]] = {
+    "`FrameArray`: one frame and its flag": {"frames": "first"},
+    "`Array`: whole stacks": {},
+}
+
+
+@contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    before, found = copy.copy(cuda.counters), {}
+    yield found
+    found |= cuda.counters.since(before).as_dict()
+
+
+@pytest.mark.parametrize("what", OPERATIONS)
+def test_the_documents_say_what_the_simulation_counts(what: str) -> None:
+    rows = {row["what"]: row["counts"] for row in ROW.finditer(TABLE.read_text())}
+    documented = [int(cell) for cell in rows[what].split("|")[:-1]]
+    with simulated_cuda("lazy"):
+        run = OPERATIONS[what]()
+        with counted() as counts:
+            run()
+        if isinstance(run, Prefetched):
+            run.close()
+    names = (
+        "launches",
+        "copies_to_device",
+        "copies_to_host",
+        "event_synchronizations",
+        "stream_synchronizations",
+    )
+    assert [counts[name] for name in names] == documented
+    assert counts["device_synchronizations"] == 0
+
+
+def test_every_row_of_the_documents_is_counted() -> None:
+    assert {row["what"] for row in ROW.finditer(TABLE.read_text())} == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("what", OBSERVATIONS)
+def test_the_documents_say_how_many_bytes_of_an_observation_go_to_the_device(what: str) -> None:
+    documented = {row["what"]: row["nbytes"] for row in BYTES.finditer(TABLE.read_text())}
+    assert documented.keys() == OBSERVATIONS.keys()
+    with simulated_cuda("lazy"):
+        step = Step(make_stacked_screen, **OBSERVATIONS[what])
+        with counted() as counts:
+            step()
+        nbytes = step.nbytes_to_device
+    assert (counts["launches"], counts["bytes_to_device"]) == (1, 0)  # the launch reads the slot
+    of_observation = sum(size for name, size in nbytes.items() if name.startswith("observation"))
+    assert of_observation == int(documented[what].replace(",", ""))
+    small = {name: size for name, size in nbytes.items() if not name.startswith("observation")}
+    assert small.pop("action") == 4  # which is on the device already
+    assert small == {"reward": 4, "terminated": 1, "truncated": 1}

@@ -1,0 +1,123 @@
+"""Training with samples in CUDA memory, on simulated CUDA: the same numbers as in host memory.
+
+Nothing here ran on a GPU.
+"""
+
+import copy
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from parllel import default_storage
+from parllel.metrics import Metrics, MetricsSink
+from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
+from parllel.runners import RLRunner
+from parllel.samplers import BasicSampler, EvalSampler
+from parllel.testing.simulated_cuda import simulated_cuda
+from parllel.testing.toy_envs import Walk
+from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
+from parllel.torch.algos.ppo import PPO, PPOSettings
+from parllel.torch.distributions.categorical import Categorical
+from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantage
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cartpole_ppo.py"
+T, B = 8, 4
+each_schedule = pytest.mark.parametrize(
+    ("schedule", "seed"), [("eager", 0), ("lazy", 0), ("random", 0), ("random", 1)]
+)
+
+
+class Model(torch.nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 5)
+
+    def forward(self, observation: torch.Tensor) -> ModelOutputs:
+        logits, value = super().forward(observation).split([4, 1], dim=-1)
+        return ModelOutputs(dist_params=DistParams(logits=logits), value=value.squeeze(-1))
+
+
+class Recorder(MetricsSink):
+    """Keep what was logged, without times."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, float]] = []
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        self.logs.append({name: x for name, x in values.items() if not name.startswith("time/")})
+
+    def _finish(self) -> None:
+        """Do nothing."""
+
+
+def train(storage: str | None) -> tuple[list[dict[str, float]], list[Any]]:
+    """Return what a small run logs, and the trained parameters."""
+    torch.manual_seed(0)
+    example = build_example(Walk, storage=storage)
+    agent = CategoricalPgAgent(Model(), Categorical(4), example["observation"])
+    samples = build_sample_tree(example, agent, batch_shape=(T, B), full_size=2 * T)
+    cages, eval_cages = build_cages(Walk, B, seed=1), build_cages(Walk, 2, seed=2)
+    eval_tree = build_eval_tree(samples, n_envs=2)
+    recorder = Recorder()
+    runner = RLRunner(
+        BasicSampler(cages, agent, samples),
+        PPO(
+            agent,
+            torch.optim.Adam(agent.model.parameters(), lr=1e-2),
+            PPOSettings(n_epochs=2, n_minibatches=3),
+            rng=np.random.default_rng(0),
+        ),
+        Metrics(recorder),
+        n_steps=4 * T * B,
+        transforms=[ClipRewards(-2, 2), EstimateAdvantage(), NormalizeAdvantage()],
+        eval_sampler=EvalSampler(eval_cages, agent, eval_tree, n_episodes=4),
+        eval_every=2,
+    )
+    runner.run()
+    return recorder.logs, [each.tolist() for each in agent.model.parameters()]
+
+
+@each_schedule
+def test_a_run_gives_the_same_numbers(schedule: str, seed: int) -> None:
+    expected = train("local")
+    with simulated_cuda(schedule, seed) as simulation:
+        assert default_storage() == "device"
+        before = copy.copy(simulation.counters)
+        logs, parameters = train(None)
+        counted = simulation.counters.since(before)
+    assert parameters == expected[1]
+    assert logs == expected[0]
+    assert counted.launches > 4 * T
+    assert counted.device_synchronizations == 0
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("cartpole_ppo", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@each_schedule
+def test_the_example_gives_the_same_numbers(
+    schedule: str, seed: int, example: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example, "T", 16)
+    monkeypatch.setattr(example, "N_ENVS", 4)
+
+    def run(storage: str | None) -> list[dict[str, float]]:
+        recorder = Recorder()
+        example.train(3, 3 * 64, Metrics(recorder), storage)
+        return recorder.logs
+
+    expected = run("local")
+    with simulated_cuda(schedule, seed):
+        assert run(None) == expected
+    assert len(expected) == 3

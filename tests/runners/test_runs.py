@@ -1,0 +1,457 @@
+"""From nothing to a trained agent: the builders, the runner and the example."""
+
+import csv
+import importlib.util
+import math
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from parllel import ArrayDict
+from parllel.cages import SerialCage, TrajInfo
+from parllel.metrics import Metrics, MetricsSink
+from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
+from parllel.runners import RLRunner
+from parllel.samplers import BasicSampler, EvalSampler
+from parllel.testing.toy_envs import Clock, Walk
+from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
+from parllel.torch.algos.ppo import PPO
+from parllel.torch.distributions.categorical import Categorical
+from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantage
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cartpole_ppo.py"
+T, B = 12, 5
+
+
+def leaves(tree: ArrayDict) -> dict[str, Any]:
+    return dict(tree.walk())
+
+
+class Constant:
+    """An agent that always does the same and values every observation at 10."""
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        n = len(observation)
+        return np.zeros(n, np.int64), {"value": np.full(n, 10, np.float32)}
+
+    def value(self, observation: Any) -> Any:
+        return np.full(len(observation), 10, np.float32)
+
+
+class Model(nn.Module):
+    def __init__(self, n_inputs: int, n_actions: int) -> None:
+        super().__init__()
+        self.pi, self.critic = nn.Linear(n_inputs, n_actions), nn.Linear(n_inputs, 1)
+
+    def forward(self, observation: Tensor) -> ModelOutputs:
+        dist_params = DistParams(logits=self.pi(observation))
+        return ModelOutputs(dist_params=dist_params, value=self.critic(observation).squeeze(-1))
+
+
+def make_agent(seed: int = 0, n_inputs: int = 3, n_actions: int = 4) -> CategoricalPgAgent:
+    torch.manual_seed(seed)
+    example, generator = np.zeros((1, n_inputs), np.float32), torch.Generator().manual_seed(seed)
+    return CategoricalPgAgent(
+        Model(n_inputs, n_actions), Categorical(n_actions), example, generator
+    )
+
+
+def parameters(agent: CategoricalPgAgent) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in agent.model.parameters()])
+
+
+# Patterns
+
+
+def test_build_cages_makes_the_environments_of_one_seed() -> None:
+    kwargs: dict[str, Any] = {"length": 2}
+    cages = build_cages(Clock, 3, env_kwargs=kwargs, make_traj_info=TrajInfo, seed=0)
+    assert sum(cage.n_envs for cage in cages) == 3
+    assert kwargs == {"length": 2}
+    for cage in cages:
+        cage.close()
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_a_seed_sequence_is_not_used_up(n_workers: int) -> None:
+    seed = np.random.SeedSequence(3)
+    first = []
+    for _ in range(2):
+        (cage,) = build_cages(Walk, 2, seed=seed, n_workers=n_workers)
+        with cage:
+            cage.reset_async()
+            first.append(cage.await_step()[0])
+    assert seed.n_children_spawned == 0
+    np.testing.assert_array_equal(*first)
+
+
+def test_an_example_is_one_row_of_a_step_in_32_bits() -> None:
+    example = build_example(Walk)
+    assert leaves(example.shape) == {
+        "observation": (1, 3),
+        "action": (1,),
+        "reward": (1,),
+        "terminated": (1,),
+        "truncated": (1,),
+        "env_info.luck": (1,),
+    }
+    assert {path: leaf.dtype.name for path, leaf in example.walk()} == {
+        "observation": "float32",
+        "action": "int32",
+        "reward": "float32",
+        "terminated": "bool",
+        "truncated": "bool",
+        "env_info.luck": "float32",
+    }
+    assert example["observation"].to_ndarray().any()
+
+
+def test_an_example_leaves_the_keyword_arguments_alone_and_closes_its_environment() -> None:
+    made: list[gym.Env] = []
+    closed: list[gym.Env] = []
+
+    class Closing(Clock):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            made.append(self)
+
+        def close(self) -> None:
+            closed.append(self)
+
+    kwargs = {"length": 1}
+    assert build_example(Closing, env_kwargs=kwargs)["terminated"][0].item() is True
+    assert kwargs == {"length": 1}
+    assert len(made) == 1
+    assert made == closed
+
+
+@pytest.mark.parametrize("storage", ["local", "shared"])
+def test_a_sample_tree_has_what_the_example_and_the_agent_give(storage: str) -> None:
+    agent, example = make_agent(), build_example(Walk)
+    before, random_state = leaves(example.apply(np.array)), torch.get_rng_state()
+    tree = build_sample_tree(example, agent, batch_shape=(T, B), storage=storage, full_size=2 * T)
+    for path, leaf in example.walk():
+        np.testing.assert_array_equal(leaf, before[path], err_msg=path)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert {path: (leaf.shape, leaf.padding) for path, leaf in tree.walk()} == {
+        "observation": ((T, B, 3), 1),
+        "action": ((T, B), 0),
+        "reward": ((T, B), 0),
+        "terminated": ((T, B), 0),
+        "truncated": ((T, B), 0),
+        "env_info.luck": ((T, B), 0),
+        "agent_info.value": ((T, B), 1),
+        "agent_info.log_prob": ((T, B), 0),
+        "final_value": ((T, B), 0),
+    }
+    assert set(leaves(tree.full_size).values()) == {2 * T}
+    assert set(leaves(tree.storage).values()) == {storage}
+    tree.close()
+
+
+def test_a_sample_tree_draws_no_action_from_the_agent() -> None:
+    agents = [make_agent(), make_agent()]
+    build_sample_tree(build_example(Walk), agents[0], batch_shape=(T, B))
+    observation = torch.zeros(200, 3)
+    assert torch.equal(*[agent.step(observation)[0] for agent in agents])
+
+
+def test_an_eval_tree_has_one_step_and_only_what_an_evaluation_writes() -> None:
+    samples = build_sample_tree(build_example(Walk), make_agent(), batch_shape=(T, B))
+    wide = samples.new_array(padding=3, full_size=2 * T)
+    narrow = samples.new_array(batch_shape=(1, B), full_size=4)
+    for training in (samples, wide, narrow):
+        before = leaves(training.spec)
+        tree = build_eval_tree(training, n_envs=4)
+        assert leaves(tree.shape) == {
+            "observation": (1, 4, 3),
+            "action": (1, 4),
+            "reward": (1, 4),
+            "terminated": (1, 4),
+            "truncated": (1, 4),
+            "env_info.luck": (1, 4),
+        }
+        assert tree["observation"].padding == 1
+        assert set(leaves(tree.full_size).values()) == {1}
+        assert leaves(tree.dtype) == {path: before[path].dtype for path in leaves(tree)}
+        assert leaves(training.spec) == before
+
+
+# The runner
+
+
+class Recorder(MetricsSink):
+    """Keep what was logged."""
+
+    def __init__(self) -> None:
+        self.logs: list[tuple[int, dict[str, float]]] = []
+        self.is_finished = False
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        self.logs.append((step, values))
+
+    def _finish(self) -> None:
+        self.is_finished = True
+
+    def series(self, name: str) -> dict[int, float]:
+        return {step: values[name] for step, values in self.logs if name in values}
+
+
+class Script:
+    """An algorithm that counts its batches, notes their sums, and fails when it is told to."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.sums: list[float] = []
+        self._fail_at = fail_at
+
+    def optimize(self, batch: ArrayDict) -> Mapping[str, float]:
+        self.sums.append(float(batch["reward"].to_ndarray().sum()))
+        if len(self.sums) == self._fail_at:
+            raise FloatingPointError("the loss is NaN")
+        return {"n_batches": len(self.sums)}
+
+
+class Saved:
+    """An agent that notes each time it is saved, and where."""
+
+    def __init__(self) -> None:
+        self.paths: list[Any] = []
+
+    def save(self, path: Any) -> None:
+        self.paths.append(path)
+
+
+def run(
+    algorithm: Any = None, *, eval_lengths: int | None = None, n_steps: int = 200, **options: Any
+) -> tuple[Recorder, Any]:
+    """Run on five clocks of episodes of 6 steps, 60 steps in a batch."""
+    agent = Constant()
+    samples = build_sample_tree(build_example(Clock), agent, batch_shape=(T, B))
+    recorder = Recorder()
+    with (
+        SerialCage(Clock, {"length": 6}, n_envs=B) as cage,
+        SerialCage(Clock, {"length": eval_lengths or 1}, n_envs=2) as eval_cage,
+    ):
+        if eval_lengths:
+            tree = build_eval_tree(samples, n_envs=2)
+            options["eval_sampler"] = EvalSampler([eval_cage], agent, tree, n_episodes=4)
+        runner = RLRunner(
+            BasicSampler([cage], agent, samples),
+            algorithm or Script(),
+            recorder,
+            n_steps=n_steps,
+            **options,
+        )
+        return recorder, runner.run()
+
+
+BATCH = T * B
+RETURN = 1 + 2 + 3 + 4 + 5 + 6
+
+
+def test_a_run_collects_whole_batches_until_its_steps_are_done() -> None:
+    for n_steps, n_batches in ((1, 1), (60, 1), (61, 2), (200, 4)):
+        algorithm = Script()
+        recorder, summary = run(algorithm, n_steps=n_steps)
+        assert len(algorithm.sums) == n_batches
+        assert [step for step, _ in recorder.logs] == [BATCH * (k + 1) for k in range(n_batches)]
+        assert summary.n_steps == BATCH * n_batches
+        assert summary.n_episodes == 2 * B * n_batches
+        assert summary.mean_return == RETURN
+        assert summary.sample_s > 0
+        assert summary.learn_s > 0
+
+
+def test_a_run_logs_means_of_episodes_and_what_was_learned() -> None:
+    recorder, _ = run()
+    for number, (_, values) in enumerate(recorder.logs, start=1):
+        assert values["train/episode_return"] == RETURN
+        assert values["train/episode_length"] == 6
+        assert values["train/n_episodes"] == 2 * B * number
+        assert values["algo/n_batches"] == number
+        assert values["time/sample_s"] > 0
+        assert values["time/learn_s"] > 0
+
+
+def test_log_every_thins_out_the_logs_and_keeps_the_last_one() -> None:
+    recorder, _ = run(n_steps=5 * BATCH, log_every=2)
+    assert recorder.series("algo/n_batches") == {2 * BATCH: 2, 4 * BATCH: 4, 5 * BATCH: 5}
+
+
+def test_the_mean_is_over_a_window_of_episodes() -> None:
+    class Growing(Clock):
+        """Episodes of 1, 2, 3, ... steps."""
+
+        def reset(self, **options: Any) -> Any:
+            self._length = self._episode + 2
+            return super().reset(**options)
+
+    agent, recorder = Constant(), Recorder()
+    samples = build_sample_tree(build_example(Growing), agent, batch_shape=(28, 1))
+    with SerialCage(Growing) as cage:
+        sampler = BasicSampler([cage], agent, samples)
+        summary = RLRunner(sampler, Script(), recorder, n_steps=28, window=3).run()
+    # 1 + 2 + ... + 7 = 28 steps; an episode of n steps pays n (n + 1) / 2.
+    assert summary.n_episodes == 7
+    assert recorder.series("train/episode_length") == {28: (5 + 6 + 7) / 3}
+    assert summary.mean_return == (15 + 21 + 28) / 3
+
+
+def test_a_run_without_an_ended_episode_has_no_mean() -> None:
+    agent, recorder = Constant(), Recorder()
+    samples = build_sample_tree(build_example(Clock), agent, batch_shape=(T, 1))
+    with SerialCage(Clock, {"length": 100}) as cage:
+        sampler = BasicSampler([cage], agent, samples)
+        summary = RLRunner(sampler, Script(), recorder, n_steps=1).run()
+    assert math.isnan(summary.mean_return)
+    assert "train/episode_return" not in recorder.logs[0][1]
+
+
+def test_transforms_are_applied_in_their_order() -> None:
+    calls = []
+
+    def note(batch: ArrayDict) -> ArrayDict:
+        calls.append(float(batch["reward"].to_ndarray().max()))
+        return batch
+
+    algorithm = Script()
+    run(algorithm, n_steps=1, transforms=[note, ClipRewards(0, 2), note, ClipRewards(0, 1), note])
+    assert calls == [6, 2, 1]
+    assert algorithm.sums == [BATCH]
+
+
+def test_evaluations_come_after_every_so_many_batches_and_at_the_end() -> None:
+    recorder, _ = run(n_steps=5 * BATCH, eval_lengths=3, eval_every=2)
+    expected = dict.fromkeys((2 * BATCH, 4 * BATCH, 5 * BATCH), 1 + 2 + 3)
+    assert recorder.series("eval/episode_return") == expected
+    assert set(recorder.series("train/episode_return").values()) == {RETURN}
+
+
+def test_the_agent_is_saved_after_each_evaluation_and_at_the_end(tmp_path: Path) -> None:
+    agent, path = Saved(), tmp_path / "agent.pt"
+    run(n_steps=5 * BATCH, eval_every=2, agent=agent, checkpoint=path)
+    assert agent.paths == [path] * 3
+    without = Saved()
+    run(agent=without)
+    assert without.paths == []
+
+
+def test_a_checkpoint_is_the_trained_agent(tmp_path: Path) -> None:
+    agent, path = make_agent(n_inputs=2, n_actions=2), tmp_path / "agent.pt"
+    before = parameters(agent)
+    samples = build_sample_tree(build_example(Clock), agent, batch_shape=(T, B))
+    optimizer = torch.optim.SGD(agent.model.parameters(), lr=0.1)
+    ppo = PPO(agent, optimizer, rng=np.random.default_rng(0))
+    with SerialCage(Clock, n_envs=B) as cage:
+        sampler = BasicSampler([cage], agent, samples)
+        transforms = [EstimateAdvantage(), NormalizeAdvantage()]
+        options: dict[str, Any] = {"transforms": transforms, "agent": agent, "checkpoint": path}
+        RLRunner(sampler, ppo, Recorder(), n_steps=100, **options).run()
+    other = make_agent(seed=1, n_inputs=2, n_actions=2)
+    other.load(path)
+    assert torch.equal(parameters(other), parameters(agent))
+    assert not torch.equal(parameters(other), before)
+
+
+def test_after_an_exception_the_metrics_are_open_and_can_be_closed() -> None:
+    agent, recorder = Constant(), Recorder()
+    metrics = Metrics(recorder)
+    samples = build_sample_tree(build_example(Clock), agent, batch_shape=(T, B))
+    with SerialCage(Clock, n_envs=B) as cage:
+        runner = RLRunner(BasicSampler([cage], agent, samples), Script(3), metrics, n_steps=999)
+        with pytest.raises(FloatingPointError, match="the loss is NaN"):
+            runner.run()
+    metrics.log(999, {"still": 1})
+    assert not recorder.is_finished
+    metrics.close()
+    assert recorder.is_finished
+    assert [step for step, _ in recorder.logs] == [BATCH, 2 * BATCH, 999]
+
+
+@pytest.mark.parametrize("name", ["n_steps", "log_every", "window", "eval_every"])
+def test_a_run_needs_positive_counts(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: got 0, expected 1 or more"):
+        run(**{name: 0})
+
+
+def test_a_checkpoint_needs_a_folder_from_the_start(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"checkpoint: .*missing is no folder; make it"):
+        run(agent=Constant(), checkpoint=tmp_path / "missing" / "agent.pt")
+
+
+def test_a_checkpoint_needs_an_agent() -> None:
+    with pytest.raises(ValueError, match="give agent="):
+        run(checkpoint="agent.pt")
+
+
+# The example
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("cartpole_ppo", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_learns(example: ModuleType) -> None:
+    recorder = Recorder()
+    summary = example.train(0, 20_480, Metrics(recorder))
+    returns = list(recorder.series("train/episode_return").values())
+    n_first = next(iter(recorder.series("train/n_episodes").values()))
+    assert n_first >= 20
+    assert returns[0] < 40  # of the first 1,024 steps: the policy is random
+    assert summary.n_steps == 20_480
+    assert summary.mean_return == returns[-1]
+    assert summary.mean_return > 2 * returns[0]
+
+
+def test_the_example_gives_the_same_bits_for_the_same_seed(example: ModuleType) -> None:
+    runs = []
+    for seed in (3, 3, 4):
+        recorder = Recorder()
+        example.train(seed, 3 * 1024, Metrics(recorder))
+        runs.append(
+            [
+                (step, {name: x for name, x in values.items() if not name.startswith("time/")})
+                for step, values in recorder.logs
+            ]
+        )
+    assert len(runs[0]) == 3
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_the_example_writes_numbers_and_a_picture(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLE), "--steps", "2500", "--out", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "mean return of the last 100 episodes: " in result.stdout
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [1024, 2048, 3072]
+    assert all(float(row["train/episode_return"]) > 5 for row in rows)
+    assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_each_run_of_the_example_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    for _ in range(2):
+        command = [sys.executable, str(EXAMPLE), "--steps", "1024"]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    files = list((tmp_path / "runs" / "cartpole_ppo").glob("*/metrics.csv"))
+    assert len(files) == 2
+    for file in files:
+        assert len(file.read_text().splitlines()) == 2  # the header and one row

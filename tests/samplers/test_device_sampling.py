@@ -1,0 +1,355 @@
+"""Samplers of trees in CUDA memory: the same batches as in host memory.
+
+On simulated CUDA, what lacks a wait reads poison, or what was there before.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
+from torch import Tensor
+
+from parllel import Array, ArrayDict, cuda
+from parllel.cages import Cage, ProcessCage, SerialCage, VectorCage
+from parllel.patterns import build_eval_tree, build_example, build_sample_tree
+from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler, Sampler
+from parllel.samplers.staging import Staging
+from parllel.testing.simulated_cuda import simulated_cuda
+from parllel.testing.toy_envs import Clock, Echo, Walk
+from parllel.tree import dict_map
+from parllel.tree.leaves import as_tensor
+
+T, B = 6, 4
+SCHEDULES = (("eager", 0), ("lazy", 0), ("random", 0), ("random", 1))
+on_a_device = pytest.mark.usefixtures("cuda_device")
+each_schedule = pytest.mark.parametrize(("schedule", "seed"), SCHEDULES)
+
+
+class TensorAgent:
+    """Choose actions and values by arithmetic on tensors."""
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        first = as_tensor(observation)[:, 0]
+        action = (first.abs() * 64).floor().long() % 4
+        return action, {"value": first * 2, "extra": {"square": first * first}}
+
+    def value(self, observation: Any) -> Tensor:
+        return as_tensor(observation)[:, 0] * 2
+
+
+SPACE = spaces.Dict(
+    {
+        "move": spaces.Tuple((spaces.Discrete(5), spaces.Box(-1, 1, (2,)))),
+        "talk": spaces.MultiBinary(3),
+    }
+)
+
+
+class TreeAgent:
+    """Draw actions of `SPACE`, and value an observation by what it contains."""
+
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(0)
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        n, rng = len(observation["talk"]), self._rng
+        move = {"0": rng.integers(0, 5, n), "1": rng.uniform(-1, 1, (n, 2)).astype(np.float32)}
+        return {"move": move, "talk": rng.integers(0, 2, (n, 3))}, {
+            "value": self.value(observation)
+        }
+
+    def value(self, observation: Any) -> Tensor:
+        rows = dict_map(as_tensor, observation)
+        return rows["move"]["0"] + rows["talk"].sum(dim=1)
+
+
+def make_echo() -> gym.Env:
+    return TimeLimit(Echo(SPACE), 3)
+
+
+def make_tree(make_env: Callable[..., gym.Env], agent: Any, n_envs: int = B) -> ArrayDict:
+    """Return a tree in memory of the host."""
+    example = build_example(make_env, storage="local")
+    return build_sample_tree(example, agent, batch_shape=(T, n_envs))
+
+
+def make_cages(make_env: Callable[..., gym.Env], sizes: Sequence[int]) -> list[Cage]:
+    return [SerialCage(make_env, n_envs=size, seed=size) for size in sizes]
+
+
+@contextmanager
+def cages_of(
+    kind: str, make_env: Callable[..., gym.Env] = Walk, n_envs: int = B
+) -> Iterator[list[Cage]]:
+    """Make cages of a kind that hold n environments together, and close them afterwards."""
+    cages: list[Cage] = []
+    if kind == "VectorCage":
+        cages = [VectorCage(SyncVectorEnv, {"env_fns": [make_env] * n_envs}, seed=0)]
+    elif kind == "SerialCage":
+        cages = [SerialCage(make_env, n_envs=n_envs, seed=0)]
+    else:
+        sizes = (1, n_envs - 1) if n_envs > 1 else (1,)
+        cages = [ProcessCage(make_env, n_envs=size, seed=size) for size in sizes]
+    yield cages
+    for cage in cages:
+        cage.close()
+
+
+KINDS = ["SerialCage", "ProcessCage", "VectorCage"]
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def collect(sampler: BasicSampler, n_batches: int) -> Iterator[dict[str, list[Any]]]:
+    """Yield what the tree holds after each batch, with one row of padding where there is some."""
+    for _ in range(n_batches):
+        samples, completed = sampler.collect_batch()
+        batch = {
+            path: leaf[-min(leaf.padding, 1) : T + min(leaf.padding, 1)].to_ndarray().tolist()
+            for path, leaf in samples.walk()
+        }
+        yield {**batch, "completed": [(each.length, each.episode_return) for each in completed]}
+
+
+WINDOWS: tuple[dict[str, int], ...] = ({}, {"full_size": 3 * T}, {"padding": 3, "full_size": 2 * T})
+
+
+@on_a_device
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("sizes", [(B,), (1, 3)])
+def test_batches_are_those_of_host_memory(window: dict[str, int], sizes: Sequence[int]) -> None:
+    host = make_tree(Walk, TensorAgent()).new_array(**window)
+    expected = list(collect(BasicSampler(make_cages(Walk, sizes), TensorAgent(), host), 5))
+    samples = host.new_array(storage="device")
+    sampler = BasicSampler(make_cages(Walk, sizes), TensorAgent(), samples)
+    assert list(collect(sampler, 5)) == expected
+    assert sum(sum(map(sum, batch["truncated"])) for batch in expected) > 0
+
+
+@each_schedule
+def test_a_sampler_that_was_closed_holds_on_to_nothing(schedule: str, seed: int) -> None:
+    host = make_tree(Walk, TensorAgent()).new_array(padding=3, full_size=2 * T)
+    with simulated_cuda(schedule, seed) as simulation:
+        samples = host.new_array(storage="device")
+        sampler = BasicSampler(make_cages(Walk, (1, 3)), TensorAgent(), samples)
+        assert len(list(collect(sampler, 5))) == 5
+        sampler.close()
+        sampler.close()
+        samples.close()
+        simulation.assert_no_leaks()  # though the sampler is still there
+        with pytest.raises(RuntimeError, match="the sampler is closed"):
+            sampler.collect_batch()
+
+
+@on_a_device
+@pytest.mark.parametrize("kind", ["device", "managed"])
+@pytest.mark.parametrize("has_workers", [False, True])
+def test_taking_turns_gives_the_batches_of_host_memory(kind: str, has_workers: bool) -> None:
+    host = make_tree(Walk, TensorAgent())
+    expected = list(collect(BasicSampler(make_cages(Walk, (1, 3)), TensorAgent(), host), 3))
+    for batch in expected:
+        batch["completed"].sort()
+    samples = host.new_array(storage=kind)
+    with cages_of("ProcessCage") as workers:
+        cages = workers if has_workers else make_cages(Walk, (1, 3))
+        sampler = AlternatingSampler(cages, TensorAgent(), samples)
+        for batch, wanted in zip(collect(sampler, 3), expected, strict=True):
+            batch["completed"].sort()
+            assert batch == wanted
+
+
+@on_a_device
+@pytest.mark.parametrize("kind", ["pinned", "managed"])
+def test_memory_of_host_and_gpu_is_written_in_place(kind: str) -> None:
+    host = make_tree(Walk, TensorAgent())
+    expected = list(collect(BasicSampler(make_cages(Walk, (B,)), TensorAgent(), host), 3))
+    sampler = BasicSampler(make_cages(Walk, (B,)), TensorAgent(), host.new_array(storage=kind))
+    before = copy.copy(cuda.counters)
+    assert list(collect(sampler, 3)) == expected
+    counted = cuda.counters.since(before)
+    assert (counted.launches, counted.stream_synchronizations) == (
+        0,
+        4,
+    )  # one for the reset, one for each batch
+
+
+@on_a_device
+def test_trees_of_observations_and_actions_come_through() -> None:
+    host = make_tree(make_echo, TreeAgent())
+    expected = list(collect(BasicSampler(make_cages(make_echo, (1, 3)), TreeAgent(), host), 3))
+    samples = host.new_array(storage="device")
+    sampler = BasicSampler(make_cages(make_echo, (1, 3)), TreeAgent(), samples)
+    assert list(collect(sampler, 3)) == expected
+
+
+@on_a_device
+def test_leaves_may_have_rings_of_different_sizes() -> None:
+    host = make_tree(Walk, TensorAgent())
+    host["reward"] = Array((T, B), np.float32, full_size=4 * T)
+    host["observation"] = Array((T, B), np.float32, feature_shape=(3,), full_size=2 * T, padding=2)
+    expected = list(collect(BasicSampler(make_cages(Walk, (B,)), TensorAgent(), host), 5))
+    samples = host.new_array(storage="device")
+    sampler = BasicSampler(make_cages(Walk, (B,)), TensorAgent(), samples)
+    assert list(collect(sampler, 5)) == expected
+
+
+@on_a_device
+def test_an_evaluation_is_that_of_host_memory() -> None:
+    def play(storage: str) -> list[tuple[int, float]]:
+        tree = build_eval_tree(make_tree(Walk, TensorAgent()), n_envs=B)
+        sampler = EvalSampler(
+            make_cages(Walk, (B,)), TensorAgent(), tree.to(storage), n_episodes=3 * B
+        )
+        episodes = sampler.collect_episodes()
+        return [(each.length, each.episode_return) for each in episodes]
+
+    expected = play("local")
+    assert play("device") == expected
+
+
+@on_a_device
+def test_a_reset_begins_anew() -> None:
+    samples = make_tree(Clock, TensorAgent()).new_array(full_size=2 * T, storage="device")
+    sampler = BasicSampler(make_cages(Clock, (B,)), TensorAgent(), samples)
+    for _ in range(3):
+        sampler.collect_batch()
+    sampler.reset()
+    sampler.collect_batch()
+    assert samples.full["reward"].to_ndarray()[:T, 0].tolist() == [1, 2, 3, 1, 2, 3]
+    assert samples["observation"][0].to_ndarray()[:, 1].tolist() == [0] * B
+
+
+# What a step costs
+
+
+class DeviceAgent:
+    """Return what was allocated in device memory once, as an agent on a GPU returns its results."""
+
+    def __init__(self, samples: ArrayDict) -> None:
+        self._action = samples["action"][0].to_cupy().copy()
+        self._value = samples["agent_info"]["value"][0].to_cupy().copy()
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        return self._action, {"value": self._value}
+
+    def value(self, observation: Any) -> Any:
+        return self._value
+
+
+@each_schedule
+@pytest.mark.parametrize(
+    ("kind", "make_env", "n_envs"),
+    [(kind, *each) for kind in KINDS for each in ((Clock, 1), (Clock, 16), (make_echo, 3))],
+)
+def test_a_step_is_one_launch_one_copy_and_one_wait(
+    schedule: str, seed: int, kind: str, make_env: Callable[..., gym.Env], n_envs: int
+) -> None:
+    agent = TreeAgent() if make_env is make_echo else TensorAgent()
+    host = make_tree(make_env, agent, n_envs)
+    del host["final_value"]
+    host["agent_info"] = ArrayDict({"value": host["agent_info"]["value"]})
+    with simulated_cuda(schedule, seed) as simulation, cages_of(kind, make_env, n_envs) as cages:
+        samples = host.to("device")
+        sampler = BasicSampler(cages, DeviceAgent(samples), samples)
+        sampler.collect_batch()
+        before, before_all = copy.copy(cuda.counters), copy.copy(simulation.counters)
+        sampler.collect_batch()
+        counted, all_counted = cuda.counters.since(before), simulation.counters.since(before_all)
+    assert counted.launches == T + 1  # and one for the rotation
+    assert counted.copies_to_host == T
+    assert counted.event_synchronizations == T
+    assert counted.copies_to_device == 1  # the rotation's table
+    assert counted.stream_synchronizations == counted.device_synchronizations == 0
+    assert all_counted.stream_synchronizations == all_counted.device_synchronizations == 0
+
+
+# Slots
+
+
+class Spy(Staging):
+    """Poison what environments are about to write, as late as it may be written."""
+
+    def await_actions(self, t: int) -> None:
+        super().await_actions(t)
+        slot = self.host_rows[t % len(self.host_rows)]
+        for name in ("observation", "reward"):
+            slot[name].to_ndarray()[...] = np.nan
+
+
+class Hasty(Staging):
+    """Does not wait for the action's copy."""
+
+    def await_actions(self, t: int) -> None:
+        """Do nothing."""
+
+
+def sample_with(staging: type[Staging], kind: str) -> list[dict[str, list[Any]]]:
+    with cages_of(kind) as cages:
+        samples = make_tree(Walk, TensorAgent()).new_array(storage="device")
+        sampler = BasicSampler(cages, TensorAgent(), samples)
+        (group,) = sampler._groups
+        group.transfer = staging(samples)
+        group._commands = group._bind()
+        return list(collect(sampler, 4))
+
+
+def sample_on_host(kind: str) -> list[dict[str, list[Any]]]:
+    with cages_of(kind) as cages:
+        samples = make_tree(Walk, TensorAgent())
+        return list(collect(BasicSampler(cages, TensorAgent(), samples), 4))
+
+
+@on_a_device
+@each_kind
+def test_a_slot_is_written_only_after_it_was_taken(kind: str) -> None:
+    assert sample_with(Spy, kind) == sample_on_host(kind)
+
+
+@each_kind
+def test_a_missing_wait_is_found(kind: str) -> None:
+    with simulated_cuda("lazy"):
+        assert sample_with(Hasty, kind) != sample_on_host(kind)
+
+
+def test_slots_begin_at_multiples_of_256_bytes() -> None:
+    with simulated_cuda("lazy"):
+        staging = Staging(make_tree(Walk, TensorAgent()).to("device"))
+        addresses = [
+            leaf.to_ndarray().ctypes.data for rows in staging.host_rows for _, leaf in rows.walk()
+        ]
+        assert len(staging.host_rows) >= 2
+        assert len({*addresses}) == len(addresses)
+        assert all(address % 256 == 0 for address in addresses)
+
+
+def test_a_tree_that_is_only_partly_on_the_device_is_refused() -> None:
+    with simulated_cuda("lazy"):
+        samples = make_tree(Walk, TensorAgent()).to("device")
+        samples["reward"] = Array((T, B), np.float32)
+        with pytest.raises(ValueError, match="samples: reward in other memory than the device's"):
+            Sampler(make_cages(Walk, (B,)), TensorAgent(), samples)
+
+
+# What the GPU has yet to read
+
+
+@on_a_device
+@pytest.mark.parametrize("kind", ["device", "managed", "pinned"])
+def test_a_batch_that_is_read_late_is_not_overwritten(kind: str) -> None:
+    samples = make_tree(Walk, TensorAgent()).new_array(storage=kind)
+    sampler = BasicSampler(make_cages(Walk, (B,)), TensorAgent(), samples)
+    sampler.collect_batch()
+    batch, _ = sampler.collect_batch()
+    expected = [batch["observation"][-1 : T + 1].to_ndarray().tolist()]
+    late = [batch["observation"][-1 : T + 1].to_cupy().copy()]  # queued, and read when it runs
+    batch, _ = sampler.collect_batch()
+    expected.append(batch["observation"].next.to_ndarray().tolist())
+    late.append(batch["observation"].next.to_cupy().copy())
+    sampler.reset()
+    assert [cuda.to_host(each).tolist() for each in late] == expected

@@ -1,0 +1,25 @@
+"""Memory of the host, kind by kind, against the contracts of all memory."""
+
+from parllel.testing.contracts.array_contract import ArrayContract
+from parllel.testing.contracts.storage_contract import StorageContract
+from parllel.testing.contracts.tree_contract import TreeContract
+
+
+class TestLocal(StorageContract, ArrayContract):
+    n_examples = 300
+
+
+class TestTreesInLocalMemory(TreeContract):
+    n_examples = 100
+
+
+class TestShared(StorageContract, ArrayContract, TreeContract):
+    storage = "shared"
+    sends = "memory"
+    n_examples = 20
+
+
+class TestInherited(StorageContract, ArrayContract, TreeContract):
+    storage = "inherited"
+    sends = "memory"
+    n_examples = 20
