@@ -12,7 +12,15 @@ import numpy as np
 
 from parllel import cuda
 from parllel.kernels.advantage import estimate_advantage
-from support.advantage_batch import DISCOUNT, TRACE, Batch, Bools, Floats, numpy_loop, random_batch
+from support.advantage_batch import (
+    DISCOUNT,
+    GAE_LAMBDA,
+    Batch,
+    Bools,
+    Floats,
+    numpy_loop,
+    random_batch,
+)
 from support.advantage_on_device import race_advantages
 from support.device_report import DeviceReport
 from support.device_timing import DeviceTimer
@@ -100,7 +108,7 @@ def make_copy(nbytes: int) -> Callable[[], None]:
 
 def make_contestants(batches: dict[str, Batch]) -> dict[str, Callable[[], object]]:
     ours = batches[OURS]
-    factors = np.float32(DISCOUNT), np.float32(DISCOUNT * TRACE)
+    factors = np.float32(DISCOUNT), np.float32(DISCOUNT * GAE_LAMBDA)
     read = sum(array.nbytes for array in ours[:5])
     written = sum(array.nbytes for array in ours[5:])
     return {
@@ -108,7 +116,7 @@ def make_contestants(batches: dict[str, Batch]) -> dict[str, Callable[[], object
             estimate_advantage,
             *ours[:5],
             discount=DISCOUNT,
-            trace=TRACE,
+            gae_lambda=GAE_LAMBDA,
             out_advantage=ours[5],
             out_return=ours[6],
         ),

@@ -21,7 +21,7 @@ from parllel.transforms import EstimateAdvantage, NormalizeAdvantage
 
 N_ENVS, T = 16, 64  # environments, and steps of each in a batch
 SETTINGS = PPOSettings(n_epochs=10, n_minibatches=4)
-DISCOUNT, TRACE, LEARNING_RATE = 0.98, 0.9, 2e-3
+DISCOUNT, GAE_LAMBDA, LEARNING_RATE = 0.98, 0.9, 2e-3
 
 
 class ActorCritic(nn.Module):
@@ -67,7 +67,7 @@ def train(seed: int, n_steps: int, metrics: Metrics, storage: str | None = None)
     sampler = BasicSampler(cages, agent, samples)
 
     # What happens to a batch: advantages first, then PPO.
-    transforms = [EstimateAdvantage(discount=DISCOUNT, trace=TRACE), NormalizeAdvantage()]
+    transforms = [EstimateAdvantage(discount=DISCOUNT, gae_lambda=GAE_LAMBDA), NormalizeAdvantage()]
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, eps=1e-5, fused=True)
     n_batches = -(-n_steps // (T * N_ENVS))
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=n_batches)

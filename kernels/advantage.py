@@ -33,7 +33,7 @@ def estimate_advantage(
     final_value: Floats,
     *,
     discount: float,
-    trace: float,
+    gae_lambda: float,
     out_advantage: Floats,
     out_return: Floats,
 ) -> None:
@@ -41,12 +41,12 @@ def estimate_advantage(
 
     next_value[t] = final_value[t] where truncated[t], else value[t + 1]
     d[t] = reward[t] + discount * (1 - terminated[t]) * next_value[t] - value[t]
-    A[t] = d[t] + discount * trace * (1 - done[t]) * A[t + 1],  A[T] = 0
+    A[t] = d[t] + discount * gae_lambda * (1 - done[t]) * A[t + 1],  A[T] = 0
     return[t] = A[t] + value[t],  done = terminated | truncated
 
     A time limit is no end of the task: a truncated episode is bootstrapped with the value of its
     own last observation. value[t + 1] will not do, it belongs to the next episode already, as
-    environments reset in the same step. Where both flags are set, terminated wins. With a trace
+    environments reset in the same step. Where both flags are set, terminated wins. With a lambda
     of 1 and values of 0 both results are the plain discounted returns.
 
     All arrays are C-contiguous and in host memory. What the formulas do not use may hold
@@ -60,7 +60,7 @@ def estimate_advantage(
         truncated: bool [T, B]. The episode was cut off: more would have followed.
         final_value: float32 [T, B]. Estimate for the last observation of the episode that ended
             with action t. Used only where truncated and not terminated.
-        discount, trace: float in [0, 1]; `trace` is the paper's lambda.
+        discount, gae_lambda: float in [0, 1]; `gae_lambda` is the paper's lambda.
         out_advantage: float32 [T, B], overwritten; must not overlap another array.
         out_return: float32 [T, B], overwritten; must not overlap another array.
 
@@ -77,11 +77,11 @@ def estimate_advantage(
     outputs = (out_advantage, out_return)
     mismatch = None
     try:
-        is_written = _compiled_entry()(*inputs, discount, trace, *outputs)
+        is_written = _compiled_entry()(*inputs, discount, gae_lambda, *outputs)
     except TypeError as error:  # raised before anything runs: the entry takes its own types only
         is_written, mismatch = False, error
     if not is_written:
-        _explain_refusal(inputs, outputs, discount, trace)
+        _explain_refusal(inputs, outputs, discount, gae_lambda)
         raise AssertionError("the compiled entry refuses what no check finds wrong") from mismatch
 
 
@@ -126,7 +126,7 @@ def estimate_step(
     Args:
         batch: pointers to the arrays.
         discount: float32. Python's float would make float64 of all that follows.
-        decay: float32. discount * trace.
+        decay: float32. discount * gae_lambda.
         at: the step's place in a [T, B] array; `at + width` is the environment's next step.
         width: B, the number of environments.
         carry: the environment's advantage at its next step.
@@ -228,7 +228,7 @@ def estimate_batch(
     truncated: Bools,
     final_value: Floats,
     discount: float,
-    trace: float,
+    gae_lambda: float,
     out_advantage: Floats,
     out_return: Floats,
 ) -> bool:
@@ -239,7 +239,7 @@ def estimate_batch(
         and out_advantage.shape == out_return.shape == shape
         and value.shape == (steps + 1, width)
     )
-    if not (are_alike and 0 <= discount <= 1 and 0 <= trace <= 1):
+    if not (are_alike and 0 <= discount <= 1 and 0 <= gae_lambda <= 1):
         return False
     if reward.size == 0:
         return True
@@ -258,7 +258,7 @@ def estimate_batch(
         pointer_to(out_advantage),
         pointer_to(out_return),
     )
-    discount_32, decay = np.float32(discount), np.float32(discount * trace)
+    discount_32, decay = np.float32(discount), np.float32(discount * gae_lambda)
     if width < FEWEST_FOR_ROWS:
         for environment in range(width):
             estimate_environment(batch, discount_32, decay, steps, width, environment)
@@ -283,7 +283,7 @@ def _explain_refusal(
     inputs: tuple[Floats, Floats, Bools, Bools, Floats],
     outputs: tuple[Floats, Floats],
     discount: float,
-    trace: float,
+    gae_lambda: float,
 ) -> None:
     """Raise the error that says what is wrong with the arguments.
 
@@ -300,6 +300,6 @@ def _explain_refusal(
         check_shape(name, arrays[name], shape, meaning)
         check_layout(name, arrays[name])
     check_fraction("discount", discount)
-    check_fraction("trace", trace)
+    check_fraction("gae_lambda", gae_lambda)
     check_output("out_advantage", arrays)
     check_output("out_return", arrays)

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 END_RATE = 0.01  # for terminated and for truncated: episodes of about 50 steps
-DISCOUNT, TRACE = 0.99, 0.95
+DISCOUNT, GAE_LAMBDA = 0.99, 0.95
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]

@@ -8,7 +8,7 @@ import torch
 
 from parllel import cuda
 from parllel.ops.on_device import estimate_advantage_on_device
-from support.advantage_batch import DISCOUNT, TRACE, numpy_loop, random_batch
+from support.advantage_batch import DISCOUNT, GAE_LAMBDA, numpy_loop, random_batch
 from support.device_report import DeviceReport, device_copy
 
 OURS, TORCH, COPY = "parllel", "torch, loop over time", "copy"
@@ -36,7 +36,7 @@ def check_results(
 ) -> None:
     """Let nobody win by computing something else; small differences are roundings."""
     expected = random_batch(*size)
-    numpy_loop(*expected, np.float32(DISCOUNT), np.float32(DISCOUNT * TRACE))
+    numpy_loop(*expected, np.float32(DISCOUNT), np.float32(DISCOUNT * GAE_LAMBDA))
     for name, call in calls.items():
         call()
         for ours, theirs in zip(batches[name][5:], expected[5:], strict=True):
@@ -52,7 +52,7 @@ def estimate_ours(batch: list[Any]) -> Callable[[], object]:  # Any: as above
         estimate_advantage_on_device(
             *inputs,
             discount=DISCOUNT,
-            trace=TRACE,
+            gae_lambda=GAE_LAMBDA,
             out_advantage=out_advantage,
             out_return=out_return,
         )
@@ -67,7 +67,7 @@ def estimate_by_torch(batch: list[Any]) -> Callable[[], object]:  # Any: as abov
     def estimate() -> None:
         bootstrap = torch.where(truncated, final_value, value[1:])
         delta = reward - value[:-1] + torch.where(terminated, 0, DISCOUNT * bootstrap)
-        decay = torch.where(terminated | truncated, 0, DISCOUNT * TRACE)
+        decay = torch.where(terminated | truncated, 0, DISCOUNT * GAE_LAMBDA)
         carry = torch.zeros_like(reward[0])
         for t in range(len(reward) - 1, -1, -1):
             carry = torch.addcmul(delta[t], decay[t], carry, out=out_advantage[t])

@@ -41,7 +41,7 @@ def estimate_advantage_on_device(
     final_value: DeviceArray,
     *,
     discount: float,
-    trace: float,
+    gae_lambda: float,
     out_advantage: DeviceArray,
     out_return: DeviceArray,
 ) -> None:
@@ -54,7 +54,7 @@ def estimate_advantage_on_device(
         value: float32 [T + 1, B].
         terminated, truncated: bool [T, B].
         final_value: float32 [T, B].
-        discount, trace: float in [0, 1].
+        discount, gae_lambda: float in [0, 1].
         out_advantage, out_return: float32 [T, B], overwritten; must not overlap another array.
 
     Raises:
@@ -72,9 +72,9 @@ def estimate_advantage_on_device(
         check_dtype(name, arrays[name], dtype)
         check_shape(name, arrays[name], shape, meaning)
     check_fraction("discount", discount)
-    check_fraction("trace", trace)
+    check_fraction("gae_lambda", gae_lambda)
     _check_apart(arrays, "out_advantage", "out_return")
-    factors = np.float32(discount), np.float32(discount * trace)
+    factors = np.float32(discount), np.float32(discount * gae_lambda)
     sizes = np.int64(steps), np.int64(width)
     if reward.size:
         _launch_serial("advantage", width, [*given[:5], *factors, *sizes, *given[5:]])

@@ -20,17 +20,17 @@ class EstimateAdvantage:
 
     Args:
         discount: per step, in [0, 1].
-        trace: lambda of the paper, in [0, 1]: 0 takes one reward and a value, 1 all rewards.
+        gae_lambda: lambda of the paper, in [0, 1]: 0 takes one reward and a value, 1 all rewards.
 
     Source: Schulman et al. 2016, arXiv:1506.02438, eq. 16.
     """
 
-    def __init__(self, *, discount: float = 0.99, trace: float = 0.95) -> None:
-        for name, number in (("discount", discount), ("trace", trace)):
+    def __init__(self, *, discount: float = 0.99, gae_lambda: float = 0.95) -> None:
+        for name, number in (("discount", discount), ("gae_lambda", gae_lambda)):
             if not 0 <= number <= 1:
                 raise ValueError(f"{name}: got {number}, expected a number in [0, 1]")
         self._discount = discount
-        self._trace = trace
+        self._gae_lambda = gae_lambda
         self._advantage: Array | None = None
         self._return: Array | None = None
 
@@ -56,7 +56,7 @@ class EstimateAdvantage:
         place.estimate_advantage(
             **{name: place.read(leaf) for name, leaf in inputs.items()},
             discount=self._discount,
-            trace=self._trace,
+            gae_lambda=self._gae_lambda,
             out_advantage=place.share(self._advantage),
             out_return=place.share(self._return),
         )

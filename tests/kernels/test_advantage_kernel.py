@@ -44,8 +44,8 @@ class Arrays:
         self.out_advantage = np.full((steps, width), np.nan, np.float32)
         self.out_return = np.full((steps, width), np.nan, np.float32)
 
-    def estimate(self, discount: float = 0.99, trace: float = 0.95) -> None:
-        estimate_advantage(**vars(self), discount=discount, trace=trace)
+    def estimate(self, discount: float = 0.99, gae_lambda: float = 0.95) -> None:
+        estimate_advantage(**vars(self), discount=discount, gae_lambda=gae_lambda)
 
     def column(self, environment: int) -> "Arrays":
         one = Arrays(0, 1)
@@ -78,19 +78,19 @@ def sum_episode(
     value: npt.NDArray[np.float64],
     after: float,
     discount: float,
-    trace: float,
+    gae_lambda: float,
 ) -> npt.NDArray[np.float64]:
-    """Return A[t] = sum over k of (discount * trace)**k * d[t + k] for one episode.
+    """Return A[t] = sum over k of (discount * gae_lambda)**k * d[t + k] for one episode.
 
     `after` is what the last observation is worth. No recursion: a plain sum for each step.
     """
     delta = reward + discount * np.append(value[1:], after) - value
-    powers = (discount * trace) ** np.arange(len(reward), dtype=np.float64)
+    powers = (discount * gae_lambda) ** np.arange(len(reward), dtype=np.float64)
     return np.array([powers[: len(delta) - t] @ delta[t:] for t in range(len(delta))])
 
 
 def sum_over_episodes(
-    arrays: Arrays, discount: float, trace: float, *, magnitude: bool = False
+    arrays: Arrays, discount: float, gae_lambda: float, *, magnitude: bool = False
 ) -> npt.NDArray[np.float64]:
     """Return the advantages in float64, or with `magnitude` the M[t] of the error bound."""
     result = np.zeros_like(arrays.reward, np.float64)
@@ -112,12 +112,12 @@ def sum_over_episodes(
                 # follows is added in d[t - 1] as it is, which needs the positive one.
                 reward, value, after = abs(reward), abs(value), abs(after)
                 reward = reward + 2 * value
-            total = sum_episode(reward, value, after, discount, trace)
+            total = sum_episode(reward, value, after, discount, gae_lambda)
             result[steps, environment] = total + value if magnitude else total
     return result
 
 
-def bound(arrays: Arrays, discount: float, trace: float) -> npt.NDArray[np.float64]:
+def bound(arrays: Arrays, discount: float, gae_lambda: float) -> npt.NDArray[np.float64]:
     """Return the largest error of a result that the docstring allows.
 
     Derivation (Higham, Accuracy and Stability, lemma 3.1): a term rounded m times is wrong by at
@@ -130,7 +130,10 @@ def bound(arrays: Arrays, discount: float, trace: float) -> npt.NDArray[np.float
     """
     steps = len(arrays.reward)
     relative = (steps + 1) * 2.0**-22
-    return relative * sum_over_episodes(arrays, discount, trace, magnitude=True) + steps * 2.0**-148
+    return (
+        relative * sum_over_episodes(arrays, discount, gae_lambda, magnitude=True)
+        + steps * 2.0**-148
+    )
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)
@@ -140,15 +143,15 @@ def bound(arrays: Arrays, discount: float, trace: float) -> npt.NDArray[np.float
     ends=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
     seed=st.integers(0, 2**32 - 1),
     discount=factors,
-    trace=factors,
+    gae_lambda=factors,
 )
 def test_equals_sums_over_episodes(
-    steps: int, width: int, ends: float, seed: int, discount: float, trace: float
+    steps: int, width: int, ends: float, seed: int, discount: float, gae_lambda: float
 ) -> None:
     arrays = Arrays(steps, width, ends=ends, seed=seed)
-    expected = sum_over_episodes(arrays, discount, trace)
-    arrays.estimate(discount, trace)
-    error = bound(arrays, discount, trace)
+    expected = sum_over_episodes(arrays, discount, gae_lambda)
+    arrays.estimate(discount, gae_lambda)
+    error = bound(arrays, discount, gae_lambda)
     assert (abs(arrays.out_advantage - expected) <= error).all()
     assert (abs(arrays.out_return - (expected + arrays.value[:-1])) <= error).all()
 
@@ -181,7 +184,7 @@ def test_the_body_runs_as_plain_python(width: int) -> None:
     arrays = Arrays(6, width, ends=0, seed=width)
     arrays.terminated[2] = arrays.truncated[4] = True
     arrays.final_value[:] = 7
-    assert kernel.estimate_batch(**vars(arrays), discount=0.99, trace=0.95)
+    assert kernel.estimate_batch(**vars(arrays), discount=0.99, gae_lambda=0.95)
     expected = sum_over_episodes(arrays, 0.99, 0.95)
     assert (abs(arrays.out_advantage - expected) <= bound(arrays, 0.99, 0.95)).all()
 
@@ -192,7 +195,7 @@ def test_a_grid_of_any_shape_estimates_every_environment(grid: int, block: int) 
     for batch in (arrays, expected):  # both in plain Python, so that no multiply-add is fused
         batch.terminated[2, 3:5] = batch.truncated[4, 4:] = True
         batch.final_value[:] = 7
-    assert kernel.estimate_batch(**vars(expected), discount=0.99, trace=0.95)
+    assert kernel.estimate_batch(**vars(expected), discount=0.99, gae_lambda=0.95)
     pointers = [pointer_to(getattr(arrays, name)) for name in kernel.Batch._fields]
     sizes = np.float32(0.99), np.float32(0.99 * 0.95), 6, 10
     arguments = (*pointers[:5], *sizes, *pointers[5:])
@@ -307,7 +310,7 @@ def test_every_array_must_have_its_shape(name: str, cut: tuple[slice, slice]) ->
         arrays.estimate()
 
 
-@pytest.mark.parametrize("name", ["discount", "trace"])
+@pytest.mark.parametrize("name", ["discount", "gae_lambda"])
 @pytest.mark.parametrize("wrong", [-0.1, 1.1, 2, np.nan, np.inf])
 def test_a_factor_outside_zero_to_one_is_refused(name: str, wrong: float) -> None:
     arrays = Arrays(2, 2)

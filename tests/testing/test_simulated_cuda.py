@@ -1134,7 +1134,7 @@ def test_the_kernel_of_advantages_gives_the_hosts_bits(cuda_device: torch.device
     terminated, truncated = rng.random((2, 5, 3)) < 0.2
     inputs = (reward, value, terminated, truncated, final_value)
     expected = {name: np.empty_like(reward) for name in ("out_advantage", "out_return")}
-    estimate_advantage(*inputs, discount=0.5, trace=0.25, **expected)
+    estimate_advantage(*inputs, discount=0.5, gae_lambda=0.25, **expected)
 
     outputs = [cuda.library().empty((5, 3), np.float32) for _ in expected]
     settings = (np.float32(0.5), np.float32(0.125), np.int64(5), np.int64(3))

@@ -62,7 +62,7 @@ def random_batch(seed: int = 0, **window: Any) -> ArrayDict:
     return batch
 
 
-def gae(batch: ArrayDict, discount: float, trace: float) -> np.ndarray:
+def gae(batch: ArrayDict, discount: float, gae_lambda: float) -> np.ndarray:
     """Return the advantages of the formula in the kernel's docstring, in double precision."""
     value = batch["agent_info"]["value"][: T + 1].to_ndarray().astype(np.float64)
     reward, final_value = (
@@ -76,20 +76,20 @@ def gae(batch: ArrayDict, discount: float, trace: float) -> np.ndarray:
             delta = reward[t, b] - value[t, b]
             delta += 0 if terminated[t, b] else discount * following
             is_end = terminated[t, b] or truncated[t, b]
-            advantage[t, b] = delta + (0 if is_end else discount * trace * advantage[t + 1, b])
+            advantage[t, b] = delta + (0 if is_end else discount * gae_lambda * advantage[t + 1, b])
     return advantage[:T]
 
 
 @pytest.mark.parametrize("window", [{}, {"full_size": 3 * T}])
-@pytest.mark.parametrize(("discount", "trace"), [(0.99, 0.95), (1, 1), (0.9, 0), (0, 0.5)])
+@pytest.mark.parametrize(("discount", "gae_lambda"), [(0.99, 0.95), (1, 1), (0.9, 0), (0, 0.5)])
 def test_advantages_are_those_of_the_formula(
-    discount: float, trace: float, window: dict[str, int]
+    discount: float, gae_lambda: float, window: dict[str, int]
 ) -> None:
-    transform = EstimateAdvantage(discount=discount, trace=trace)
+    transform = EstimateAdvantage(discount=discount, gae_lambda=gae_lambda)
     for seed in (1, 2):  # the second call overwrites the first one's arrays
         batch = random_batch(seed, **window)
         result = transform(batch)
-        expected = gae(batch, discount, trace)
+        expected = gae(batch, discount, gae_lambda)
         value = batch["agent_info"]["value"].to_ndarray()
         # The kernel's bound, (T + 1) * 2**-22 * M, where the magnitudes sum up to M < 100 here.
         atol = (T + 1) * 2**-22 * 100
@@ -120,7 +120,7 @@ def test_a_truncated_episode_is_bootstrapped_through_the_samplers_tree(
     agent = Constant()
     kwargs = {"length": 4, "end": end, "reward_type": _always_1}
     samples = build_sample_tree(build_example(Clock), agent, batch_shape=(T, B))
-    transform = EstimateAdvantage(discount=0.99, trace=0.95)
+    transform = EstimateAdvantage(discount=0.99, gae_lambda=0.95)
     with SerialCage(Clock, kwargs, n_envs=B) as cage:
         sampler = BasicSampler([cage], agent, samples)
         for _ in range(3):
@@ -181,7 +181,7 @@ def test_a_transform_leaves_the_batch_as_it_was(transform: Any) -> None:
 
 
 def test_transforms_refuse_numbers_that_make_no_sense() -> None:
-    for name in ("discount", "trace"):
+    for name in ("discount", "gae_lambda"):
         for number in (-0.1, 1.1, math.nan):
             with pytest.raises(ValueError, match=f"^{name}: got {number}"):
                 EstimateAdvantage(**{name: number})

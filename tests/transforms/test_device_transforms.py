@@ -60,7 +60,7 @@ def random_batch(shape: tuple[int, int], seed: int = 0, storage: str = "local") 
 
 
 def make_transforms() -> list[Transform]:
-    return [ClipRewards(-2, 1.5), EstimateAdvantage(trace=0.9), NormalizeAdvantage()]
+    return [ClipRewards(-2, 1.5), EstimateAdvantage(gae_lambda=0.9), NormalizeAdvantage()]
 
 
 def apply(transforms: list[Transform], batch: ArrayDict) -> ArrayDict:
@@ -185,7 +185,7 @@ def advantage_arguments() -> dict[str, Any]:
         "truncated": truncated,
         "final_value": final_value,
         "discount": 0.99,
-        "trace": 0.95,
+        "gae_lambda": 0.95,
         "out_advantage": advantage,
         "out_return": return_,
     }
@@ -244,10 +244,10 @@ LAUNCHES: dict[Callable[..., None], Callable[[], dict[str, Any]]] = {
         ),
         (
             estimate_advantage_on_device,
-            "trace",
+            "gae_lambda",
             lambda number: 2 * number,
             ValueError,
-            r"trace: 1.9, expected a number in \[0, 1\]",
+            r"gae_lambda: 1.9, expected a number in \[0, 1\]",
         ),
         (
             update_moments_on_device,
