@@ -205,13 +205,13 @@ def bind(cages: Sequence[Cage]) -> list[Command]:
         }
         cage.reset_async()
         cage.await_step()
-        commands.append(cage.bind_step(make_array(np.int64)[0], **places))
+        commands.append(cage.prepare_step(make_array(np.int64)[0], **places))
     return commands
 
 
 def step_cages(cages: Sequence[Cage], commands: Sequence[Command]) -> None:
     for cage, command in zip(cages, commands, strict=True):
-        cage.start(command)
+        cage.start_command(command)
     for cage in cages:
         cage.await_step()
 

@@ -102,7 +102,7 @@ def loop_of_cage(game: str, mode: AutoresetMode, info: Sequence[str] = ()) -> Ca
     cage.reset_async(out_obs=observation[0])
     cage.await_step()
     commands = [
-        cage.bind_step(
+        cage.prepare_step(
             samples["action"][t],
             out_obs=observation[t + 1],
             out_reward=samples["reward"][t],
@@ -117,7 +117,7 @@ def loop_of_cage(game: str, mode: AutoresetMode, info: Sequence[str] = ()) -> Ca
     def step() -> None:
         samples["action"][...] = draw()
         for command in commands:
-            cage.start(command)
+            cage.start_command(command)
             cage.await_step()
         cage.take_completed()
 

@@ -94,7 +94,7 @@ class Cage(ABC):
         if max_random_steps < 0:
             raise ValueError(f"max_random_steps: got {max_random_steps}, expected 0 or more")
         command = self._bind("reset", None, Outputs(observation=out_obs, info=out_info))
-        self.start(command._replace(max_random_steps=max_random_steps))
+        self.start_command(command._replace(max_random_steps=max_random_steps))
 
     def step_async(
         self,
@@ -117,8 +117,8 @@ class Cage(ABC):
             TypeError: a place can't be written in place, or there is no action.
             ValueError: the number of actions is not `n_envs`, or a place is read-only.
         """
-        self.start(
-            self.bind_step(
+        self.start_command(
+            self.prepare_step(
                 action,
                 out_obs=out_obs,
                 out_reward=out_reward,
@@ -128,7 +128,7 @@ class Cage(ABC):
             )
         )
 
-    def bind_step(
+    def prepare_step(
         self,
         action: Any,
         *,
@@ -138,7 +138,7 @@ class Cage(ABC):
         out_truncated: Any = None,
         out_info: Any = None,
     ) -> Command:
-        """Return a step with its places looked up, for `start`. Arguments as for `step_async`.
+        """Look up where a step reads and writes, for `start_command`; arguments as for `step_async`.
 
         Each start reads the action that its place holds by then.
         """
@@ -164,10 +164,10 @@ class Cage(ABC):
         `await_step` returns (action, observation, reward, terminated, truncated, info).
         """
         outputs = Outputs(out_action, out_obs, out_reward, out_terminated, out_truncated, out_info)
-        self.start(self._bind("random_step", None, outputs))
+        self.start_command(self._bind("random_step", None, outputs))
 
     @abstractmethod
-    def start(self, command: Command) -> None:
+    def start_command(self, command: Command) -> None:
         """Start a command; some cage's worker runs `execute` with it."""
 
     def _bind(self, kind: str, action: Any, outputs: Outputs) -> Command:

@@ -42,7 +42,7 @@ class SerialCage(Cage):
         self.observation_space = self._stepper.observation_space
         self.action_space = self._stepper.action_space
 
-    def start(self, command: Command) -> None:
+    def start_command(self, command: Command) -> None:
         """Carry out a command; `await_step` returns its results."""
         begin_s = time.perf_counter()
         self._result = execute(self._stepper, command)

@@ -78,7 +78,7 @@ class VectorCage(Cage):
         self.observation_space = self._stepper.observation_space
         self.action_space = self._stepper.action_space
 
-    def start(self, command: Command) -> None:
+    def start_command(self, command: Command) -> None:
         """Start a step, or carry out a reset."""
         if self._under_way is not None:
             self.await_step()  # one command at a time

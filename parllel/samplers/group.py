@@ -75,7 +75,7 @@ class Group:
         transfer.send_actions(t)
         transfer.await_actions(t)
         for cage, command in zip(self.cages, self._commands[t % len(self._commands)], strict=True):
-            cage.start(command)
+            cage.start_command(command)
         if rows.agent_info is not None:  # written while the environments step
             rows.agent_info[...] = agent_info
 
@@ -137,7 +137,7 @@ class Group:
     def _bind(self) -> list[list[Command]]:
         return [
             [
-                _bind_step(cage, rows.apply(_part, part))
+                _prepare_step(cage, rows.apply(_part, part))
                 for cage, part in zip(self.cages, self._parts, strict=True)
             ]
             for rows in self.transfer.host_rows
@@ -158,8 +158,8 @@ def _transfer_for(samples: ArrayDict, columns: range) -> Transfer:
     return Staging(samples, columns)
 
 
-def _bind_step(cage: Cage, rows: ArrayDict) -> Command:
-    return cage.bind_step(
+def _prepare_step(cage: Cage, rows: ArrayDict) -> Command:
+    return cage.prepare_step(
         rows["action"],
         out_obs=rows["observation"],
         out_reward=rows["reward"],

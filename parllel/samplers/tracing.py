@@ -87,9 +87,9 @@ class TracedCage:
         self._lane = lane
         self._trace = trace
 
-    def start(self, command: Command) -> None:
+    def start_command(self, command: Command) -> None:
         """Start the command."""
-        self._cage.start(command)
+        self._cage.start_command(command)
 
     def await_step(self) -> Any:  # Any: as the cage's
         """Trace the wait, and what the environments did when."""

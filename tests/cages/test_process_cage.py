@@ -182,8 +182,8 @@ class TestForkedProcessCage:
             reset(cage, out_obs=places[1])
             np.testing.assert_array_equal(places[1], expected)
             action = np.zeros(3, int)
-            assert cage.bind_step(action, out_obs=places[0]).bound.copies_out == []
-            assert len(cage.bind_step(action, out_obs=later[0]).bound.copies_out) == 1
+            assert cage.prepare_step(action, out_obs=places[0]).bound.copies_out == []
+            assert len(cage.prepare_step(action, out_obs=later[0]).bound.copies_out) == 1
             step(cage, action, out_obs=later[1])
             np.testing.assert_array_equal(later[1], step(serial, action)[0])
 
@@ -360,11 +360,11 @@ def test_a_bound_step_keeps_its_places_alive() -> None:
         def bind() -> Any:
             place = Array((2, 2), np.float64, feature_shape=(3,), storage="shared")
             action = Array((2, 2), np.int64, storage="shared")
-            return place[0], cage.bind_step(action[0], out_obs=place[0])
+            return place[0], cage.prepare_step(action[0], out_obs=place[0])
 
         row, command = bind()
         gc.collect()
-        cage.start(command)
+        cage.start_command(command)
         cage.await_step()
         assert row.to_ndarray().any()
 
@@ -443,13 +443,13 @@ def test_nothing_is_pickled_for_a_step_with_places(
     action = Array((2,), np.int64, storage=storage)
     with ProcessCage(NoLetters, n_envs=2) as cage:
         reset(cage)
-        command = cage.bind_step(action, **places)
-        cage.start(command)
+        command = cage.prepare_step(action, **places)
+        cage.start_command(command)
         cage.await_step()
         for module in (pickle, cloudpickle):
             for name in ("dumps", "loads"):
                 monkeypatch.setattr(module, name, None)
-        cage.start(command)
+        cage.start_command(command)
         cage.await_step()
     np.testing.assert_array_equal(places["out_info"]["step"], 2)
 

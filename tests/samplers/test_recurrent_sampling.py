@@ -135,9 +135,9 @@ class Doubtful(SerialCage):
 
     n_steps = 0
 
-    def start(self, command: Command) -> None:
+    def start_command(self, command: Command) -> None:
         self.n_steps += command.kind == "step"
-        super().start(command)
+        super().start_command(command)
 
     @property
     def invalid(self) -> Sequence[int]:

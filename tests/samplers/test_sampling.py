@@ -495,9 +495,9 @@ class Order:
         notes = self.notes
 
         class Spy(SerialCage):
-            def start(self, command: Any) -> None:
+            def start_command(self, command: Any) -> None:
                 notes.append(f"start {number}" if command.kind == "step" else "reset")
-                super().start(command)
+                super().start_command(command)
 
             def await_step(self) -> Any:
                 notes.append(f"await {number}")

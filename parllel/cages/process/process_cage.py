@@ -148,7 +148,7 @@ class ProcessCage(Cage):
         command = super()._bind(kind, action, outputs)
         return command._replace(bound=self._places.bind(command, action))
 
-    def start(self, command: Command) -> None:
+    def start_command(self, command: Command) -> None:
         """Have the worker carry out a command.
 
         Raises:

@@ -159,10 +159,10 @@ class CageResultsContract(ABC):
         places["out_info"] = ArrayDict()
         with self.make_cage(Echo, kwargs, n_envs=n_envs) as cage:
             reset(cage)
-            command = cage.bind_step(stored[2], **places[1])
+            command = cage.prepare_step(stored[2], **places[1])
             for number in (3, 5):
                 stored[2] = number
-                cage.start(command)
+                cage.start_command(command)
                 cage.await_step()
                 assert_same(places["out_obs"][1], stored[2])
         np.testing.assert_array_equal(places["out_obs"][0], 0)
