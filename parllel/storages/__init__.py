@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from parllel.storages.default import default_storage
+from parllel import cuda
 from parllel.storages.device import Device
 from parllel.storages.inherited import Inherited, inherited_blocks
 from parllel.storages.local import Local
 from parllel.storages.managed import Managed
 from parllel.storages.pinned import Pinned
 from parllel.storages.shared import Shared
-from parllel.storages.storage import Memory, aligned, nbytes_of
+from parllel.storages.storage import Memory, Side, aligned, nbytes_of
 
 __all__ = [
     "KINDS",
@@ -22,6 +22,7 @@ __all__ = [
     "Memory",
     "Pinned",
     "Shared",
+    "Side",
     "aligned",
     "allocate",
     "default_storage",
@@ -52,3 +53,12 @@ def allocate(kind: str, nbytes: int) -> Memory:
     if kind not in KINDS:
         raise ValueError(f"storage: got {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
     return KINDS[kind](nbytes)
+
+
+def default_storage() -> str:
+    """Return "device" where this process can use a CUDA device, and "local" elsewhere.
+
+    The first call imports CuPy where it is installed, and starts no CUDA context. A program that
+    asks once and passes the answer on keeps all its memory in one place.
+    """
+    return Device.kind if cuda.is_available() else Local.kind

@@ -28,6 +28,7 @@ class Device(Memory):
     """
 
     kind = "device"
+    side = "gpu"
     is_on_host = False
     is_for_gpu = True
 

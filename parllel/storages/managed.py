@@ -29,6 +29,7 @@ class Managed(Memory):
     """
 
     kind = "managed"
+    side = "gpu"
     is_for_gpu = True
 
     def __init__(self, nbytes: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 # Every base buffer begins at a multiple of this: CUDA's own allocation unit, and more than any
 # vector load needs.
 ALIGNMENT = 256
+
+
+Side: TypeAlias = Literal["host", "gpu"]
 
 
 def aligned(nbytes: int) -> int:
@@ -35,14 +38,24 @@ class Memory:
     release closes the block. A block that nobody closes goes with its last reference. Arrays of
     NumPy over a closed block keep their bytes until they go.
 
+    Three questions tell the kinds of memory apart, so that no other code compares their names:
+
+    - `side`: "host" or "gpu", which of them works on the rows. It decides whether a kernel is
+      launched, or its twin runs on the CPU.
+    - `is_on_host`: the host can read and write the bytes, so `array` returns an array of NumPy.
+      Of managed memory this is true, although the GPU works on it.
+    - `is_for_gpu`: a GPU can read and write the bytes, so `device_array` returns an array of CuPy.
+      Of pinned memory this is true, although the host works on it.
+
     Args:
         block: uint8 [nbytes]. The memory itself, an array of NumPy or CuPy.
         taken: bytes at the beginning that Arrays have taken already.
     """
 
     kind: ClassVar[str]
-    is_on_host: ClassVar[bool] = True  # NumPy can use the memory; otherwise CuPy does
-    is_for_gpu: ClassVar[bool] = False  # a GPU can use the memory
+    side: ClassVar[Side] = "host"
+    is_on_host: ClassVar[bool] = True
+    is_for_gpu: ClassVar[bool] = False
 
     def __init__(self, block: NDArray[np.uint8], taken: int = 0) -> None:
         self.nbytes = block.nbytes

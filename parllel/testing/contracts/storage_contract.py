@@ -37,6 +37,11 @@ class StorageContract(ArrayCase):
         assert self.storage in KINDS
         assert allocate(self.storage, 1).kind == self.storage
 
+    def test_the_side_that_works_on_the_rows_can_use_the_memory(self) -> None:
+        block = allocate(self.storage, 1)
+        can_use = {"host": block.is_on_host, "gpu": block.is_for_gpu}
+        assert can_use[block.side]
+
     @pytest.mark.parametrize("nbytes", [0, 1, 255, 256, 257, 4096, 100_000])
     def test_a_block_is_zeroed_and_aligned(self, nbytes: int) -> None:
         block = allocate(self.storage, nbytes)
