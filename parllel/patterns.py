@@ -15,7 +15,7 @@ import numpy as np
 from parllel.arrays import Array, ArraySpec, FrameSpec
 from parllel.arrays.frame_spec import Fill
 from parllel.cages import Cage, ProcessCage, SerialCage, TrajInfo
-from parllel.cages.columns import as_tree
+from parllel.cages.env_rows import as_tree
 from parllel.cages.process.process_cage import TIMEOUT_S, OnWorkerError
 from parllel.cages.process.processors import n_physical_cores
 from parllel.cages.stepper import Seed, spawn_seeds

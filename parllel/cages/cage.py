@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
 
-from parllel.cages.columns import (
+from parllel.cages.env_rows import (
     as_place,
     as_tree,
     copy_info,
@@ -18,8 +18,8 @@ from parllel.cages.columns import (
     write_column,
     write_infos,
 )
+from parllel.cages.episodes import TrajInfo
 from parllel.cages.stepper import Columns, Stepper
-from parllel.cages.trajectory import TrajInfo
 from parllel.tree import dict_map
 from parllel.tree.leaves import as_ndarray
 
@@ -138,9 +138,9 @@ class Cage(ABC):
         out_truncated: Any = None,
         out_info: Any = None,
     ) -> Command:
-        """Look up where a step reads and writes, for `start_command`; arguments as for `step_async`.
+        """Look up once where a step reads and writes; return what `start_command` takes.
 
-        Each start reads the action that its place holds by then.
+        Arguments are those of `step_async`. Each start reads what `action` holds at that moment.
         """
         if action is None:
             raise TypeError("action: got None, expected a row for each environment")

@@ -9,8 +9,8 @@ from typing import Any
 import gymnasium as gym
 
 from parllel.cages.cage import Cage, Command, execute
+from parllel.cages.episodes import TrajInfo
 from parllel.cages.stepper import Seed, Stepper
-from parllel.cages.trajectory import TrajInfo
 
 
 class SerialCage(Cage):

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from parllel.cages.columns import check_space, copy_info, copy_tree
-from parllel.cages.trajectory import TrajInfo
+from parllel.cages.env_rows import check_space, copy_info, copy_tree
+from parllel.cages.episodes import TrajInfo
 
 Seed = int | np.random.SeedSequence | Sequence[np.random.SeedSequence] | None
 

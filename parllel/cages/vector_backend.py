@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from parllel.cages.columns import as_tree
+from parllel.cages.env_rows import as_tree
 from parllel.tree import dict_map
 
 Mask = NDArray[np.bool_]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from parllel.cages.batches import info_of, write_batch, write_info_batch
 from parllel.cages.cage import Cage, Command
+from parllel.cages.env_rows import info_of, write_batch, write_info_batch
+from parllel.cages.episodes import TrajInfo
 from parllel.cages.stepper import Seed
-from parllel.cages.trajectory import TrajInfo
 from parllel.cages.vector_stepper import VectorStepper
 from parllel.tree import dict_map
 

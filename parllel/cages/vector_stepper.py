@@ -10,18 +10,21 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from parllel.cages.batches import Batch, info_of, take_info, to_action_batch, write_batch
-from parllel.cages.columns import (
+from parllel.cages.env_rows import (
+    Batch,
     as_tree,
     check_space,
     copy_info,
     copy_tree,
+    info_of,
     stack_column,
+    take_info,
+    to_action_batch,
     to_actions,
+    write_batch,
 )
-from parllel.cages.episodes import Episodes
+from parllel.cages.episodes import Episodes, TrajInfo
 from parllel.cages.stepper import Seed, seed_spaces, spawn_seeds
-from parllel.cages.trajectory import TrajInfo
 from parllel.cages.vector_backend import Mask, VectorBackend, check_is_vector_env
 from parllel.tree import dict_map
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from parllel.arrays import Array
 from parllel.cages import Cage, TrajInfo
-from parllel.cages.columns import write_column
+from parllel.cages.env_rows import write_column
 from parllel.samplers.group import Group
 from parllel.tree import ArrayDict, dict_map
 from parllel.tree.leaves import empty_rows, is_on_gpu

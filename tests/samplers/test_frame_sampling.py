@@ -19,7 +19,7 @@ from films import FRAME, STACK, FilmWithSound, make_film
 from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.arrays import ArraySpec, FrameSpec
 from parllel.cages import Cage, ProcessCage, SerialCage, VectorCage
-from parllel.cages.columns import as_tree, write_column
+from parllel.cages.env_rows import as_tree, write_column
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler
 from parllel.tree import allocate_tree, dict_map

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from parllel.arrays import Array
 from parllel.cages.cage import Command, Outputs
-from parllel.cages.columns import as_tree
+from parllel.cages.env_rows import as_tree
 from parllel.storages import Memory, Shared, aligned
 from parllel.tree import dict_map
 from parllel.tree.frame_rows import PREVIOUS

@@ -16,13 +16,9 @@ from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
 from parllel.cages.process.fork_server import FORK, REPLY, REQUEST, SIGNAL, serve
+from parllel.cages.process.processors import ONE_THREAD
 from parllel.storages import Memory, inherited_blocks
 
-# One thread of each library in each worker: workers are as many as there are processors.
-ONE_THREAD = {
-    f"{library}_NUM_THREADS": "1"
-    for library in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB", "NUMEXPR", "NUMBA")
-}
 START_S = 60.0  # for the server to import what workers need; a fraction of a second, if not loaded
 _END_S = 5.0
 

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 
 from parllel.cages.cage import Cage, Command, Outputs
+from parllel.cages.episodes import TrajInfo
 from parllel.cages.process.channel import EXECUTE, RECOVER
 from parllel.cages.process.command_forms import Places, places_of_results
 from parllel.cages.process.replies import Failure, Letter, Mailbox
@@ -19,7 +20,6 @@ from parllel.cages.process.task import Surroundings, Task, pack_calls
 from parllel.cages.process.worker_error import WorkerError
 from parllel.cages.process.worker_process import StartMethod, WorkerLostError, WorkerProcess
 from parllel.cages.stepper import Seed, restart_seed, seed_words, spawn_seeds
-from parllel.cages.trajectory import TrajInfo
 from parllel.storages import Shared
 from parllel.tree import dict_map
 

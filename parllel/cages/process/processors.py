@@ -1,4 +1,4 @@
-"""How many processors this process may keep busy."""
+"""How many processors this process may keep busy, and how many threads a worker may start."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from pathlib import Path
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+# One thread of each library in each worker: workers are as many as there are processors.
+ONE_THREAD = {
+    f"{library}_NUM_THREADS": "1"
+    for library in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB", "NUMEXPR", "NUMBA")
+}
 
 
 def n_physical_cores() -> int:

@@ -12,7 +12,7 @@ import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.cages.trajectory import TrajInfo
+from parllel.cages.episodes import TrajInfo
 
 
 class Failure(NamedTuple):

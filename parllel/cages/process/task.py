@@ -14,8 +14,8 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 
-from parllel.cages.process.fork_client import ONE_THREAD
-from parllel.cages.trajectory import TrajInfo
+from parllel.cages.episodes import TrajInfo
+from parllel.cages.process.processors import ONE_THREAD
 
 
 class Surroundings(NamedTuple):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from parllel.arrays import Array
 from parllel.cages import Cage, TrajInfo
-from parllel.cages.columns import as_tree
+from parllel.cages.env_rows import as_tree
 from parllel.tree import ArrayDict
 
 
