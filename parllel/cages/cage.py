@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import gymnasium as gym
 
 from parllel.cages.env_rows import (
-    as_place,
+    as_output,
     as_tree,
     copy_info,
     copy_tree,
@@ -43,7 +43,7 @@ class Command(NamedTuple):
     outputs: Outputs  # as the caller gave them
     rows: Outputs  # the same places as NumPy arrays, a row for each environment
     max_random_steps: int = 0  # after a reset
-    bound: Any = None  # Any: what a kind of cage makes of it for itself
+    packed: Any = None  # Any: what a kind of cage makes of it for itself
 
 
 class Cage(ABC):
@@ -93,7 +93,7 @@ class Cage(ABC):
         """
         if max_random_steps < 0:
             raise ValueError(f"max_random_steps: got {max_random_steps}, expected 0 or more")
-        command = self._bind("reset", None, Outputs(observation=out_obs, info=out_info))
+        command = self._prepare("reset", None, Outputs(observation=out_obs, info=out_info))
         self.start_command(command._replace(max_random_steps=max_random_steps))
 
     def step_async(
@@ -147,7 +147,7 @@ class Cage(ABC):
         if isinstance(action, tuple) and not isinstance(self.action_space, gym.spaces.Tuple):
             action = list(action)  # rows, not the parts of one action
         outputs = Outputs(None, out_obs, out_reward, out_terminated, out_truncated, out_info)
-        return self._bind("step", action, outputs)
+        return self._prepare("step", action, outputs)
 
     def random_step_async(
         self,
@@ -164,14 +164,14 @@ class Cage(ABC):
         `await_step` returns (action, observation, reward, terminated, truncated, info).
         """
         outputs = Outputs(out_action, out_obs, out_reward, out_terminated, out_truncated, out_info)
-        self.start_command(self._bind("random_step", None, outputs))
+        self.start_command(self._prepare("random_step", None, outputs))
 
     @abstractmethod
     def start_command(self, command: Command) -> None:
         """Start a command; some cage's worker runs `execute` with it."""
 
-    def _bind(self, kind: str, action: Any, outputs: Outputs) -> Command:
-        rows = Outputs(*(None if out is None else self._rows(out, as_place) for out in outputs))
+    def _prepare(self, kind: str, action: Any, outputs: Outputs) -> Command:
+        rows = Outputs(*(None if out is None else self._rows(out, as_output) for out in outputs))
         if action is not None:
             action = self._rows(action, as_ndarray)
             dict_map(_check_number, action, self.n_envs)

@@ -87,7 +87,7 @@ def as_tree(value: Any) -> Any:
     return value
 
 
-def as_place(leaf: Any) -> NDArray[Any]:
+def as_output(leaf: Any) -> NDArray[Any]:
     """Return the NumPy array that writes a leaf's own memory.
 
     Raises:

@@ -182,8 +182,8 @@ class TestForkedProcessCage:
             reset(cage, out_obs=places[1])
             np.testing.assert_array_equal(places[1], expected)
             action = np.zeros(3, int)
-            assert cage.prepare_step(action, out_obs=places[0]).bound.copies_out == []
-            assert len(cage.prepare_step(action, out_obs=later[0]).bound.copies_out) == 1
+            assert cage.prepare_step(action, out_obs=places[0]).packed.copies_out == []
+            assert len(cage.prepare_step(action, out_obs=later[0]).packed.copies_out) == 1
             step(cage, action, out_obs=later[1])
             np.testing.assert_array_equal(later[1], step(serial, action)[0])
 
@@ -369,7 +369,7 @@ def test_a_bound_step_keeps_its_places_alive() -> None:
         assert row.to_ndarray().any()
 
 
-def test_results_may_be_larger_than_a_mailbox_and_a_message() -> None:
+def test_results_may_be_larger_than_the_reply_memory_and_a_message() -> None:
     kwargs = {"shape": (300, 1000)}  # of an info, which no space tells of
     with ProcessCage(LargeInfo, kwargs, n_envs=2) as cage:
         _, infos = reset(cage)
@@ -441,7 +441,7 @@ def test_nothing_is_pickled_for_a_step_with_places(
         "out_info": ArrayDict({"step": Array((2,), np.int32, storage=storage)}),
     }
     action = Array((2,), np.int64, storage=storage)
-    with ProcessCage(NoLetters, n_envs=2) as cage:
+    with ProcessCage(NoReplies, n_envs=2) as cage:
         reset(cage)
         command = cage.prepare_step(action, **places)
         cage.start_command(command)
@@ -454,13 +454,13 @@ def test_nothing_is_pickled_for_a_step_with_places(
     np.testing.assert_array_equal(places["out_info"]["step"], 2)
 
 
-class NoLetters(Clock):
-    """Have no letter pickled any more."""
+class NoReplies(Clock):
+    """Have no reply pickled any more."""
 
     def step(self, action: Any) -> Any:
-        from parllel.cages.process.replies import Mailbox
+        from parllel.cages.process.replies import ReplyMemory
 
-        Mailbox.pack = None  # of the worker
+        ReplyMemory.pack = None  # of the worker
         return super().step(action)
 
 

@@ -644,7 +644,7 @@ def test_a_cage_is_closed_though_its_worker_has_much_to_tell(
     cage = ProcessCage(Talkative, {"folder": tmp_path})
     reset(cage)
     cage.step_async(0)
-    words = cage._worker._board.words
+    words = cage._worker._status_page.words
     wait_until(lambda: words[END] > words[BEGIN], "the step is done")
     cage.close()
     assert (tmp_path / "closed").exists()
@@ -799,7 +799,7 @@ def test_a_default_timeout_of_sockets_is_none_of_a_worker(start_method: Any) -> 
 def test_too_little_memory_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     faulty_cage("").close()  # starts the server, which stays
     before = holdings(os.getpid())
-    monkeypatch.setattr(host_memory, "available_nbytes", lambda: 10_000)  # enough for the board
+    monkeypatch.setattr(host_memory, "available_nbytes", lambda: 10_000)  # enough for a status page
     with pytest.raises(MemoryError, match=r"shared memory: [\d,]+ bytes wanted, 10,000 free"):
         faulty_cage("")
     wait_until(lambda: holdings(os.getpid()) == before, "nothing is left")

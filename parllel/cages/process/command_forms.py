@@ -1,7 +1,7 @@
-"""Places: what a worker is told of the memory that commands read and write, once for each form.
+"""CommandForms: what commands have in common, which a worker is told once.
 
-Commands whose places differ only in where they begin, as those of the steps of a batch do, have
-one form. A command is sent as its form's number and where its leaves begin, a few bytes.
+The steps of a batch read and write arrays that differ only in where they begin: they are commands
+of one form. A command is sent as the number of its form and where its arrays begin, a few bytes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from parllel.storages import Memory, Shared, aligned
 from parllel.tree import dict_map
 from parllel.tree.frame_rows import PREVIOUS
 
-MAILBOX = 0
-"""Number of the first block, which is there for letters."""
+REPLY_BLOCK = 0
+"""Number of the first block, which is there for replies."""
 
 
-class Leaf(NamedTuple):
+class FormLeaf(NamedTuple):
     """An array in a block of shared memory, but for where it begins there.
 
     Args:
@@ -39,7 +39,7 @@ class Leaf(NamedTuple):
     dtype: np.dtype[Any]
 
 
-class Form(NamedTuple):
+class CommandForm(NamedTuple):
     """What commands have in common that differ only in where their places begin.
 
     Args:
@@ -50,13 +50,13 @@ class Form(NamedTuple):
     """
 
     kind: str
-    leaves: tuple[Leaf, ...]
+    leaves: tuple[FormLeaf, ...]
     action: Any
     outputs: Outputs
 
 
-class Bound(NamedTuple):
-    """What `Places` made of a command.
+class PackedCommand(NamedTuple):
+    """What `CommandForms` made of a command.
 
     Args:
         form: number of its form.
@@ -82,14 +82,14 @@ class _StandIn(NamedTuple):
     rows: NDArray[Any]
 
 
-class _Entry(NamedTuple):
+class _KnownForm(NamedTuple):
     """A form, and what stands in for its leaves; None for those that the worker can reach."""
 
     number: int
     stand_ins: list[_StandIn | None]
 
 
-class _Part(NamedTuple):
+class _CommandLeaf(NamedTuple):
     """One leaf of a command's places."""
 
     path: str
@@ -99,7 +99,7 @@ class _Part(NamedTuple):
     is_read: bool
 
 
-class Places:
+class CommandForms:
     """The blocks and forms that a cage's commands use, in the order in which workers get them.
 
     Workers use places in `shared` and `pinned` memory, and in inherited blocks, themselves. For
@@ -107,18 +107,18 @@ class Places:
     and to.
 
     Args:
-        mailbox: the first block.
+        reply_memory: the first block.
         inherited: those that the cage's workers have.
     """
 
-    def __init__(self, mailbox: Shared, inherited: Collection[Memory]) -> None:
+    def __init__(self, reply_memory: Shared, inherited: Collection[Memory]) -> None:
         self._inherited = inherited
         self._blocks: list[weakref.ref[Memory]] = []
         self._block_numbers: weakref.WeakKeyDictionary[Memory, int] = weakref.WeakKeyDictionary()
         self._stand_ins: dict[Any, list[_StandIn]] = {}  # used by all commands with such leaves
-        self._entries: dict[Any, _Entry] = {}
-        self._forms: list[Form] = []
-        self.add_block(mailbox)
+        self._known: dict[Any, _KnownForm] = {}
+        self._forms: list[CommandForm] = []
+        self.add_block(reply_memory)
 
     @property
     def n_blocks(self) -> int:
@@ -135,7 +135,7 @@ class Places:
         memory = self._blocks[number]()
         return None if memory is None or memory.is_closed else memory
 
-    def form(self, number: int) -> Form:
+    def form(self, number: int) -> CommandForm:
         """Return a form."""
         return self._forms[number]
 
@@ -147,7 +147,7 @@ class Places:
             self._blocks.append(weakref.ref(memory))
         return number
 
-    def bind(self, command: Command, action: Any) -> Bound:
+    def pack(self, command: Command, action: Any) -> PackedCommand:
         """Find a command's form, and where its leaves begin.
 
         Args:
@@ -158,12 +158,12 @@ class Places:
             TypeError: an action or a place is of Python objects.
             MemoryError: there is no memory for a stand-in.
         """
-        parts = list(self._parts_of(command, action))
+        parts = list(self._leaves_of(command, action))
         has_place = tuple(rows is not None for rows in command.rows)
         key = (command.kind, has_place, *(self._key_of(part) for part in parts))
-        entry = self._entries.get(key)
+        entry = self._known.get(key)
         if entry is None:
-            entry = self._entries[key] = self._add_form(command, parts)
+            entry = self._known[key] = self._add_form(command, parts)
         offsets: list[int] = []
         copies: tuple[list[Any], list[Any]] = ([], [])
         for part, stand_in in zip(parts, entry.stand_ins, strict=True):
@@ -173,30 +173,30 @@ class Places:
                 copies[0 if part.is_read else 1].append(pair)
         packed = struct.pack(f"<{len(offsets)}q", *offsets)
         blocks = [part.memory for part in parts if part.memory is not None]
-        return Bound(entry.number, packed, *copies, blocks)
+        return PackedCommand(entry.number, packed, *copies, blocks)
 
-    def _add_form(self, command: Command, parts: list[_Part]) -> _Entry:
+    def _add_form(self, command: Command, parts: list[_CommandLeaf]) -> _KnownForm:
         unreached = iter(self._stand_ins_of([part for part in parts if part.memory is None]))
-        leaves: list[Leaf] = []
+        leaves: list[FormLeaf] = []
         stand_ins: list[_StandIn | None] = []
         for part in parts:
             rows, block, stand_in = part.rows, part.memory, None
             if block is None:
                 stand_in = next(unreached)
                 rows, block = stand_in.rows, stand_in.memory
-            leaves.append(Leaf(self.add_block(block), rows.shape, rows.strides, rows.dtype))
+            leaves.append(FormLeaf(self.add_block(block), rows.shape, rows.strides, rows.dtype))
             stand_ins.append(stand_in)
         numbers = iter(range(len(parts)))
-        form = Form(
+        form = CommandForm(
             command.kind,
             tuple(leaves),
             _number(command.action, numbers),
             Outputs(*(_number(rows, numbers) for rows in command.rows)),
         )
         self._forms.append(form)
-        return _Entry(len(self._forms) - 1, stand_ins)
+        return _KnownForm(len(self._forms) - 1, stand_ins)
 
-    def _parts_of(self, command: Command, action: Any) -> Iterator[_Part]:
+    def _leaves_of(self, command: Command, action: Any) -> Iterator[_CommandLeaf]:
         """Yield all leaves: of the action, and then of the outputs in their order."""
         if command.action is not None:
             for path, leaf, rows in _walk("action", action, command.action):
@@ -206,29 +206,29 @@ class Places:
                 for path, leaf, rows in _walk(f"out_{name}", given, own):
                     yield self._find(path, leaf, rows, is_read=path.endswith(f".{PREVIOUS}"))
 
-    def _find(self, path: str, leaf: Any, rows: NDArray[Any], *, is_read: bool) -> _Part:
+    def _find(self, path: str, leaf: Any, rows: NDArray[Any], *, is_read: bool) -> _CommandLeaf:
         if isinstance(leaf, Array):
             memory = leaf.memory
             if isinstance(memory, Shared) or memory in self._inherited:
                 offset = memory.offset_of(rows)
                 if offset is not None:  # otherwise a copy, of a view made with integer arrays
-                    return _Part(path, rows, memory, offset, is_read)
-        return _Part(path, rows, None, 0, is_read)
+                    return _CommandLeaf(path, rows, memory, offset, is_read)
+        return _CommandLeaf(path, rows, None, 0, is_read)
 
-    def _key_of(self, part: _Part) -> Any:
+    def _key_of(self, part: _CommandLeaf) -> Any:
         rows = part.rows
         if part.memory is None:
             return part.path, rows.shape, rows.dtype
         return part.path, rows.shape, rows.dtype, rows.strides, self.add_block(part.memory)
 
-    def _stand_ins_of(self, parts: list[_Part]) -> list[_StandIn]:
+    def _stand_ins_of(self, parts: list[_CommandLeaf]) -> list[_StandIn]:
         """Return what stands in for leaves, in one block; a new one if there are no such yet."""
         key = tuple(self._key_of(part) for part in parts)
         if parts and key not in self._stand_ins:
             self._stand_ins[key] = self._allocate(parts)
         return self._stand_ins[key] if parts else []
 
-    def _allocate(self, parts: list[_Part]) -> list[_StandIn]:
+    def _allocate(self, parts: list[_CommandLeaf]) -> list[_StandIn]:
         for part in parts:
             if part.rows.dtype.hasobject:
                 raise TypeError(
@@ -246,13 +246,15 @@ class Places:
 
     def close(self) -> None:
         """Give the stand-ins back."""
-        self._entries.clear()
+        self._known.clear()
         while self._stand_ins:
             _, (stand_in, *_) = self._stand_ins.popitem()
             stand_in.memory.release()
 
 
-def find_command(form: Form, offsets: bytes, blocks: Mapping[int, NDArray[np.uint8]]) -> Command:
+def rebuild_command(
+    form: CommandForm, offsets: bytes, blocks: Mapping[int, NDArray[np.uint8]]
+) -> Command:
     """Return the command of a form whose leaves begin at these offsets: the worker's part.
 
     Args:
@@ -274,7 +276,7 @@ def find_command(form: Form, offsets: bytes, blocks: Mapping[int, NDArray[np.uin
     return Command(form.kind, action, rows, rows)
 
 
-def places_of_results(command: Command) -> Sequence[Any]:
+def result_outputs(command: Command) -> Sequence[Any]:
     """Return the places of a command's results in their order, None for those without one."""
     outputs = command.outputs
     if command.kind == "reset":

@@ -15,7 +15,7 @@ from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
-from parllel.cages.process.fork_server import FORK, REPLY, REQUEST, SIGNAL, serve
+from parllel.cages.process.fork_server import FORK, REQUEST, RESPONSE, SIGNAL, serve
 from parllel.cages.process.processors import ONE_THREAD
 from parllel.storages import Memory, inherited_blocks
 
@@ -33,13 +33,13 @@ class Forked(NamedTuple):
 
     Args:
         process: its number.
-        status: a descriptor that is readable when the worker has ended. Then it holds what
-            `STATUS` unpacks, or nothing if nobody knows how it ended.
+        exit_pipe: a descriptor that is readable when the worker has ended. Then it holds what
+            `EXIT_CODE` unpacks, or nothing if nobody knows how it ended.
         client: what started it, and can signal it.
     """
 
     process: int
-    status: int
+    exit_pipe: int
     client: ForkClient
 
 
@@ -71,37 +71,37 @@ class ForkClient:
         self._end = ours
         self.close = weakref.finalize(self, _close, ours, server, os.getpid())
 
-    def fork(self, end: socket.socket, board: int) -> Forked:
+    def fork(self, end: socket.socket, page_descriptor: int) -> Forked:
         """Start a worker.
 
         Args:
             end: the worker's end of its socket.
-            board: a descriptor of its board. Both are sent, and stay the caller's.
+            page_descriptor: a descriptor of its status page. Both are sent, and stay the caller's.
 
         Raises:
             OSError: the system has no process or descriptor left, or the server is gone.
         """
-        status, status_end = os.pipe()
+        exit_pipe, exit_pipe_end = os.pipe()
         outputs = [1, 2] if _is_open(1) and _is_open(2) else []
         try:
             with self._lock:
-                process = self._request([end.fileno(), status_end, board, *outputs])
+                process = self._request([end.fileno(), exit_pipe_end, page_descriptor, *outputs])
             if process < 0:
                 raise OSError(-process, f"no worker process: {os.strerror(-process)}")
         except BaseException:
-            os.close(status)
+            os.close(exit_pipe)
             raise
         finally:
-            os.close(status_end)
-        return Forked(process, status, self)
+            os.close(exit_pipe_end)
+        return Forked(process, exit_pipe, self)
 
     def _request(self, descriptors: Sequence[int]) -> int:
         """Return the number of a worker with these descriptors, or minus that of an error."""
         self._n_requests += 1
         packed = REQUEST.pack(FORK, self._n_requests, len(descriptors))
         socket.send_fds(self._end, [packed], descriptors)
-        while packet := self._end.recv(REPLY.size):
-            request, process = REPLY.unpack(packet)
+        while packet := self._end.recv(RESPONSE.size):
+            request, process = RESPONSE.unpack(packet)
             if request == self._n_requests:  # not an earlier one, whose wait was cut short
                 return int(process)
         raise ConnectionResetError("the process that forks workers is gone")
@@ -117,7 +117,7 @@ _client: ForkClient | None = None
 _client_lock = threading.Lock()
 
 
-def fork_worker(end: socket.socket, board: int) -> Forked:
+def fork_worker(end: socket.socket, page_descriptor: int) -> Forked:
     """Start a worker by the `ForkClient` that all cages share; arguments as for its `fork`.
 
     Raises:
@@ -125,9 +125,9 @@ def fork_worker(end: socket.socket, board: int) -> Forked:
     """
     client = _client_but()
     try:
-        return client.fork(end, board)
+        return client.fork(end, page_descriptor)
     except (ConnectionError, TimeoutError):  # somebody killed it: once more, with a new one
-        return _client_but(client).fork(end, board)
+        return _client_but(client).fork(end, page_descriptor)
 
 
 def _client_but(lost: ForkClient | None = None) -> ForkClient:

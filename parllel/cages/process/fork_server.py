@@ -22,8 +22,8 @@ from contextlib import suppress
 from parllel.cages.process.channel import receive_descriptors
 
 REQUEST = struct.Struct("<iii")  # FORK, request, descriptors; or SIGNAL, process, signal
-REPLY = struct.Struct("<ii")  # the request; the new process, or minus the error's number
-STATUS = struct.Struct("<i")  # of a worker that has ended, as `os.waitstatus_to_exitcode` has it
+RESPONSE = struct.Struct("<ii")  # the request; the new process, or minus the error's number
+EXIT_CODE = struct.Struct("<i")  # of a worker that has ended, as `os.waitstatus_to_exitcode` has it
 FORK, SIGNAL = range(2)
 
 _MOST_DESCRIPTORS = 8
@@ -55,7 +55,8 @@ class ForkServer:
     Args:
         end: the socket for requests.
         program: the process that is served.
-        run_worker: is called in each new worker, with its socket and its board's descriptor.
+        run_worker: is called in each new worker, with its socket and the descriptor of its status
+            page.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class ForkServer:
     ) -> None:
         self._end = end
         self._run_worker = run_worker
-        self._workers: dict[int, int] = {}  # processes, and where their status is written
+        self._workers: dict[int, int] = {}  # processes, and the pipes that tell their ends
         self._own_descriptors = [end.fileno()]
         woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._woken = woken
@@ -87,13 +88,15 @@ class ForkServer:
                 if self._woken in ready:
                     os.read(self._woken, 4096)
                     self._reap()
-                if self._program in ready or (self._end.fileno() in ready and not self._answer()):
+                if self._program in ready or (
+                    self._end.fileno() in ready and not self._handle_request()
+                ):
                     return
         finally:
             for process in self._workers:  # the system kills workers with us, but not their groups
                 _kill_group(process)
 
-    def _answer(self) -> bool:
+    def _handle_request(self) -> bool:
         """Do what one request asks for; tell whether there was one."""
         packet, descriptors = receive_descriptors(self._end, _MOST_DESCRIPTORS)
         if not packet:
@@ -101,42 +104,42 @@ class ForkServer:
         what, process, number = REQUEST.unpack(packet)
         if what == FORK:
             with suppress(BrokenPipeError):  # the program has ended; noticed next
-                self._end.send(REPLY.pack(process, self._fork(descriptors, number)))
+                self._end.send(RESPONSE.pack(process, self._fork(descriptors, number)))
         elif process in self._workers:  # nobody else can have this number: it is not reaped yet
             os.kill(process, number)
         return True
 
     def _fork(self, descriptors: list[int], n_sent: int) -> int:
-        """Start a worker with these descriptors: socket, status, board, and its output."""
+        """Start a worker with these descriptors: socket, exit pipe, status page, and output."""
         if len(descriptors) < n_sent:  # this process may have no more of them
             for descriptor in descriptors:
                 os.close(descriptor)
             return -errno.EMFILE
-        end, status, board, *outputs = descriptors
+        end, exit_pipe, page, *outputs = descriptors
         server = os.getpid()
         try:
             process = os.fork()
         except OSError as error:
             process = -(error.errno or errno.EAGAIN)
         if process == 0:
-            self._become_worker(server, end, status, board, outputs)
-        for descriptor in (end, board, *outputs):
+            self._become_worker(server, end, exit_pipe, page, outputs)
+        for descriptor in (end, page, *outputs):
             os.close(descriptor)
         if process > 0:
-            self._workers[process] = status
+            self._workers[process] = exit_pipe
         else:
-            os.close(status)
+            os.close(exit_pipe)
         return process
 
     def _become_worker(
-        self, server: int, end: int, status: int, board: int, outputs: list[int]
+        self, server: int, end: int, exit_pipe: int, page: int, outputs: list[int]
     ) -> None:
         """Run a worker in this new process, and end it."""
         exit_code = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for descriptor in (status, *self._own_descriptors, *self._workers.values()):
+            for descriptor in (exit_pipe, *self._own_descriptors, *self._workers.values()):
                 os.close(descriptor)
             os.setsid()
             die_with_parent(server)
@@ -144,7 +147,7 @@ class ForkServer:
                 os.dup2(descriptor, number)
                 os.close(descriptor)
             with socket.socket(fileno=end) as channel_end:
-                self._run_worker(channel_end, board)
+                self._run_worker(channel_end, page)
             exit_code = 0
         except BaseException:
             traceback.print_exc()
@@ -162,10 +165,10 @@ class ForkServer:
             if ended is None:
                 return
             _kill_group(ended.si_pid)  # before it is reaped: its number is nobody else's yet
-            _, status = os.waitpid(ended.si_pid, 0)
+            _, wait_status = os.waitpid(ended.si_pid, 0)
             descriptor = self._workers.pop(ended.si_pid)
             with suppress(BrokenPipeError):  # nobody wants to know
-                os.write(descriptor, STATUS.pack(os.waitstatus_to_exitcode(status)))
+                os.write(descriptor, EXIT_CODE.pack(os.waitstatus_to_exitcode(wait_status)))
             os.close(descriptor)
 
 

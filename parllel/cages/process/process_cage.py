@@ -14,8 +14,8 @@ import numpy as np
 from parllel.cages.cage import Cage, Command, Outputs
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.process.channel import EXECUTE, RECOVER
-from parllel.cages.process.command_forms import Places, places_of_results
-from parllel.cages.process.replies import Failure, Letter, Mailbox
+from parllel.cages.process.command_forms import CommandForms, result_outputs
+from parllel.cages.process.replies import Failure, Reply, ReplyMemory
 from parllel.cages.process.task import Surroundings, Task, pack_calls
 from parllel.cages.process.worker_error import WorkerError
 from parllel.cages.process.worker_process import StartMethod, WorkerLostError, WorkerProcess
@@ -29,9 +29,9 @@ TIMEOUT_S = 60.0
 _LONGEST_S = 1_000_000.0  # as much as the system calls take
 _SEQUENCES = 2**32
 _MOST_LOSSES = 3  # of workers by one command, before that is an error
-_SPARE_NBYTES = 65_536  # of a mailbox, for arrays that no space tells of: rewards and infos
+_SPARE_NBYTES = 65_536  # of a reply_memory, for arrays that no space tells of: rewards and infos
 
-_EMPTY = Letter()
+_EMPTY = Reply()
 
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class ProcessCage(Cage):
     `inherited` memory that it inherits. For places in other memory, this process copies from and
     to shared memory. A command is one message of some bytes over a socket, and nothing is pickled
     for it. Results without a place, and what there is to tell when an episode ends, are described
-    by a pickled letter; arrays in it go through shared memory, too.
+    by a pickled reply; arrays in it go through shared memory, too.
 
     Workers are forked from a process that is started for that, not from this one: they inherit no
     thread, no CUDA context and no `__main__`, so a script needs no `if __name__ == "__main__"`.
@@ -107,7 +107,7 @@ class ProcessCage(Cage):
         self._calls = pack_calls(make_env, env_kwargs or {}, make_traj_info)
         self._pending: Command | None = None
         self._sequence = 0  # of the last command
-        self._letter = _EMPTY
+        self._reply = _EMPTY
         self._completed: list[TrajInfo] = []
         self._is_reset = False
         self._end = ""  # why the cage can be used no more
@@ -120,8 +120,10 @@ class ProcessCage(Cage):
             self._worker.close()
             raise
         self._memory.acquire()
-        self._mailbox = Mailbox(self._memory.array(0, (self._memory.nbytes,), np.dtype(np.uint8)))
-        self._places = Places(self._memory, self._worker.inherited)
+        self._reply_memory = ReplyMemory(
+            self._memory.array(0, (self._memory.nbytes,), np.dtype(np.uint8))
+        )
+        self._forms = CommandForms(self._memory, self._worker.inherited)
 
     def _start_worker(self) -> WorkerProcess:
         surroundings = Surroundings.of_this_process()
@@ -144,9 +146,9 @@ class ProcessCage(Cage):
         assert spaces is not None
         return spaces
 
-    def _bind(self, kind: str, action: Any, outputs: Outputs) -> Command:
-        command = super()._bind(kind, action, outputs)
-        return command._replace(bound=self._places.bind(command, action))
+    def _prepare(self, kind: str, action: Any, outputs: Outputs) -> Command:
+        command = super()._prepare(kind, action, outputs)
+        return command._replace(packed=self._forms.pack(command, action))
 
     def start_command(self, command: Command) -> None:
         """Have the worker carry out a command.
@@ -163,11 +165,11 @@ class ProcessCage(Cage):
         if command.kind == "step" and not self._is_reset:
             raise RuntimeError("step before reset: call reset_async() and await_step() first")
         self._is_reset = True
-        for stand_in, rows in command.bound.copies_in:
+        for stand_in, rows in command.packed.copies_in:
             stand_in[...] = rows
         self._sequence = (self._sequence + 1) % _SEQUENCES
         self._pending = command  # before it is sent: Ctrl-C in between must not hide an answer
-        self._worker.start(EXECUTE, command, self._places, self._sequence)
+        self._worker.start(EXECUTE, command, self._forms, self._sequence)
 
     def await_step(self) -> Any:  # Any: a tuple whose length the command decides
         """Wait for what was started and return its results; None if nothing was.
@@ -180,42 +182,42 @@ class ProcessCage(Cage):
         if command is None:
             return None
         try:
-            if not self._worker.is_answer_due:  # Ctrl-C cut it short, or the wait for it
-                self._worker.start(EXECUTE, command, self._places, self._sequence)
-            body = self._worker.await_answer(self._sequence)
+            if not self._worker.is_reply_due:  # Ctrl-C cut it short, or the wait for it
+                self._worker.start(EXECUTE, command, self._forms, self._sequence)
+            body = self._worker.await_reply(self._sequence)
         except WorkerLostError as lost:
             self._pending = None
-            letter = self._recover(command, lost)
+            reply = self._recover(command, lost)
         else:  # not where Ctrl-C cut the wait short: the answer is still to come
             self._pending = None
-            letter = self._open(body)
+            reply = self._open(body)
         self.busy_span = self._worker.busy_span
-        self._letter = letter
-        if letter is not _EMPTY:
-            self._take_in(letter, command)
-        for rows, stand_in in command.bound.copies_out:
+        self._reply = reply
+        if reply is not _EMPTY:
+            self._take_in(reply, command)
+        for rows, stand_in in command.packed.copies_out:
             rows[...] = stand_in
-        returned = iter(letter.results)
-        places = places_of_results(command)
+        returned = iter(reply.results)
+        places = result_outputs(command)
         return tuple(next(returned) if place is None else place for place in places)
 
-    def _open(self, body: bytes) -> Letter:
-        return self._mailbox.unpack(body) if body else _EMPTY
+    def _open(self, body: bytes) -> Reply:
+        return self._reply_memory.unpack(body) if body else _EMPTY
 
-    def _take_in(self, letter: Letter, command: Command) -> None:
-        self._completed += letter.completed
-        for number, text in letter.restarted.items():
+    def _take_in(self, reply: Reply, command: Command) -> None:
+        self._completed += reply.completed
+        for number, text in reply.restarted.items():
             self.n_restarts += 1
             self._seeds[number] = restart_seed(self._seeds[number])
             number += self._first_env
             _logger.warning("environment %d failed and was made anew:\n%s", number, text)
-        if letter.failure is not None:
-            failure = Failure(*letter.failure)
+        if reply.failure is not None:
+            failure = Failure(*reply.failure)
             what = f"the worker raised an error: {failure.summary}"
             error = self._error(what, failure.environment, failure.text, command)
             raise error from _unpickled(failure)
 
-    def _recover(self, command: Command, lost: WorkerLostError) -> Letter:
+    def _recover(self, command: Command, lost: WorkerLostError) -> Reply:
         """Put a new worker in the place of a lost one, and return its answer; or raise."""
         self._end = "the cage has lost its worker"  # if nothing, nor Ctrl-C, comes in between
         for _ in range(_MOST_LOSSES):
@@ -229,8 +231,8 @@ class ProcessCage(Cage):
             self._worker = self._start_worker()
             try:
                 self._await_spaces()
-                self._worker.start(RECOVER, command, self._places, self._sequence)
-                letter = self._open(self._worker.await_answer(self._sequence))
+                self._worker.start(RECOVER, command, self._forms, self._sequence)
+                reply = self._open(self._worker.await_reply(self._sequence))
             except WorkerLostError as another:
                 lost = another
             except BaseException:
@@ -238,7 +240,7 @@ class ProcessCage(Cage):
                 raise
             else:
                 self._end = ""
-                return letter
+                return reply
         self._worker.close()
         raise error
 
@@ -260,12 +262,12 @@ class ProcessCage(Cage):
     @property
     def final_obs(self) -> Mapping[int, Any]:
         """True final observations of the last step, by the number of the environment."""
-        return self._letter.final_obs
+        return self._reply.final_obs
 
     @property
     def invalid(self) -> Collection[int]:
         """Numbers of the environments that were made anew in the last step: it is no transition."""
-        return self._letter.invalid
+        return self._reply.invalid
 
     def take_completed(self) -> list[TrajInfo]:
         """Return the episodes that ended since the last call, in the order of their ends."""
@@ -277,7 +279,7 @@ class ProcessCage(Cage):
         self._end = "the cage is closed"
         self._pending = None
         self._worker.close()
-        self._places.close()
+        self._forms.close()
         self._memory.release()
 
 
@@ -313,7 +315,7 @@ def _action_of(command: Command, environment: int) -> Any:
     rows = command.action if command.kind == "step" else command.rows.action
     if rows is None:
         return None
-    stand_ins = {id(place): stand_in for place, stand_in in command.bound.copies_out}
+    stand_ins = {id(place): stand_in for place, stand_in in command.packed.copies_out}
 
     def pick(leaf: Any) -> Any:
         stored: Any = stand_ins.get(id(leaf), leaf)

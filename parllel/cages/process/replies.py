@@ -1,4 +1,4 @@
-"""Letters: what a worker tells its cage beside the rows that it writes, and how values are sent."""
+"""Replies: what a worker tells its cage beside the rows that it writes, and how values are sent."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Failure(NamedTuple):
     environment: int | None
 
 
-class Letter(NamedTuple):
-    """What came of a command; an answer without a letter stands for an empty one.
+class Reply(NamedTuple):
+    """What came of a command; an answer without a reply stands for an empty one.
 
     Args:
         results: those that the command has no place for, in their order.
@@ -87,10 +87,10 @@ def describe_failure(error: BaseException, environment: int | None) -> Failure:
     return Failure(packed, summary, text, environment)
 
 
-class Mailbox:
-    """Pickles letters, but leaves what their arrays hold in memory that both processes share.
+class ReplyMemory:
+    """Pickles replies, but leaves what their arrays hold in memory that both processes share.
 
-    One letter is there at a time.
+    One reply is there at a time.
 
     Args:
         memory: uint8 [n]. Where arrays do not fit in, they are pickled.
@@ -99,26 +99,26 @@ class Mailbox:
     def __init__(self, memory: NDArray[np.uint8]) -> None:
         self._memory = memory
 
-    def pack(self, letter: Letter) -> bytes:
-        """Return the message's body; the arrays stay in the memory until the next letter."""
+    def pack(self, reply: Reply) -> bytes:
+        """Return the message's body; the arrays stay in the memory until the next reply."""
         arrays: list[pickle.PickleBuffer] = []
-        packed = dumps(tuple(letter), arrays)
+        packed = dumps(tuple(reply), arrays)
         parts = [array.raw() for array in arrays]
         sizes = [part.nbytes for part in parts]
         if sum(sizes) > len(self._memory):
-            sizes, parts, packed = [], [], dumps(tuple(letter))
+            sizes, parts, packed = [], [], dumps(tuple(reply))
         begin, target = 0, self._memory.data
         for part, size in zip(parts, sizes, strict=True):
             target[begin : begin + size] = part
             begin += size
         return struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes) + packed
 
-    def unpack(self, body: bytes) -> Letter:
-        """Return a letter whose arrays are copies: the next one may come."""
+    def unpack(self, body: bytes) -> Reply:
+        """Return a reply whose arrays are copies: the next one may come."""
         (n_arrays,) = struct.unpack_from("<I", body)
         sizes = struct.unpack_from(f"<{n_arrays}Q", body, 4)
         begin, source, arrays = 0, self._memory.data, []
         for size in sizes:
             arrays.append(bytearray(source[begin : begin + size]))
             begin += size
-        return Letter(*pickle.loads(memoryview(body)[4 + 8 * n_arrays :], buffers=arrays))
+        return Reply(*pickle.loads(memoryview(body)[4 + 8 * n_arrays :], buffers=arrays))

@@ -1,4 +1,4 @@
-"""Board: the page of memory that a cage and its worker share beside their messages."""
+"""StatusPage: the page of memory that a cage and its worker share beside their messages."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _MAX_TRACE = 65536  # bytes of a dump that are read: faulthandler prints 100 fra
 _NO_ENVIRONMENT = -1
 
 
-class Board:
+class StatusPage:
     """Words that the worker writes and the cage reads, without locks, and the worker's dumps.
 
     The file behind the page goes on after it: there `faulthandler` writes where the worker
     crashed or hangs, which takes nothing but a descriptor.
 
     Args:
-        descriptor: of a board's file, which this object closes; a new one by default.
+        descriptor: of a status page's file, which this object closes; a new one by default.
 
     Attributes:
         words: int64 [512]. `words[ENVIRONMENT]` is the number of the environment that was called
@@ -43,7 +43,7 @@ class Board:
 
     @property
     def descriptor(self) -> int:
-        """Of the file; it stays the board's."""
+        """Of the file; it stays the status page's."""
         return self._memory.descriptor
 
     @property

@@ -33,15 +33,20 @@ from parllel.cages.process.channel import (
     Channel,
     Message,
 )
-from parllel.cages.process.command_forms import MAILBOX, Form, find_command, places_of_results
-from parllel.cages.process.replies import Letter, Mailbox, describe_failure, dumps
-from parllel.cages.process.status_page import BEGIN, END, ENVIRONMENT, Board
+from parllel.cages.process.command_forms import (
+    REPLY_BLOCK,
+    CommandForm,
+    rebuild_command,
+    result_outputs,
+)
+from parllel.cages.process.replies import Reply, ReplyMemory, describe_failure, dumps
+from parllel.cages.process.status_page import BEGIN, END, ENVIRONMENT, StatusPage
 from parllel.cages.process.task import Task
 from parllel.cages.stepper import Columns, Stepper, restart_seed, seed_words
 from parllel.storages import Memory, Shared
 
 TRACE_SIGNAL: Any = getattr(signal, "SIGUSR1", None)  # Windows has none, and no ProcessCage
-"""Has a worker write where it is to its board, whatever it is doing."""
+"""Has a worker write where it is to its status page, whatever it is doing."""
 
 # Commands whose views are kept, 2 kB each: those of a larger ring are found anew in each round.
 _MOST_COMMANDS = 8192
@@ -52,19 +57,19 @@ _MOST_FAILURES = 3
 _logger = logging.getLogger(__name__)
 
 
-def run_worker(end: socket.socket, board_descriptor: int) -> None:
+def run_worker(end: socket.socket, page_descriptor: int) -> None:
     """Carry out messages until the cage closes the worker, or is gone.
 
     Args:
         end: the worker's end of the socket.
-        board_descriptor: of the board's file.
+        page_descriptor: of the status page's file.
     """
-    board = Board(board_descriptor)
-    trace = board.open_trace()
+    status_page = StatusPage(page_descriptor)
+    trace = status_page.open_trace()
     faulthandler.enable(trace)
     faulthandler.register(TRACE_SIGNAL, trace)
     channel = Channel(end)
-    watch = Watch(board.words)
+    watch = Watch(status_page.words)
     try:
         task = channel.read().body
     except (EOFError, ConnectionError):  # the cage is gone
@@ -82,7 +87,8 @@ class Watch:
     """What is known of a worker's environments while they are called.
 
     Args:
-        words: of the board; `words[ENVIRONMENT]` is kept at the environment that was called last.
+        words: the status page's words; `words[ENVIRONMENT]` is kept at the environment that was
+            called last.
 
     Attributes:
         restarts: whether an environment that fails is made anew. Otherwise its error goes on.
@@ -235,7 +241,7 @@ class _Worker:
         self._watch = watch
         self._blocks: dict[int, Memory] = {}
         self._bytes: dict[int, NDArray[np.uint8]] = {}
-        self._forms: dict[int, Form] = {}
+        self._forms: dict[int, CommandForm] = {}
         self._commands: dict[tuple[int, bytes], Command] = {}
         self.stepper = _WorkerStepper(
             lambda: WatchedEnv(*next(numbered), partial(make_env, **env_kwargs), watch),
@@ -261,7 +267,7 @@ class _Worker:
             if message.kind in (EXECUTE, RECOVER):
                 if message.sequence != sequence:  # otherwise it was sent again, after Ctrl-C
                     words[BEGIN] = time.perf_counter_ns()
-                    body, sequence = self._answer(message), message.sequence
+                    body, sequence = self._reply_to(message), message.sequence
                     words[END] = time.perf_counter_ns()
                 channel.send(DONE, body=body or b"", sequence=sequence)
             else:
@@ -286,18 +292,18 @@ class _Worker:
         self._blocks[number] = block
         self._bytes[number] = block.array(0, (block.nbytes,), np.dtype(np.uint8))
 
-    def _answer(self, message: Message) -> bytes | None:
+    def _reply_to(self, message: Message) -> bytes | None:
         """Execute a command; return what there is to tell, packed."""
         self._watch.clear()
-        mailbox = Mailbox(self._bytes[MAILBOX])
+        reply_memory = ReplyMemory(self._bytes[REPLY_BLOCK])
         try:
             command = self._find(message)._replace(max_random_steps=message.argument)
-            letter = self._execute(command, is_recovery=message.kind == RECOVER)
-            return None if letter is None else mailbox.pack(letter)
+            reply = self._execute(command, is_recovery=message.kind == RECOVER)
+            return None if reply is None else reply_memory.pack(reply)
         except BaseException as error:
             failure = describe_failure(error, self._watch.failed)
             completed, restarted = self.stepper.take_completed(), self._watch.restarted
-            return mailbox.pack(Letter((), {}, completed, (), restarted, failure))
+            return reply_memory.pack(Reply((), {}, completed, (), restarted, failure))
 
     def _find(self, message: Message) -> Command:
         key = message.number, message.body
@@ -306,14 +312,14 @@ class _Worker:
             if len(self._commands) >= _MOST_COMMANDS:
                 self._commands.clear()
             form = self._forms[message.number]
-            command = self._commands[key] = find_command(form, message.body, self._bytes)
+            command = self._commands[key] = rebuild_command(form, message.body, self._bytes)
         return command
 
-    def _execute(self, command: Command, *, is_recovery: bool) -> Letter | None:
+    def _execute(self, command: Command, *, is_recovery: bool) -> Reply | None:
         stepper, watch = self.stepper, self._watch
         stepper.is_lost = is_recovery and command.kind != "reset"
         results = execute(stepper, command)
-        places = places_of_results(command)
+        places = result_outputs(command)
         wanted = [result for result, place in zip(results, places, strict=True) if place is None]
         if command.kind == "reset":
             watch.invalid.clear()  # it was a random step after the reset
@@ -327,7 +333,7 @@ class _Worker:
             if number not in watch.invalid:  # nobody knows how that episode would have ended
                 final_obs[number] = observation
                 completed.append(traj)
-        return Letter(wanted, final_obs, completed, watch.invalid, watch.restarted)
+        return Reply(wanted, final_obs, completed, watch.invalid, watch.restarted)
 
 
 def _seed_globally(seed: np.random.SeedSequence) -> None:

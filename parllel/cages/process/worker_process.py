@@ -24,11 +24,11 @@ from parllel.cages.process.channel import (
     Message,
     pack,
 )
-from parllel.cages.process.command_forms import Bound, Places
+from parllel.cages.process.command_forms import CommandForms, PackedCommand
 from parllel.cages.process.fork_client import ForkClient, Forked, fork_worker
-from parllel.cages.process.fork_server import STATUS
+from parllel.cages.process.fork_server import EXIT_CODE
 from parllel.cages.process.replies import Failure, dumps
-from parllel.cages.process.status_page import Board
+from parllel.cages.process.status_page import StatusPage
 from parllel.cages.process.task import Task
 from parllel.cages.process.worker import TRACE_SIGNAL
 from parllel.storages import Shared
@@ -36,7 +36,7 @@ from parllel.storages import Shared
 StartMethod = Literal["forkserver", "fork"]
 
 _CLOSE_S = 5.0  # for environments to close, before the worker is killed
-_STATUS_S = 5.0  # from a worker's end to the news of it
+_EXIT_CODE_S = 5.0  # from a worker's end to the news of it
 _TRACE_S = 1.0  # for a worker that hangs to write where
 
 _logger = logging.getLogger(__name__)
@@ -68,12 +68,12 @@ class WorkerProcess:
 
     Attributes:
         inherited: blocks of memory that the worker has from its start.
-        is_answer_due: whether what was started last is sent for sure and not answered yet. Where
+        is_reply_due: whether what was started last is sent for sure and not answered yet. Where
             it should be and is not, Ctrl-C came in between.
 
     Raises:
         OSError: the system gives no more processes or descriptors.
-        MemoryError: there is no memory for the board.
+        MemoryError: there is no memory for the status page.
     """
 
     def __init__(self, task: Task, timeout_s: float, start_method: StartMethod) -> None:
@@ -81,25 +81,31 @@ class WorkerProcess:
         self._owner = os.getpid()
         self._n_blocks = self._n_forms = 0
         self._open_blocks: set[int] = set()
-        self.is_answer_due = False
-        board = Board()
+        self.is_reply_due = False
+        status_page = StatusPage()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
                 fork = fork_worker if start_method == "forkserver" else _fork_worker_of_this
-                self._forked = fork(theirs, board.descriptor)
+                self._forked = fork(theirs, status_page.descriptor)
         except BaseException:
             ours.close()
-            board.close()
+            status_page.close()
             raise
-        self._board = board
+        self._status_page = status_page
         self.inherited = self._forked.client.inherited
         self._channel = Channel(ours, timeout_s)
         self._poll = select.poll()
         self._poll.register(ours, select.POLLIN)
-        self._poll.register(self._forked.status, select.POLLIN)
+        self._poll.register(self._forked.exit_pipe, select.POLLIN)
         self.close = weakref.finalize(
-            self, _close, self._channel, self._forked, board, self._owner, min(timeout_s, _CLOSE_S)
+            self,
+            _close,
+            self._channel,
+            self._forked,
+            status_page,
+            self._owner,
+            min(timeout_s, _CLOSE_S),
         )
         with suppress(OSError):  # the worker has ended: noticed when its answer is awaited
             self._channel.send(SET_UP, body=dumps(task))
@@ -118,26 +124,27 @@ class WorkerProcess:
         spaces, failure = pickle.loads(self._await().body)
         return spaces, None if failure is None else Failure(*failure)
 
-    def start(self, kind: int, command: Command, places: Places, sequence: int) -> None:
+    def start(self, kind: int, command: Command, forms: CommandForms, sequence: int) -> None:
         """Send a command, and before it what the worker does not know of its places yet.
 
         A worker that is lost is noticed when its answer is awaited.
 
         Args:
             kind: EXECUTE or RECOVER.
-            command, places: bound there.
+            command: prepared with these forms.
+            forms: of the cage.
             sequence: of the command. Sent again with the same one, it is not carried out again.
         """
         with suppress(OSError):
-            if self._n_forms < places.n_forms:
-                self._introduce(places)
-            bound: Bound = command.bound
+            if self._n_forms < forms.n_forms:
+                self._introduce(forms)
+            packed: PackedCommand = command.packed
             argument = command.max_random_steps
-            self._channel.post(pack(kind, bound.form, bound.offsets, argument, sequence))
-        self.is_answer_due = True
+            self._channel.post(pack(kind, packed.form, packed.offsets, argument, sequence))
+        self.is_reply_due = True
 
-    def await_answer(self, sequence: int) -> bytes:
-        """Wait for the answer to a command; return its letter, packed, or nothing.
+    def await_reply(self, sequence: int) -> bytes:
+        """Wait for the answer to a command; return its reply, packed, or nothing.
 
         Raises:
             WorkerLostError: the worker ended, or took longer than `timeout_s`.
@@ -150,20 +157,20 @@ class WorkerProcess:
     @property
     def busy_span(self) -> tuple[float, float]:
         """When the last command's work began and ended, in seconds of `time.perf_counter`."""
-        return self._board.busy_span
+        return self._status_page.busy_span
 
     def kill(self) -> None:
         """End the worker at once, whatever it does, and its environments' processes."""
         self._forked.client.send_signal(self.process, signal.SIGKILL)
 
-    def _introduce(self, places: Places) -> None:
+    def _introduce(self, forms: CommandForms) -> None:
         """Tell the worker of new blocks and forms, and of blocks that are no more."""
         channel = self._channel
-        for number in [number for number in self._open_blocks if places.block(number) is None]:
+        for number in [number for number in self._open_blocks if forms.block(number) is None]:
             channel.send(FORGET, number)
             self._open_blocks.remove(number)
-        for number in range(self._n_blocks, places.n_blocks):
-            block = places.block(number)
+        for number in range(self._n_blocks, forms.n_blocks):
+            block = forms.block(number)
             if isinstance(block, Shared):
                 size = block.nbytes.to_bytes(8, "little")
                 channel.send(BLOCK, number, size, [block.descriptor])
@@ -171,10 +178,10 @@ class WorkerProcess:
                 channel.send(INHERITED, number, dumps(block))  # its name
             if block is not None:
                 self._open_blocks.add(number)
-        self._n_blocks = places.n_blocks
-        for number in range(self._n_forms, places.n_forms):
-            channel.send(FORM, number, dumps(places.form(number)))
-        self._n_forms = places.n_forms
+        self._n_blocks = forms.n_blocks
+        for number in range(self._n_forms, forms.n_forms):
+            channel.send(FORM, number, dumps(forms.form(number)))
+        self._n_forms = forms.n_forms
 
     def _await(self) -> Message:
         if self._channel.is_cut:
@@ -183,7 +190,7 @@ class WorkerProcess:
         ready = {descriptor for descriptor, _ in self._poll.poll(self._timeout_s * 1000)}
         if not ready:
             raise self._lost_for_time()
-        self.is_answer_due = False
+        self.is_reply_due = False
         try:
             if self._channel.fileno() in ready:  # also if it has ended since: it had answered
                 return self._channel.read()
@@ -194,15 +201,15 @@ class WorkerProcess:
         raise self._lost_for_good()
 
     def _lost_for_good(self) -> WorkerLostError:
-        exit_code = read_status(self._forked.status, _STATUS_S)
+        exit_code = read_exit_code(self._forked.exit_pipe, _EXIT_CODE_S)
         if exit_code is None:
             what = "was ended with the process that had forked it"
         elif exit_code < 0:
             what = f"was killed by signal {-exit_code} ({signal.strsignal(-exit_code)})"
         else:
             what = f"ended with exit code {exit_code}"
-        trace = self._board.read_trace()
-        return WorkerLostError(f"the worker {what}", self._board.environment, trace)
+        trace = self._status_page.read_trace()
+        return WorkerLostError(f"the worker {what}", self._status_page.environment, trace)
 
     def _lost_for_time(self) -> WorkerLostError:
         """Ask the worker where it hangs, and kill it."""
@@ -210,50 +217,52 @@ class WorkerProcess:
         end, trace, before = time.monotonic() + _TRACE_S, "", None
         while time.monotonic() < end and not (trace and trace == before):
             time.sleep(0.02)
-            before, trace = trace, self._board.read_trace()
+            before, trace = trace, self._status_page.read_trace()
         self.kill()
         what = f"the worker did not answer within {self._timeout_s:g} s (timeout_s) and was killed"
-        return WorkerLostError(what, self._board.environment, trace)
+        return WorkerLostError(what, self._status_page.environment, trace)
 
 
-def _fork_worker_of_this(end: socket.socket, board: int) -> Forked:
+def _fork_worker_of_this(end: socket.socket, page_descriptor: int) -> Forked:
     """Start a worker, and for it alone a server which has what this process has in memory now."""
     client = ForkClient(inherits=True)
     try:
-        return client.fork(end, board)
+        return client.fork(end, page_descriptor)
     except BaseException:
         client.close()
         raise
 
 
-def read_status(status: int, timeout_s: float) -> int | None:
+def read_exit_code(exit_pipe: int, timeout_s: float) -> int | None:
     """Return how a worker ended, as `os.waitstatus_to_exitcode` has it; None if nobody knows.
 
     Args:
-        status: the descriptor.
+        exit_pipe: the descriptor.
         timeout_s: longest wait for its end.
     """
     poll = select.poll()
-    poll.register(status, select.POLLIN)
+    poll.register(exit_pipe, select.POLLIN)
     if not poll.poll(timeout_s * 1000):
         return None
-    packet = os.read(status, STATUS.size)
-    if len(packet) < STATUS.size:
+    packet = os.read(exit_pipe, EXIT_CODE.size)
+    if len(packet) < EXIT_CODE.size:
         return None
     exit_code: int
-    (exit_code,) = STATUS.unpack(packet)
+    (exit_code,) = EXIT_CODE.unpack(packet)
     return exit_code
 
 
-def _close(channel: Channel, forked: Forked, board: Board, owner: int, timeout_s: float) -> None:
+def _close(
+    channel: Channel, forked: Forked, status_page: StatusPage, owner: int, timeout_s: float
+) -> None:
     """Have the worker close its environments and end; kill it if it does not in time."""
     try:
         if os.getpid() == owner:  # a forked child leaves its parent's worker alone
             _end(channel, forked, timeout_s)
     finally:
         channel.close()
-        os.close(forked.status)
-        board.close()
+        os.close(forked.exit_pipe)
+        status_page.close()
         if not forked.client.is_shared:
             forked.client.close()
 
@@ -262,10 +271,10 @@ def _end(channel: Channel, forked: Forked, timeout_s: float) -> None:
     with suppress(OSError):  # it has ended
         channel.shut_down()
     poll = select.poll()
-    poll.register(forked.status, select.POLLIN)
+    poll.register(forked.exit_pipe, select.POLLIN)
     if not poll.poll(timeout_s * 1000):
         forked.client.send_signal(forked.process, signal.SIGKILL)
-        poll.poll(_STATUS_S * 1000)
+        poll.poll(_EXIT_CODE_S * 1000)
         _logger.warning("worker %d did not close within %g s: killed", forked.process, timeout_s)
-    elif (read_status(forked.status, 0) or 0) > 0:
+    elif (read_exit_code(forked.exit_pipe, 0) or 0) > 0:
         _logger.warning("worker %d failed to close its environments", forked.process)
