@@ -2,36 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parllel.testing.simulated_cuda.active import current_stream, device
+from parllel.testing.simulated_cuda.allocators import MemoryPointer
 from parllel.testing.simulated_cuda.engine import LEGACY
 from parllel.testing.simulated_cuda.errors import NotImitatedError
-from parllel.testing.simulated_cuda.host_values import HostValues
+from parllel.testing.simulated_cuda.host_values import Check, HostValues
 from parllel.testing.simulated_cuda.torch_order import check_torch_is_in_order
-
-if TYPE_CHECKING:
-    from parllel.testing.simulated_cuda.array import ndarray
 
 _HOST = (1, 0)  # kDLCPU
 
 
-def upload(source: Any, target: ndarray, stream: int) -> None:
+class Transferable(Protocol):
+    """A device array, as far as a transfer needs to know it."""
+
+    _values: NDArray[Any]  # the memory as NumPy sees it
+
+    @property
+    def _checks(self) -> tuple[Check, ...]:
+        """Raise, when they are called, unless the memory may be used."""
+
+    @property
+    def data(self) -> MemoryPointer:
+        """Pointer to the first element."""
+
+    def copy(self) -> Self:
+        """Return a contiguous copy, made in the current stream."""
+
+    def get(self) -> NDArray[Any]:
+        """Return a copy on the host, which waits for it."""
+
+
+def upload(source: object, target: Transferable, stream: int) -> None:
     """Queue a copy from the host."""
     if not isinstance(source, np.ndarray):
         raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
-    if target.dtype != source.dtype:
-        raise TypeError(f"{source.dtype} array cannot be set to {target.dtype} array")
-    if target.shape != source.shape:
-        raise ValueError(f"Shape mismatch. Old shape: {target.shape}, new shape: {source.shape}")
-    flags = target.flags
-    if not flags.c_contiguous and not flags.f_contiguous:
+    seen = target._values
+    if seen.dtype != source.dtype:
+        raise TypeError(f"{source.dtype} array cannot be set to {seen.dtype} array")
+    if seen.shape != source.shape:
+        raise ValueError(f"Shape mismatch. Old shape: {seen.shape}, new shape: {source.shape}")
+    if not seen.flags.c_contiguous and not seen.flags.f_contiguous:
         raise RuntimeError("Cannot set to non-contiguous array")
-    contiguous = np.ascontiguousarray if flags.c_contiguous else np.asfortranarray
-    values, seen = HostValues(contiguous(source).reshape(source.shape)), target._values
+    contiguous = np.ascontiguousarray if seen.flags.c_contiguous else np.asfortranarray
+    values = HostValues(contiguous(source).reshape(source.shape))
     engine = device().engine
     engine.counters.copies_to_device += 1
     engine.counters.bytes_to_device += source.nbytes
@@ -40,21 +58,21 @@ def upload(source: Any, target: ndarray, stream: int) -> None:
     engine.queue(stream, name, lambda: np.copyto(seen, values.read()), checks=checks)
 
 
-def download(source: ndarray, out: Any, stream: int, *, blocking: bool) -> NDArray[Any]:
+def download(source: Transferable, out: object, stream: int, *, blocking: bool) -> NDArray[Any]:
     """Queue a copy to the host, and wait for it unless it goes to page-locked memory."""
     if not isinstance(out, np.ndarray):
         raise TypeError("Only numpy.ndarray can be obtained fromcupy.ndarray")  # CuPy's words
-    if source.dtype != out.dtype:
-        raise TypeError(f"{out.dtype} array cannot be obtained from {source.dtype} array")
-    if source.shape != out.shape:
-        raise ValueError(
-            f"Shape mismatch. Expected shape: {source.shape}, actual shape: {out.shape}"
-        )
+    seen = source._values
+    if seen.dtype != out.dtype:
+        raise TypeError(f"{out.dtype} array cannot be obtained from {seen.dtype} array")
+    if seen.shape != out.shape:
+        raise ValueError(f"Shape mismatch. Expected shape: {seen.shape}, actual shape: {out.shape}")
     if not out.flags.c_contiguous and not out.flags.f_contiguous:
         raise RuntimeError("`out` cannot be specified when copying to non-contiguous ndarray")
-    if not (source.flags.c_contiguous or source.flags.f_contiguous):
+    if not (seen.flags.c_contiguous or seen.flags.f_contiguous):
         source = source.copy()  # in the current stream, whatever the stream of the copy is
-    engine, seen = device().engine, source._values
+        seen = source._values
+    engine = device().engine
     engine.counters.copies_to_host += 1
     engine.counters.bytes_to_host += out.nbytes
     locked = device().memory.find_locked(out)
@@ -67,21 +85,22 @@ def download(source: ndarray, out: Any, stream: int, *, blocking: bool) -> NDArr
     return out
 
 
-def array_interface(array: ndarray) -> dict[str, Any]:
+def array_interface(array: Transferable) -> dict[str, Any]:
     """Return version 3 of the CUDA array interface, with the current stream."""
+    values = array._values
     return {
-        "shape": array.shape,
-        "typestr": array.dtype.str,
-        "descr": array.dtype.descr,
+        "shape": values.shape,
+        "typestr": values.dtype.str,
+        "descr": values.dtype.descr,
         "stream": current_stream() or LEGACY,
         "version": 3,
-        "strides": None if array.flags.c_contiguous else array.strides,
-        "data": (array.data.ptr if array.size else 0, False),
+        "strides": None if values.flags.c_contiguous else values.strides,
+        "data": (array.data.ptr if values.size else 0, False),
     }
 
 
 def to_dlpack(
-    array: ndarray,
+    array: Transferable,
     stream: Any,
     max_version: tuple[int, int] | None,
     dl_device: tuple[int, int] | None,
@@ -112,6 +131,6 @@ def to_dlpack(
 class _Shared:
     """The values as NumPy sees them; they keep the device memory alive."""
 
-    def __init__(self, array: ndarray) -> None:
+    def __init__(self, array: Transferable) -> None:
         self._array = array
         self.__array_interface__ = array._values.__array_interface__

@@ -11,10 +11,10 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from parllel.cuda import Counters
 from parllel.testing.simulated_cuda.origins import find_origin
-from parllel.testing.simulated_cuda.schedules import Schedule
 
 LEGACY = 1  # cudaStreamLegacy: another name for address 0
 _addresses = itertools.count(0x5000, 0x10)  # of streams; like pointers, never used twice
@@ -65,6 +65,19 @@ class StreamQueue:
         self.is_blocking = is_blocking
         self.pending: deque[Operation] = deque()
         self.last: Operation | None = None  # also after it has run
+
+
+class Schedule(Protocol):
+    """What the engine asks when it has queued something, and when the host looks or waits."""
+
+    def queued(self, engine: Engine, operation: Operation) -> None:
+        """Run what shall run now that an operation was queued."""
+
+    def asked(self, engine: Engine, operation: Operation) -> bool:
+        """Tell whether an operation is done. A host that asks again and again must see it end."""
+
+    def awaited(self, engine: Engine, operation: Operation) -> None:
+        """Run an operation, because the host waits for it, and all that it needs."""
 
 
 class Engine:

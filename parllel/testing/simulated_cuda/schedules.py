@@ -3,23 +3,8 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    from parllel.testing.simulated_cuda.engine import Engine, Operation
-
-
-class Schedule(Protocol):
-    """What the engine asks when it has queued something, and when the host looks or waits."""
-
-    def queued(self, engine: Engine, operation: Operation) -> None:
-        """Run what shall run now that an operation was queued."""
-
-    def asked(self, engine: Engine, operation: Operation) -> bool:
-        """Tell whether an operation is done. A host that asks again and again must see it end."""
-
-    def awaited(self, engine: Engine, operation: Operation) -> None:
-        """Run an operation, because the host waits for it, and all that it needs."""
+from parllel.testing.simulated_cuda.engine import Engine, Operation, Schedule
 
 
 class Eager:
