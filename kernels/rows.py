@@ -290,9 +290,8 @@ def copy_checked_rows(
         begin_read, end_read = find_extent(
             leaf.source, leaf.source_stride, leaf.nbytes, low_read, high_read
         )
-        if not is_apart and begin < end_read and begin_read < end:
-            return MAY_OVERLAP
-        if is_hit(begin, end, destination_vector) or is_hit(begin, end, source_vector):
+        is_mixed = not is_apart and begin < end_read and begin_read < end
+        if is_mixed or is_hit(begin, end, destination_vector) or is_hit(begin, end, source_vector):
             return MAY_OVERLAP
     if writes:
         written = Picks(address_of(destination_vector), destination_start, destination_step)
