@@ -9,7 +9,7 @@ from typing import Any
 from parllel.cages import Cage, TrajInfo
 from parllel.samplers.group import Group
 from parllel.samplers.sampler import Agent, Recorder, Sampler, as_rows
-from parllel.samplers.tracing import TracedAgent, traced
+from parllel.samplers.trace import TracedAgent, traced
 from parllel.tree import ArrayDict
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages import Cage, Command, TrajInfo
+from parllel.samplers.in_place import InPlace
 from parllel.samplers.staging import Staging
-from parllel.samplers.transfer import InPlace, Transfer
+from parllel.samplers.transfer import Transfer
 from parllel.tree import ArrayDict
 
 

@@ -1,4 +1,4 @@
-"""Staging: pinned slots of one time step, between environments and a sample tree on the device."""
+"""Staging: pinned memory of a time step, between environments and a tree in device memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from parllel import cuda
 from parllel.arrays import Array, ArraySpec, FrameArray
 from parllel.ops.row_copy import RowCopy
-from parllel.samplers.transfer import outputs_of
+from parllel.samplers.transfer import output_branches
 from parllel.storages import aligned, allocate
 from parllel.tree import ArrayDict
 from parllel.tree.frame_rows import (
@@ -28,50 +28,51 @@ _BYTES = np.dtype(np.uint8)
 
 
 class RingCopy(NamedTuple):
-    """A copy of a slot's rows to the leaves of a tree that have rings of the same size.
+    """A copy of staged rows to those leaves of the tree whose rings have the same size.
 
     Args:
-        leaf: one of them.
-        rows: writes rows of their rings, T and B taken together.
+        leaf: one of the leaves: its window tells where the rows go.
+        rows: the copy; it counts the rows of a ring over steps and environments together.
     """
 
     leaf: Array
     rows: RowCopy
 
 
-class Slot(NamedTuple):
-    """Pinned memory of one time step.
+class StagedStep(NamedTuple):
+    """Pinned memory of one time step, and the copies that take it to the tree.
 
     Args:
-        rows: `action` and the environments' outputs, Arrays [B, ...].
-        action_bytes: uint8 [n]. All leaves of `action`, with the gaps between them.
-        to_tree: brings outputs and actions to the tree.
-        first_to_tree: brings observations to the tree.
-        is_taken: reached when the GPU has read the outputs.
+        rows: the branch `action` and the environments' results, Arrays [B, ...].
+        action_bytes: uint8 [n], the memory of all leaves of `action` with the gaps between them.
+        to_tree: copies of the action and the results to the tree.
+        first_to_tree: copies of the observations alone, for a reset.
     """
 
     rows: ArrayDict
     action_bytes: NDArray[np.uint8]
     to_tree: list[RingCopy]
     first_to_tree: list[RingCopy]
-    is_taken: cuda.Event
 
 
 class Staging:
-    """Environments read and write pinned slots; a tree in device memory gets their rows.
+    """A `Transfer` for a tree in device memory: environments use pinned memory in between.
 
-    For each time step, whatever the number of environments and of leaves: one copy brings the
-    action to a slot, the host waits for that copy, environments write the slot, and one launch of
-    the `rows` kernel reads the slot over the bus and scatters it to the tree (one for each size of
-    ring, where leaves differ). A slot is written again when the launch that reads it is done, as
-    an event tells.
+    Two staged steps take turns. For each time step, whatever the number of environments and of
+    leaves: one copy brings the action to a staged step, the host waits for that copy, environments
+    write their results beside it, and one launch of the `rows` kernel reads them over the bus and
+    scatters them to the tree (one launch for each size of ring, where leaves differ).
 
-    All work goes to the caller's current stream, and the agent's work is taken to be there, too:
-    it has to be the same stream in all calls.
+    All work goes to the caller's current stream, as the agent's work must: it has to be the same
+    stream in all calls. This is why a step needs no other wait than that for its action: before
+    the copy of action t, the stream has run the launch that read the same memory for step t - 2
+    (`test_a_staged_step_is_written_only_after_it_was_taken`). A reset has no action to wait for;
+    there the host waits for an event behind the last launch
+    (`test_a_reset_waits_until_the_gpu_has_read_the_last_step`).
 
     Args:
-        samples: of a sampler, all of it in device memory.
-        columns: environments that are brought; all by default.
+        samples: the sampler's tree, all of it in device memory.
+        columns: the environments of this transfer, as columns of the tree; all by default.
 
     Raises:
         MemoryError, RuntimeError: as for `pinned` memory.
@@ -83,37 +84,37 @@ class Staging:
         self._columns = range(self._batch_B) if columns is None else columns
         n_envs = len(self._columns)
         actions = ArrayDict({"action": samples["action"]}).apply(_row_spec, n_envs)
-        branches = ArrayDict({name: samples[name] for name in outputs_of(samples)})
+        branches = ArrayDict({name: samples[name] for name in output_branches(samples)})
         outputs = branches.apply(_row_spec, n_envs)
         n_action_bytes, n_output_bytes = _nbytes_of(actions), _nbytes_of(outputs)
         on_device = allocate("device", n_action_bytes)
         self._action = actions.apply(Array.from_spec, on_device)
         self._action_bytes = on_device.array(0, (n_action_bytes,), _BYTES)
-        action_slots = allocate("pinned", _N_SLOTS * n_action_bytes)
+        action_memory = allocate("pinned", _N_SLOTS * n_action_bytes)
         n_last_bytes = _nbytes_of(last_specs(outputs))
-        output_slots = allocate("pinned", _N_SLOTS * n_output_bytes + n_last_bytes)
-        self._slots = []
+        output_memory = allocate("pinned", _N_SLOTS * n_output_bytes + n_last_bytes)
+        self._steps = []
         for number in range(_N_SLOTS):
-            action = actions.apply(Array.from_spec, action_slots)  # placed as on the device
-            output = outputs.apply(Array.from_spec, output_slots)
+            action = actions.apply(Array.from_spec, action_memory)  # placed as on the device
+            output = outputs.apply(Array.from_spec, output_memory)
             begin = number * n_action_bytes
-            self._slots.append(
-                Slot(
+            self._steps.append(
+                StagedStep(
                     rows=ArrayDict({**action, **output}),
-                    action_bytes=action_slots.array(begin, (n_action_bytes,), _BYTES),
+                    action_bytes=action_memory.array(begin, (n_action_bytes,), _BYTES),
                     to_tree=self._find_copies(ArrayDict({**self._action, **output})),
                     first_to_tree=self._find_copies(
                         ArrayDict({"observation": output["observation"]})
                     ),
-                    is_taken=cuda.Event(),
                 )
             )
-        self.host_rows = [slot.rows for slot in self._slots]
-        remember_last(self.host_rows, output_slots)
-        self._first: Any = None
+        self.host_rows = [step.rows for step in self._steps]
+        remember_last(self.host_rows, output_memory)
+        self._first: Array | ArrayDict | None = None
         self._is_sent = cuda.Event()
-        # The slots go with this object, but not before the GPU has read them.
-        self._finalizer = weakref.finalize(self, _wait_for, self._slots)
+        self._is_taken = cuda.Event()  # behind the last launch that reads a staged step
+        # The finalizer keeps the pinned memory until the GPU has read it, though nothing else does.
+        self._finalizer = weakref.finalize(self, _wait_for, self._is_taken, self._steps)
         self._finalizer.atexit = False  # the process takes its memory with it
 
     def _find_copies(self, step: ArrayDict) -> list[RingCopy]:
@@ -142,45 +143,46 @@ class Staging:
         """Do nothing: the host rows stay what they are."""
         return False
 
-    def action_rows(self, t: int) -> Any:
-        """Return memory of the device, from where the action goes to environments and tree."""
-        return self._action["action"]
+    def action_rows(self, t: int) -> Array | ArrayDict:
+        """Return rows in device memory, from which the action goes to environments and tree."""
+        action: Array | ArrayDict = self._action["action"]
+        return action
 
     def send_actions(self, t: int) -> None:
-        """Queue the copy of the action to the slot of step t. Returns at once."""
-        slot = self._slots[t % _N_SLOTS]
-        cuda.copy_to_host(self._action_bytes, out_host=slot.action_bytes)
+        """Queue the copy of the action to the staged step of step t. Returns at once."""
+        step = self._steps[t % _N_SLOTS]
+        cuda.copy_to_host(self._action_bytes, out_host=step.action_bytes)
         self._is_sent.record()
 
     def await_actions(self, t: int) -> None:
-        """Wait for the copy, and until the slot of step t was taken the last time."""
+        """Wait for the copy, and with it for the launch that read the same staged step before."""
         self._is_sent.synchronize()
-        _wait_for([self._slots[t % _N_SLOTS]])
 
     def take_outputs(self, t: int) -> None:
-        """Launch the copy of the slot of step t to row t of the tree. Returns at once."""
-        slot = self._slots[t % _N_SLOTS]
-        self._copy(slot.to_tree, t)
-        slot.is_taken.record()
+        """Launch the copy of the staged step to row t of the tree. Returns at once."""
+        self._copy(self._steps[t % _N_SLOTS].to_tree, t)
+        self._is_taken.record()
 
-    def first_rows(self) -> Any:
-        """Return the first slot's place for observations, when it may be written.
+    def first_rows(self) -> Array | ArrayDict:
+        """Return the observations of the first staged step, after the GPU has read it.
 
-        What is stored as frames has whole stacks beside it.
+        Leaves that store frames have whole stacks in their place.
         """
-        _wait_for(self._slots[:1])
-        self._first = first_places(self._first_row(), self._slots[0].rows["observation"])
+        _wait_for(self._is_taken, self._steps)
+        self._first = first_places(self._first_row(), self._steps[0].rows["observation"])
         return self._first
 
     def take_first(self) -> None:
-        """Launch the copy of the first slot's observations to the row after the batch."""
-        self._copy(self._slots[0].first_to_tree, self._batch_T - 1)
-        self._slots[0].is_taken.record()
-        take_first_stacks(self._first_row(), self._first, self._slots[0].rows["observation"])
+        """Launch the copy of the first observations to the row after the batch."""
+        self._copy(self._steps[0].first_to_tree, self._batch_T - 1)
+        self._is_taken.record()
+        take_first_stacks(self._first_row(), self._first, self._steps[0].rows["observation"])
 
-    def _first_row(self) -> Any:
+    def _first_row(self) -> Array | ArrayDict:
         columns = self._columns
-        return self._samples["observation"][self._batch_T, columns.start : columns.stop]
+        row = self._samples["observation"][self._batch_T, columns.start : columns.stop]
+        first: Array | ArrayDict = row
+        return first
 
     def _copy(self, copies: list[RingCopy], t: int) -> None:
         for leaf, rows in copies:
@@ -189,21 +191,24 @@ class Staging:
             rows.run(range(begin, begin + n_envs), range(n_envs))
 
     def close(self) -> None:
-        """Wait until the GPU has read the slots, and give them back. Nothing works afterwards."""
+        """Wait until the GPU has read the pinned memory, and give it back.
+
+        No other method works afterwards. A second call does nothing.
+        """
         if not self._finalizer.alive:
             return
         self._finalizer()
-        for slot in self._slots:
-            slot.rows.close()
+        for step in self._steps:
+            step.rows.close()
         self._action.close()
-        self._slots, self.host_rows = [], []  # what copies to the tree holds on to it
+        self._steps, self.host_rows = [], []  # the copies of a step keep its memory alive
         del self._action_bytes
 
 
-def _wait_for(slots: list[Slot]) -> None:
-    for slot in slots:
-        if not slot.is_taken.query():
-            slot.is_taken.synchronize()
+def _wait_for(is_taken: cuda.Event, steps: list[StagedStep]) -> None:
+    """Wait for the launches that read staged steps; the caller holds the steps until then."""
+    if not is_taken.query():
+        is_taken.synchronize()
 
 
 def _row_spec(leaf: Array, n_envs: int) -> ArraySpec | ArrayDict:
@@ -228,5 +233,5 @@ def _nbytes_of(specs: ArrayDict) -> int:
     return sum(aligned(spec.nbytes) for _, spec in specs.walk())
 
 
-def _flatten(ring: Any) -> Any:  # Any: cupy.ndarray
+def _flatten(ring: Any) -> Any:  # Any: cupy.ndarray, which is untyped
     return ring.reshape(ring.shape[0] * ring.shape[1], *ring.shape[2:])

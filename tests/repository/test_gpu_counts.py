@@ -107,8 +107,8 @@ class Step:
     def nbytes_to_device(self) -> dict[str, int]:
         """Bytes of each leaf that a step's launch brings to the tree, of one environment."""
         (group,) = self._sampler._groups
-        (copy_of_slot,) = group.transfer._slots[0].to_tree  # type: ignore[attr-defined]
-        table = copy_of_slot.rows._table
+        (staged,) = group.transfer._steps[0].to_tree  # type: ignore[attr-defined]
+        table = staged.rows._table
         return {
             name: int(entry[-1]) for name, entry in zip(table.names, table.entries, strict=True)
         }

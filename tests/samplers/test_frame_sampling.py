@@ -238,14 +238,14 @@ def test_a_step_costs_a_launch_more_than_with_whole_stacks(cuda_device: torch.de
     assert counts[0] == counts[1]
 
 
-def test_slots_hold_one_frame_for_each_environment(cuda_device: torch.device) -> None:
+def test_a_staged_step_holds_one_frame_for_each_environment(cuda_device: torch.device) -> None:
     samples = with_frames(make_tree(make_film, Viewer()), "first", "device")
     sampler = BasicSampler(make_cages(make_film, (B,)), Viewer(), samples)
     group = sampler._groups[0]
     places = group.host_rows(0)["observation"]
     shapes = {name: leaf.shape for name, leaf in places.items()}
     assert shapes == {"frames:3:first": (B, *FRAME), "is_first": (B,), "last": (B, *FRAME)}
-    to_tree = group.transfer._slots[0].to_tree[0].rows._table  # type: ignore[attr-defined]
+    to_tree = group.transfer._steps[0].to_tree[0].rows._table  # type: ignore[attr-defined]
     rows = zip(to_tree.names, to_tree.entries, strict=True)
     nbytes = {name: int(entry[-1]) for name, entry in rows}
     observed = {name: size for name, size in nbytes.items() if name.startswith("observation")}

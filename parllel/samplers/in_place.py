@@ -1,0 +1,83 @@
+"""InPlace: environments read and write the rows of a sample tree in host memory themselves."""
+
+from __future__ import annotations
+
+from parllel import cuda
+from parllel.arrays import Array
+from parllel.samplers.transfer import output_branches
+from parllel.tree import ArrayDict
+from parllel.tree.frame_rows import first_places, take_first_stacks
+
+
+class InPlace:
+    """A `Transfer` that copies nothing: the host rows are rows of the tree.
+
+    Where a GPU can read the memory too (`pinned`, `managed`), the host waits for the caller's
+    current stream before the window moves and before a reset, so that rows which queued work has
+    yet to read are not overwritten.
+
+    Args:
+        samples: the sampler's tree.
+        columns: the environments of this transfer, as columns of the tree; all by default.
+    """
+
+    def __init__(self, samples: ArrayDict, columns: range | None = None) -> None:
+        leaves = [leaf for _, leaf in samples.walk()]
+        self._samples = samples
+        self._batch_T, batch_B = samples["reward"].batch_shape[:2]
+        columns = range(batch_B) if columns is None else columns
+        is_all = len(columns) == batch_B
+        self._columns = None if is_all else slice(columns.start, columns.stop)
+        self._is_moving = any(leaf.full_size > len(leaf) for leaf in leaves)
+        self._is_read_by_gpu = any(leaf.storage in ("pinned", "managed") for leaf in leaves)
+        self.host_rows: list[ArrayDict] = []
+        self._first: Array | ArrayDict | None = None
+
+    def settle(self) -> None:
+        """Wait for the caller's current stream, where a GPU can read the tree."""
+        if self._is_read_by_gpu:
+            cuda.synchronize()
+
+    def move(self) -> bool:
+        """Find the rows of each step, where the window moves within a larger buffer."""
+        if self.host_rows and not self._is_moving:
+            return False
+        self.host_rows = [self._find_rows(t) for t in range(self._batch_T)]
+        return True
+
+    def _find_rows(self, t: int) -> ArrayDict:
+        rows = {name: self._row(name, t) for name in ("action", *output_branches(self._samples))}
+        return ArrayDict({**rows, "observation": self._row("observation", t + 1)})
+
+    def _row(self, name: str, t: int) -> Array | ArrayDict:
+        branch = self._samples[name]
+        row: Array | ArrayDict = branch[t] if self._columns is None else branch[t, self._columns]
+        return row
+
+    def action_rows(self, t: int) -> Array | ArrayDict:
+        """Return row t of the tree's `action`."""
+        action: Array | ArrayDict = self.host_rows[t]["action"]
+        return action
+
+    def send_actions(self, t: int) -> None:
+        """Do nothing: environments read the tree."""
+
+    def await_actions(self, t: int) -> None:
+        """Do nothing: the host has written the action."""
+
+    def take_outputs(self, t: int) -> None:
+        """Do nothing: environments have written the tree."""
+
+    def first_rows(self) -> Array | ArrayDict:
+        """Return the tree's row after the batch; whole stacks for leaves that store frames."""
+        row = self._row("observation", self._batch_T)
+        self._first = first_places(row, row)
+        return self._first
+
+    def take_first(self) -> None:
+        """Write the stacks to the tree; environments have written all other leaves."""
+        row = self._row("observation", self._batch_T)
+        take_first_stacks(row, self._first, row)
+
+    def close(self) -> None:
+        """Do nothing: all memory is the tree's."""
