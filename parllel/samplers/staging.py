@@ -23,7 +23,7 @@ from parllel.tree.frame_rows import (
     take_first_stacks,
 )
 
-_N_SLOTS = 2  # environments write one while the GPU still reads the other
+_N_STAGED = 2  # environments write one while the GPU still reads the other
 _BYTES = np.dtype(np.uint8)
 
 
@@ -90,11 +90,11 @@ class Staging:
         on_device = allocate("device", n_action_bytes)
         self._action = actions.apply(Array.from_spec, on_device)
         self._action_bytes = on_device.array(0, (n_action_bytes,), _BYTES)
-        action_memory = allocate("pinned", _N_SLOTS * n_action_bytes)
+        action_memory = allocate("pinned", _N_STAGED * n_action_bytes)
         n_last_bytes = _nbytes_of(last_specs(outputs))
-        output_memory = allocate("pinned", _N_SLOTS * n_output_bytes + n_last_bytes)
+        output_memory = allocate("pinned", _N_STAGED * n_output_bytes + n_last_bytes)
         self._steps = []
-        for number in range(_N_SLOTS):
+        for number in range(_N_STAGED):
             action = actions.apply(Array.from_spec, action_memory)  # placed as on the device
             output = outputs.apply(Array.from_spec, output_memory)
             begin = number * n_action_bytes
@@ -150,7 +150,7 @@ class Staging:
 
     def send_actions(self, t: int) -> None:
         """Queue the copy of the action to the staged step of step t. Returns at once."""
-        step = self._steps[t % _N_SLOTS]
+        step = self._steps[t % _N_STAGED]
         cuda.copy_to_host(self._action_bytes, out_host=step.action_bytes)
         self._is_sent.record()
 
@@ -160,7 +160,7 @@ class Staging:
 
     def take_outputs(self, t: int) -> None:
         """Launch the copy of the staged step to row t of the tree. Returns at once."""
-        self._copy(self._steps[t % _N_SLOTS].to_tree, t)
+        self._copy(self._steps[t % _N_STAGED].to_tree, t)
         self._is_taken.record()
 
     def first_rows(self) -> Array | ArrayDict:

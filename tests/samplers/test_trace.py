@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from parllel import ArrayDict
 from parllel.cages import SerialCage
@@ -107,6 +108,31 @@ def test_a_trace_sums_up_what_a_lane_was_busy_with(tmp_path: Path) -> None:
         (0, 2e6),
         (3e6, 1e6),
         (1e6, 5e5),
+    ]
+
+
+def test_the_picture_shows_each_span_in_the_lane_it_belongs_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    trace = Trace("b", "unused", "a")
+    trace.add("a", "x", 10.0, 10.5)
+    trace.add("b", "y", 11.0, 11.25)
+    trace.add("a", "z", 11.75, 12.0)
+    trace.write_png(tmp_path / "t.png")
+    (axes,) = drawn[0].axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["b (12%)", "a (38%)"]  # of 2 s: 0.25 s and 0.75 s
+    assert list(axes.get_yticks()) == [0, 1]
+    assert axes.yaxis_inverted()  # the first lane is on top
+    bars = [
+        [tuple(path.get_extents().extents.round(3)) for path in lane.get_paths()]
+        for lane in axes.collections
+    ]
+    assert bars == [  # left, bottom, right and top, in ms from the first span and in lanes
+        [(1000, -0.4, 1250, 0.4)],
+        [(0, 0.6, 500, 1.4), (1750, 0.6, 2000, 1.4)],
     ]
 
 
