@@ -18,11 +18,12 @@ BENCHES := bench/bench_index.py bench/bench_cages.py bench/bench_sampling.py ben
     bench/bench_alternating.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-gpu check bench kernels clean
+.PHONY: help venv demo test test-long test-gpu check bench kernels clean
 
 help:
 	@echo "make demo   train PPO on CartPole-v1"
 	@echo "make test   run the tests; what needs a GPU runs on a simulated one"
+	@echo "make test-long  run the long tests too: all schedules of the simulation, benches, examples"
 	@echo "make test-gpu  run the tests of GPU memory and kernels on this machine's GPU"
 	@echo "make check  lint, format, types and the rules of the repository"
 	@echo "make bench  run the benchmarks, on the GPU where there is one; files go to bench/results"
@@ -57,6 +58,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --long
 
 # One process: the device is one, too.
 test-gpu: $(INSTALLED)

@@ -1,4 +1,8 @@
-"""What all tests share: the CUDA device, which is simulated unless `--cuda=real` asks for a GPU."""
+"""What all tests share: the CUDA device, and the choice between the short and the long run.
+
+The device is simulated unless `--cuda=real` asks for a GPU. `make test` is the short run; tests
+with the marker `long` are for `make test-long`.
+"""
 
 import os
 import zlib
@@ -8,11 +12,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import profiles
 from parllel import cuda
 from parllel.testing.simulated_cuda import simulated_cuda
+from schedules import marks_of
 
-SCHEDULES = ("eager", "lazy", "random")
-DESELECTED = pytest.StashKey[Counter[str]]()
+LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,17 +25,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--cuda",
         choices=["simulated", "real"],
         default="simulated",
-        help="what tests of CUDA memory run on: a simulation under each schedule, or this"
-        " machine's GPU; tests of the simulation itself are left out then",
+        help="what tests of CUDA memory run on: a simulation, or this machine's GPU; tests of the"
+        " simulation itself are left out then",
+    )
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="run the tests that are marked long, too: all schedules of simulated CUDA, benches,"
+        " examples as whole programs; and try three times as many examples",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "cuda: uses the fixture cuda_device (set by itself): what `make test-gpu` runs",
+        "long: left out unless --long is given, or each argument names a test (file.py::test)",
         "simulation(reason): needs simulated CUDA; left out with --cuda=real",
     ):
         config.addinivalue_line("markers", marker)
+    if not config.getoption("--hypothesis-profile"):
+        profiles.load("long" if config.getoption("long") else "short")
     if config.getoption("cuda") == "simulated":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # so that a GPU changes nothing here
     else:
@@ -47,10 +61,17 @@ def why_no_gpu() -> str | None:
     return reason
 
 
+def pytest_report_header(config: pytest.Config) -> str | None:
+    is_short = not config.getoption("long")
+    return "the short run: --long adds the tests that are marked long" if is_short else None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cuda_device" in metafunc.fixturenames:
         is_real = metafunc.config.getoption("cuda") == "real"
-        metafunc.parametrize("cuda_device", ["real"] if is_real else SCHEDULES, indirect=True)
+        names = ("lazy", "eager", "random")
+        simulated = [pytest.param(name, marks=marks_of(name)) for name in names]
+        metafunc.parametrize("cuda_device", ["real"] if is_real else simulated, indirect=True)
 
 
 @pytest.fixture
@@ -75,22 +96,37 @@ def device_of_torch() -> torch.device:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
-    """Mark what uses the device, before `-m` asks; leave out what needs the simulation."""
+    """Mark what uses the device, before `-m` asks; leave out what this run is not for."""
     kept, left_out = [], []
     reasons: Counter[str] = Counter()
     for item in items:
-        reason = why_simulated(item)
         if "cuda_device" in item.fixturenames:
             item.add_marker("cuda")
-        if reason is not None and config.getoption("cuda") == "real":
+        if "cuda_simulation" in item.fixturenames:
+            for marker in marks_of(item.callspec.params["cuda_simulation"][0]):
+                item.add_marker(marker)
+        reason = why_left_out(item, config)
+        if reason is None:
+            kept.append(item)
+        else:
             left_out.append(item)
             reasons[reason] += 1
-        else:
-            kept.append(item)
-    config.stash[DESELECTED] = reasons
+    config.stash[LEFT_OUT] = reasons
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+def why_left_out(item: pytest.Function, config: pytest.Config) -> str | None:
+    """Say why a test is not for this run; None where it is."""
+    if config.getoption("cuda") == "real":
+        reason = why_simulated(item)
+        if reason is not None:
+            return f"with --cuda=real: {reason}"
+    is_named = all("::" in argument for argument in config.args)
+    if item.get_closest_marker("long") and not config.getoption("long") and not is_named:
+        return "without --long: they are marked long"
+    return None
 
 
 def why_simulated(item: pytest.Function) -> str | None:
@@ -111,5 +147,5 @@ def why_simulated(item: pytest.Function) -> str | None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for reason, n_tests in terminalreporter.config.stash.get(DESELECTED, Counter()).items():
-        terminalreporter.line(f"left out with --cuda=real: {n_tests} tests: {reason}")
+    for reason, n_tests in terminalreporter.config.stash.get(LEFT_OUT, Counter()).items():
+        terminalreporter.line(f"left out {reason}: {n_tests} tests")

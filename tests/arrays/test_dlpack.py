@@ -20,6 +20,7 @@ from numpy.testing import assert_array_equal
 
 from parllel import Array, cuda
 from parllel.testing.simulated_cuda import simulated_cuda
+from schedules import each_schedule
 
 HOST_KINDS = ("local", "shared", "inherited", "pinned")
 DEVICE_KINDS = ("device", "managed")
@@ -433,11 +434,11 @@ def test_where_no_order_is_asked_for_or_needed_there_is_no_event(kind: str) -> N
 
 
 @pytest.mark.parametrize("is_gathered", [False, True])
-@pytest.mark.parametrize("schedule", ["lazy", "random"])
+@each_schedule
 def test_a_copy_is_made_in_the_receivers_stream_and_holds_what_was_there(
-    is_gathered: bool, schedule: str
+    is_gathered: bool, schedule: str, seed: int
 ) -> None:
-    with simulated_cuda(schedule, seed=2) as simulation:
+    with simulated_cuda(schedule, seed) as simulation:
         array = counted("device")
         cuda.synchronize()
         receiver = new_stream()

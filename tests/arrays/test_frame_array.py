@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.wrappers import FrameStackObservation
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from parllel.arrays import ArraySpec, FrameSpec
 from parllel.ops.stack_gather import RowSource, StackGather
 from parllel.replays import Minibatches
 from parllel.tree import allocate_tree
+from profiles import fewer_examples
 
 # Python 3.12 and later warn of every fork beside threads; NumPy's own threads are enough for it.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* multi-threaded:DeprecationWarning")
@@ -214,13 +215,12 @@ def draws(make: st.DrawFn) -> Draw:
     )
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
 @given(draw=draws())
 def test_frames_stored_once_read_like_whole_stacks(draw: Draw) -> None:
     play(draw, "local", n_batches=5)
 
 
-@settings(derandomize=True, deadline=None, max_examples=12)
+@fewer_examples(8)
 @given(draw=draws(), storage=st.sampled_from(HOST_KINDS[1:]))
 def test_memory_of_every_kind_holds_them(draw: Draw, storage: str) -> None:
     play(draw, storage)

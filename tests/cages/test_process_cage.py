@@ -30,6 +30,7 @@ from parllel.testing.contracts.cage_contract import CageContract
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock, Echo, Walk
 from parllel.tree.leaves import as_tensor
+from schedules import each_schedule
 
 T = 8
 
@@ -135,10 +136,10 @@ def test_alternating_workers_give_the_batches_of_serial_cages() -> None:
         assert_same(batch, expected)
 
 
-@pytest.mark.parametrize("schedule", ["eager", "lazy", "random"])
-def test_workers_write_pinned_slots_that_are_staged_to_a_device(schedule: Any) -> None:
+@each_schedule
+def test_workers_write_pinned_slots_that_are_staged_to_a_device(schedule: str, seed: int) -> None:
     expected = collect(0, "local")
-    with simulated_cuda(schedule=schedule):
+    with simulated_cuda(schedule, seed):
         batches = collect(2, "device")
     for batch, other in zip(batches, expected, strict=True):
         assert_same(batch, other)

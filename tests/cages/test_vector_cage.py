@@ -35,6 +35,7 @@ from parllel.testing import simulated_cuda
 from parllel.testing.contracts.cage_calls import DiaryInfo, assert_same, random_step, reset, step
 from parllel.testing.contracts.cage_contract import CageContract
 from parllel.testing.toy_envs import Clock, Echo, Walk
+from schedules import each_schedule
 
 NEXT_STEP, SAME_STEP, DISABLED = (
     AutoresetMode.NEXT_STEP,
@@ -885,13 +886,13 @@ class TensorAgent(ArithmeticAgent):
         return observation.to_torch()[:, 0] * 2
 
 
-@pytest.mark.parametrize("schedule", ["eager", "lazy", "random"])
+@each_schedule
 @pytest.mark.parametrize("make_vector_env", [AsyncVectorEnv, Native])
 def test_batches_on_the_device_are_those_of_host_memory(
-    make_vector_env: Any, schedule: str
+    make_vector_env: Any, schedule: str, seed: int
 ) -> None:
     batches = []
-    with simulated_cuda(schedule, seed=1):
+    with simulated_cuda(schedule, seed):
         for storage, agent in (("local", ArithmeticAgent()), ("device", TensorAgent())):
             samples = make_samples(2).to(storage)
             with VectorCage(make_vector_env, {"env_fns": own_seeds(2)}) as cage:

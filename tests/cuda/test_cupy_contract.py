@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -312,7 +312,6 @@ FORMS = hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4)
 
 
 @needs_cupy
-@settings(deadline=None)
 @given(st.data(), FORMS, st.sampled_from(["f4", "i8", "u1", "?"]))
 def test_views_have_cupys_form(data: st.DataObject, shape: tuple[int, ...], dtype: str) -> None:
     theirs, ours, _room = both(shape, dtype)
@@ -325,7 +324,6 @@ def test_views_have_cupys_form(data: st.DataObject, shape: tuple[int, ...], dtyp
 
 
 @needs_cupy
-@settings(deadline=None)
 @given(FORMS, FORMS, st.sampled_from(["f4", "i8", "u1"]))
 def test_reshaped_arrays_have_cupys_form(
     shape: tuple[int, ...], new: tuple[int, ...], dtype: str
@@ -337,7 +335,6 @@ def test_reshaped_arrays_have_cupys_form(
 
 
 @needs_cupy
-@settings(deadline=None)
 @given(FORMS, st.sampled_from(["f4", "i8", "u1"]), st.sampled_from(["f8", "i2", "u1", "f4"]))
 def test_retyped_arrays_have_cupys_form(shape: tuple[int, ...], dtype: str, new: str) -> None:
     theirs, ours, _room = both(shape, dtype)

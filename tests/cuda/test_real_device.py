@@ -51,6 +51,7 @@ def test_without_a_gpu_it_fails_at_once_with_the_reason() -> None:
     assert run.stdout == ""
 
 
+@pytest.mark.long  # it runs a pytest of a thousand tests
 def test_it_runs_what_needs_no_simulation_on_one_device() -> None:
     """The device is an eager simulation here, which lasts for all tests as a GPU does."""
     run = make_test_gpu("-p", "eager_as_real", "-v", *OTHERS, PYTHONPATH=str(TESTS))
@@ -60,9 +61,10 @@ def test_it_runs_what_needs_no_simulation_on_one_device() -> None:
     assert summary is not None
     assert len(ids) == int(summary[1])
     assert [name for _, name in ids if "[real" not in name] == []
-    assert {file.rpartition("/")[2] for file, _ in ids} == {path.name for path in OTHERS}
+    files = {str(path.relative_to(TESTS)) for path in OTHERS}
+    assert {file for file, _ in ids} == files
     for reason in ("they test the simulation itself", "what a GPU does not tell"):
-        assert re.search(rf"left out with --cuda=real: \d+ tests: .*{reason}", run.stdout)
+        assert re.search(rf"left out with --cuda=real: .*{reason}: \d+ tests", run.stdout)
 
 
 def test_what_a_gpu_would_not_do_is_found() -> None:

@@ -17,6 +17,7 @@ from numpy.testing import assert_array_equal
 
 from parllel import Array, ArrayDict, cuda
 from parllel.testing.simulated_cuda import Simulation, SimulationError, simulated_cuda
+from schedules import each_schedule
 
 ROWS = np.array([0, 3, 3])
 CUDA_KINDS = ("device", "managed", "pinned")
@@ -339,11 +340,11 @@ def test_a_missing_event_shows() -> None:
 
 
 @pytest.mark.parametrize("kind", CUDA_KINDS)
-@pytest.mark.parametrize("schedule", ["lazy", "random"])
+@each_schedule
 def test_a_tree_in_a_stream_of_its_own_holds_what_one_on_the_host_holds(
-    kind: str, schedule: str
+    kind: str, schedule: str, seed: int
 ) -> None:
-    with simulated_cuda(schedule, seed=5) as simulation, cuda.use_stream(new_stream()):
+    with simulated_cuda(schedule, seed) as simulation, cuda.use_stream(new_stream()):
         tree, host = make_tree(kind), make_tree("local")
         for step in range(3):
             rows = host[ROWS].to_ndarray()

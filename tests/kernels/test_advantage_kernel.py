@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from parllel.kernels import advantage as kernel
@@ -136,7 +136,6 @@ def bound(arrays: Arrays, discount: float, gae_lambda: float) -> npt.NDArray[np.
     )
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
 @given(
     steps=st.integers(1, 24),
     width=st.integers(1, 40),  # below, at and above one vector, with all remainders
@@ -164,7 +163,6 @@ def test_equals_sums_over_episodes_in_larger_batches(steps: int, width: int) -> 
     assert (abs(arrays.out_advantage - expected) <= bound(arrays, 1.0, 0.999)).all()
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
 @given(steps=st.integers(1, 40), width=st.integers(2, 70), seed=st.integers(0, 2**32 - 1))
 def test_both_loop_orders_agree_bit_for_bit(steps: int, width: int, seed: int) -> None:
     """One environment is walked alone, as a GPU's thread walks it; more are walked row by row."""

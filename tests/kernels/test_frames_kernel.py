@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from parllel.kernels import frames as kernel
@@ -138,7 +138,6 @@ def cases(draw: st.DrawFn, max_steps: int = 8, max_leaves: int = 3) -> Case:
     return Case(sources, outputs, index)
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
 @given(case=cases())
 def test_stacks_are_gathered_as_their_definition_says(case: Case) -> None:
     expected = case.expect()
@@ -183,7 +182,6 @@ class Recorder:
             self._make_copy(16)(destination + word * step, source + word * step)
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
 @given(
     case=cases(max_steps=4, max_leaves=2),
     grid_x=st.integers(1, 3),
@@ -340,7 +338,6 @@ def test_rows_with_gaps_between_are_plain_rows() -> None:
     assert output.tolist() == [[37, 38], [1, 2], [17, 18]]
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
 @given(numbers=st.lists(st.integers(0, 6), max_size=4))
 def test_numbers_that_are_a_range_become_one(numbers: list[int]) -> None:
     found = as_range(np.array(numbers, np.int64))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from parllel.kernels import moments as kernel
@@ -112,7 +112,6 @@ def some_rows(draw: st.DrawFn, max_rows: int = 400) -> Floats:
     return rows.astype(np.float32)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
 @given(rows=some_rows())
 def test_moments_are_those_of_double_precision(rows: Floats) -> None:
     assert_right(moments_of(rows), rows)
@@ -128,7 +127,6 @@ def test_moments_of_many_rows_are_those_of_double_precision(shape: tuple[int, in
     assert_right(moments_of(rows), rows)
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
 @given(rows=some_rows(), cuts=st.lists(st.integers(1, 399), max_size=6, unique=True))
 def test_updates_merge_to_the_moments_of_all_rows(rows: Floats, cuts: list[int]) -> None:
     batches = np.split(rows, sorted(cut for cut in cuts if cut < len(rows)))
@@ -207,7 +205,6 @@ def test_many_small_updates_do_not_lose_the_mean() -> None:
 # The layout and the grids
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
 @given(n_rows=st.integers(1, 9000), n_features=st.sampled_from(N_FEATURES))
 def test_every_number_is_in_one_part_of_its_feature(n_rows: int, n_features: int) -> None:
     layout = lay_out(n_rows, n_features)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from parllel.kernels import philox as philox_module
@@ -41,7 +41,6 @@ def test_the_words_are_the_published_ones(
     assert philox(Words(*counter), Key(*key)) == expected
 
 
-@settings(derandomize=True, deadline=None)
 @given(a=words, b=words, limit=st.integers(1, 2**62 - 1))
 @example(a=MOST, b=MOST, limit=2**62 - 1)
 @example(a=MOST, b=MOST, limit=1)

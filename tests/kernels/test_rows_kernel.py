@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numba.extending import intrinsic
 
@@ -20,6 +20,7 @@ from parllel.kernels.memory import memory_intrinsics
 from parllel.kernels.row_table import Rows, RowTable
 from parllel.kernels.rows import check_rows, copy_rows
 from parllel.kernels.targets import Axes, bind, launch_plainly
+from profiles import fewer_examples
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Index: TypeAlias = range | npt.NDArray[np.int64]
@@ -129,7 +130,6 @@ def cases(draw: st.DrawFn, max_rows: int = 20, max_leaves: int = 4) -> Case:
     return Case(destination, source, written, read)
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
 @given(case=cases())
 def test_rows_are_copied_as_numpy_copies_them(case: Case) -> None:
     expected = case.expect()
@@ -137,7 +137,7 @@ def test_rows_are_copied_as_numpy_copies_them(case: Case) -> None:
     assert case.result() == expected
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@fewer_examples(2)
 @given(
     nbytes=st.integers(0, 300),
     offsets=st.tuples(st.integers(0, 16), st.integers(0, 16)),
@@ -199,7 +199,6 @@ def launch(case: Case, grid_x: int, block: Axes) -> Recorder:
     return recorder
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
 @given(
     case=cases(max_rows=6, max_leaves=3),
     grid_x=st.integers(1, 3),
@@ -437,7 +436,6 @@ def test_rows_that_are_written_and_read_are_refused(written: Index, read: Index)
     assert (ring == expected).all()
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
 @given(
     shift=st.integers(-40, 40),
     rows=st.tuples(st.integers(1, 12), st.integers(1, 12)),

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -399,7 +399,6 @@ LOGS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(LOGS, st.integers(0, 8))
 def test_csv_reads_back_what_was_logged_also_when_reopened(
     logs: list[dict[str, float]], n_before: int
@@ -722,7 +721,6 @@ def test_curve_refuses_what_it_cannot_draw(options: dict[str, object], message: 
         LearningCurve(**({"path": "c.png"} | options))  # type: ignore[arg-type]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(math.nan), st.just(math.inf)), min_size=1),
     st.data(),

@@ -15,10 +15,9 @@ import torch
 from parllel import ArrayDict, cuda
 from parllel.replays import Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.simulated_cuda import simulated_cuda
+from schedules import each_schedule
 from step_list import Chances, Model, Shape
 
-SCHEDULES = (("eager", 0), ("lazy", 0), ("random", 0), ("random", 1))
-each_schedule = pytest.mark.parametrize(("schedule", "seed"), SCHEDULES)
 each_number_of_slots = pytest.mark.parametrize("n_slots", [2, 3])
 SHAPE = Shape(T=4, B=2, n_steps=2, stack=2)
 SIZE = 6

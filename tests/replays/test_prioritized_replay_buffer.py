@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from parllel import Array, cuda
@@ -30,11 +30,11 @@ from parllel.kernels.sum_tree import (
 from parllel.kernels.targets import Axes, DeviceEntry, launch_plainly
 from parllel.replays import PrioritizedReplayBuffer
 from parllel.testing.simulated_cuda import simulated_cuda
+from profiles import fewer_examples
+from schedules import each_schedule
 from step_list import Chances, Model, Shape, chances, make_tree, read, shapes
 
-SCHEDULES = (("eager", 0), ("lazy", 0), ("random", 0), ("random", 1))
 OFTEN = Chances()
-each_schedule = pytest.mark.parametrize(("schedule", "seed"), SCHEDULES)
 
 
 def make_model(
@@ -75,7 +75,7 @@ class Sums:
         self.tree = SumTree(*addresses, len(offsets) - 1, self.largest.ctypes.data)
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@fewer_examples(2)
 @given(
     n_leaves=st.sampled_from((1, 2, 16, 17, 256, 257, 300)),
     changes=st.lists(st.tuples(st.integers(0, 299), st.integers(0, 2**40)), max_size=30),
@@ -158,7 +158,7 @@ class Expected:
             assert found[index] == pytest.approx(priority, rel=2e-6, abs=1 / ONE)
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@fewer_examples(2)
 @given(shape=shapes, chances=chances, seed=st.integers(0, 99), alpha=st.sampled_from((0, 0.6, 1)))
 def test_what_can_be_sampled_has_its_priority_and_nothing_else_any(
     shape: Shape, chances: Chances, seed: int, alpha: float
@@ -463,7 +463,7 @@ def run_on_grid(entry: DeviceEntry, grid: int, block: int) -> Any:
     return run
 
 
-@settings(derandomize=True, deadline=None, max_examples=15)
+@fewer_examples(8)
 @given(grid=st.integers(1, 3), block=st.integers(1, 4), seed=st.integers(0, 9))
 def test_a_grid_of_any_shape_gives_the_same(grid: int, block: int, seed: int) -> None:
     def play_on(compiled: Any) -> list[Any]:

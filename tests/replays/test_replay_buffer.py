@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.wrappers import FrameStackObservation
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from parllel import Array, ArrayDict, FrameArray, cuda
@@ -25,11 +25,11 @@ from parllel.replays.transition_memory import DRAWN
 from parllel.samplers import AlternatingSampler, BasicSampler
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock
+from profiles import fewer_examples
+from schedules import each_schedule
 from step_list import DISCOUNT, Chances, Model, Shape, chances, make_tree, read, shapes, show
 
-SCHEDULES = (("eager", 0), ("lazy", 0), ("random", 0), ("random", 1))
 OFTEN, SELDOM = Chances(), Chances(terminated=0, truncated=0)
-each_schedule = pytest.mark.parametrize(("schedule", "seed"), SCHEDULES)
 
 
 def assert_holds_the_list(model: Model) -> None:
@@ -44,7 +44,6 @@ def assert_holds_the_list(model: Model) -> None:
     assert read(model.replay.sample(1500), model.frames) == expected
 
 
-@settings(derandomize=True, deadline=None, max_examples=120)
 @given(shape=shapes, chances=chances, seed=st.integers(0, 99))
 def test_what_is_sampled_is_what_the_list_has(shape: Shape, chances: Chances, seed: int) -> None:
     model = Model(shape, chances, seed=seed)
@@ -378,7 +377,7 @@ def test_nothing_is_left_on_the_device(schedule: str, seed: int) -> None:
 # The kernels on a grid
 
 
-@settings(derandomize=True, deadline=None, max_examples=30)
+@fewer_examples(3)
 @given(
     grid=st.integers(1, 3), block=st.integers(1, 4), n_steps=st.integers(1, 4), n=st.integers(1, 9)
 )

@@ -48,6 +48,8 @@ from support.advantage_batch import random_batch
 from support.device_timing import DeviceTimer
 from support.row_trees import FRAMES, MEDIUM, ODD_FRAMES, SMALL, Tree
 
+pytestmark = pytest.mark.long
+
 TREES = (
     Tree("frames", FRAMES, 20, 4),
     Tree("odd frames", ODD_FRAMES, 20, 4),
@@ -249,7 +251,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 CLOCKS = "SM at 1,001 of 2,001 MHz | memory at 1,002 of 2,002 MHz | 123 of 700 W"
-each_schedule = pytest.mark.parametrize("schedule", ["lazy", "random"])
+each_schedule = pytest.mark.parametrize("schedule", ["lazy", "random"])  # all is long here
 
 
 @each_schedule

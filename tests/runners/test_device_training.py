@@ -24,12 +24,10 @@ from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, Mod
 from parllel.torch.algos.ppo import PPO, PPOSettings
 from parllel.torch.distributions.categorical import Categorical
 from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantage
+from schedules import each_schedule
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cartpole_ppo.py"
 T, B = 8, 4
-each_schedule = pytest.mark.parametrize(
-    ("schedule", "seed"), [("eager", 0), ("lazy", 0), ("random", 0), ("random", 1)]
-)
 
 
 class Model(torch.nn.Linear):

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import datetime, tzinfo
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -406,6 +407,7 @@ def example() -> ModuleType:
     return module
 
 
+@pytest.mark.long
 def test_the_example_learns(example: ModuleType) -> None:
     recorder = Recorder()
     summary = example.train(0, 20_480, Metrics(recorder))
@@ -418,11 +420,18 @@ def test_the_example_learns(example: ModuleType) -> None:
     assert summary.mean_return > 2 * returns[0]
 
 
-def test_the_example_gives_the_same_bits_for_the_same_seed(example: ModuleType) -> None:
+@pytest.fixture
+def small_example(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(example, "T", 16)
+    monkeypatch.setattr(example, "N_ENVS", 4)
+    return example
+
+
+def test_the_example_gives_the_same_bits_for_the_same_seed(small_example: ModuleType) -> None:
     runs = []
     for seed in (3, 3, 4):
         recorder = Recorder()
-        example.train(seed, 3 * 1024, Metrics(recorder))
+        small_example.train(seed, 3 * 64, Metrics(recorder))
         runs.append(
             [
                 (step, {name: x for name, x in values.items() if not name.startswith("time/")})
@@ -434,6 +443,7 @@ def test_the_example_gives_the_same_bits_for_the_same_seed(example: ModuleType) 
     assert runs[0] != runs[2]
 
 
+@pytest.mark.long
 def test_the_example_writes_numbers_and_a_picture(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLE), "--steps", "2500", "--out", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -447,10 +457,21 @@ def test_the_example_writes_numbers_and_a_picture(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_each_run_of_the_example_has_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_each_run_of_the_example_has_a_folder_of_its_own(
+    small_example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(datetime):
+        seconds = iter(range(2))
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2000, 1, 1, 0, 0, next(cls.seconds), tzinfo=tz)
+
+    monkeypatch.setattr(small_example, "datetime", Clock)
+    monkeypatch.setattr(sys, "argv", ["cartpole_ppo.py", "--steps", "64"])
+    monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        command = [sys.executable, str(EXAMPLE), "--steps", "1024"]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+        small_example.main()
     files = list((tmp_path / "runs" / "cartpole_ppo").glob("*/metrics.csv"))
     assert len(files) == 2
     for file in files:

@@ -25,11 +25,10 @@ from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock, Echo, Walk
 from parllel.tree import dict_map
 from parllel.tree.leaves import as_tensor
+from schedules import each_schedule
 
 T, B = 5, 4  # odd: a batch ends in the staged step that a reset writes
-SCHEDULES = (("eager", 0), ("lazy", 0), ("random", 0), ("random", 1))
 on_a_device = pytest.mark.usefixtures("cuda_device")
-each_schedule = pytest.mark.parametrize(("schedule", "seed"), SCHEDULES)
 
 
 class TensorAgent:

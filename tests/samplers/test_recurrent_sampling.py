@@ -15,6 +15,7 @@ from parllel.samplers import BasicSampler, EvalSampler, RecurrentSampler
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock, Walk
 from parllel.tree.leaves import as_tensor
+from schedules import each_schedule
 
 T, B = 7, 3
 
@@ -115,8 +116,8 @@ def test_a_final_observation_is_valued_with_the_state_of_its_episode() -> None:
     assert final_value[[2, 5]].tolist() == [2 * 3 + 2, 3 * 3 + 3]
 
 
-@pytest.mark.parametrize("schedule", ["eager", "lazy", "random"])
-def test_on_the_device_batches_are_the_same(schedule: str) -> None:
+@each_schedule
+def test_on_the_device_batches_are_the_same(schedule: str, seed: int) -> None:
     def collect(storage: str) -> list[dict[str, Any]]:
         sampler = make_sampler(Summing(), full_size=2 * T, storage=storage)
         batches = []
@@ -126,7 +127,7 @@ def test_on_the_device_batches_are_the_same(schedule: str) -> None:
         return batches
 
     expected = collect("local")
-    with simulated_cuda(schedule, 2):
+    with simulated_cuda(schedule, seed):
         assert collect("device") == expected
 
 

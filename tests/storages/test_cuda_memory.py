@@ -6,6 +6,7 @@ from parllel.testing.contracts.array_case import COMPUTABLE_DTYPES
 from parllel.testing.contracts.array_contract import ArrayContract
 from parllel.testing.contracts.storage_contract import StorageContract
 from parllel.testing.contracts.tree_contract import TreeContract
+from profiles import count_examples
 
 pytestmark = pytest.mark.usefixtures("cuda_device")
 
@@ -13,17 +14,17 @@ pytestmark = pytest.mark.usefixtures("cuda_device")
 class TestPinned(StorageContract, ArrayContract, TreeContract):
     storage = "pinned"
     sends = "memory"
-    n_examples = 10
+    n_examples = count_examples(10)
 
 
 class TestManaged(StorageContract, ArrayContract, TreeContract):
     storage = "managed"
     sends = "nothing"
-    n_examples = 10
+    n_examples = count_examples(10)
 
 
 class TestDevice(StorageContract, ArrayContract, TreeContract):
     storage = "device"
     sends = "nothing"
     dtypes = COMPUTABLE_DTYPES
-    n_examples = 15
+    n_examples = count_examples(10)

@@ -3,23 +3,24 @@
 from parllel.testing.contracts.array_contract import ArrayContract
 from parllel.testing.contracts.storage_contract import StorageContract
 from parllel.testing.contracts.tree_contract import TreeContract
+from profiles import count_examples
 
 
 class TestLocal(StorageContract, ArrayContract):
-    n_examples = 300
+    n_examples = count_examples()
 
 
 class TestTreesInLocalMemory(TreeContract):
-    n_examples = 100
+    n_examples = count_examples(3)
 
 
 class TestShared(StorageContract, ArrayContract, TreeContract):
     storage = "shared"
     sends = "memory"
-    n_examples = 20
+    n_examples = count_examples(5)
 
 
 class TestInherited(StorageContract, ArrayContract, TreeContract):
     storage = "inherited"
     sends = "memory"
-    n_examples = 20
+    n_examples = count_examples(5)
