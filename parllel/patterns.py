@@ -21,7 +21,7 @@ from parllel.cages.process.processors import n_physical_cores
 from parllel.cages.stepper import Seed, spawn_seeds
 from parllel.samplers import Agent, RecurrentAgent
 from parllel.storages import default_storage
-from parllel.tree import ArrayDict, allocate_tree, dict_map
+from parllel.tree import ArrayDict, TreePath, allocate_tree, dict_map, path_text
 from parllel.tree.leaves import as_ndarray
 
 Frames: TypeAlias = "Fill | Mapping[str, Frames]"
@@ -199,7 +199,7 @@ def build_sample_tree(
     specs = rows.apply(_spec, tuple(batch_shape), full_size)
     specs["observation"] = dict_map(_padded, specs["observation"])
     if frames is not None:
-        specs["observation"] = _with_frames("observation", specs["observation"], frames)
+        specs["observation"] = _with_frames(("observation",), specs["observation"], frames)
     if "value" in agent_info:
         specs["final_value"] = specs["agent_info"]["value"]
         specs["agent_info"]["value"] = _padded(specs["agent_info"]["value"])
@@ -257,25 +257,24 @@ def _padded(spec: ArraySpec) -> ArraySpec:
     return spec.changed(padding=1)
 
 
-def _with_frames(path: str, spec: Any, frames: Frames) -> Any:
+def _with_frames(path: TreePath, spec: Any, frames: Frames) -> Any:
     """Return the specs of an observation, with those of frames where it has stacks of them."""
+    text = path_text(path)
     if isinstance(frames, Mapping) and isinstance(spec, ArrayDict):
         unknown = sorted(set(frames) - set(spec))
         if unknown:
-            raise ValueError(f"frames: got {unknown}, expected names of {path}: {sorted(spec)}")
-        changed = {
-            name: _with_frames(f"{path}.{name}", spec[name], frames[name]) for name in frames
-        }
+            raise ValueError(f"frames: got {unknown}, expected names of {text}: {sorted(spec)}")
+        changed = {name: _with_frames((*path, name), spec[name], frames[name]) for name in frames}
         return ArrayDict({**spec, **changed})
     if isinstance(spec, ArrayDict):
         raise TypeError(
-            f"frames: got {frames!r} for {path}, a tree of {sorted(spec)}; name the leaves that are"
+            f"frames: got {frames!r} for {text}, a tree of {sorted(spec)}; name the leaves that are"
             f" stacks, as in {{{next(iter(spec))!r}: {frames!r}}}"
         )
     if isinstance(frames, Mapping) or frames not in get_args(Fill):
-        raise ValueError(f'frames: got {frames!r} for {path}, expected "first" or "zero"')
+        raise ValueError(f'frames: got {frames!r} for {text}, expected "first" or "zero"')
     if not spec.feature_shape:
-        raise ValueError(f"frames: {path} is one number, expected a stack of shape (stack, ...)")
+        raise ValueError(f"frames: {text} is one number, expected a stack of shape (stack, ...)")
     stack, *frame_shape = spec.feature_shape
     window = spec.padding, spec.full_size
     return FrameSpec.of(spec.batch_shape, spec.dtype, frame_shape, *window, stack, frames)

@@ -11,6 +11,7 @@ from parllel import ArrayDict
 from parllel.arrays import ArraySpec, FrameSpec
 from parllel.arrays.frame_spec import Fill
 from parllel.replays import ReplayBuffer
+from parllel.testing.contracts.tree_case import leaves
 from parllel.tree import allocate_tree
 
 DISCOUNT = 0.5  # with rewards that are small integers, returns are exact in float32
@@ -262,7 +263,7 @@ def read(
         frames: of each observation, where there are stacks.
     """
     indices, first = np.unique(minibatch["index"].numpy(), return_index=True)
-    columns = {path: leaf.numpy()[first] for path, leaf in minibatch.walk()}
+    columns = {path: leaf.numpy()[first] for path, leaf in leaves(minibatch).items()}
     for name in ("observation", "next_observation"):
         numbers = columns[f"{name}.deep.number"]
         expected = np.stack([numbers, -numbers, 3 * numbers], axis=1)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from parllel.arrays import Array, FrameArray
 from parllel.arrays.interop import is_tensor
-from parllel.tree import ArrayDict, dict_map
+from parllel.tree import ArrayDict, TreePath, dict_map, path_text
 from parllel.tree.frame_rows import checked_frame_places, is_of_frames, write_stacks
 from parllel.tree.leaves import as_ndarray
 
@@ -158,7 +158,7 @@ def _copy(value: Any) -> Any:
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
-def check_space(name: str, space: spaces.Space[Any]) -> None:
+def check_space(path: TreePath, space: spaces.Space[Any]) -> None:
     """Refuse a space whose values are no arrays of one shape.
 
     Raises:
@@ -166,12 +166,12 @@ def check_space(name: str, space: spaces.Space[Any]) -> None:
     """
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
-        for part_name, part in parts:
-            check_space(f"{name}.{part_name}", part)
+        for name, part in parts:
+            check_space((*path, str(name)), part)
     elif space.dtype is None or space.shape is None:
         raise TypeError(
-            f"{name}: got {space}, expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or"
-            " Tuple of these: values of one shape and dtype; wrap the environment"
+            f"{path_text(path)}: got {space}, expected Box, Discrete, MultiDiscrete, MultiBinary,"
+            " or a Dict or Tuple of these: values of one shape and dtype; wrap the environment"
         )
 
 

@@ -62,8 +62,8 @@ class Stepper:
                 self._envs.append(make_env(**env_kwargs))
             self.observation_space = self._envs[0].observation_space
             self.action_space = self._envs[0].action_space
-            check_space("observation", self.observation_space)
-            check_space("action", self.action_space)
+            check_space(("observation",), self.observation_space)
+            check_space(("action",), self.action_space)
         except BaseException:
             self.close()
             raise

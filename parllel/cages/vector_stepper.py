@@ -63,8 +63,8 @@ class VectorStepper:
             self.n_envs = env.num_envs
             self.observation_space = env.single_observation_space
             self.action_space = env.single_action_space
-            check_space("observation", self.observation_space)
-            check_space("action", self.action_space)
+            check_space(("observation",), self.observation_space)
+            check_space(("action",), self.action_space)
             self._seeds = spawn_seeds(seed, self.n_envs)
         except BaseException:
             env.close()

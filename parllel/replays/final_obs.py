@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from parllel.arrays import Array, ArraySpec, FrameArray
-from parllel.tree import ArrayDict, allocate_tree, dict_map
+from parllel.tree import ArrayDict, allocate_tree, dict_map, leaves_of
 
 _logger = logging.getLogger(__name__)
 
@@ -54,8 +54,7 @@ class FinalObs:
         self._slots = np.zeros((0, self._width), np.int32)  # of the steps that are being written
         self._pending: dict[int, Any] = {}  # rows of the table by slot, on their way to a device
         self._is_stacked = dict_map(_is_stacked, observation)
-        leaves = ArrayDict({_BRANCH: self._is_stacked}).walk()
-        self._has_stacks = any(is_stacked for _, is_stacked in leaves)
+        self._has_stacks = any(is_stacked for _, is_stacked in leaves_of(self._is_stacked))
 
     @staticmethod
     def make_specs(observation: Any, n_slots: int) -> ArrayDict:

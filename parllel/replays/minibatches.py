@@ -12,7 +12,7 @@ from parllel.arrays import Array, ArraySpec, FrameArray
 from parllel.arrays.interop import to_device
 from parllel.ops.row_copy import prepare_gather
 from parllel.ops.stack_gather import RowSource
-from parllel.tree import ArrayDict, allocate_tree
+from parllel.tree import ArrayDict, allocate_tree, path_text
 from parllel.tree.leaves import as_ndarray, is_on_gpu
 
 AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
@@ -70,7 +70,7 @@ class Minibatches:
             )
         self._fit_outputs(flat.apply(_spec, size), "device" if on_gpu else "local")
         written = self._out.to_cupy() if on_gpu else self._out.to_ndarray()
-        names = [path for path, _ in flat.walk()]
+        names = [path_text(path) for path, _ in flat.walk()]
         gather = prepare_gather(_leaves(written), _leaves(flat), names=names)
         for _ in range(n_passes):
             order: AnyArray = self._rng.permutation(n_rows)
@@ -110,7 +110,7 @@ def _leaves(tree: ArrayDict) -> Sequence[AnyArray]:
 
 def _count_rows(flat: ArrayDict) -> int:
     """Return the rows that all leaves have."""
-    counts = {path: len(leaf) for path, leaf in flat.walk()}
+    counts = {path_text(path): len(leaf) for path, leaf in flat.walk()}
     if len(set(counts.values())) != 1:
         raise ValueError(f"batch: got leaves of {counts} rows, expected as many in all, and a leaf")
     return next(iter(counts.values()))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from parllel.arrays import Array, FrameArray
-from parllel.tree import ArrayDict
+from parllel.tree import ArrayDict, leaves_of, path_text
 from parllel.tree.leaves import describe_leaf
 
 _MOST_SLOTS = 2**31 - 1  # their numbers are int32
@@ -22,21 +22,24 @@ def check_tree(samples: ArrayDict) -> None:
         raise ValueError(f"samples: branches {missing} are missing")
     for path, leaf in samples.walk():
         if not isinstance(leaf, Array):
-            raise TypeError(f"{path}: got a {type(leaf).__name__}, expected an Array")
+            raise TypeError(f"{path_text(path)}: got a {type(leaf).__name__}, expected an Array")
     _check_steps(samples)
-    rings = {path: (*leaf.batch_shape[:2], leaf.full_size) for path, leaf in samples.walk()}
+    rings = {
+        path_text(path): (*leaf.batch_shape[:2], leaf.full_size) for path, leaf in samples.walk()
+    }
     if len(set(rings.values())) != 1:
         raise ValueError(f"samples: got (T, B, full_size) of {rings}, expected the same for all")
     for path, leaf in samples.walk():
         if isinstance(leaf, FrameArray) and len(leaf.batch_shape) != 2:
             raise ValueError(
-                f"{path}: got stacks of batch dimensions {leaf.batch_shape}, expected (T, B); make"
-                " the others a part of the frame: its feature_shape"
+                f"{path_text(path)}: got stacks of batch dimensions {leaf.batch_shape}, expected"
+                " (T, B); make the others a part of the frame: its feature_shape"
             )
-    for path, leaf in ArrayDict({"observation": samples["observation"]}).walk():
+    for path, leaf in leaves_of(samples["observation"]):
         if leaf.padding < 1:
+            text = path_text(("observation", *path))
             raise ValueError(
-                f"{path}: got padding 0, expected 1 or more: the last step's next observation lies"
+                f"{text}: got padding 0, expected 1 or more: the last step's next observation lies"
                 " behind the ring"
             )
 

@@ -13,7 +13,7 @@ from parllel.arrays import FrameArray
 from parllel.replays.final_obs import FinalObs, shape_of_one, spec_of
 from parllel.replays.ring_checks import check_numbers, check_tree
 from parllel.storages import nbytes_of
-from parllel.tree import ArrayDict
+from parllel.tree import ArrayDict, leaves_of
 from parllel.tree.leaves import is_on_gpu
 
 # Of the table's usual size: episodes may be that short on average.
@@ -75,8 +75,7 @@ class RecordedRing:
 
         In memory of the same kind; 8 bytes of the host for each final observation come on top.
         """
-        leaves = ArrayDict({"": samples["observation"]}).apply(spec_of).walk()
-        specs = [spec for _, spec in leaves]
+        specs = [spec_of(leaf) for _, leaf in leaves_of(samples["observation"])]
         n_columns = specs[0].batch_shape[1]
         nbytes = sum(nbytes_of(shape_of_one(spec), spec.dtype) for spec in specs)
         steps = _STEPS_PER_FINAL_OBS if nbytes <= _SMALL_NBYTES else _STEPS_PER_LARGE_ONE

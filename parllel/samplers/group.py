@@ -12,7 +12,7 @@ from parllel.cages import Cage, Command, TrajInfo
 from parllel.samplers.in_place import InPlace
 from parllel.samplers.staging import Staging
 from parllel.samplers.transfer import Transfer
-from parllel.tree import ArrayDict
+from parllel.tree import ArrayDict, path_text
 
 
 class _Rows(NamedTuple):
@@ -147,7 +147,7 @@ class Group:
 
 def _transfer_for(samples: ArrayDict, columns: range) -> Transfer:
     """Return the way that suits the memory of a sample tree."""
-    storages = {path: leaf.storage for path, leaf in samples.walk()}
+    storages = {path_text(path): leaf.storage for path, leaf in samples.walk()}
     if "device" not in storages.values():
         return InPlace(samples, columns)
     elsewhere = [path for path, storage in storages.items() if storage != "device"]

@@ -10,7 +10,7 @@ from parllel.arrays import Array
 from parllel.cages import Cage, TrajInfo
 from parllel.cages.env_rows import write_column
 from parllel.samplers.group import Group
-from parllel.tree import ArrayDict, dict_map
+from parllel.tree import ArrayDict, dict_map, leaves_of, path_text
 from parllel.tree.leaves import empty_rows, is_on_gpu
 
 
@@ -144,7 +144,7 @@ def as_rows(observations: Sequence[Any], like: Any) -> Any:
     """
     rows = dict_map(empty_rows, like, len(observations))
     write_column(rows, observations)
-    first = next(leaf for _, leaf in ArrayDict({"observation": like}).walk())
+    (_, first), *_ = leaves_of(like)
     if not is_on_gpu(first):
         return rows
     return dict_map(Array.from_numpy, rows, storage="device", force_32bit=False)
@@ -160,10 +160,10 @@ def _check(cages: Sequence[Cage], samples: ArrayDict) -> None:
     n_envs, batch_B = sum(cage.n_envs for cage in cages), samples["reward"].batch_shape[1]
     if n_envs != batch_B:
         raise ValueError(f"samples: got B = {batch_B}, expected {n_envs}, the cages' environments")
-    leaves = ArrayDict({"observation": samples["observation"]}).walk()
-    for path, leaf in leaves:
+    for path, leaf in leaves_of(samples["observation"]):
         if leaf.padding < 1:
+            text = path_text(("observation", *path))
             raise ValueError(
-                f"{path}: got padding 0, expected 1 or more: a batch ends with the observation"
+                f"{text}: got padding 0, expected 1 or more: a batch ends with the observation"
                 " after its last step"
             )

@@ -13,7 +13,7 @@ from parllel.arrays import Array, ArraySpec, FrameArray
 from parllel.ops.row_copy import RowCopy
 from parllel.samplers.transfer import output_branches
 from parllel.storages import aligned, allocate
-from parllel.tree import ArrayDict
+from parllel.tree import ArrayDict, TreePath, path_text
 from parllel.tree.frame_rows import (
     first_places,
     frame_places,
@@ -125,13 +125,17 @@ class Staging:
         roots = dict(samples.apply(_root_of_parts).walk())
         written = dict(rings.apply(_parts).to_cupy().apply(_flatten).walk())
         read = dict(step.to_cupy().walk())
-        paths_of: dict[int, list[str]] = {}
+        paths_of: dict[int, list[TreePath]] = {}
         for path, leaf in roots.items():
             paths_of.setdefault(leaf.full_size, []).append(path)
         return [
             RingCopy(
                 roots[paths[0]],
-                RowCopy([written[p] for p in paths], [read[p] for p in paths], names=paths),
+                RowCopy(
+                    [written[path] for path in paths],
+                    [read[path] for path in paths],
+                    names=[path_text(path) for path in paths],
+                ),
             )
             for paths in paths_of.values()
         ]

@@ -23,6 +23,7 @@ from parllel.tree.leaves import (
     describe_leaf,
     is_on_device,
 )
+from parllel.tree.path import TreePath, path_text
 
 
 class ArrayDict(MutableMapping[str, Any]):
@@ -75,13 +76,16 @@ class ArrayDict(MutableMapping[str, Any]):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
-    def walk(self) -> Iterator[tuple[str, Any]]:
-        """Yield the path (`observation.camera`) and the leaf of all leaves, in their order."""
+    def walk(self) -> Iterator[tuple[TreePath, Any]]:
+        """Yield each leaf with its path, in the tree's order.
+
+        A path is the tuple of the names that lead to the leaf: `("observation", "camera")`.
+        """
         for name, item in self._items.items():
             if isinstance(item, ArrayDict):
-                yield from ((f"{name}.{path}", leaf) for path, leaf in item.walk())
+                yield from (((name, *path), leaf) for path, leaf in item.walk())
             else:
-                yield name, item
+                yield (name,), item
 
     # Indexing
 
@@ -94,7 +98,7 @@ class ArrayDict(MutableMapping[str, Any]):
             for name, item in self._items.items():
                 out._items[name] = item[index]
         except Exception as error:
-            raise_at(name, error)
+            raise_at((name,), error)
         return out
 
     def _branch(self, name: str) -> Any:
@@ -110,16 +114,17 @@ class ArrayDict(MutableMapping[str, Any]):
         values = value if value.__class__ is dict else _as_mapping(value)
         if has_arrays(index) and values is not None and self._scatter(index, values):
             return
-        name = ""
+        path: TreePath = ()
         try:
             if values is None:
                 values = dict.fromkeys(self._items, value)
             elif values.keys() != self._items.keys():
                 raise KeyError(self._describe_difference(values))
             for name, item in self._items.items():
+                path = (name,)
                 item[index] = values[name]
         except Exception as error:
-            raise_at(name, error)
+            raise_at(path, error)
 
     def _scatter(self, index: Any, values: Mapping[str, Any]) -> bool:
         """Write rows that integer arrays pick, all leaves at once where that is possible."""
@@ -154,7 +159,7 @@ class ArrayDict(MutableMapping[str, Any]):
                 else:
                     out._items[name] = function(item, *args, **kwargs)
             except Exception as error:
-                raise_at(name, error)
+                raise_at((name,), error)
         return out
 
     map = apply
@@ -202,8 +207,8 @@ class ArrayDict(MutableMapping[str, Any]):
             for rows in _advance_window(path, leaf)
         ]
         if moves:
-            names, destination, source = zip(*moves, strict=True)
-            copy_blocks(destination, source, names=names)
+            paths, destination, source = zip(*moves, strict=True)
+            copy_blocks(destination, source, names=[path_text(path) for path in paths])
 
     def reset(self) -> None:
         """Reset all leaves, so that the next `rotate` lands at the beginning."""
@@ -224,7 +229,8 @@ class ArrayDict(MutableMapping[str, Any]):
     def _check_arrays(self, what: str) -> None:
         for path, leaf in self.walk():
             if not isinstance(leaf, Array):
-                raise TypeError(f"{path}: {what} got a {type(leaf).__name__}, expected an Array")
+                text = path_text(path)
+                raise TypeError(f"{text}: {what} got a {type(leaf).__name__}, expected an Array")
 
     def to(self, *args: Any, **kwargs: Any) -> ArrayDict:
         """Return a copy of a tree of Arrays in one block of memory of another kind.
@@ -287,7 +293,7 @@ class ArrayDict(MutableMapping[str, Any]):
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows."""
         titles = ("path", "dtype", "shape", "storage", "bytes")
-        rows = [(path, *describe_leaf(leaf)) for path, leaf in self.walk()]
+        rows = [(path_text(path), *describe_leaf(leaf)) for path, leaf in self.walk()]
         head = "".join(f"<th>{title}</th>" for title in titles)
         body = "".join(
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
@@ -319,6 +325,15 @@ def dict_map(function: Callable[..., Any], tree: Any, *args: Any, **kwargs: Any)
     return function(tree, *args, **kwargs)
 
 
+def leaves_of(value: Any) -> list[tuple[TreePath, Any]]:
+    """Return the leaves of a tree with their paths; of a single leaf itself, with the path `()`.
+
+    Args:
+        value: an ArrayDict; anything else is a leaf.
+    """
+    return list(value.walk()) if isinstance(value, ArrayDict) else [((), value)]
+
+
 def allocate_tree(specs: ArrayDict, storage: str = "local") -> ArrayDict:
     """Allocate a zeroed tree of Arrays in one block of memory.
 
@@ -342,7 +357,7 @@ def _allocate_for(specs: ArrayDict, storage: str) -> Memory:
         return allocate(storage, sum(aligned(spec.nbytes) for _, spec in leaves))
     except MemoryError as error:
         table = "".join(
-            f"\n  {path}: {spec.extents} {spec.dtype}, {spec.nbytes:,} bytes"
+            f"\n  {path_text(path)}: {spec.extents} {spec.dtype}, {spec.nbytes:,} bytes"
             for path, spec in leaves
         )
         raise MemoryError(f"{error}; the tree wants{table}") from error
@@ -357,7 +372,7 @@ def _rotate_on_host(leaf: Any) -> None:
         leaf.rotate()
 
 
-def _advance_window(path: str, leaf: Array) -> list[tuple[Any, Any]]:
+def _advance_window(path: TreePath, leaf: Array) -> list[tuple[Any, Any]]:
     try:
         return leaf.advance_window()
     except Exception as error:

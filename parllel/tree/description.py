@@ -10,6 +10,7 @@ from parllel.arrays import Array, ArraySpec, FrameSpec
 from parllel.arrays.array import ArrayView
 from parllel.storages import aligned
 from parllel.tree.leaves import describe_leaf
+from parllel.tree.path import TreePath, path_text
 
 _TITLES = ("path", "dtype", "shape", "rows", "storage", "bytes")
 _OF_DEVICE = ("device", "managed")
@@ -18,7 +19,7 @@ _OF_DEVICE = ("device", "managed")
 class LeafDescription(NamedTuple):
     """One leaf."""
 
-    path: str
+    path: TreePath
     dtype: str
     shape: str
     rows: int  # of the base buffer: ring and padding; of a view, what it shows
@@ -54,7 +55,7 @@ class TreeDescription:
 
     def __str__(self) -> str:
         cells = [
-            (path, dtype, shape, f"{rows:,}", storage, f"{nbytes:,}")
+            (path_text(path), dtype, shape, f"{rows:,}", storage, f"{nbytes:,}")
             for path, dtype, shape, rows, storage, nbytes in self.leaves
         ]
         table = [_TITLES, *cells, ("total", "", "", "", "", f"{self.nbytes:,}")]
@@ -65,7 +66,7 @@ class TreeDescription:
         return "\n".join(lines)
 
 
-def describe_tree(leaves: list[tuple[str, Any]], storage: str | None) -> TreeDescription:
+def describe_tree(leaves: list[tuple[TreePath, Any]], storage: str | None) -> TreeDescription:
     """Describe leaves by their paths; `storage` is where leaves that are specs would be."""
     described = tuple(_describe(path, leaf, storage) for path, leaf in leaves)
     uses_device = any(leaf.storage in _OF_DEVICE for leaf in described)
@@ -73,7 +74,7 @@ def describe_tree(leaves: list[tuple[str, Any]], storage: str | None) -> TreeDes
     return TreeDescription(described, cuda.total_nbytes() if has_device else None)
 
 
-def _describe(path: str, leaf: Any, storage: str | None) -> LeafDescription:
+def _describe(path: TreePath, leaf: Any, storage: str | None) -> LeafDescription:
     if isinstance(leaf, ArraySpec):
         return _describe_spec(path, leaf, storage or "-")
     if isinstance(leaf, Array) and not isinstance(leaf, ArrayView):
@@ -83,7 +84,7 @@ def _describe(path: str, leaf: Any, storage: str | None) -> LeafDescription:
     return LeafDescription(path, dtype, shape, n_rows, where, int(getattr(leaf, "nbytes", 0)))
 
 
-def _describe_spec(path: str, spec: ArraySpec, storage: str) -> LeafDescription:
+def _describe_spec(path: TreePath, spec: ArraySpec, storage: str) -> LeafDescription:
     stack = (spec.stack,) if isinstance(spec, FrameSpec) else ()
     shape = (*spec.batch_shape, *stack, *spec.feature_shape)
     n_rows, nbytes = spec.extents[0], aligned(spec.nbytes)

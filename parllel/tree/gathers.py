@@ -16,8 +16,9 @@ from parllel.arrays.interop import to_device, to_host
 from parllel.ops.row_copy import RowCopy, prepare_gather
 from parllel.ops.stack_gather import RowSource
 from parllel.tree.leaves import is_on_device
+from parllel.tree.path import TreePath, path_text
 
-AnyArrays: TypeAlias = dict[str, Any]  # path -> numpy.ndarray, cupy.ndarray or a RowSource
+AnyArrays: TypeAlias = dict[TreePath, Any]  # numpy.ndarray, cupy.ndarray or a RowSource
 
 # On the host, leaf by leaf is as quick for fewer rows (measured with 6 leaves of 16 bytes): finding
 # the rows and making a table of leaves takes longer than is won.
@@ -32,7 +33,7 @@ def has_arrays(index: Any) -> bool:
     return any(hasattr(part, "__len__") for part in parts)
 
 
-def gather(views: Mapping[str, Any]) -> AnyArrays | None:
+def gather(views: Mapping[TreePath, Any]) -> AnyArrays | None:
     """Return what views show that were made with the same integer arrays, in new memory.
 
     All views at once: in device memory by one launch in the caller's current stream, in host
@@ -54,11 +55,11 @@ def gather(views: Mapping[str, Any]) -> AnyArrays | None:
         empty = cuda.library().empty if on_device else np.empty
         gathered = {path: empty(view.shape, view.dtype) for path, view in views.items()}
     written = [_as_rows(gathered[path], rows[path]) for path in views]
-    prepare_gather(written, list(rows.values()), names=list(rows))(numbers)
+    prepare_gather(written, list(rows.values()), names=_names_of(rows))(numbers)
     return gathered
 
 
-def scatter(views: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+def scatter(views: Mapping[TreePath, Any], values: Mapping[TreePath, Any]) -> bool:
     """Write values to views that were made with the same integer arrays.
 
     All views at once, as `gather`; values of the host are copied to device memory before, one
@@ -91,14 +92,14 @@ def scatter(views: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
                 value = value.copy()
         read.append(_as_rows(value, rows[path]))
     try:
-        copy = RowCopy(list(rows.values()), read, names=list(rows))
+        copy = RowCopy(list(rows.values()), read, names=_names_of(rows))
     except ValueError:  # leaves overlap each other
         return False
     copy.run(numbers, range(len(numbers)))
     return True
 
 
-def _find_rows(views: Mapping[str, Any]) -> tuple[AnyArrays, NDArray[np.int64]] | None:
+def _find_rows(views: Mapping[TreePath, Any]) -> tuple[AnyArrays, NDArray[np.int64]] | None:
     """Return each view's rows from the lowest picked one on, and the numbers picked among them."""
     rows: AnyArrays = {}
     common: NDArray[np.int64] | None = None
@@ -116,6 +117,10 @@ def _find_rows(views: Mapping[str, Any]) -> tuple[AnyArrays, NDArray[np.int64]] 
         if _has_stacks(rows) and not is_on_device(view):
             return None
     return None if common is None else (rows, common)
+
+
+def _names_of(rows: AnyArrays) -> list[str]:
+    return [path_text(path) for path in rows]
 
 
 def _has_stacks(rows: AnyArrays) -> bool:

@@ -24,6 +24,7 @@ from parllel.storages import aligned
 from parllel.storages.mapped import Mapped
 from parllel.tree.array_dict import ArrayDict
 from parllel.tree.errors import raise_at
+from parllel.tree.path import TreePath, path_text
 
 AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
 
@@ -44,7 +45,7 @@ class SavedLeaf(NamedTuple):
         window_begin: of the Array.
     """
 
-    names: tuple[str, ...]
+    names: TreePath
     file: str
     spec: ArraySpec
     window_begin: int
@@ -75,17 +76,17 @@ class SavedTree:
             KeyError: the tree has other leaves.
             ValueError: a leaf has another dtype or shape.
         """
-        leaves = dict(_walk(tree))
+        leaves = _arrays_of(tree)
         saved = {leaf.names: leaf for leaf in self.leaves}
         if leaves.keys() != saved.keys():
             missing, unknown = saved.keys() - leaves.keys(), leaves.keys() - saved.keys()
             raise KeyError(
                 f"{self.folder}: leaves saved and not in the tree"
-                f" {sorted(map('.'.join, missing))}, in the tree and not saved"
-                f" {sorted(map('.'.join, unknown))}, expected the same"
+                f" {sorted(map(path_text, missing))}, in the tree and not saved"
+                f" {sorted(map(path_text, unknown))}, expected the same"
             )
         for names, leaf in leaves.items():
-            _check_spec(".".join(names), saved[names].spec, leaf.spec)
+            _check_spec(names, saved[names].spec, leaf.spec)
         for names, leaf in leaves.items():
             _read(self.folder / saved[names].file, leaf)
             leaf.move_window(saved[names].window_begin)
@@ -151,7 +152,7 @@ def save_tree(tree: ArrayDict, folder: str | Path, numbers: Mapping[str, Any]) -
         OSError: the disk is full, or the like; the last save is what it was.
         TypeError: a leaf is no Array, or it is a view.
     """
-    leaves = list(_walk(tree))
+    leaves = list(_arrays_of(tree).items())
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save = _next_save(folder)
@@ -174,28 +175,25 @@ def _check_file(path: Path, leaf: SavedLeaf) -> None:
     if nbytes != leaf.spec.nbytes:
         raise ValueError(
             f"{path}: {nbytes:,} bytes, expected {leaf.spec.nbytes:,} of the leaf"
-            f" {'.'.join(leaf.names)}; the file is not what was saved"
+            f" {path_text(leaf.names)}; the file is not what was saved"
         )
 
 
-def _walk(tree: ArrayDict, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Array]]:
-    for name, item in tree.items():
-        if isinstance(item, ArrayDict):
-            yield from _walk(item, (*names, name))
-        elif not isinstance(item, Array):
-            path = ".".join((*names, name))
-            raise TypeError(f"{path}: got a {type(item).__name__}, expected an Array")
-        else:
-            yield (*names, name), item
+def _arrays_of(tree: ArrayDict) -> dict[TreePath, Array]:
+    """Return a tree's leaves by their paths, which all have to be Arrays."""
+    leaves = dict(tree.walk())
+    for path, leaf in leaves.items():
+        if not isinstance(leaf, Array):
+            raise TypeError(f"{path_text(path)}: got a {type(leaf).__name__}, expected an Array")
+    return leaves
 
 
-def _describe(number: int, names: tuple[str, ...], save: int, leaf: Array) -> SavedLeaf:
-    path = ".".join(names)
-    file = f"{number:03d}-{quote(path, safe='')[:_NAME_LENGTH]}.{save}.raw"
+def _describe(number: int, names: TreePath, save: int, leaf: Array) -> SavedLeaf:
+    file = f"{number:03d}-{quote('.'.join(names), safe='')[:_NAME_LENGTH]}.{save}.raw"
     try:
         return SavedLeaf(names, file, leaf.spec, leaf.window_begin)
     except TypeError as error:
-        raise_at(path, error)
+        raise_at(names, error)
 
 
 def _next_save(folder: Path) -> int:
@@ -289,7 +287,7 @@ def _leaf_from(entry: Mapping[str, Any]) -> SavedLeaf:
     return SavedLeaf(tuple(entry["names"]), entry["file"], spec, entry["window_begin"])
 
 
-def _check_spec(path: str, saved: ArraySpec, found: ArraySpec) -> None:
+def _check_spec(path: TreePath, saved: ArraySpec, found: ArraySpec) -> None:
     if saved != found:
         error = ValueError(f"saved {_text(saved)}, expected {_text(found)} as the tree has")
         raise_at(path, error)

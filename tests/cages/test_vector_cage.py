@@ -34,6 +34,7 @@ from parllel.samplers import BasicSampler, EvalSampler
 from parllel.testing import simulated_cuda
 from parllel.testing.contracts.cage_calls import DiaryInfo, assert_same, random_step, reset, step
 from parllel.testing.contracts.cage_contract import CageContract
+from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.toy_envs import Clock, Echo, Walk
 from schedules import each_schedule
 
@@ -264,7 +265,7 @@ def test_a_step_spent_on_a_reset_is_in_invalid() -> None:
             "out_info.step": [1, 2, 3, 0, 1, 2, 3],
         },
     )
-    for path, leaf in places.walk():
+    for path, leaf in leaves(places).items():
         for number, expected in enumerate((short, long)):
             np.testing.assert_array_equal(leaf[:, number], expected[path], err_msg=path)
     assert invalid == [[], [], [0], [1], [], [0], []]
@@ -625,7 +626,7 @@ def test_of_info_what_masks_leave_out_is_written_as_0() -> None:
         }
     )
     assert told_infos(MASKED, out_info=places) is places
-    assert {path: leaf.tolist() for path, leaf in places.walk()} == {
+    assert {path: leaf.tolist() for path, leaf in leaves(places).items()} == {
         "all": [1, 2, 3],
         "some": [4, 0, 6],
         "one": [5, 5, 5],
@@ -835,8 +836,8 @@ def collect(cage: Cage, n_batches: int) -> tuple[dict[str, Any], list[TrajInfo]]
         batches.append(batch)
         completed += trajs
     joined = {
-        path: np.concatenate([dict(batch.walk())[path] for batch in batches])
-        for path, _ in batches[0].walk()
+        path: np.concatenate([leaves(batch)[path] for batch in batches])
+        for path, _ in leaves(batches[0]).items()
     }
     return joined, completed
 

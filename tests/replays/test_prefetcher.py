@@ -14,6 +14,7 @@ import torch
 
 from parllel import ArrayDict, cuda
 from parllel.replays import Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
+from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.simulated_cuda import simulated_cuda
 from schedules import each_schedule
 from step_list import Chances, Model, Shape
@@ -30,7 +31,7 @@ def make_model(kind: type[ReplayBuffer] = ReplayBuffer, storage: str = "local") 
 
 
 def lists(minibatch: ArrayDict) -> dict[str, list[Any]]:
-    return {path: leaf.tolist() for path, leaf in minibatch.walk()}
+    return {path: leaf.tolist() for path, leaf in leaves(minibatch).items()}
 
 
 class Ahead:
@@ -170,7 +171,7 @@ class Careless(cuda.Event):
 def read_late(prefetcher: Prefetcher, slot: int) -> Any:
     """Queue a copy of what a slot holds, as a GPU that lags behind would read it."""
     tree = prefetcher._slots[slot].tree
-    return {path: leaf.to_cupy().copy() for path, leaf in tree.walk()}
+    return {path: leaf.to_cupy().copy() for path, leaf in leaves(tree).items()}
 
 
 def learn_late(events: dict[str, type[cuda.Event]]) -> tuple[list[Any], list[Any]]:

@@ -29,7 +29,9 @@ from parllel.kernels.sum_tree import (
 )
 from parllel.kernels.targets import Axes, DeviceEntry, launch_plainly
 from parllel.replays import PrioritizedReplayBuffer
+from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.simulated_cuda import simulated_cuda
+from parllel.tree import path_text
 from profiles import fewer_examples
 from schedules import each_schedule
 from step_list import Chances, Model, Shape, chances, make_tree, read, shapes
@@ -391,7 +393,7 @@ def play(storage: str) -> list[Any]:
             continue
         minibatch = model.replay.sample(5)
         index = minibatch["index"].tolist()
-        results.append({path: leaf.tolist() for path, leaf in minibatch.walk()})
+        results.append({path: leaf.tolist() for path, leaf in leaves(minibatch).items()})
         errors = {number: np.float32(number % 7) for number in index}  # one for each
         model.replay.update_priorities(np.array(index), np.array([errors[i] for i in index]))
         results.append(model.replay.priorities["sums"].to_ndarray().tolist())
@@ -490,6 +492,6 @@ def test_threads_of_a_gpu_change_sums_one_after_the_other() -> None:
 def test_the_memory_of_priorities_is_described() -> None:
     tree = make_tree(Shape())
     replay = PrioritizedReplayBuffer(tree, rng=np.random.default_rng(0))
-    paths = [leaf.path for leaf in replay.describe().leaves]
+    paths = [path_text(leaf.path) for leaf in replay.describe().leaves]
     assert paths[-2:] == ["replay.priorities.sums", "replay.priorities.largest"]
     assert isinstance(replay.priorities["sums"], Array)

@@ -23,6 +23,7 @@ from parllel.patterns import build_example, build_sample_tree
 from parllel.replays import ReplayBuffer
 from parllel.replays.transition_memory import DRAWN
 from parllel.samplers import AlternatingSampler, BasicSampler
+from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock
 from profiles import fewer_examples
@@ -144,7 +145,7 @@ def test_observations_may_be_those_of_several_agents(
     tree["terminated"][1, 0] = True
     replay.add_final_obs(1, {0: np.full((4, 5), -7.0)})
     replay.end_batch()
-    minibatch = {path: leaf.cpu().numpy() for path, leaf in replay.sample(50).walk()}
+    minibatch = {path: leaf.cpu().numpy() for path, leaf in leaves(replay.sample(50)).items()}
     index = minibatch["index"]
     rows = 20 * index[:, None, None] + np.arange(20).reshape(4, 5)
     assert (minibatch["observation"] == rows).all()
@@ -300,7 +301,7 @@ def play(storage: str, stack: int, n_batches: int = 7) -> list[dict[str, list[An
         for size in (5, 5, 3):
             if len(model.replay) >= 2 * shape.B:
                 minibatch = model.replay.sample(size)
-                drawn.append({path: leaf.tolist() for path, leaf in minibatch.walk()})
+                drawn.append({path: leaf.tolist() for path, leaf in leaves(minibatch).items()})
     return drawn
 
 
@@ -425,7 +426,7 @@ def make_sampler(
 
 def check_clocks(minibatch: ArrayDict, n_steps: int) -> None:
     """Clocks show (episode, step): a transition goes on in its episode, and never past its end."""
-    columns = {path: leaf.tolist() for path, leaf in minibatch.walk()}
+    columns = {path: leaf.tolist() for path, leaf in leaves(minibatch).items()}
     for number, (episode, step) in enumerate(columns["observation"]):
         length = 3 if columns["index"][number] % 4 < 2 else 5
         last = columns["next_observation"][number][1]

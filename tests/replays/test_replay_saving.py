@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from parllel.replays import Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
+from parllel.testing.contracts.tree_case import leaves
 from parllel.tree import save_tree
 from step_list import Chances, Model, Shape, read
 
@@ -30,7 +31,7 @@ def train(model: Model, n_batches: int, *, beta_step: float = 0.01) -> list[Any]
         model.write_batch()
         for _ in range(2):
             minibatch = model.replay.sample(9)
-            results.append({path: leaf.tolist() for path, leaf in minibatch.walk()})
+            results.append({path: leaf.tolist() for path, leaf in leaves(minibatch).items()})
             if isinstance(model.replay, PrioritizedReplayBuffer):
                 index = np.array(results[-1]["index"])
                 error = np.float32(0.1) * (index % 13).astype(np.float32)
@@ -123,7 +124,7 @@ def learn(prefetcher: Prefetcher, replay: PrioritizedReplayBuffer) -> list[dict[
     drawn = []
     for _ in range(5):
         minibatch = prefetcher.next()
-        drawn.append({path: leaf.tolist() for path, leaf in minibatch.walk()})
+        drawn.append({path: leaf.tolist() for path, leaf in leaves(minibatch).items()})
         index = minibatch["index"]
         replay.update_priorities(index, (index % 7).float())
     return drawn

@@ -23,6 +23,7 @@ from parllel.metrics import Metrics, MetricsSink
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
 from parllel.runners import RLRunner
 from parllel.samplers import BasicSampler, EvalSampler
+from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.toy_envs import Clock, Walk
 from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
 from parllel.torch.algos.ppo import PPO
@@ -31,10 +32,6 @@ from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantag
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cartpole_ppo.py"
 T, B = 12, 5
-
-
-def leaves(tree: ArrayDict) -> dict[str, Any]:
-    return dict(tree.walk())
 
 
 class Constant:
@@ -105,7 +102,7 @@ def test_an_example_is_one_row_of_a_step_in_32_bits() -> None:
         "truncated": (1,),
         "env_info.luck": (1,),
     }
-    assert {path: leaf.dtype.name for path, leaf in example.walk()} == {
+    assert {path: leaf.dtype.name for path, leaf in leaves(example).items()} == {
         "observation": "float32",
         "action": "int32",
         "reward": "float32",
@@ -140,10 +137,10 @@ def test_a_sample_tree_has_what_the_example_and_the_agent_give(storage: str) -> 
     agent, example = make_agent(), build_example(Walk)
     before, random_state = leaves(example.apply(np.array)), torch.get_rng_state()
     tree = build_sample_tree(example, agent, batch_shape=(T, B), storage=storage, full_size=2 * T)
-    for path, leaf in example.walk():
+    for path, leaf in leaves(example).items():
         np.testing.assert_array_equal(leaf, before[path], err_msg=path)
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert {path: (leaf.shape, leaf.padding) for path, leaf in tree.walk()} == {
+    assert {path: (leaf.shape, leaf.padding) for path, leaf in leaves(tree).items()} == {
         "observation": ((T, B, 3), 1),
         "action": ((T, B), 0),
         "reward": ((T, B), 0),

@@ -21,6 +21,7 @@ from parllel.cages import Cage, ProcessCage, SerialCage, VectorCage
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler, Sampler
 from parllel.samplers.staging import Staging
+from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock, Echo, Walk
 from parllel.tree import dict_map
@@ -150,7 +151,7 @@ def collect(sampler: BasicSampler, n_batches: int) -> Iterator[dict[str, list[An
         samples, completed = sampler.collect_batch()
         batch = {
             path: leaf[-min(leaf.padding, 1) : T + min(leaf.padding, 1)].to_ndarray().tolist()
-            for path, leaf in samples.walk()
+            for path, leaf in leaves(samples).items()
         }
         yield {**batch, "completed": [(each.length, each.episode_return) for each in completed]}
 

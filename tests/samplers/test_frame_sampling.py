@@ -22,6 +22,7 @@ from parllel.cages import Cage, ProcessCage, SerialCage, VectorCage
 from parllel.cages.env_rows import as_tree, write_column
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler
+from parllel.testing.contracts.tree_case import leaves
 from parllel.tree import allocate_tree, dict_map
 from parllel.tree.frame_rows import PREVIOUS
 from parllel.tree.leaves import as_tensor
@@ -79,7 +80,7 @@ def collect(sampler: Any, n_batches: int) -> Iterator[dict[str, Any]]:
         samples, completed = sampler.collect_batch()
         batch = {
             path: leaf[0 : T + min(leaf.padding, 1)].to_ndarray().copy()
-            for path, leaf in samples.walk()
+            for path, leaf in leaves(samples).items()
         }
         yield {**batch, "completed": sorted(each.episode_return for each in completed)}
 

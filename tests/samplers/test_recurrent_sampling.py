@@ -12,6 +12,7 @@ from torch import Tensor
 from parllel.cages import Cage, Command, SerialCage
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import BasicSampler, EvalSampler, RecurrentSampler
+from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock, Walk
 from parllel.tree.leaves import as_tensor
@@ -61,7 +62,7 @@ def make_cages(sizes: Sequence[int]) -> list[Cage]:
 
 def test_the_tree_has_what_a_recurrent_batch_needs() -> None:
     sampler = make_sampler(Summing())
-    assert {path: leaf.shape for path, leaf in sampler.samples.walk()} == {
+    assert {path: leaf.shape for path, leaf in leaves(sampler.samples).items()} == {
         "observation": (T, B, 3),
         "action": (T, B),
         "reward": (T, B),
@@ -84,7 +85,7 @@ def test_states_and_values_are_those_of_a_hand_written_loop(sizes: Sequence[int]
     total, count, n_ends = np.zeros(B, np.float32), np.zeros(B, np.float32), 0
     for _ in range(5):
         samples, _ = sampler.collect_batch()
-        tree = {path: leaf.to_ndarray() for path, leaf in samples.walk()}
+        tree = {path: leaf.to_ndarray() for path, leaf in leaves(samples).items()}
         np.testing.assert_array_equal(tree["initial_rnn_state.sum"], total)
         np.testing.assert_array_equal(tree["initial_rnn_state.count"][:, 0], count)
         assert tree["valid"].all()
@@ -123,7 +124,9 @@ def test_on_the_device_batches_are_the_same(schedule: str, seed: int) -> None:
         batches = []
         for _ in range(4):
             samples, _ = sampler.collect_batch()
-            batches.append({path: leaf.to_ndarray().tolist() for path, leaf in samples.walk()})
+            batches.append(
+                {path: leaf.to_ndarray().tolist() for path, leaf in leaves(samples).items()}
+            )
         return batches
 
     expected = collect("local")

@@ -16,6 +16,7 @@ from parllel import Array, ArrayDict
 from parllel.cages import Cage, SerialCage
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler, Sampler
+from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.toy_envs import Clock, Echo, Walk
 from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
 from parllel.torch.distributions.categorical import Categorical
@@ -200,12 +201,14 @@ def test_environments_split_over_cages_give_the_same_bits(sizes: tuple[int, ...]
     together, completed_together = collect((4,))
     split, completed_split = collect(sizes)
     for batch, other in zip(together, split, strict=True):
-        leaves = dict(other.walk())
-        for path, leaf in batch.walk():
+        expected = leaves(other)
+        for path, leaf in leaves(batch).items():
             if path != "final_value":  # only the rows of truncated episodes are written there
-                np.testing.assert_array_equal(leaf, leaves[path], err_msg=path)
+                np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
         is_used = batch["truncated"] & ~batch["terminated"]
-        np.testing.assert_array_equal(batch["final_value"][is_used], leaves["final_value"][is_used])
+        np.testing.assert_array_equal(
+            batch["final_value"][is_used], expected["final_value"][is_used]
+        )
     assert completed_split == completed_together
     assert len(completed_together) > 10
 
@@ -470,8 +473,8 @@ def test_trees_of_observations_and_actions_come_through(sizes: tuple[int, ...]) 
     goes_on = ~samples["truncated"].to_ndarray()
     assert (~goes_on).sum() == 2 * 4
     shown = observation[1 : T + 1].to_ndarray()
-    for path, leaf in action.walk():
-        np.testing.assert_array_equal(leaf[goes_on], dict(shown.walk())[path][goes_on])
+    for path, leaf in leaves(action).items():
+        np.testing.assert_array_equal(leaf[goes_on], leaves(shown)[path][goes_on])
     # The environment shows the action: its last observation is what the last action says.
     np.testing.assert_array_equal(
         samples["final_value"].to_ndarray()[~goes_on],
@@ -530,7 +533,7 @@ def test_taking_turns_gives_the_batches_of_not_taking_turns(
                     sorted(summaries(completed)),
                 )
             )
-        collected.append([(dict(tree.walk()), last, sums) for tree, last, sums in batches])
+        collected.append([(leaves(tree), last, sums) for tree, last, sums in batches])
     assert collected[0] == collected[1]
 
 
@@ -666,8 +669,8 @@ def test_an_evaluation_asks_for_no_values_and_leaves_the_training_tree_alone() -
         tree = build_eval_tree(samples, n_envs=3)
         assert len(EvalSampler([eval_cage], agent, tree, n_episodes=3).collect_episodes()) == 3
     assert agent.valued == []
-    for path, leaf in samples.walk():
-        np.testing.assert_array_equal(leaf, dict(before.walk())[path], err_msg=path)
+    for path, leaf in leaves(samples).items():
+        np.testing.assert_array_equal(leaf, leaves(before)[path], err_msg=path)
 
 
 # Mistakes are found at construction

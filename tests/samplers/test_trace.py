@@ -13,6 +13,7 @@ from parllel.cages import SerialCage
 from parllel.patterns import build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler
 from parllel.samplers.trace import Trace
+from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.toy_envs import Walk
 
 T = 4
@@ -41,7 +42,7 @@ def make_sampler(kind: type[BasicSampler], *sizes: int) -> BasicSampler:
 
 
 def values(samples: ArrayDict) -> dict[str, Any]:
-    return {path: leaf.to_ndarray().tolist() for path, leaf in samples.walk()}
+    return {path: leaf.to_ndarray().tolist() for path, leaf in leaves(samples).items()}
 
 
 @pytest.mark.parametrize("kind", [BasicSampler, AlternatingSampler])

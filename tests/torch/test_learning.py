@@ -15,6 +15,7 @@ from parllel.cages import SerialCage
 from parllel.patterns import build_example, build_sample_tree
 from parllel.replays import Minibatches
 from parllel.samplers import BasicSampler
+from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.toy_envs import Clock
 from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
 from parllel.torch.algos.ppo import PPO, PPOSettings
@@ -24,17 +25,13 @@ from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantag
 T, B = 12, 5
 
 
-def leaves(tree: ArrayDict) -> dict[str, Any]:
-    return dict(tree.walk())
-
-
 def copied(tree: ArrayDict) -> dict[str, Any]:
     return leaves(tree.apply(np.array))
 
 
 def assert_unchanged(tree: ArrayDict, before: dict[str, Any]) -> None:
     assert list(leaves(tree)) == list(before)
-    for path, leaf in tree.walk():
+    for path, leaf in leaves(tree).items():
         np.testing.assert_array_equal(leaf, before[path], err_msg=path)
 
 
@@ -231,7 +228,7 @@ def test_rows_stay_together_over_all_leaves() -> None:
         expected = np.arange(6, dtype=np.float32).reshape(2, 3) + 10 * number[:, None, None]
         np.testing.assert_array_equal(part["nested"]["wide"], expected)
         np.testing.assert_array_equal(part["flag"], number % 2 == 0)
-        assert {path: leaf.dtype for path, leaf in part.walk()} == {
+        assert {path: leaf.dtype for path, leaf in leaves(part).items()} == {
             "number": torch.int64,
             "nested.wide": torch.float32,
             "flag": torch.bool,

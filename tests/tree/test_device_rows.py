@@ -11,6 +11,7 @@ from numpy.testing import assert_array_equal
 from parllel import Array, ArrayDict, cuda
 from parllel.ops.row_copy import RowCopy
 from parllel.replays import Minibatches
+from parllel.testing.contracts.tree_case import leaves
 
 T, B = 6, 4
 
@@ -227,7 +228,7 @@ def test_a_leaf_may_have_no_byte(kind: str) -> None:
     )
     index = np.array([0, 2])
     tree[index] = {"none": np.zeros((2, B, 0), np.float32), "some": np.ones((2, B), np.float32)}
-    shapes = {path: leaf.shape for path, leaf in tree[index].to_torch().walk()}
+    shapes = {path: leaf.shape for path, leaf in leaves(tree[index].to_torch()).items()}
     assert shapes == {"none": (2, B, 0), "some": (2, B)}
     assert tree["some"].to_ndarray().sum() == 2 * B
     tree.rotate()

@@ -20,6 +20,7 @@ from parllel.cages import Cage, SerialCage, VectorCage
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree, example_of
 from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.samplers import BasicSampler
+from parllel.testing.contracts.tree_case import leaves
 from parllel.tree.leaves import as_tensor
 
 T, B, FULL_SIZE = 5, 2, 20
@@ -75,7 +76,9 @@ CAGES: dict[str, tuple[Callable[[], list[Cage]], Any]] = {
 
 def transitions_of(minibatch: ArrayDict) -> dict[int, dict[str, Any]]:
     """Return the transitions of a minibatch by their index."""
-    columns = {path: leaf.cpu().numpy() for path, leaf in minibatch.walk() if path != "weight"}
+    columns = {
+        path: leaf.cpu().numpy() for path, leaf in leaves(minibatch).items() if path != "weight"
+    }
     indices, first = np.unique(columns["index"], return_index=True)
     return {
         int(index): {path: column[row].copy() for path, column in columns.items()}
@@ -96,8 +99,8 @@ def play(
     batches, drawn = [], []
     for _ in range(7):
         sampler.collect_batch()
-        leaves = samples.walk()
-        batches.append({p: leaf[0 : T + leaf.padding].to_ndarray().copy() for p, leaf in leaves})
+        rows = samples.apply(lambda leaf: leaf[0 : T + leaf.padding].to_ndarray().copy())
+        batches.append(leaves(rows))
         drawn.append(transitions_of(replay.sample(600)))
     sampler.close()
     for cage in cages:

@@ -13,6 +13,7 @@ from numpy.testing import assert_array_equal
 
 from parllel import Array, ArrayDict, FrameArray
 from parllel.storages.mapped import Mapped
+from parllel.testing.contracts.tree_case import leaves
 from parllel.tree import open_tree, save_tree, saving
 
 T, B = 4, 3
@@ -67,7 +68,7 @@ def everything(tree: ArrayDict) -> dict[str, Any]:
             leaf.full[-leaf.padding : leaf.full_size + leaf.padding].to_ndarray().tolist(),
             leaf.window_begin,
         )
-        for path, leaf in tree.walk()
+        for path, leaf in leaves(tree).items()
     }
 
 

@@ -8,6 +8,7 @@ from numpy.testing import assert_array_equal
 
 from parllel import Array, ArrayDict
 from parllel.ops.row_copy import RowCopy
+from parllel.testing.contracts.tree_case import leaves
 
 T, B, N = 600, 8, 5000
 
@@ -37,7 +38,7 @@ def some_rows(seed: int = 1) -> tuple[Any, Any]:
 
 
 def leaf_by_leaf(tree: ArrayDict, index: Any) -> dict[str, Any]:
-    return {path: leaf[index].to_ndarray() for path, leaf in tree.walk()}
+    return {path: leaf[index].to_ndarray() for path, leaf in leaves(tree).items()}
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_many_rows_are_gathered_at_once(storage: str, calls: list[int]) -> None:
     tree, index = make_tree(storage), some_rows()
     expected = leaf_by_leaf(tree, index)
     for gathered in (tree[index].to_ndarray(), tree[index].to_torch().apply(np.asarray)):
-        for path, leaf in gathered.walk():
+        for path, leaf in leaves(gathered).items():
             assert_array_equal(leaf, expected[path], err_msg=path)
     assert calls == [N, N]
     assert not any(leaf.flags.writeable for _, leaf in tree[index].to_ndarray().walk())
@@ -68,7 +69,7 @@ def test_many_rows_are_gathered_at_once(storage: str, calls: list[int]) -> None:
 def test_few_rows_are_gathered_leaf_by_leaf(calls: list[int]) -> None:
     tree, index = make_tree(), (np.array([1, 2]), np.array([0, 3]))
     expected = leaf_by_leaf(tree, index)
-    for path, leaf in tree[index].to_ndarray().walk():
+    for path, leaf in leaves(tree[index].to_ndarray()).items():
         assert_array_equal(leaf, expected[path])
     assert calls == []
 
@@ -87,9 +88,9 @@ def test_many_rows_are_scattered_at_once_and_the_later_value_wins(
     calls.clear()
     tree[index] = values
     assert calls == [N]
-    for path, leaf in other.walk():
-        leaf[index] = dict(values.walk())[path]
-        assert_array_equal(dict(tree.walk())[path].full, leaf.full, err_msg=path)
+    for path, leaf in leaves(other).items():
+        leaf[index] = leaves(values)[path]
+        assert_array_equal(leaves(tree)[path].full, leaf.full, err_msg=path)
 
 
 def test_values_that_overlap_what_is_written_go_leaf_by_leaf(calls: list[int]) -> None:
@@ -98,9 +99,9 @@ def test_values_that_overlap_what_is_written_go_leaf_by_leaf(calls: list[int]) -
     tree, other = tree[:, :], other[:, :]  # views have no window, but the same rows
     tree[np.tile(index, 10)[:N],] = other[np.tile(index - 1, 10)[:N],].to_ndarray()
     calls.clear()
-    before = {path: leaf.to_ndarray().copy() for path, leaf in tree.walk()}
+    before = {path: leaf.to_ndarray().copy() for path, leaf in leaves(tree).items()}
     tree[np.arange(1, T)] = tree[: T - 1]
-    for path, leaf in tree.walk():
+    for path, leaf in leaves(tree).items():
         assert_array_equal(leaf[1:T], before[path][: T - 1], err_msg=path)
 
 

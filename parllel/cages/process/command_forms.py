@@ -18,7 +18,7 @@ from parllel.arrays import Array
 from parllel.cages.cage import Command, Outputs
 from parllel.cages.env_rows import as_tree
 from parllel.storages import Memory, Shared, aligned
-from parllel.tree import dict_map
+from parllel.tree import TreePath, dict_map, path_text
 from parllel.tree.frame_rows import PREVIOUS
 
 REPLY_BLOCK = 0
@@ -92,7 +92,7 @@ class _KnownForm(NamedTuple):
 class _CommandLeaf(NamedTuple):
     """One leaf of a command's places."""
 
-    path: str
+    path: TreePath
     rows: NDArray[Any]
     memory: Memory | None  # None where the worker can't reach it
     offset: int
@@ -199,14 +199,16 @@ class CommandForms:
     def _leaves_of(self, command: Command, action: Any) -> Iterator[_CommandLeaf]:
         """Yield all leaves: of the action, and then of the outputs in their order."""
         if command.action is not None:
-            for path, leaf, rows in _walk("action", action, command.action):
+            for path, leaf, rows in _walk(("action",), action, command.action):
                 yield self._find(path, leaf, rows, is_read=True)
         for name, given, own in zip(Outputs._fields, command.outputs, command.rows, strict=True):
             if own is not None:
-                for path, leaf, rows in _walk(f"out_{name}", given, own):
-                    yield self._find(path, leaf, rows, is_read=path.endswith(f".{PREVIOUS}"))
+                for path, leaf, rows in _walk((f"out_{name}",), given, own):
+                    yield self._find(path, leaf, rows, is_read=path[-1] == PREVIOUS)
 
-    def _find(self, path: str, leaf: Any, rows: NDArray[Any], *, is_read: bool) -> _CommandLeaf:
+    def _find(
+        self, path: TreePath, leaf: Any, rows: NDArray[Any], *, is_read: bool
+    ) -> _CommandLeaf:
         if isinstance(leaf, Array):
             memory = leaf.memory
             if isinstance(memory, Shared) or memory in self._inherited:
@@ -232,7 +234,7 @@ class CommandForms:
         for part in parts:
             if part.rows.dtype.hasobject:
                 raise TypeError(
-                    f"{part.path}: got Python objects, expected numbers: the worker of a"
+                    f"{path_text(part.path)}: got Python objects, expected numbers: the worker of a"
                     " ProcessCage gets no others; a SerialCage takes them"
                 )
         memory = Shared(sum(aligned(part.rows.nbytes) for part in parts))
@@ -284,14 +286,14 @@ def result_outputs(command: Command) -> Sequence[Any]:
     return outputs if command.kind == "random_step" else outputs[1:]
 
 
-def _walk(path: str, given: Any, rows: Any) -> Iterator[tuple[str, Any, NDArray[Any]]]:
+def _walk(path: TreePath, given: Any, rows: Any) -> Iterator[tuple[TreePath, Any, NDArray[Any]]]:
     """Yield the path, the leaf as it was given, and its rows, of all leaves of a place."""
     if rows.__class__ is np.ndarray:  # most of them
         yield path, given, rows
         return
     given = as_tree(given)
     for name, branch in rows.items():
-        yield from _walk(f"{path}.{name}", given[name], branch)
+        yield from _walk((*path, name), given[name], branch)
 
 
 def _number(rows: Any, numbers: Iterator[int]) -> Any:

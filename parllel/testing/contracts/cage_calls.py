@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from parllel.arrays import Array
 from parllel.cages import Cage, TrajInfo
 from parllel.cages.env_rows import as_tree
-from parllel.tree import ArrayDict
+from parllel.tree import ArrayDict, leaves_of, path_text
 
 
 @dataclass(slots=True)
@@ -76,8 +76,8 @@ def assert_rows(value: Any, row: Any, n_envs: int) -> None:
 
 
 def flat(value: Any) -> dict[str, NDArray[Any]]:
-    """Return the leaves of an array, a tree or a tuple by their paths."""
-    return {path: np.asarray(leaf) for path, leaf in ArrayDict({"": as_tree(value)}).walk()}
+    """Return the leaves of an array, a tree or a tuple by the text of their paths."""
+    return {path_text(path): np.asarray(leaf) for path, leaf in leaves_of(as_tree(value))}
 
 
 def assert_same(value: Any, expected: Any) -> None:

@@ -23,6 +23,7 @@ from parllel.testing.contracts.cage_calls import (
     reset,
     step,
 )
+from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.toy_envs import Clock, Echo
 from parllel.tree import ArrayDict, dict_map
 
@@ -140,7 +141,7 @@ class CageResultsContract(ABC):
             "out_info.step": [0, 1, 2, 3],
             "out_info.nested.double": [0, 2, 4, 6],
         }
-        for path, leaf in places.walk():
+        for path, leaf in leaves(places).items():
             for t in range(4):
                 assert_rows(leaf[t], leaf.dtype.type(expected[path][t]), n_envs)
 
@@ -262,4 +263,4 @@ class CageResultsContract(ABC):
             "nested.none": [0, 0, 0, 0],
         }.items():
             for t in range(4):
-                assert_rows(dict(places.walk())[path][t], np.float32(expected[t]), n_envs)
+                assert_rows(leaves(places)[path][t], np.float32(expected[t]), n_envs)

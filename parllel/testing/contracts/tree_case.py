@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 
 from parllel.arrays import Array, ArraySpec
 from parllel.testing.contracts.array_case import ArrayCase
-from parllel.tree import ArrayDict, allocate_tree, dict_map
+from parllel.tree import ArrayDict, allocate_tree, dict_map, path_text
 
 T, B = 10, 5
 PATHS = ["observation", "action.pinky", "action.the_brain", "done"]
@@ -68,8 +68,8 @@ class TreeCase(ArrayCase):
 
 
 def leaves(tree: ArrayDict) -> dict[str, Any]:
-    """Return the leaves of a tree by their paths."""
-    return dict(tree.walk())
+    """Return the leaves of a tree by the text of their paths."""
+    return {path_text(path): leaf for path, leaf in tree.walk()}
 
 
 def numbered(tree: ArrayDict) -> ArrayDict:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from parllel.torch.distributions.categorical import Categorical, DistParams
-from parllel.tree import dict_map
+from parllel.tree import dict_map, leaves_of
 from parllel.tree.leaves import as_tensor
 
 __all__ = ["CategoricalPgAgent", "DistParams", "Evaluation", "ModelOutputs"]
@@ -145,7 +145,7 @@ class CategoricalPgAgent:
     def _check_model(self, example_obs: Any) -> None:
         """Try the model once, so that a wrong shape is found here and not in the training loop."""
         rows = dict_map(as_tensor, example_obs)
-        first = next(leaf for _, leaf in rows.walk()) if hasattr(rows, "walk") else rows
+        (_, first), *_ = leaves_of(rows)
         self._check_device(first.device)
         outputs = self.model(rows)
         if not isinstance(outputs, ModelOutputs):
