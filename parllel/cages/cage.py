@@ -1,4 +1,4 @@
-"""The contract of all cages, and the one routine that carries out what they are told."""
+"""Cage: what all cages promise; and `execute`, by which single environments carry out a command."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
+from numpy.typing import NDArray
 
 from parllel.cages.env_rows import (
+    Info,
+    Output,
+    Rows,
+    Value,
     as_output,
     as_tree,
     copy_info,
@@ -20,14 +25,19 @@ from parllel.cages.env_rows import (
 )
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.stepper import Columns, Stepper
-from parllel.tree import dict_map
+from parllel.tree import ArrayDict, dict_map
 from parllel.tree.leaves import as_ndarray
 
 
 class Outputs(NamedTuple):
-    """The places that a caller wants results to be written to; None where it wants them back."""
+    """Where a caller wants each result to be written; None where it wants the result returned.
 
-    action: Any = None
+    >>> import numpy as np
+    >>> Outputs(reward=np.zeros(3)).observation is None
+    True
+    """
+
+    action: Any = None  # each Any: an Output as the caller gave it, or Rows over the same memory
     observation: Any = None
     reward: Any = None
     terminated: Any = None
@@ -36,14 +46,26 @@ class Outputs(NamedTuple):
 
 
 class Command(NamedTuple):
-    """What environments are told to do, with all its places looked up, to be given many times."""
+    """What environments are told to do. One command can be started many times.
 
-    kind: str  # "reset", "step" or "random_step"
-    action: Any  # rows, read at each start; None where the kind takes no action
-    outputs: Outputs  # as the caller gave them
-    rows: Outputs  # the same places as NumPy arrays, a row for each environment
-    max_random_steps: int = 0  # after a reset
-    packed: Any = None  # Any: what a kind of cage makes of it for itself
+    >>> Command("reset", None, Outputs(), Outputs()).max_random_steps
+    0
+
+    Args:
+        kind: "reset", "step" or "random_step".
+        action: rows, which are read at each start; None where the kind takes no action.
+        outputs: as the caller gave them.
+        rows: NumPy arrays over the memory of `outputs`, with a row for each environment.
+        max_random_steps: the most random steps that an environment takes after a reset.
+        packed: what a cage with a worker sends for this command.
+    """
+
+    kind: str
+    action: Rows | None
+    outputs: Outputs
+    rows: Outputs
+    max_random_steps: int = 0
+    packed: Any = None  # Any: each kind of cage has a form of its own, and reads only that
 
 
 class Cage(ABC):
@@ -53,16 +75,28 @@ class Cage(ABC):
     waits for it. A cage of one environment takes and gives single rows (`out_reward` of shape
     (), an observation without a leading axis); a cage of n takes and gives n rows.
 
-    One command is under way at a time: starting the next waits for it and drops its results, but
-    what it was to write is written.
+    One command is under way at a time. Starting the next one waits for it: its results are written
+    to its outputs, and those that it was to return are dropped.
 
-    Results are written to the places given as `out_...` (Arrays, NumPy arrays, or trees of them).
-    `await_step` returns all results: those places, and new values for the places left out. Of
-    info, entries that `out_info` has no branch for are dropped, and missing ones become 0.
+    A result is written to the output given as `out_...`: an Array, a NumPy array, a CPU tensor, or
+    a tree of these. `await_step` returns all results: the outputs that were given, and new values
+    for the others. Of info, entries that `out_info` has no branch for are dropped, and missing
+    ones become 0.
 
     Environments are reset in the step that ends their episode: `out_obs` gets the first
     observation of the next episode, and `final_obs` keeps the true last one. Every row is that of a
     transition, except those of the environments in `invalid`.
+
+    >>> import gymnasium as gym
+    >>> import numpy as np
+    >>> from parllel.cages import SerialCage
+    >>> with SerialCage(gym.make, {"id": "CartPole-v1"}, n_envs=2, seed=0) as cage:
+    ...     cage.reset_async()
+    ...     observation, info = cage.await_step()
+    ...     cage.step_async(np.array([0, 1]))
+    ...     observation, reward, terminated, truncated, info = cage.await_step()
+    >>> observation.shape, reward
+    ((2, 4), array([1., 1.]))
     """
 
     n_envs: int
@@ -72,24 +106,29 @@ class Cage(ABC):
     """How many environments were made anew because they failed (`ProcessCage`)."""
 
     busy_span: tuple[float, float] | None = None
-    """When the last command's work began and ended, in seconds of `time.perf_counter`; None where
-    that is not known."""
+    """When the work of the last command began and ended, in seconds of `time.perf_counter`; None
+    before the first command."""
 
     def reset_async(
-        self, *, out_obs: Any = None, out_info: Any = None, max_random_steps: int = 0
+        self,
+        *,
+        out_obs: Output | None = None,
+        out_info: Output | None = None,
+        max_random_steps: int = 0,
     ) -> None:
         """Start a reset of all environments. `await_step` returns (observation, info).
 
         The first reset seeds the environments. Episodes under way are forgotten.
 
         Args:
-            out_obs, out_info: places for the results; info is that of the reset.
-            max_random_steps: each environment takes up to as many steps after its reset, with
-                random actions, so that their episodes do not go in step. The number is drawn from
-                the environment's own seed. Episodes that end meanwhile are not reported.
+            out_obs, out_info: outputs for the results; info is that of the reset.
+            max_random_steps: the most steps with random actions that an environment takes after
+                its reset, so that the environments' episodes do not end at the same time. How
+                many it takes is drawn from its own seed. Episodes that end in these steps are not
+                reported.
 
         Raises:
-            ValueError: max_random_steps is negative, or a place is read-only.
+            ValueError: max_random_steps is negative, or an output is read-only.
         """
         if max_random_steps < 0:
             raise ValueError(f"max_random_steps: got {max_random_steps}, expected 0 or more")
@@ -98,24 +137,24 @@ class Cage(ABC):
 
     def step_async(
         self,
-        action: Any,
+        action: Value | None,
         *,
-        out_obs: Any = None,
-        out_reward: Any = None,
-        out_terminated: Any = None,
-        out_truncated: Any = None,
-        out_info: Any = None,
+        out_obs: Output | None = None,
+        out_reward: Output | None = None,
+        out_terminated: Output | None = None,
+        out_truncated: Output | None = None,
+        out_info: Output | None = None,
     ) -> None:
         """Start a step. `await_step` returns (observation, reward, terminated, truncated, info).
 
         Args:
             action: a row for each environment; copied before the environments see it.
-            out_obs, out_reward, out_terminated, out_truncated, out_info: places for the results.
+            out_obs, out_reward, out_terminated, out_truncated, out_info: outputs for the results.
 
         Raises:
             RuntimeError: the environments were never reset.
-            TypeError: a place can't be written in place, or there is no action.
-            ValueError: the number of actions is not `n_envs`, or a place is read-only.
+            TypeError: NumPy can't write an output's own memory, or there is no action.
+            ValueError: the number of actions is not `n_envs`, or an output is read-only.
         """
         self.start_command(
             self.prepare_step(
@@ -130,13 +169,13 @@ class Cage(ABC):
 
     def prepare_step(
         self,
-        action: Any,
+        action: Value | None,
         *,
-        out_obs: Any = None,
-        out_reward: Any = None,
-        out_terminated: Any = None,
-        out_truncated: Any = None,
-        out_info: Any = None,
+        out_obs: Output | None = None,
+        out_reward: Output | None = None,
+        out_terminated: Output | None = None,
+        out_truncated: Output | None = None,
+        out_info: Output | None = None,
     ) -> Command:
         """Look up once where a step reads and writes; return what `start_command` takes.
 
@@ -152,12 +191,12 @@ class Cage(ABC):
     def random_step_async(
         self,
         *,
-        out_action: Any = None,
-        out_obs: Any = None,
-        out_reward: Any = None,
-        out_terminated: Any = None,
-        out_truncated: Any = None,
-        out_info: Any = None,
+        out_action: Output | None = None,
+        out_obs: Output | None = None,
+        out_reward: Output | None = None,
+        out_terminated: Output | None = None,
+        out_truncated: Output | None = None,
+        out_info: Output | None = None,
     ) -> None:
         """Start a step with random actions, after a reset if there was none yet.
 
@@ -168,18 +207,19 @@ class Cage(ABC):
 
     @abstractmethod
     def start_command(self, command: Command) -> None:
-        """Start a command; some cage's worker runs `execute` with it."""
+        """Start a command that `prepare_step` returned; `await_step` waits for it."""
 
-    def _prepare(self, kind: str, action: Any, outputs: Outputs) -> Command:
+    def _prepare(self, kind: str, action: Value | None, outputs: Outputs) -> Command:
         rows = Outputs(*(None if out is None else self._rows(out, as_output) for out in outputs))
+        action_rows = None
         if action is not None:
-            action = self._rows(action, as_ndarray)
-            dict_map(_check_number, action, self.n_envs)
-        return Command(kind, action, outputs, rows)
+            action_rows = self._rows(action, as_ndarray)
+            dict_map(_check_number, action_rows, self.n_envs)
+        return Command(kind, action_rows, outputs, rows)
 
-    def _rows(self, place: Any, convert: Callable[[Any], Any]) -> Any:
-        """Return NumPy arrays with one row for each environment."""
-        rows = dict_map(convert, as_tree(place))
+    def _rows(self, tree: Value | Output, convert: Callable[[Any], NDArray[Any]]) -> Any:
+        """Return NumPy arrays with one row for each environment; `convert` makes them of leaves."""
+        rows = dict_map(convert, as_tree(tree))
         return rows if self.n_envs > 1 else rows[None]
 
     @abstractmethod
@@ -198,11 +238,11 @@ class Cage(ABC):
     def invalid(self) -> Collection[int]:
         """Numbers of the environments whose last step is no transition to learn from.
 
-        Of such a row reward is 0, terminated False and truncated True, so that nothing is carried
-        across it, and the observation is the first one of an episode. `final_obs` has nothing of
-        the step, and no summary counts it. The step was spent on a reset (`VectorCage`), or the
-        environment failed and was made anew (`ProcessCage`); then nobody sums up its episode.
-        Empty for most cages, always.
+        In such a row, reward is 0, terminated False and truncated True, so that returns and
+        advantages end there, and the observation is the first one of an episode. `final_obs` has
+        nothing of the step, and no summary counts it. Either the environment spent the step on a
+        reset (`VectorCage`), or it failed and was made anew (`ProcessCage`); then its episode is
+        not reported. For all other cages this is empty.
         """
         return ()
 
@@ -222,9 +262,10 @@ class Cage(ABC):
 
 
 def execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
-    """Carry out a command and return its results."""
+    """Carry out a command with single environments, and return its results."""
     outputs, rows = command.outputs, command.rows
     if command.kind == "step":
+        assert command.action is not None
         actions = to_actions(command.action, stepper.action_space)
         return _deliver_step(stepper.step(actions), outputs, rows)
     if command.kind == "reset":
@@ -234,7 +275,7 @@ def execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
             _deliver_infos(infos, outputs.info, rows.info),
         )
     actions = stepper.random_actions()
-    action = _deliver(actions, outputs.action, rows.action)  # the environments may overwrite theirs
+    action = _deliver(actions, outputs.action, rows.action)  # before environments overwrite it
     return (action, *_deliver_step(stepper.step(actions), outputs, rows))
 
 
@@ -248,15 +289,16 @@ def _deliver_step(columns: Columns, outputs: Outputs, rows: Outputs) -> tuple[An
     )
 
 
-def _deliver(values: Sequence[Any], out: Any, rows: Any) -> Any:
-    """Write the values where the caller wants them, or return them."""
+def _deliver(values: Sequence[Any], out: Output | None, rows: Rows) -> Any:
+    """Write one value of each environment to an output; or return them where there is none."""
     if out is None:
         return copy_tree(values[0]) if len(values) == 1 else stack_column(values)
     write_column(rows, values)
     return out
 
 
-def _deliver_infos(infos: Sequence[dict[str, Any]], out: Any, rows: Any) -> Any:
+def _deliver_infos(infos: Sequence[Info], out: Output | None, rows: ArrayDict) -> Any:
+    """Write the info of each environment to an output; or return them where there is none."""
     if out is None:
         own = [copy_info(info) for info in infos]
         return own[0] if len(own) == 1 else own
@@ -265,7 +307,7 @@ def _deliver_infos(infos: Sequence[dict[str, Any]], out: Any, rows: Any) -> Any:
     return out
 
 
-def _check_number(action: Any, n_envs: int) -> None:
+def _check_number(action: NDArray[Any], n_envs: int) -> None:
     n_rows = len(action) if action.ndim else 1
     if not action.ndim or n_rows != n_envs:
         raise ValueError(f"action: got {n_rows} rows, expected {n_envs}, one for each environment")

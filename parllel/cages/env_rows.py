@@ -1,18 +1,19 @@
 """How values of environments become rows of arrays, and how rows become actions.
 
-An environment gives a value of its own: a list of n values is a column. A vector environment gives
-an array with n rows for each leaf: that is a batch. In a tree, the members of a tuple are branches
-named by their position: "0", "1", ...
+Single environments return a value each; n of those are a column. A vector environment returns an
+array [n, ...], or a tree of such arrays: that is a batch. Rows are where either is written to. In a
+tree of rows, the members of a tuple are branches with the names "0", "1", ...
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from parllel.arrays import Array, FrameArray
 from parllel.arrays.interop import is_tensor
@@ -20,14 +21,36 @@ from parllel.tree import ArrayDict, TreePath, dict_map, path_text
 from parllel.tree.frame_rows import checked_frame_places, is_of_frames, write_stacks
 from parllel.tree.leaves import as_ndarray
 
+if TYPE_CHECKING:
+    import torch
 
-def write_column(out: Any, values: Sequence[Any]) -> None:
+Value: TypeAlias = "ArrayLike | Mapping[str, Value] | tuple[Value, ...]"
+"""What an environment takes or gives: an action, an observation or a reward, or n of them."""
+
+Rows: TypeAlias = "NDArray[Any] | ArrayDict"
+"""A row for each environment: a NumPy array [n, ...], or an ArrayDict of such arrays."""
+
+Output: TypeAlias = "Array | NDArray[Any] | torch.Tensor | Mapping[str, Output]"
+"""Memory of the caller that results are written to: an array, or a tree of arrays."""
+
+Info: TypeAlias = Mapping[str, Any]
+"""The dictionary that an environment returns with an observation."""
+
+
+def write_column(out: Rows, values: Sequence[Any]) -> None:
     """Write one value of each environment into the rows of an array or of a tree of arrays.
 
+    >>> import numpy as np
+    >>> rows = np.zeros((2, 3))
+    >>> write_column(rows, [[1, 2, 3], np.ones(3)])
+    >>> rows
+    array([[1., 2., 3.],
+           [1., 1., 1.]])
+
     Args:
-        out: NumPy array [n, ...] or ArrayDict of such; a branch is filled from the same key of a
-            mapping, or the same place of a tuple; places of frames are filled from stacks.
-        values: n values.
+        out: n rows, overwritten. A branch is filled from the same key of a mapping, or the member
+            of a tuple whose number it bears; rows of frames are filled from stacks.
+        values: n values of environments.
 
     Raises:
         TypeError, ValueError: a value does not fit, with the environment's number in a note.
@@ -48,12 +71,12 @@ def write_column(out: Any, values: Sequence[Any]) -> None:
         except (TypeError, ValueError) as error:
             error.add_note(
                 f"environment {row} of this cage gave {_describe(value)}, expected"
-                f" {out.shape[1:]}, {out.dtype}, as its place"
+                f" {out.shape[1:]}, {out.dtype}, as the row that it is written to"
             )
             raise
 
 
-def write_infos(out: Any, infos: Sequence[Mapping[str, Any]]) -> None:
+def write_infos(out: ArrayDict, infos: Sequence[Info]) -> None:
     """Write the entries of info dictionaries that `out` has branches for; an absent one is 0."""
     for name, branch in out.items():
         if isinstance(branch, ArrayDict):
@@ -73,22 +96,22 @@ def stack_column(values: Sequence[Any]) -> Any:
     return np.stack([np.asarray(value) for value in values])
 
 
-def as_tree(value: Any) -> Any:
+def as_tree(value: object) -> Any:
     """Return a value with its mappings and tuples as ArrayDicts; a plain value as it is.
 
-    Stacks of frames become the places that their newest frames are written to.
+    Of a FrameArray, it returns the rows that environments write: their newest frames.
     """
     if isinstance(value, FrameArray):
         return checked_frame_places(value)
     if isinstance(value, tuple):
-        value = {str(place): member for place, member in enumerate(value)}
+        value = {str(number): member for number, member in enumerate(value)}
     if isinstance(value, Mapping):
         return ArrayDict({name: as_tree(member) for name, member in value.items()})
     return value
 
 
-def as_output(leaf: Any) -> NDArray[Any]:
-    """Return the NumPy array that writes a leaf's own memory.
+def as_output(leaf: Output) -> NDArray[Any]:
+    """Return a NumPy array over the memory of a leaf that a caller wants to be written.
 
     Raises:
         TypeError: NumPy can't write it in place.
@@ -109,14 +132,14 @@ def as_output(leaf: Any) -> NDArray[Any]:
     return rows
 
 
-def copy_tree(value: Any) -> Any:
-    """Return a value as `as_tree` does, but copy its arrays: environments may reuse theirs."""
+def copy_tree(value: Value) -> Any:
+    """Return a value as `as_tree` does, but with copies: environments may reuse their arrays."""
     if isinstance(value, np.ndarray | float):  # most observations and rewards
         return _copy(value)
     return dict_map(_copy, as_tree(value))
 
 
-def copy_info(info: Mapping[str, Any]) -> dict[str, Any]:
+def copy_info(info: Info) -> dict[str, Any]:
     """Return an info dictionary with copies of its arrays and dictionaries."""
     return {
         name: copy_info(value) if isinstance(value, Mapping) else _copy(value)
@@ -124,13 +147,17 @@ def copy_info(info: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
+def to_actions(rows: Rows, space: spaces.Space[Any]) -> list[Any]:
     """Return the actions of n environments, each like the space's own samples.
 
+    >>> import numpy as np
+    >>> from gymnasium import spaces
+    >>> to_actions(np.array([0.0, 1.0]), spaces.Discrete(2))
+    [np.int64(0), np.int64(1)]
+
     Args:
-        rows: NumPy array [n, ...] or ArrayDict of such. Copied: an action belongs to its
-            environment.
-        space: of a single environment's actions.
+        rows: n rows. They are copied, since an environment may keep or overwrite its action.
+        space: the space of a single environment's actions.
     """
     if isinstance(space, spaces.Discrete):  # scalars; an Ellipsis would make arrays of them
         return list(rows.astype(space.dtype))
@@ -138,23 +165,24 @@ def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
         parts = [to_actions(rows[name], part) for name, part in space.items()]
         return [dict(zip(space, members, strict=True)) for members in zip(*parts, strict=True)]
     if isinstance(space, spaces.Tuple):
-        parts = [to_actions(rows[str(place)], part) for place, part in enumerate(space)]
+        parts = [to_actions(rows[str(number)], part) for number, part in enumerate(space)]
         return list(zip(*parts, strict=True))
     owned = rows.astype(space.dtype)
     return [owned[row, ...] for row in range(len(owned))]
 
 
-def _is_shared(tensor: Any) -> bool:
+def _is_shared(tensor: torch.Tensor) -> bool:
+    """Whether NumPy uses the tensor's own memory, and not a copy of another dtype."""
     values = as_ndarray(tensor)
     return bool(values.ctypes.data == tensor.data_ptr())
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     dtype = getattr(value, "dtype", type(value).__name__)
     return f"{getattr(value, 'shape', 'no shape')}, {dtype}"
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: object) -> Any:
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
@@ -162,7 +190,7 @@ def check_space(path: TreePath, space: spaces.Space[Any]) -> None:
     """Refuse a space whose values are no arrays of one shape.
 
     Raises:
-        TypeError: with the path of the part that can't be stored.
+        TypeError: a part of the space can't be stored; the message has its path.
     """
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
@@ -175,77 +203,92 @@ def check_space(path: TreePath, space: spaces.Space[Any]) -> None:
         )
 
 
-def _member(value: Any, name: str) -> Any:
+def _member(value: Mapping[str, Any] | tuple[Any, ...], name: str) -> Any:
     return value[int(name)] if isinstance(value, tuple) else value[name]
 
 
-# Info is one dictionary of arrays for all environments. Beside `name`, a mask `_name` tells which
-# environments have that entry; without it, all have. `single` holds dictionaries of environments
-# that count instead of their rows.
-
-
 class Batch(NamedTuple):
-    """What one step gave: for each an array [n, ...], or a tree of such."""
+    """The results of one step of a vector environment.
 
-    observation: Any
+    >>> import numpy as np
+    >>> flag = np.zeros(2, np.bool_)
+    >>> batch = Batch(np.ones((2, 3)), np.ones(2), flag, flag, {"lives": np.array([3, 2])}, {})
+    >>> info_of(1, batch.info, batch.single)
+    {'lives': np.int64(2)}
+
+    Args:
+        observation: an array [n, ...], or an ArrayDict of such arrays.
+        reward: [n].
+        terminated, truncated: bool [n].
+        info: one dictionary of arrays [n, ...] for all environments. Beside an entry `name`, a mask
+            `_name`, bool [n], tells which environments have it; without a mask, all have.
+        single: dictionaries of single environments, by their numbers. They count in the place of
+            what `info` has for these environments.
+    """
+
+    observation: Rows
     reward: NDArray[Any]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
-    info: Mapping[str, Any]
-    single: Mapping[int, Mapping[str, Any]]
+    info: Info
+    single: Mapping[int, Info]
 
 
-def write_batch(out: Any, batch: Any, index: Any = ...) -> None:
-    """Write an array [n, ...], or a tree of such, into rows of the same form.
+def write_batch(
+    out: Rows, batch: Rows, index: NDArray[np.bool_] | int | EllipsisType = ...
+) -> None:
+    """Write an array [n, ...], or a tree of such arrays, into rows of the same form.
 
     Args:
-        out: NumPy array or ArrayDict of such; other branches of the batch are dropped. Places of
-            frames are filled from stacks, of all rows.
+        out: rows, overwritten. Branches of the batch that it has not are dropped. Rows of frames
+            are filled from stacks, all rows at once.
         batch: as many rows as `index` picks.
-        index: a mask, or the number of one row; all rows by default.
+        index: bool [n], the rows to write, or the number of one row; all rows by default.
     """
     if isinstance(out, np.ndarray):
         out[index] = batch
     elif is_of_frames(out):
-        write_stacks(out, batch)
+        stacks: Any = batch  # Any: rows of frames are never given a tree
+        write_stacks(out, stacks)
     else:
         for name, branch in out.items():
             write_batch(branch, batch[name], index)
 
 
-def to_action_batch(rows: Any, space: spaces.Space[Any]) -> Any:
+def to_action_batch(rows: Rows, space: spaces.Space[Any]) -> Any:
     """Return the actions of n environments as vector environments take them.
 
     Args:
-        rows: NumPy array [n, ...] or ArrayDict of such. Copied: environments may overwrite theirs.
-        space: of a single environment's actions.
+        rows: n rows. They are copied, since environments may overwrite their actions.
+        space: the space of a single environment's actions.
     """
     if isinstance(rows, np.ndarray):
         return rows.astype(space.dtype)
     if isinstance(space, spaces.Dict):
         return {name: to_action_batch(rows[name], part) for name, part in space.items()}
     assert isinstance(space, spaces.Tuple)
-    return tuple(to_action_batch(rows[str(place)], part) for place, part in enumerate(space))
+    return tuple(to_action_batch(rows[str(number)], part) for number, part in enumerate(space))
 
 
-def write_info_batch(
-    out: Any, info: Mapping[str, Any], single: Mapping[int, Mapping[str, Any]]
-) -> None:
-    """Write the entries of info that `out`, a tree of rows, has branches for; absent ones are 0."""
+def write_info_batch(out: ArrayDict, info: Info, single: Mapping[int, Info]) -> None:
+    """Write the entries of an info that `out` has branches for; an absent one is 0.
+
+    Args:
+        out: n rows for each entry that is kept.
+        info, single: those of a `Batch`.
+    """
     _write_info(out, info, None)
     for number, own in single.items():
         write_infos(out[number : number + 1], [own])
 
 
-def info_of(
-    number: int, info: Mapping[str, Any], single: Mapping[int, Mapping[str, Any]]
-) -> Mapping[str, Any]:
-    """Return one environment's own dictionary, with copies of its arrays."""
+def info_of(number: int, info: Info, single: Mapping[int, Info]) -> Info:
+    """Return one environment's own dictionary of a `Batch`, with copies of its arrays."""
     return single[number] if number in single else take_info(info, number)
 
 
-def take_info(info: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return one environment's part of a dictionary of batches, with copies of its arrays."""
+def take_info(info: Info, number: int) -> dict[str, Any]:
+    """Return one environment's part of a dictionary of arrays [n, ...], as copies."""
     taken: dict[str, Any] = {}
     for name, values in info.items():
         is_mask = name.startswith("_") and name[1:] in info
@@ -260,8 +303,8 @@ def take_info(info: Mapping[str, Any], number: int) -> dict[str, Any]:
     return taken
 
 
-def _write_info(out: Any, info: Mapping[str, Any], present: NDArray[np.bool_] | None) -> None:
-    """Write an info dictionary, which only some environments may have."""
+def _write_info(out: ArrayDict, info: Info, present: NDArray[np.bool_] | None) -> None:
+    """Write a dictionary of arrays [n, ...]; rows of environments that are not present become 0."""
     for name, branch in out.items():
         values, mask = info.get(name), _present(info, name, present)
         if not isinstance(branch, np.ndarray):
@@ -269,7 +312,7 @@ def _write_info(out: Any, info: Mapping[str, Any], present: NDArray[np.bool_] | 
             continue
         if values is None:
             branch[...] = 0
-        elif np.asarray(values).dtype == object:  # lists, say, of which each row is one
+        elif np.asarray(values).dtype == object:  # a Python object for each environment, as a list
             write_column(branch, [0 if value is None else value for value in values])
         else:
             branch[...] = values
@@ -277,9 +320,8 @@ def _write_info(out: Any, info: Mapping[str, Any], present: NDArray[np.bool_] | 
             branch[~mask] = 0
 
 
-def _present(
-    info: Mapping[str, Any], name: str, present: NDArray[np.bool_] | None
-) -> NDArray[np.bool_] | None:
+def _present(info: Info, name: str, present: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Return which environments have an entry, bool [n]; None where all of them have it."""
     mask: NDArray[np.bool_] | None = info.get(f"_{name}")
     if mask is None or present is None:
         return present if mask is None else mask

@@ -1,13 +1,15 @@
-"""TrajInfo: what is summed up along one episode; Episodes does so for many environments at once."""
+"""TrajInfo: the summary of one episode; and Episodes, those of many environments at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
+
+from parllel.cages.env_rows import Value
 
 
 @dataclass
@@ -17,8 +19,14 @@ class TrajInfo:
     A cage makes one at each reset and calls `step` for each environment step. An episode that
     never took a step is not reported.
 
+    >>> traj = TrajInfo(discount=0.5)
+    >>> for reward in (1, 1):
+    ...     traj.step(None, None, reward, False, False, {})
+    >>> traj
+    TrajInfo(discount=0.5, length=2, episode_return=2.0, discounted_return=1.5)
+
     Args:
-        discount: per step, of `discounted_return`.
+        discount: the factor per step in `discounted_return`.
     """
 
     discount: float = 1.0
@@ -29,9 +37,9 @@ class TrajInfo:
 
     def step(
         self,
-        observation: Any,
-        action: Any,
-        reward: Any,
+        observation: Value,
+        action: Value,
+        reward: SupportsFloat,
         terminated: bool,
         truncated: bool,
         info: dict[str, Any],
@@ -39,8 +47,9 @@ class TrajInfo:
         """Take in one step.
 
         Args:
-            observation: what the environment returned, before any reset.
-            action, reward, terminated, truncated, info: of the same step.
+            observation: the observation that the environment returned, before any reset.
+            action: the action that it was given.
+            reward, terminated, truncated, info: the rest of what it returned.
         """
         reward = float(reward)  # a sum in float32 would lose digits over a long episode
         self.length += 1
@@ -60,15 +69,22 @@ class TrajInfo:
 class Episodes:
     """Sum up an episode in each environment, for all of them at once.
 
-    A TrajInfo with a `step` of its own is told each step; otherwise its sums are kept in arrays
-    here, of the same bits, and no Python code runs for each environment.
+    A TrajInfo with a `step` of its own has that called for each step. Otherwise the sums are kept
+    in arrays here, with the same bits, and no Python code runs for each environment.
+
+    >>> import numpy as np
+    >>> episodes = Episodes(TrajInfo, n_envs=2)
+    >>> episodes.add(np.array([1.0, 2.0]))
+    >>> episodes.end([1])
+    >>> episodes.take_completed()[0].episode_return
+    2.0
 
     Args:
         make_traj_info: returns the summary of a new episode.
         n_envs: number of environments.
 
     Attributes:
-        are_told: whether `tell` is to be called, and not `add`.
+        are_told: whether summaries have a `step` of their own: then `tell` is called, not `add`.
     """
 
     def __init__(self, make_traj_info: Callable[[], TrajInfo], n_envs: int) -> None:
@@ -82,14 +98,19 @@ class Episodes:
         self._trajs = [self._make_traj_info() for _ in range(self._n_envs)]
         self.are_told = any(type(traj).step is not TrajInfo.step for traj in self._trajs)
         self._n_steps = 0
-        self._begun = np.zeros(self._n_envs, np.int64)  # the number of steps taken by then
+        self._begun = np.zeros(self._n_envs, np.int64)  # self._n_steps when the episode began
         self._return, self._discounted = np.zeros((2, self._n_envs))
         self._weight = np.ones(self._n_envs)
         self._discount = np.array([traj.discount for traj in self._trajs])
         self._is_discounted = bool((self._discount != 1).any())
 
     def add(self, reward: NDArray[Any], skipped: Sequence[int] = ()) -> None:
-        """Take in the rewards of a step, [n], but of the environments to be skipped."""
+        """Add the rewards of a step.
+
+        Args:
+            reward: [n].
+            skipped: numbers of environments that took no step; their episodes begin after it.
+        """
         self._n_steps += 1
         if np.count_nonzero(reward):
             reward = reward.astype(np.float64)
@@ -97,15 +118,16 @@ class Episodes:
             self._discounted += self._weight * reward
         if self._is_discounted:
             self._weight *= self._discount
-        if skipped:  # they are at the beginning of an episode
+        if skipped:
             self._clear(skipped)
 
     def tell(self, steps: Iterable[tuple[Any, ...]], skipped: Sequence[int] = ()) -> None:
-        """Tell each summary its environment's step.
+        """Call the `step` of each environment's summary.
 
         Args:
-            steps: observation, action, reward, terminated, truncated and info for each.
-            skipped: environments to be left out.
+            steps: for each environment, its observation, action, reward, terminated, truncated and
+                info.
+            skipped: numbers of environments that took no step.
         """
         for number, (traj, step) in enumerate(zip(self._trajs, steps, strict=True)):
             if number not in skipped:
@@ -136,11 +158,11 @@ class Episodes:
         return completed
 
     def put_back(self, completed: list[TrajInfo]) -> None:
-        """Let these be the episodes that ended since the last call of `take_completed`."""
+        """Have `take_completed` return these episodes, and none that ended since it was called."""
         self._completed = completed
 
     def _clear(self, numbers: Sequence[int]) -> None:
-        places = list(numbers)
-        self._begun[places] = self._n_steps
-        self._return[places] = self._discounted[places] = 0
-        self._weight[places] = 1
+        index = list(numbers)  # a tuple would be an index of several axes
+        self._begun[index] = self._n_steps
+        self._return[index] = self._discounted[index] = 0
+        self._weight[index] = 1

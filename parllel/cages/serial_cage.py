@@ -16,13 +16,24 @@ from parllel.cages.stepper import Seed, Stepper
 class SerialCage(Cage):
     """Step environments in this process: a started command is done when the call returns.
 
+    >>> import gymnasium as gym
+    >>> import numpy as np
+    >>> reward = np.zeros(2)
+    >>> with SerialCage(gym.make, {"id": "CartPole-v1"}, n_envs=2, seed=0) as cage:
+    ...     cage.reset_async()
+    ...     observation, info = cage.await_step()
+    ...     cage.step_async(np.array([0, 1]), out_reward=reward)
+    ...     _ = cage.await_step()
+    >>> reward
+    array([1., 1.])
+
     Args:
         make_env: returns one gymnasium environment.
-        env_kwargs: for `make_env`.
+        env_kwargs: keyword arguments of `make_env`.
         make_traj_info: returns the summary of a new episode, e.g. the class `TrajInfo`.
         n_envs: number of environments; their rows are written at once.
-        seed: one for all environments, or a SeedSequence for each. One SeedSequence gives the
-            same streams each time: give cages of one run children of their own.
+        seed: one for all environments, or a SeedSequence for each. A SeedSequence gives the same
+            random numbers each time: cages of one run need children of it, one each.
     """
 
     def __init__(
@@ -49,7 +60,7 @@ class SerialCage(Cage):
         self.busy_span = begin_s, time.perf_counter()
 
     def await_step(self) -> Any:  # Any: a tuple whose length the command decides
-        """Return the results of what was started; None if nothing was."""
+        """Return the results of the command that was started; None if there was none."""
         result, self._result = self._result, None
         return result
 

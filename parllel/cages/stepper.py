@@ -1,4 +1,4 @@
-"""Stepper: the one routine that resets and steps environments; every cage runs it somewhere."""
+"""Stepper: resets and steps single environments; a cage runs it here or in a worker process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ Seed = int | np.random.SeedSequence | Sequence[np.random.SeedSequence] | None
 
 
 class Columns(NamedTuple):
-    """What one step gave, with one value for each environment."""
+    """The results of one step of single environments: a list of n values for each result.
+
+    >>> Columns([0.5, 0.7], [1.0, 1.0], [False, True], [False, False], [{}, {}]).terminated[1]
+    True
+    """
 
     observation: Sequence[Any]
     reward: Sequence[Any]
@@ -28,13 +32,20 @@ class Columns(NamedTuple):
 class Stepper:
     """Environments that are stepped together, with their episodes summed up.
 
-    Autoreset is in the same step: the observation of a step that ended an episode is the first
-    one of the next episode, and the true final one is kept in `final_obs`. Reward, terminated,
-    truncated and info are always those of the step itself.
+    An environment is reset in the step that ended its episode: the observation of that step is the
+    first one of the next episode, and the true final one is kept in `final_obs`. Reward,
+    terminated, truncated and info are always those of the step itself.
+
+    >>> import gymnasium as gym
+    >>> stepper = Stepper(gym.make, {"id": "CartPole-v1"}, n_envs=2, seed=0)
+    >>> observations, infos = stepper.reset()
+    >>> stepper.step([0, 1]).reward
+    (1.0, 1.0)
+    >>> stepper.close()
 
     Args:
         make_env: returns one gymnasium environment.
-        env_kwargs: for `make_env`.
+        env_kwargs: keyword arguments of `make_env`.
         make_traj_info: returns the summary of a new episode.
         n_envs: number of environments.
         seed: one for all, or a SeedSequence for each environment. An environment's results depend
@@ -75,14 +86,14 @@ class Stepper:
         self._completed: list[TrajInfo] = []
         self.n_envs = n_envs
         self.final_obs: dict[int, Any] = {}
-        """Observation before the reset, of each environment whose episode ended in this step."""
+        """The true final observation of each environment whose episode ended in the last step."""
 
     def reset(self, max_random_steps: int = 0) -> tuple[list[Any], list[dict[str, Any]]]:
         """Reset all environments, seeded the first time. Episodes under way are forgotten.
 
         Args:
-            max_random_steps: each environment takes up to as many steps then, at random; the
-                number and the actions come from its own seed.
+            max_random_steps: the most random steps that an environment takes after its reset.
+                How many it takes, and its actions, are drawn from its own seed.
 
         Returns:
             The observations to act on, and the infos of the resets.
@@ -158,11 +169,13 @@ class Stepper:
             raise RuntimeError("the cage is closed: its environments are gone; make a new one")
 
     def _reset_ended(self, columns: Columns) -> Columns:
-        """Keep final observations and put the first ones of the next episodes in their place.
+        """Keep final observations, and replace them by the first ones of the next episodes.
 
-        What the reset may overwrite is copied before: an environment may reuse its buffers.
+        Results that the reset may overwrite are copied before: an environment may reuse its arrays.
         """
-        observations, rewards, infos = (list(columns[place]) for place in (0, 1, 4))
+        observations, rewards, infos = (
+            list(column) for column in (columns.observation, columns.reward, columns.info)
+        )
         flags = zip(columns.terminated, columns.truncated, strict=True)
         for number, (is_terminated, is_truncated) in enumerate(flags):
             if not (is_terminated or is_truncated):
@@ -202,17 +215,17 @@ def spawn_seeds(seed: Seed, n_envs: int) -> list[np.random.SeedSequence]:
 
 
 def seed_words(seed: np.random.SeedSequence) -> tuple[int, int]:
-    """Return what an environment's first reset is seeded with, and what its action space is."""
+    """Return the seed of an environment's first reset, and the seed of its action space."""
     env_seed, action_seed = seed.generate_state(2)
     return int(env_seed), int(action_seed)
 
 
 def restart_seed(seed: np.random.SeedSequence) -> np.random.SeedSequence:
-    """Return the seed of an environment that takes the place of one with this seed."""
+    """Return the seed of an environment that replaces one with this seed."""
     return _child(seed, 0)
 
 
-def _are_sequences(seed: Any) -> bool:
+def _are_sequences(seed: Sequence[Any]) -> bool:
     is_list = isinstance(seed, Sequence)
     return is_list and all(isinstance(each, np.random.SeedSequence) for each in seed)
 

@@ -1,4 +1,4 @@
-"""VectorBackend: how each class of vector environment is seeded, started, awaited and reset."""
+"""VectorBackend: how each class of vector environments is seeded, started, awaited and reset."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from parllel.cages.env_rows import as_tree
+from parllel.cages.env_rows import Value, as_tree
 from parllel.tree import dict_map
 
 Mask = NDArray[np.bool_]
@@ -28,42 +28,53 @@ def _each(numbers: Sequence[int]) -> Any:
 
 
 def _each_of_31_bits(numbers: Sequence[int]) -> Any:
-    return np.array(numbers) >> 1  # a negative one would be none
+    return np.array(numbers) >> 1  # as 32 bits with a sign; a negative seed would count as none
 
 
 def _none(numbers: Sequence[int]) -> Any:
     return None
 
 
-def _never(env: Any) -> bool:
+def _never(env: VectorEnv[Any, Any, Any]) -> bool:
     return False
 
 
-def _always(env: Any) -> bool:
+def _always(env: VectorEnv[Any, Any, Any]) -> bool:
     return True
 
 
-def _with_shared_memory(env: Any) -> bool:
-    """Without it, a worker resets again in the next step: it does not forget that it had to."""
-    return bool(env.shared_memory)
+def _with_shared_memory(env: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether the environments of an AsyncVectorEnv share its memory.
+
+    If they do not, a worker that was reset by mask resets once more in its next step.
+    """
+    return bool(getattr(env, "shared_memory"))  # noqa: B009  # of AsyncVectorEnv alone
 
 
-def _from_0_12_1_on(env: Any) -> bool:
-    """Before, AtariVectorEnv waits for ever in a reset of some environments."""
+def _from_0_12_1_on(env: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether a reset of some environments ends: in ale-py before 0.12.1 it waits for ever."""
     return tuple(map(int, re.findall(r"\d+", metadata.version("ale-py"))[:3])) >= (0, 12, 1)
 
 
 class _Class(NamedTuple):
-    """What a class of vector environments can do beyond the contract of `VectorEnv`."""
+    """The abilities of a class of vector environments beyond the contract of `VectorEnv`.
 
-    start: str = ""  # the method that starts a step, if it can be started without waiting
-    wait: str = ""  # the method that waits for it
-    to_seed: Callable[[Sequence[int]], Any] = _first  # of a number for each environment
-    resets_by_mask: Callable[[Any], bool] = _never  # though it resets by itself
-    gives_all_rows: bool = True  # whether a reset by mask returns the rows of the others too
+    Args:
+        start: the method that starts a step and does not wait for it; empty where there is none.
+        wait: the method that waits for a step that was started.
+        to_seed: makes the argument `seed` of `reset` of one number for each environment.
+        resets_by_mask: whether some environments can be reset, although it resets by itself.
+        gives_all_rows: whether such a reset returns the rows of the others too.
+    """
+
+    start: str = ""
+    wait: str = ""
+    to_seed: Callable[[Sequence[int]], Any] = _first
+    resets_by_mask: Callable[[VectorEnv[Any, Any, Any]], bool] = _never
+    gives_all_rows: bool = True
 
 
-# By full names: none of these packages must be installed.
+# By full names, since none of these packages has to be installed.
 _CLASSES = {
     "gymnasium.vector.sync_vector_env.SyncVectorEnv": _Class(to_seed=_each, resets_by_mask=_always),
     "gymnasium.vector.async_vector_env.AsyncVectorEnv": _Class(
@@ -79,20 +90,29 @@ _CLASSES = {
 
 
 class VectorBackend:
-    """A vector environment, and the best way to do with it what a cage needs.
+    """A vector environment, with the fastest way that its class has to do what a cage needs.
+
+    >>> import gymnasium as gym
+    >>> from gymnasium.vector import SyncVectorEnv
+    >>> envs = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2)
+    >>> backend = VectorBackend(envs)
+    >>> backend.mode.name, backend.resets_by_mask, backend.goes_on
+    ('NEXT_STEP', True, False)
+    >>> backend.close()
 
     Args:
-        env: is closed by `close`.
+        env: the vector environment; `close` closes it.
 
     Attributes:
-        mode: how the environment resets those whose episode ended.
+        mode: when the environment resets those whose episode ended.
         resets_by_mask: whether `reset_ended` works. Where it does not and the mode is NEXT_STEP,
             the environment spends the next step on the reset.
         goes_on: whether a step goes on after `start`, until `wait`.
-        forgets_resets: whether a reset of all also cancels the resets that the next step would do.
+        forgets_resets: whether a reset of all environments also cancels the resets that the next
+            step would do.
 
     Raises:
-        ValueError: its autoreset mode is unknown, or a step of it is not one of all environments.
+        ValueError: its autoreset mode is unknown, or it steps a part of its environments at a time.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
@@ -113,7 +133,11 @@ class VectorBackend:
             env.unwrapped.envs = [_KeepsFinalObs(single) for single in env.unwrapped.envs]
 
     def reset(self, numbers: Sequence[int] | None) -> tuple[Any, Mapping[str, Any]]:
-        """Reset all environments, and seed them with a number for each if there are any."""
+        """Reset all environments, and return their first observations and info.
+
+        Args:
+            numbers: a seed for each environment; None where they were seeded before.
+        """
         self._check_open()
         seed = None if numbers is None else self._class.to_seed(numbers)
         options = {} if seed is None else {"seed": seed}
@@ -125,8 +149,8 @@ class VectorBackend:
             )
         return as_tree(observation), info
 
-    def start(self, actions: Any) -> None:
-        """Start a step of all environments, or take it where that is not possible."""
+    def start(self, actions: Value) -> None:
+        """Start a step of all environments; where it can't be started, take it."""
         self._check_open()
         if self.goes_on:
             getattr(self.env, self._class.start)(actions)
@@ -156,7 +180,7 @@ class VectorBackend:
         )
 
     def reset_ended(self, ended: Mask) -> Any:
-        """Reset some environments; return their first observations, and no other rows."""
+        """Reset the environments of a mask, bool [n]; return their first observations alone."""
         observation, _ = self.env.reset(options={"reset_mask": ended})
         rows = as_tree(observation)
         return dict_map(_select, rows, ended) if self._class.gives_all_rows else rows
@@ -181,26 +205,26 @@ class VectorBackend:
 class _KeepsFinalObs(gym.Wrapper[Any, Any, Any, Any]):
     """Copy an episode's last observation: the reset in the same step may overwrite it."""
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Value) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         if terminated or truncated:
             observation = copy.deepcopy(observation)
         return observation, reward, terminated, truncated, info
 
 
-def _select(leaf: Any, mask: Mask) -> Any:
+def _select(leaf: ArrayLike, mask: Mask) -> NDArray[Any]:
     return np.asarray(leaf)[mask]
 
 
-def _class_of(env: Any) -> _Class:
+def _class_of(env: object) -> _Class:
     names = (f"{base.__module__}.{base.__qualname__}" for base in type(env).__mro__)
     return next((_CLASSES[name] for name in names if name in _CLASSES), _Class())
 
 
 def _mode_of(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     """Return the autoreset mode that an environment, or its outermost wrapper, declares."""
-    # AtariVectorEnv writes its mode to the dictionary that all classes share: what stands there
-    # says nothing of this environment.
+    # AtariVectorEnv writes its mode to the dictionary that all classes share, so that one says
+    # nothing about this environment.
     declared = env.metadata if env.metadata is not VectorEnv.metadata else {}
     mode = declared.get("autoreset_mode", getattr(env.unwrapped, "autoreset_mode", None))
     try:
@@ -209,12 +233,12 @@ def _mode_of(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
         raise ValueError(
             f"autoreset_mode: got {mode!r} of {env}, expected one of"
             f" {[str(mode) for mode in AutoresetMode]} in its metadata['autoreset_mode']: without"
-            " it, nobody knows which rows are valid"
+            " it, a cage can't tell which rows are valid"
         ) from error
 
 
-def check_is_vector_env(env: Any) -> None:
-    """Refuse what is no vector environment.
+def check_is_vector_env(env: object) -> None:
+    """Refuse an object that is no vector environment.
 
     Raises:
         TypeError: it is something else.

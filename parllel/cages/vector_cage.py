@@ -1,4 +1,4 @@
-"""VectorCage: an environment that is a vector of environments by itself."""
+"""VectorCage: steps a vector environment, which is many environments in one object."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from parllel.cages.cage import Cage, Command
-from parllel.cages.env_rows import info_of, write_batch, write_info_batch
+from parllel.cages.env_rows import Info, Output, Rows, info_of, write_batch, write_info_batch
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.stepper import Seed
 from parllel.cages.vector_stepper import VectorStepper
-from parllel.tree import dict_map
+from parllel.tree import ArrayDict, dict_map
 
 
 class VectorCage(Cage):
@@ -30,27 +30,42 @@ class VectorCage(Cage):
       reset by themselves (SyncVectorEnv, AsyncVectorEnv with shared memory, AtariVectorEnv from
       0.12.1 on, envpool; none in a wrapper). With all others, `out_obs` of the step that ends an
       episode gets the final observation itself, and the environment spends its next step on the
-      reset: the action is not used, and the row is none of a transition. The environment is in
-      `invalid` then; see there.
+      reset: it ignores the action, and the row is no transition. The environment is then in
+      `invalid`.
 
-    Take SAME_STEP for AtariVectorEnv: it resets inside of the step, where in NEXT_STEP the other
+    SAME_STEP is best for AtariVectorEnv: it resets inside of the step, where in NEXT_STEP the other
     environments wait while the cage resets those that ended.
 
-    Two things are lost in SAME_STEP before a cage sees them. AtariVectorEnv gives only the info of
-    the reset, where other rows have that of the step. An AsyncVectorEnv whose environments reuse
+    Two things are lost in SAME_STEP before a cage sees them. AtariVectorEnv returns only the info
+    of the reset, where other rows have that of the step. An AsyncVectorEnv whose environments reuse
     the memory of their observations has overwritten the final one.
 
     A step of AsyncVectorEnv, AtariVectorEnv or envpool goes on while the caller does something
     else (`busy_span` ends when it was waited for); others are taken when they are started. Each
     leaf of a batch is written by one assignment. A TrajInfo with a `step` of its own costs a call
     for each environment and step. A vector environment steps as a whole, so after a reset all
-    take as many random steps as the one that takes most; who takes fewer is reset once more.
+    environments take as many random steps as the one that takes most; those that should have taken
+    fewer are reset once more.
+
+    >>> import gymnasium as gym
+    >>> import numpy as np
+    >>> from gymnasium.vector import SyncVectorEnv
+    >>> def make_vector_env():
+    ...     return SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2)
+    >>> reward = np.zeros(2, np.float32)
+    >>> with VectorCage(make_vector_env, seed=0) as cage:
+    ...     cage.reset_async()
+    ...     observation, info = cage.await_step()
+    ...     cage.step_async(np.array([0, 1]), out_reward=reward)
+    ...     _ = cage.await_step()
+    >>> reward
+    array([1., 1.], dtype=float32)
 
     Args:
-        make_vector_env: returns the vector environment. It steps all its environments at once
-            (AtariVectorEnv, envpool: `batch_size` is `num_envs`), and ends an episode where it says
-            so (AtariVectorEnv: not with `life_loss_info`).
-        env_kwargs: for `make_vector_env`.
+        make_vector_env: returns the vector environment. It must step all its environments at once
+            (AtariVectorEnv, envpool: `batch_size` is `num_envs`), and go on until it says that the
+            episode ended (AtariVectorEnv: not with `life_loss_info`).
+        env_kwargs: keyword arguments of `make_vector_env`.
         make_traj_info: returns the summary of a new episode, e.g. the class `TrajInfo`.
         seed: one for all environments, or a SeedSequence for each. A vector environment of an
             unknown class takes the first environment's seed for all. envpool takes its seed in
@@ -58,9 +73,9 @@ class VectorCage(Cage):
 
     Raises:
         TypeError: `make_vector_env` returned no vector environment, a space's values are no arrays
-            of one shape, or a seed is no seed.
+            of one shape, or the seed is of another type.
         ValueError: the autoreset mode is unknown, the environment steps a part of its environments
-            at a time, or the number of seeds is not theirs.
+            at a time, or the number of seeds is not that of its environments.
     """
 
     def __init__(
@@ -94,7 +109,7 @@ class VectorCage(Cage):
         else:
             action: tuple[Any, ...] = ()
             action_rows = command.action
-            if command.kind == "random_step":
+            if action_rows is None:  # a random step
                 action_rows = self._stepper.random_actions()
                 action = (self._deliver(action_rows, outputs.action, rows.action),)
             self._stepper.start(action_rows)
@@ -102,7 +117,7 @@ class VectorCage(Cage):
         self.busy_span = begin_s, time.perf_counter()
 
     def await_step(self) -> Any:  # Any: a tuple whose length the command decides
-        """Wait for what was started and return its results; None if nothing was."""
+        """Wait for the command that was started and return its results; None if there was none."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             (_, _, outputs, rows, *_), action = under_way
@@ -139,8 +154,8 @@ class VectorCage(Cage):
         self._under_way = None
         self._stepper.close()
 
-    def _deliver(self, batch: Any, out: Any, rows: Any) -> Any:
-        """Write a batch where the caller wants it, or return a copy."""
+    def _deliver(self, batch: Rows, out: Output | None, rows: Rows) -> Any:
+        """Write a batch to an output; or return a copy where there is none."""
         if out is None:
             own = dict_map(np.array, batch)
             return own if self.n_envs > 1 else own[0]
@@ -149,11 +164,12 @@ class VectorCage(Cage):
 
     def _deliver_info(
         self,
-        info: Mapping[str, Any],
-        single: Mapping[int, Mapping[str, Any]],
-        out: Any,
-        rows: Any,
+        info: Info,
+        single: Mapping[int, Info],
+        out: Output | None,
+        rows: ArrayDict,
     ) -> Any:
+        """Write an info to an output; or return copies where there is none."""
         if out is None:
             own = [info_of(number, info, single) for number in range(self.n_envs)]
             return own if self.n_envs > 1 else own[0]

@@ -1,4 +1,4 @@
-"""VectorStepper: the routine that resets and steps a vector environment, for `VectorCage`."""
+"""VectorStepper: resets and steps a vector environment, with the results that a Stepper gives."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from parllel.cages.env_rows import (
     Batch,
+    Info,
+    Rows,
     as_tree,
     check_space,
     copy_info,
@@ -28,22 +30,30 @@ from parllel.cages.stepper import Seed, seed_spaces, spawn_seeds
 from parllel.cages.vector_backend import Mask, VectorBackend, check_is_vector_env
 from parllel.tree import dict_map
 
-# What vector environments that reset in the same step put beside the entries of their info.
+# Entries that vector environments with SAME_STEP add to their info, beside those of the step.
 _FINAL = ("final_obs", "_final_obs", "final_info", "_final_info")
-
-_Info = Mapping[str, Any]
-_Infos = Mapping[int, Mapping[str, Any]]
 
 
 class VectorStepper:
-    """A vector environment whose steps give the same, whatever its autoreset mode.
+    """A vector environment whose steps give the same results, whatever its autoreset mode.
 
     The observation of a step that ended an episode is the first one of the next episode, and the
     true final one is kept in `final_obs`, as with a Stepper. Where the environment spends the next
     step on the reset, that step's rows are in `invalid` instead; see `VectorCage`.
 
+    >>> import gymnasium as gym
+    >>> import numpy as np
+    >>> from gymnasium.vector import SyncVectorEnv
+    >>> envs = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2)
+    >>> stepper = VectorStepper(envs, TrajInfo, seed=0)
+    >>> observation, info = stepper.reset()
+    >>> stepper.start(np.array([0, 1]))
+    >>> Batch(*stepper.wait()).reward
+    array([1., 1.])
+    >>> stepper.close()
+
     Args:
-        env: is closed by `close`, and if an error is raised here.
+        env: the vector environment. `close` closes it, and so does an error of this constructor.
         make_traj_info: returns the summary of a new episode.
         seed: one for all, or a SeedSequence for each environment.
 
@@ -78,18 +88,18 @@ class VectorStepper:
         self._resetting: Mask | None = None  # environments whose next step is a reset
         self._reward: NDArray[Any] | None = None  # of the last step, not yet summed up
         self.final_obs: dict[int, Any] = {}
-        """Last observation of each environment whose episode ended in this step."""
+        """The true final observation of each environment whose episode ended in the last step."""
         self.invalid: tuple[int, ...] = ()
-        """Environments that spent this step on a reset."""
+        """Numbers of the environments that spent the last step on a reset."""
 
-    def reset(self, max_random_steps: int = 0) -> tuple[Any, Mapping[str, Any]]:
+    def reset(self, max_random_steps: int = 0) -> tuple[Any, Info]:
         """Reset all environments, seeded the first time. Episodes under way are forgotten.
 
         Args:
-            max_random_steps: each environment takes up to as many steps then, at random; the
-                number comes from its own seed. All of them take the largest number of steps, and
-                an environment is reset again when its own number is left. One that can't be reset
-                alone takes all steps.
+            max_random_steps: the most random steps that an environment takes after the reset. How
+                many it takes is drawn from its own seed. The vector environment takes the largest
+                of these numbers, and an environment is reset again when its own number of steps
+                is left; where it can't be reset alone, it takes all of them.
 
         Returns:
             The observations to act on, and the infos of the first reset.
@@ -123,11 +133,11 @@ class VectorStepper:
         self._episodes.put_back(completed)
         return observation
 
-    def start(self, actions: Any) -> None:
+    def start(self, actions: Rows) -> None:
         """Start a step.
 
         Args:
-            actions: NumPy array [n, ...] or ArrayDict of such; copied.
+            actions: n rows, which are copied.
 
         Raises:
             RuntimeError: the environments were never reset.
@@ -141,16 +151,17 @@ class VectorStepper:
         self._backend.start(to_action_batch(actions, self.action_space))
         self._add_reward()
 
-    def wait(self) -> tuple[Any, NDArray[Any], Mask, Mask, _Info, _Infos]:
+    def wait(self) -> tuple[Any, NDArray[Any], Mask, Mask, Info, Mapping[int, Info]]:
         """Wait for the step that was started, and reset the environments whose episode ended.
 
         Returns:
-            What makes a `Batch`.
+            The arguments of a `Batch`.
         """
         results = self._backend.wait()
         self.final_obs, self.invalid = {}, ()
         _, reward, terminated, truncated, _ = results
-        # Few functions: the environments have used the caches, and each costs microseconds here.
+        # As few calls as possible: the environments have filled the caches with their own data, so
+        # each call costs microseconds here (bench/bench_vector.py).
         is_end = 1 in terminated.tobytes() or 1 in truncated.tobytes()
         if is_end or self._resetting is not None or self._episodes.are_told:
             return self._complete(Batch(*results, {}))
@@ -163,7 +174,7 @@ class VectorStepper:
             self._reward = None
 
     def _complete(self, batch: Batch) -> Batch:
-        """Do what is left to do after a step that ended an episode, or was a reset for some."""
+        """Complete a step that ended an episode, or that some environments spent on a reset."""
         ended = batch.terminated | batch.truncated
         if self._resetting is not None:
             ended &= ~self._resetting
@@ -207,11 +218,11 @@ class VectorStepper:
         )
 
     def _apart(self, batch: Batch, numbers: Sequence[int]) -> Batch:
-        """Take the final observations and infos out of an info that holds them beside its own."""
+        """Take final observations and infos out of an info that holds them beside its entries."""
         info = batch.info
         values, infos = info.get("final_obs"), info.get("final_info")
         if not (isinstance(values, np.ndarray) and values.dtype == object):
-            values = as_tree(values)  # a dense batch, which holds anything in the other rows
+            values = as_tree(values)  # a dense batch; the rows of other environments mean nothing
         for number in numbers:
             value = None if values is None else values[number]
             if value is None:
@@ -225,7 +236,7 @@ class VectorStepper:
         return batch._replace(info=own, single=single)
 
     def _with_resets(self, batch: Batch, ended: Mask) -> Batch:
-        """Reset environments, and put their first observations in the place of the last ones."""
+        """Reset environments, and replace their last observations by their first ones."""
         kept = Batch(  # the reset may write to the environment's own arrays
             observation=dict_map(np.array, batch.observation),
             reward=batch.reward.copy(),
@@ -238,7 +249,7 @@ class VectorStepper:
         return kept
 
     def _sum_up(self, batch: Batch, numbers: Sequence[int]) -> None:
-        """Take the step into the summaries, and complete those of the episodes that ended."""
+        """Add the step to the summaries, and complete those of the episodes that ended."""
         if self._episodes.are_told:
             self._episodes.tell(self._steps(batch), self.invalid)
         else:

@@ -1,4 +1,4 @@
-"""Channel: small messages between a cage and its worker, in both directions, in their order."""
+"""Channel: small messages between a cage and its worker, which arrive in the order of sending."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# What a message is about. Up: from the cage to the worker.
+# Kinds of messages from the cage to the worker.
 SET_UP, BLOCK, INHERITED, FORGET, FORM, EXECUTE, RECOVER = range(7)
-# Down: from the worker to the cage.
+# Kinds of messages from the worker to the cage.
 READY, DONE = range(10, 12)
 
 _HEADER = struct.Struct("<IIIIQ")  # kind, argument, number, sequence, bytes of the body
-_INLINE = 32_768  # a body up to here travels with its header
-_CHUNK = 65_536  # packets of larger ones; the system's default buffers hold three
+_INLINE = 32_768  # bytes: a body of at most this size is sent in one packet with its header
+_CHUNK = 65_536  # bytes of a packet of larger bodies; the system's default buffers hold three
 _GONE = "the other end of the channel is gone"
 
 
 class Message(NamedTuple):
-    """What was received.
+    """A message that was received.
+
+    >>> Message(READY, 0, b"spaces", 0, 0).body
+    b'spaces'
 
     Args:
         kind: one of the constants of this module.
-        number: what it is about: a block, a form, or nothing.
-        body: bytes.
-        argument: of a command, from 0 on.
-        sequence: tells a command and its answer from others, and from the same ones sent again.
+        number: the number of the block or of the command form that it is about; else 0.
+        body: its content.
+        argument: the number of random steps of a command; else 0.
+        sequence: the number of a command, which its reply bears too. A message that is sent again
+            keeps it.
     """
 
     kind: int
@@ -40,28 +44,38 @@ class Message(NamedTuple):
 def pack(
     kind: int, number: int = 0, body: bytes = b"", argument: int = 0, sequence: int = 0
 ) -> bytes:
-    """Return a message of 32 KiB at most, to be posted."""
+    """Return a message as one packet for `Channel.post`; its body has 32 KiB at most."""
     return _HEADER.pack(kind, argument, number, sequence, len(body)) + body
 
 
 class Channel:
     """One end of a pair of connected sockets that keep the boundaries of messages.
 
-    What one side wrote to shared memory before it sent a message, the other side sees when it has
-    received it.
+    When one side has received a message, it sees all that the other side wrote to shared memory
+    before it sent the message.
+
+    >>> ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    >>> cage, worker = map(Channel, ends)
+    >>> cage.send(FORGET, 3)
+    >>> worker.read().number
+    3
+    >>> cage.close()
+    >>> worker.close()
 
     Args:
         end: a socket of kind SOCK_SEQPACKET, which this object closes.
-        timeout_s: for the other end to make room for a message, or to send the rest of one; None
-            waits for ever.
+        timeout_s: longest wait until the other end makes room for a message, or sends the rest of
+            one; None waits for ever.
 
     Attributes:
-        is_cut: whether the reading of a large message was cut short (by Ctrl-C), so that nobody
-            can tell where the next one begins.
+        is_cut: whether the reading of a large message was cut short (by Ctrl-C). The rest of it
+            can't be told from the next message.
     """
 
     def __init__(self, end: socket.socket, timeout_s: float | None = None) -> None:
-        end.setblocking(True)  # it has another's descriptor, or `socket.setdefaulttimeout`
+        # Not blocking after `socket.setdefaulttimeout`, or where its other holder has set that
+        # (test_a_default_timeout_of_sockets_is_none_of_a_worker).
+        end.setblocking(True)
         if timeout_s is not None:
             fraction, seconds = math.modf(timeout_s)
             limit = struct.pack("@ll", int(seconds), max(int(fraction * 1e6), 1))
@@ -76,7 +90,7 @@ class Channel:
         return self._end.fileno()
 
     def post(self, packed: bytes) -> None:
-        """Send what `pack` made.
+        """Send a packet that `pack` returned.
 
         Raises:
             OSError: the other end is gone, or did not make room in time.
@@ -106,7 +120,7 @@ class Channel:
             socket.send_fds(self._end, [b"\0"], descriptors)
 
     def read(self) -> Message:
-        """Return the next message, and wait for it.
+        """Wait for the next message and return it.
 
         Raises:
             EOFError: the other end is gone.
@@ -138,10 +152,10 @@ class Channel:
         return n_bytes
 
     def shut_down(self) -> None:
-        """Have both ends find the other one gone, also where another process holds a copy of one.
+        """Let each end find that the other one is gone, even if another process has a copy of it.
 
-        What was sent before can still be read at the other end. An end that waits to send does not
-        wait any more.
+        Messages that were sent before can still be read at the other end. An end that waits to
+        send waits no more.
 
         Raises:
             OSError: the other end is gone.
@@ -154,7 +168,9 @@ class Channel:
 
 
 def receive_descriptors(end: socket.socket, n: int) -> tuple[bytes, list[int]]:
-    """Receive one small packet with up to n descriptors, which no program started here inherits.
+    """Receive one small packet with up to n descriptors.
+
+    Programs that this process starts do not inherit these descriptors.
 
     Returns:
         The packet, empty where the other end is gone, and the descriptors.

@@ -9,28 +9,29 @@ from __future__ import annotations
 import struct
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parllel.arrays import Array
 from parllel.cages.cage import Command, Outputs
-from parllel.cages.env_rows import as_tree
+from parllel.cages.env_rows import Rows, Value, as_tree
 from parllel.storages import Memory, Shared, aligned
-from parllel.tree import TreePath, dict_map, path_text
+from parllel.tree import ArrayDict, TreePath, dict_map, path_text
 from parllel.tree.frame_rows import PREVIOUS
 
+_Key: TypeAlias = tuple[object, ...]
+
 REPLY_BLOCK = 0
-"""Number of the first block, which is there for replies."""
+"""Number of the first block, which carries the arrays of replies."""
 
 
 class FormLeaf(NamedTuple):
-    """An array in a block of shared memory, but for where it begins there.
+    """An array [n, ...] in a block of shared memory; commands of one form differ in its offset.
 
-    Args:
-        block: the block's number.
-        shape, strides, dtype: of the array, [n, ...].
+    >>> FormLeaf(block=1, shape=(4,), strides=(8,), dtype=np.dtype(np.float64)).block
+    1
     """
 
     block: int
@@ -40,31 +41,37 @@ class FormLeaf(NamedTuple):
 
 
 class CommandForm(NamedTuple):
-    """What commands have in common that differ only in where their places begin.
+    """The part that commands have in common if only the offsets of their arrays differ.
+
+    >>> leaf = FormLeaf(1, (2,), (8,), np.dtype(np.float64))
+    >>> form = CommandForm("step", (leaf, leaf), 0, Outputs(reward=1))
 
     Args:
         kind: as for `Command`.
-        leaves: all of them.
-        action: number of a leaf, or tree of such; None where the kind takes no action.
-        outputs: the same, for each result that has a place.
+        leaves: all arrays that the command reads or writes.
+        action: the index of the action in `leaves`, or a tree of such indices; None where the kind
+            takes no action.
+        outputs: the same for each output; None for results that are returned.
     """
 
     kind: str
     leaves: tuple[FormLeaf, ...]
-    action: Any
+    action: int | ArrayDict | None
     outputs: Outputs
 
 
 class PackedCommand(NamedTuple):
-    """What `CommandForms` made of a command.
+    """A command as it is sent to a worker.
+
+    >>> PackedCommand(form=0, offsets=bytes(8), copies_in=[], copies_out=[], blocks=[]).form
+    0
 
     Args:
-        form: number of its form.
-        offsets: packed; where its leaves begin, as the worker gets it.
-        copies_in: pairs of arrays: before the worker reads the first, the second is copied there.
-        copies_out: pairs of arrays: when the worker has written the second, it is copied to the
-            first.
-        blocks: where the leaves are; kept as long as the command is.
+        form: the number of its form.
+        offsets: int64, a number for each leaf of the form: where it begins in its block, in bytes.
+        copies_in: pairs of a stand-in and the rows that are copied to it before the command starts.
+        copies_out: pairs of rows and the stand-in that is copied to them when the command is done.
+        blocks: the memory that the command uses; it lives as long as the command.
     """
 
     form: int
@@ -75,7 +82,7 @@ class PackedCommand(NamedTuple):
 
 
 class _StandIn(NamedTuple):
-    """What the worker uses in place of a leaf that it can't reach."""
+    """Rows in shared memory that a worker uses instead of rows that it can't reach."""
 
     memory: Shared
     offset: int
@@ -83,60 +90,77 @@ class _StandIn(NamedTuple):
 
 
 class _KnownForm(NamedTuple):
-    """A form, and what stands in for its leaves; None for those that the worker can reach."""
+    """The number of a form, and for each leaf its stand-in; None where the worker can reach it."""
 
     number: int
     stand_ins: list[_StandIn | None]
 
 
 class _CommandLeaf(NamedTuple):
-    """One leaf of a command's places."""
+    """One array that a command reads or writes.
+
+    Args:
+        path: the names that lead to it, as ("out_observation", "camera").
+        rows: the array.
+        memory: the block that it is in; None where the worker can't reach it.
+        offset: where it begins in the block, in bytes.
+        is_read: whether the worker reads it and does not write it.
+    """
 
     path: TreePath
     rows: NDArray[Any]
-    memory: Memory | None  # None where the worker can't reach it
+    memory: Memory | None
     offset: int
     is_read: bool
 
 
 class CommandForms:
-    """The blocks and forms that a cage's commands use, in the order in which workers get them.
+    """The blocks of memory and the command forms of a cage, in the order of sending.
 
-    Workers use places in `shared` and `pinned` memory, and in inherited blocks, themselves. For
-    places in any other memory there are stand-ins in shared memory, which the cage copies from
-    and to.
+    Workers read and write arrays in `shared` and `pinned` memory themselves, and so they do in
+    blocks that they inherited. For arrays in any other memory there are stand-ins in shared
+    memory, which the cage copies from and to.
+
+    >>> memory = Shared(100)
+    >>> memory.acquire()
+    >>> forms = CommandForms(memory, inherited=())
+    >>> packed = forms.pack(Command("reset", None, Outputs(), Outputs()), None)
+    >>> packed.form, forms.n_forms, forms.n_blocks
+    (0, 1, 1)
+    >>> forms.close()
+    >>> memory.release()
 
     Args:
-        reply_memory: the first block.
-        inherited: those that the cage's workers have.
+        reply_memory: the first block, which carries the arrays of replies.
+        inherited: the blocks that the cage's workers have from their start.
     """
 
     def __init__(self, reply_memory: Shared, inherited: Collection[Memory]) -> None:
         self._inherited = inherited
         self._blocks: list[weakref.ref[Memory]] = []
         self._block_numbers: weakref.WeakKeyDictionary[Memory, int] = weakref.WeakKeyDictionary()
-        self._stand_ins: dict[Any, list[_StandIn]] = {}  # used by all commands with such leaves
-        self._known: dict[Any, _KnownForm] = {}
+        self._stand_ins: dict[tuple[_Key, ...], list[_StandIn]] = {}  # of leaves that are alike
+        self._known: dict[_Key, _KnownForm] = {}
         self._forms: list[CommandForm] = []
         self.add_block(reply_memory)
 
     @property
     def n_blocks(self) -> int:
-        """Number of blocks so far, those that were closed meanwhile among them."""
+        """Number of blocks so far; those that have been closed count, too."""
         return len(self._blocks)
 
     @property
     def n_forms(self) -> int:
-        """Number of forms so far. No block is added without a form that uses it."""
+        """Number of forms so far. A block is added only with a form that uses it."""
         return len(self._forms)
 
     def block(self, number: int) -> Memory | None:
-        """Return a block; None if it was closed meanwhile, and no command uses it any more."""
+        """Return a block; None where it has been closed, and no command uses it any more."""
         memory = self._blocks[number]()
         return None if memory is None or memory.is_closed else memory
 
     def form(self, number: int) -> CommandForm:
-        """Return a form."""
+        """Return the form with this number."""
         return self._forms[number]
 
     def add_block(self, memory: Memory) -> int:
@@ -147,57 +171,59 @@ class CommandForms:
             self._blocks.append(weakref.ref(memory))
         return number
 
-    def pack(self, command: Command, action: Any) -> PackedCommand:
-        """Find a command's form, and where its leaves begin.
+    def pack(self, command: Command, action: Value | None) -> PackedCommand:
+        """Return a command as it is sent: the number of its form, and where its arrays begin.
 
         Args:
-            command: with all places looked up.
+            command: its rows are over the memory of its outputs.
             action: as the caller gave it; None where the kind takes none.
 
         Raises:
-            TypeError: an action or a place is of Python objects.
+            TypeError: an action or an output holds Python objects.
             MemoryError: there is no memory for a stand-in.
         """
-        parts = list(self._leaves_of(command, action))
-        has_place = tuple(rows is not None for rows in command.rows)
-        key = (command.kind, has_place, *(self._key_of(part) for part in parts))
-        entry = self._known.get(key)
-        if entry is None:
-            entry = self._known[key] = self._add_form(command, parts)
+        leaves = list(self._leaves_of(command, action))
+        has_output = tuple(rows is not None for rows in command.rows)
+        key = (command.kind, has_output, *(self._key_of(leaf) for leaf in leaves))
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._add_form(command, leaves)
         offsets: list[int] = []
-        copies: tuple[list[Any], list[Any]] = ([], [])
-        for part, stand_in in zip(parts, entry.stand_ins, strict=True):
-            offsets.append(part.offset if stand_in is None else stand_in.offset)
-            if stand_in is not None:
-                pair = (stand_in.rows, part.rows) if part.is_read else (part.rows, stand_in.rows)
-                copies[0 if part.is_read else 1].append(pair)
+        copies_in, copies_out = [], []
+        for leaf, stand_in in zip(leaves, known.stand_ins, strict=True):
+            offsets.append(leaf.offset if stand_in is None else stand_in.offset)
+            if stand_in is not None and leaf.is_read:
+                copies_in.append((stand_in.rows, leaf.rows))
+            elif stand_in is not None:
+                copies_out.append((leaf.rows, stand_in.rows))
         packed = struct.pack(f"<{len(offsets)}q", *offsets)
-        blocks = [part.memory for part in parts if part.memory is not None]
-        return PackedCommand(entry.number, packed, *copies, blocks)
+        blocks = [leaf.memory for leaf in leaves if leaf.memory is not None]
+        return PackedCommand(known.number, packed, copies_in, copies_out, blocks)
 
-    def _add_form(self, command: Command, parts: list[_CommandLeaf]) -> _KnownForm:
-        unreached = iter(self._stand_ins_of([part for part in parts if part.memory is None]))
-        leaves: list[FormLeaf] = []
+    def _add_form(self, command: Command, leaves: list[_CommandLeaf]) -> _KnownForm:
+        unreached = iter(self._stand_ins_of([leaf for leaf in leaves if leaf.memory is None]))
+        form_leaves: list[FormLeaf] = []
         stand_ins: list[_StandIn | None] = []
-        for part in parts:
-            rows, block, stand_in = part.rows, part.memory, None
+        for leaf in leaves:
+            rows, block, stand_in = leaf.rows, leaf.memory, None
             if block is None:
                 stand_in = next(unreached)
                 rows, block = stand_in.rows, stand_in.memory
-            leaves.append(FormLeaf(self.add_block(block), rows.shape, rows.strides, rows.dtype))
+            number = self.add_block(block)
+            form_leaves.append(FormLeaf(number, rows.shape, rows.strides, rows.dtype))
             stand_ins.append(stand_in)
-        numbers = iter(range(len(parts)))
+        numbers = iter(range(len(leaves)))
         form = CommandForm(
             command.kind,
-            tuple(leaves),
+            tuple(form_leaves),
             _number(command.action, numbers),
             Outputs(*(_number(rows, numbers) for rows in command.rows)),
         )
         self._forms.append(form)
         return _KnownForm(len(self._forms) - 1, stand_ins)
 
-    def _leaves_of(self, command: Command, action: Any) -> Iterator[_CommandLeaf]:
-        """Yield all leaves: of the action, and then of the outputs in their order."""
+    def _leaves_of(self, command: Command, action: Value | None) -> Iterator[_CommandLeaf]:
+        """Yield the leaves of the action, and then those of the outputs in their order."""
         if command.action is not None:
             for path, leaf, rows in _walk(("action",), action, command.action):
                 yield self._find(path, leaf, rows, is_read=True)
@@ -207,47 +233,49 @@ class CommandForms:
                     yield self._find(path, leaf, rows, is_read=path[-1] == PREVIOUS)
 
     def _find(
-        self, path: TreePath, leaf: Any, rows: NDArray[Any], *, is_read: bool
+        self, path: TreePath, leaf: object, rows: NDArray[Any], *, is_read: bool
     ) -> _CommandLeaf:
         if isinstance(leaf, Array):
             memory = leaf.memory
             if isinstance(memory, Shared) or memory in self._inherited:
                 offset = memory.offset_of(rows)
-                if offset is not None:  # otherwise a copy, of a view made with integer arrays
+                if offset is not None:  # otherwise the rows are a copy: of integer arrays' rows
                     return _CommandLeaf(path, rows, memory, offset, is_read)
         return _CommandLeaf(path, rows, None, 0, is_read)
 
-    def _key_of(self, part: _CommandLeaf) -> Any:
-        rows = part.rows
-        if part.memory is None:
-            return part.path, rows.shape, rows.dtype
-        return part.path, rows.shape, rows.dtype, rows.strides, self.add_block(part.memory)
+    def _key_of(self, leaf: _CommandLeaf) -> _Key:
+        """Return the properties that leaves have in common in commands of one form."""
+        rows = leaf.rows
+        if leaf.memory is None:
+            return leaf.path, rows.shape, rows.dtype
+        return leaf.path, rows.shape, rows.dtype, rows.strides, self.add_block(leaf.memory)
 
-    def _stand_ins_of(self, parts: list[_CommandLeaf]) -> list[_StandIn]:
-        """Return what stands in for leaves, in one block; a new one if there are no such yet."""
-        key = tuple(self._key_of(part) for part in parts)
-        if parts and key not in self._stand_ins:
-            self._stand_ins[key] = self._allocate(parts)
-        return self._stand_ins[key] if parts else []
+    def _stand_ins_of(self, leaves: list[_CommandLeaf]) -> list[_StandIn]:
+        """Return stand-ins for leaves, which all commands with such leaves use in turn."""
+        key = tuple(self._key_of(leaf) for leaf in leaves)
+        if leaves and key not in self._stand_ins:
+            self._stand_ins[key] = self._allocate(leaves)
+        return self._stand_ins[key] if leaves else []
 
-    def _allocate(self, parts: list[_CommandLeaf]) -> list[_StandIn]:
-        for part in parts:
-            if part.rows.dtype.hasobject:
+    def _allocate(self, leaves: list[_CommandLeaf]) -> list[_StandIn]:
+        """Allocate stand-ins for leaves, all of them in one block of shared memory."""
+        for leaf in leaves:
+            if leaf.rows.dtype.hasobject:
                 raise TypeError(
-                    f"{path_text(part.path)}: got Python objects, expected numbers: the worker of a"
+                    f"{path_text(leaf.path)}: got Python objects, expected numbers: the worker of a"
                     " ProcessCage gets no others; a SerialCage takes them"
                 )
-        memory = Shared(sum(aligned(part.rows.nbytes) for part in parts))
+        memory = Shared(sum(aligned(leaf.rows.nbytes) for leaf in leaves))
         memory.acquire()
         stand_ins = []
-        for part in parts:
-            offset = memory.take(part.rows.nbytes)
-            rows = memory.array(offset, part.rows.shape, part.rows.dtype)
+        for leaf in leaves:
+            offset = memory.take(leaf.rows.nbytes)
+            rows = memory.array(offset, leaf.rows.shape, leaf.rows.dtype)
             stand_ins.append(_StandIn(memory, offset, rows))
         return stand_ins
 
     def close(self) -> None:
-        """Give the stand-ins back."""
+        """Give the memory of the stand-ins back."""
         self._known.clear()
         while self._stand_ins:
             _, (stand_in, *_) = self._stand_ins.popitem()
@@ -257,12 +285,12 @@ class CommandForms:
 def rebuild_command(
     form: CommandForm, offsets: bytes, blocks: Mapping[int, NDArray[np.uint8]]
 ) -> Command:
-    """Return the command of a form whose leaves begin at these offsets: the worker's part.
+    """Return a command in the worker that got it.
 
     Args:
-        form: of the command.
-        offsets: of its leaves, packed.
-        blocks: by their numbers, all bytes of each.
+        form: the form of the command.
+        offsets: where its leaves begin, as in `PackedCommand`.
+        blocks: uint8 [nbytes], all bytes of each block, by the block's number.
 
     Returns:
         The command; its outputs are the rows themselves.
@@ -279,23 +307,25 @@ def rebuild_command(
 
 
 def result_outputs(command: Command) -> Sequence[Any]:
-    """Return the places of a command's results in their order, None for those without one."""
+    """Return the output of each result of a command in their order; None where it has none."""
     outputs = command.outputs
     if command.kind == "reset":
         return outputs.observation, outputs.info
     return outputs if command.kind == "random_step" else outputs[1:]
 
 
-def _walk(path: TreePath, given: Any, rows: Any) -> Iterator[tuple[TreePath, Any, NDArray[Any]]]:
-    """Yield the path, the leaf as it was given, and its rows, of all leaves of a place."""
-    if rows.__class__ is np.ndarray:  # most of them
+def _walk(
+    path: TreePath, given: object, rows: Rows
+) -> Iterator[tuple[TreePath, object, NDArray[Any]]]:
+    """Yield of all leaves of a tree the path, the leaf as the caller gave it, and its rows."""
+    if isinstance(rows, np.ndarray):
         yield path, given, rows
         return
-    given = as_tree(given)
+    tree = as_tree(given)
     for name, branch in rows.items():
-        yield from _walk((*path, name), given[name], branch)
+        yield from _walk((*path, name), tree[name], branch)
 
 
-def _number(rows: Any, numbers: Iterator[int]) -> Any:
+def _number(rows: Rows | None, numbers: Iterator[int]) -> Any:
     """Return a tree like this one whose leaves are the next numbers."""
     return None if rows is None else dict_map(lambda _: next(numbers), rows)

@@ -1,4 +1,4 @@
-"""fork_client: how a program gets its workers from the process that forks them."""
+"""ForkClient: the program's end of the fork server, which starts and signals its workers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from parllel.cages.process.fork_server import FORK, REQUEST, RESPONSE, SIGNAL, s
 from parllel.cages.process.processors import ONE_THREAD
 from parllel.storages import Memory, inherited_blocks
 
-START_S = 60.0  # for the server to import what workers need; a fraction of a second, if not loaded
-_END_S = 5.0
+START_S = 60.0  # longest wait for the server to import what workers need: 0.3 s on an idle machine
+_END_S = 5.0  # longest wait for the server to end
 
 _BOOT = (
     "import sys; sys.path[:] = {path!r}; "
@@ -32,10 +32,10 @@ class Forked(NamedTuple):
     """A worker that was started.
 
     Args:
-        process: its number.
-        exit_pipe: a descriptor that is readable when the worker has ended. Then it holds what
-            `EXIT_CODE` unpacks, or nothing if nobody knows how it ended.
-        client: what started it, and can signal it.
+        process: the number of its process.
+        exit_pipe: a descriptor that can be read when the worker has ended. Then it holds an
+            `EXIT_CODE`, or nothing where the server ended first.
+        client: the client that started it, and can signal it.
     """
 
     process: int
@@ -44,19 +44,19 @@ class Forked(NamedTuple):
 
 
 class ForkClient:
-    """Starts the process that forks workers, and asks it for workers.
+    """Starts a fork server, and asks it for workers.
 
     Args:
-        inherits: whether that process is forked from this one, with all that it has in memory;
-            otherwise it is started anew.
+        inherits: whether the server is forked from this process, with all that this has in
+            memory; otherwise it is a new program.
 
     Attributes:
-        is_shared: whether it serves all cages that want no inheritance.
-        inherited: blocks of memory that workers have from their start.
+        is_shared: whether all cages use this client whose workers inherit nothing.
+        inherited: the blocks of memory that workers have from their start.
     """
 
     def __init__(self, *, inherits: bool = False) -> None:
-        self._lock = threading.Lock()  # of requests that are replied to
+        self._lock = threading.Lock()  # for requests that have a response: one at a time
         self._n_requests = 0
         self.is_shared = not inherits
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -76,10 +76,10 @@ class ForkClient:
 
         Args:
             end: the worker's end of its socket.
-            page_descriptor: a descriptor of its status page. Both are sent, and stay the caller's.
+            page_descriptor: the file of its status page. Both are sent; the caller closes its own.
 
         Raises:
-            OSError: the system has no process or descriptor left, or the server is gone.
+            OSError: the system has no process or descriptor left, or the server has ended.
         """
         exit_pipe, exit_pipe_end = os.pipe()
         outputs = [1, 2] if _is_open(1) and _is_open(2) else []
@@ -96,42 +96,44 @@ class ForkClient:
         return Forked(process, exit_pipe, self)
 
     def _request(self, descriptors: Sequence[int]) -> int:
-        """Return the number of a worker with these descriptors, or minus that of an error."""
+        """Return the process of a new worker with these descriptors, or minus an error's number."""
         self._n_requests += 1
         packed = REQUEST.pack(FORK, self._n_requests, len(descriptors))
         socket.send_fds(self._end, [packed], descriptors)
         while packet := self._end.recv(RESPONSE.size):
             request, process = RESPONSE.unpack(packet)
-            if request == self._n_requests:  # not an earlier one, whose wait was cut short
+            # Not the response to an earlier request whose wait was cut short
+            # (test_a_worker_that_was_not_waited_for_is_not_taken_for_the_next).
+            if request == self._n_requests:
                 return int(process)
         raise ConnectionResetError("the process that forks workers is gone")
 
     def send_signal(self, process: int, number: signal.Signals) -> None:
-        """Signal a worker; nothing happens if it has ended."""
-        with suppress(OSError):  # the server is gone, and its workers with it
+        """Signal a worker; nothing happens where it has ended."""
+        with suppress(OSError):  # the server has ended, and its workers with it
             self._end.send(REQUEST.pack(SIGNAL, process, number))
 
 
-# Of this process, and kept when cages are closed: a start takes a third of a second.
+# The client of this process. It is kept when cages are closed: a start takes a third of a second.
 _client: ForkClient | None = None
 _client_lock = threading.Lock()
 
 
 def fork_worker(end: socket.socket, page_descriptor: int) -> Forked:
-    """Start a worker by the `ForkClient` that all cages share; arguments as for its `fork`.
+    """Start a worker by the `ForkClient` that all cages share; arguments are those of its `fork`.
 
     Raises:
-        OSError: as for `fork`, but a server that is gone is replaced.
+        OSError: as for `fork`; but a server that has ended is replaced.
     """
     client = _client_but()
     try:
         return client.fork(end, page_descriptor)
-    except (ConnectionError, TimeoutError):  # somebody killed it: once more, with a new one
+    except (ConnectionError, TimeoutError):  # the server was killed: once more, with a new one
         return _client_but(client).fork(end, page_descriptor)
 
 
 def _client_but(lost: ForkClient | None = None) -> ForkClient:
-    """Return the client of this process; a new one if there is none, or it is the lost one."""
+    """Return the client of this process; a new one where there is none, or only the lost one."""
     global _client
     with _client_lock:
         if _client is lost:  # otherwise another thread has replaced it before
@@ -141,7 +143,7 @@ def _client_but(lost: ForkClient | None = None) -> ForkClient:
 
 
 def _forget_parents_client() -> None:
-    """In a forked child: the client is the parent's, and a thread of its may hold the lock."""
+    """In a forked child, forget the parent's client, and a lock that its threads may have held."""
     global _client, _client_lock
     _client, _client_lock = None, threading.Lock()
 
@@ -157,7 +159,7 @@ def _start_server(end: socket.socket) -> subprocess.Popen[bytes]:
         pass_fds=[end.fileno()],
         stdin=subprocess.DEVNULL,
         env=os.environ | ONE_THREAD,
-        start_new_session=True,  # Ctrl-C is for the program; it closes its cages
+        start_new_session=True,  # Ctrl-C is for the program, which then closes its cages
     )
 
 
@@ -172,9 +174,10 @@ def _fork_server(ours: socket.socket, end: socket.socket) -> BaseProcess:
 
 
 def _serve_forked(ours: socket.socket, descriptor: int, program: int) -> None:
-    """Serve in a process that has all of the program's state: its handlers are not for workers."""
+    """Serve in a process that is forked from the program."""
     ours.close()
     os.setsid()
+    # The program's handlers of signals are not for workers.
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
@@ -182,9 +185,9 @@ def _serve_forked(ours: socket.socket, descriptor: int, program: int) -> None:
 
 
 def _close(end: socket.socket, server: subprocess.Popen[bytes] | BaseProcess, owner: int) -> None:
-    """End the server: it does so by itself when its socket is closed."""
+    """Close the socket, whereupon the server ends; kill it where it does not."""
     end.close()
-    if os.getpid() != owner:  # it is the parent's; nothing is to be waited for here
+    if os.getpid() != owner:  # the server is the parent's, which waits for its end
         if isinstance(server, subprocess.Popen):
             server.returncode = 0
     elif not _has_ended(server, _END_S):
@@ -193,7 +196,7 @@ def _close(end: socket.socket, server: subprocess.Popen[bytes] | BaseProcess, ow
 
 
 def _has_ended(server: subprocess.Popen[bytes] | BaseProcess, timeout_s: float) -> bool:
-    """Wait for the server, release what the system keeps of it, and tell whether it has ended."""
+    """Wait for the server to end and reap it; tell whether it has ended."""
     if isinstance(server, subprocess.Popen):
         with suppress(subprocess.TimeoutExpired):
             server.wait(timeout_s)

@@ -1,7 +1,7 @@
-"""The process that forks workers: it runs no environment, and dies with the program it is for.
+"""ForkServer: the process that forks workers, runs no environment, and ends with the program.
 
-It has imported what workers need and nothing else, so a worker starts in milliseconds, with one
-thread, without torch or CuPy, and without the program's `__main__`. `fork_client` starts it.
+It has imported all that workers need and nothing else. So a worker starts in milliseconds, with one
+thread, without torch or CuPy, and without the program's `__main__`. A `ForkClient` starts it.
 """
 
 from __future__ import annotations
@@ -21,27 +21,33 @@ from contextlib import suppress
 
 from parllel.cages.process.channel import receive_descriptors
 
-REQUEST = struct.Struct("<iii")  # FORK, request, descriptors; or SIGNAL, process, signal
-RESPONSE = struct.Struct("<ii")  # the request; the new process, or minus the error's number
-EXIT_CODE = struct.Struct("<i")  # of a worker that has ended, as `os.waitstatus_to_exitcode` has it
+REQUEST = struct.Struct("<iii")
+"""FORK, the request's number and that of its descriptors; or SIGNAL, the process and the signal."""
+
+RESPONSE = struct.Struct("<ii")
+"""The request's number; and the new process, or minus the number of an error."""
+
+EXIT_CODE = struct.Struct("<i")
+"""How a worker ended, as `os.waitstatus_to_exitcode` has it."""
+
 FORK, SIGNAL = range(2)
 
-_MOST_DESCRIPTORS = 8
+_MOST_DESCRIPTORS = 8  # of a request, which has at most 5
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def serve(descriptor: int, program: int) -> None:
-    """Fork workers as they are asked for, until the program ends or closes its socket.
+    """Fork workers on request, until the program ends or closes its socket.
 
     Args:
-        descriptor: of the socket that requests come by.
+        descriptor: the socket that receives requests.
         program: the process that started this one.
     """
-    # Here, not above: the program itself imports this module, and runs no worker.
+    # Imported here: the program itself imports this module, too, and runs no worker.
     from parllel.cages.process.worker import run_worker
 
     gc.collect()
-    gc.freeze()  # a child's garbage collection would copy all pages otherwise
+    gc.freeze()  # otherwise a garbage collection in a worker writes to all pages and copies them
     with socket.socket(fileno=descriptor) as end:
         ForkServer(end, program, run_worker).run()
 
@@ -49,14 +55,13 @@ def serve(descriptor: int, program: int) -> None:
 class ForkServer:
     """Forks, signals and reaps workers.
 
-    A worker leads a process group of its own. When it has ended, whatever its environments have
-    left running in that group is killed.
+    A worker leads a process group of its own. When it has ended, processes that its environments
+    have left running in that group are killed.
 
     Args:
-        end: the socket for requests.
-        program: the process that is served.
-        run_worker: is called in each new worker, with its socket and the descriptor of its status
-            page.
+        end: the socket that receives requests.
+        program: the process that sends them.
+        run_worker: is called in each new worker, with its socket and the file of its status page.
     """
 
     def __init__(
@@ -64,7 +69,7 @@ class ForkServer:
     ) -> None:
         self._end = end
         self._run_worker = run_worker
-        self._workers: dict[int, int] = {}  # processes, and the pipes that tell their ends
+        self._workers: dict[int, int] = {}  # the exit pipe of each process
         self._own_descriptors = [end.fileno()]
         woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._woken = woken
@@ -93,25 +98,25 @@ class ForkServer:
                 ):
                     return
         finally:
-            for process in self._workers:  # the system kills workers with us, but not their groups
+            for process in self._workers:  # the system kills the workers, but not their groups
                 _kill_group(process)
 
     def _handle_request(self) -> bool:
-        """Do what one request asks for; tell whether there was one."""
+        """Carry out one request; return False where the program has closed its socket."""
         packet, descriptors = receive_descriptors(self._end, _MOST_DESCRIPTORS)
         if not packet:
             return False
         what, process, number = REQUEST.unpack(packet)
         if what == FORK:
-            with suppress(BrokenPipeError):  # the program has ended; noticed next
+            with suppress(BrokenPipeError):  # the program has ended; `run` notices it next
                 self._end.send(RESPONSE.pack(process, self._fork(descriptors, number)))
-        elif process in self._workers:  # nobody else can have this number: it is not reaped yet
+        elif process in self._workers:  # not reaped yet, so no other process has this number
             os.kill(process, number)
         return True
 
     def _fork(self, descriptors: list[int], n_sent: int) -> int:
         """Start a worker with these descriptors: socket, exit pipe, status page, and output."""
-        if len(descriptors) < n_sent:  # this process may have no more of them
+        if len(descriptors) < n_sent:  # the others are lost: this process has too many open files
             for descriptor in descriptors:
                 os.close(descriptor)
             return -errno.EMFILE
@@ -164,33 +169,34 @@ class ForkServer:
                 return
             if ended is None:
                 return
-            _kill_group(ended.si_pid)  # before it is reaped: its number is nobody else's yet
+            _kill_group(ended.si_pid)  # before it is reaped: afterwards its number can be another's
             _, wait_status = os.waitpid(ended.si_pid, 0)
             descriptor = self._workers.pop(ended.si_pid)
-            with suppress(BrokenPipeError):  # nobody wants to know
+            with suppress(BrokenPipeError):  # the cage was closed, or the program has ended
                 os.write(descriptor, EXIT_CODE.pack(os.waitstatus_to_exitcode(wait_status)))
             os.close(descriptor)
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the system kill this process when its parent ends, also where that is killed.
+    """Let the system kill this process when its parent ends, even if the parent is killed.
 
     Args:
-        parent: the process that was this one's parent when it was forked.
+        parent: the process that forked this one.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it has ended before
+    if os.getppid() != parent:  # it had ended before the call
         os._exit(1)
 
 
 def _watch(program: int) -> int | None:
-    """Return a descriptor that is readable when a process has ended; None where there is none.
+    """Return a descriptor that can be read when a process has ended; None where there is none.
 
-    Children that the program forks hold its socket, too: without this, they would keep us alive.
+    Children that the program forks hold its socket, too. Without this descriptor, the server would
+    live as long as they do (test_a_program_leaves_no_process_and_no_file_behind).
     """
     try:
         watched = os.pidfd_open(program)
-    except OSError:  # an old system, or one that forbids it
+    except OSError:  # Linux before 5.3, or a sandbox that forbids it
         return None
     if os.getppid() != program:
         sys.exit()
@@ -204,10 +210,10 @@ def _kill_group(leader: int) -> None:
 
 def _flush_outputs() -> None:
     for stream in (sys.stdout, sys.stderr):
-        # There is none, or it was closed, or nobody reads it any more.
+        # There is no stream, or it was closed, or its reader has ended.
         with suppress(AttributeError, OSError, ValueError):
             stream.flush()
 
 
 def _do_nothing(*_: object) -> None:
-    """Let the signal wake the poll: an ignored one would not."""
+    """Handle a signal, so that it wakes the poll: an ignored signal would not."""

@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+from numpy.typing import NDArray
 
 from parllel.cages.cage import Cage, Command, Outputs
+from parllel.cages.env_rows import Value
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.process.channel import EXECUTE, RECOVER
 from parllel.cages.process.command_forms import CommandForms, result_outputs
@@ -26,10 +28,10 @@ from parllel.tree import dict_map
 OnWorkerError = Literal["raise", "restart"]
 
 TIMEOUT_S = 60.0
-_LONGEST_S = 1_000_000.0  # as much as the system calls take
+_LONGEST_S = 1_000_000.0  # system calls take no longer waits
 _SEQUENCES = 2**32
-_MOST_LOSSES = 3  # of workers by one command, before that is an error
-_SPARE_NBYTES = 65_536  # of a reply_memory, for arrays that no space tells of: rewards and infos
+_MOST_LOSSES = 3  # one command may lose so many workers; the last loss is an error
+_SPARE_NBYTES = 65_536  # of the memory for replies, for arrays that are in no space, as of infos
 
 _EMPTY = Reply()
 
@@ -40,37 +42,50 @@ class ProcessCage(Cage):
     """Step environments in a worker process, while this process does other work.
 
     The worker reads actions and writes results in `shared` and `pinned` memory itself, and in
-    `inherited` memory that it inherits. For places in other memory, this process copies from and
-    to shared memory. A command is one message of some bytes over a socket, and nothing is pickled
-    for it. Results without a place, and what there is to tell when an episode ends, are described
-    by a pickled reply; arrays in it go through shared memory, too.
+    `inherited` memory that it inherits. For actions and outputs in other memory, this process
+    copies from and to shared memory. A command is one message of some bytes over a socket, and
+    nothing is pickled for it. Results without an output, and the final observations and summaries
+    of episodes, come as a pickled reply; arrays in it go through shared memory, too.
 
-    Workers are forked from a process that is started for that, not from this one: they inherit no
-    thread, no CUDA context and no `__main__`, so a script needs no `if __name__ == "__main__"`.
-    They import neither torch nor CuPy, if make_env does not, and libraries get one thread each.
+    Workers are forked from a process that is started for that, not from this one. So they inherit
+    no thread, no CUDA context and no `__main__`, and a script needs no `if __name__ == "__main__"`.
+    They import neither torch nor CuPy, unless make_env does, and libraries get one thread each.
     They end with this process, however it ends. All this needs Linux.
 
+    >>> import gymnasium as gym
+    >>> import numpy as np
+    >>> from parllel import Array
+    >>> reward = Array((2,), np.float32, storage="shared")
+    >>> with ProcessCage(gym.make, {"id": "CartPole-v1"}, n_envs=2, seed=0) as cage:
+    ...     cage.reset_async()
+    ...     observation, info = cage.await_step()
+    ...     cage.step_async(np.array([0, 1]), out_reward=reward)
+    ...     # here the worker steps the environments, while this process does other work
+    ...     _ = cage.await_step()
+    >>> reward.to_ndarray()
+    array([1., 1.], dtype=float32)
+
     Args:
-        make_env: returns one gymnasium environment. It is called in the worker: functions and
+        make_env: returns one gymnasium environment. It is called in the worker. Functions and
             classes of `__main__`, local ones and lambdas are sent by their definitions; others by
-            their names, and the worker imports the modules that they are in.
-        env_kwargs: for `make_env`.
+            their names, and the worker imports their modules.
+        env_kwargs: keyword arguments of `make_env`.
         make_traj_info: returns the summary of a new episode, e.g. the class `TrajInfo`.
         n_envs: number of environments; their rows are written at once.
         seed: as for `SerialCage`, with the same results.
         timeout_s: longest wait for a command, for environments to be made, and (5 s at most) to
             be closed.
-        on_worker_error: "raise" or "restart": what happens when an environment raises, or its
-            worker ends or is silent for `timeout_s`. With "restart", the environment is made anew
-            (all of them, where their worker is lost), with a seed that is derived from its own.
-            Its episode ends without a summary: the step is truncated and `invalid`, `n_restarts`
-            counts, a warning is logged, and the command goes on. An environment that fails four
-            times in a row, or can't be made anew, is an error after all.
-        start_method: "forkserver", as described above, or "fork": then the worker comes from this
-            process as it is now, with its modules, its threads' locks and its `inherited` memory.
-            That is safe only before threads are started and CUDA is used.
-        first_env: number of the first environment in the run, from which errors and warnings
-            count; `build_cages` gives it.
+        on_worker_error: the reaction to an environment that raises, and to a worker that ends or
+            is silent for `timeout_s`. "raise" raises a WorkerError. With "restart", the environment
+            is made anew (all of them, where their worker is lost), with a seed that is derived from
+            its own. Its episode ends without a summary: the step is truncated and `invalid`,
+            `n_restarts` counts it, a warning is logged, and the command goes on. An environment
+            that fails four times in a row, or can't be made anew, raises after all.
+        start_method: "forkserver", as described above; or "fork": then the worker is forked from
+            this process as it is now, with its modules, its threads' locks and its `inherited`
+            memory. That is safe only before threads are started and CUDA is used.
+        first_env: number of this cage's first environment in the run. Errors and warnings count
+            from it; `build_cages` sets it.
 
     Attributes:
         n_restarts: how many environments were made anew.
@@ -80,7 +95,7 @@ class ProcessCage(Cage):
         TypeError: an argument can't be sent to the worker, or as for `SerialCage`.
         ValueError: as for `SerialCage`; or timeout_s or on_worker_error is not valid.
         WorkerError: the worker ended, or was silent for `timeout_s`, before environments were made.
-        Exception: whatever make_env raises.
+        Exception: make_env raised it.
         MemoryError: there is too little shared memory.
     """
 
@@ -110,12 +125,12 @@ class ProcessCage(Cage):
         self._reply = _EMPTY
         self._completed: list[TrajInfo] = []
         self._is_reset = False
-        self._end = ""  # why the cage can be used no more
+        self._end = ""  # the reason why the cage can't be used any more; empty while it can
         self._worker = self._start_worker()
         try:
             self.observation_space, self.action_space = self._await_spaces()
             nbytes = n_envs * (_nbytes_of(self.observation_space) + _nbytes_of(self.action_space))
-            self._memory = Shared(2 * nbytes + _SPARE_NBYTES)  # two: an episode's end may fit in
+            self._memory = Shared(2 * nbytes + _SPARE_NBYTES)  # twice: final observations, too
         except BaseException:
             self._worker.close()
             raise
@@ -146,12 +161,12 @@ class ProcessCage(Cage):
         assert spaces is not None
         return spaces
 
-    def _prepare(self, kind: str, action: Any, outputs: Outputs) -> Command:
+    def _prepare(self, kind: str, action: Value | None, outputs: Outputs) -> Command:
         command = super()._prepare(kind, action, outputs)
         return command._replace(packed=self._forms.pack(command, action))
 
     def start_command(self, command: Command) -> None:
-        """Have the worker carry out a command.
+        """Send a command to the worker; `await_step` waits for it.
 
         Raises:
             RuntimeError: the cage is closed, its worker is lost, or the environments were never
@@ -168,11 +183,13 @@ class ProcessCage(Cage):
         for stand_in, rows in command.packed.copies_in:
             stand_in[...] = rows
         self._sequence = (self._sequence + 1) % _SEQUENCES
-        self._pending = command  # before it is sent: Ctrl-C in between must not hide an answer
+        # Set before the command is sent: otherwise Ctrl-C in between leaves a reply unread
+        # (test_a_step_whose_message_is_interrupted_is_taken_once).
+        self._pending = command
         self._worker.start(EXECUTE, command, self._forms, self._sequence)
 
     def await_step(self) -> Any:  # Any: a tuple whose length the command decides
-        """Wait for what was started and return its results; None if nothing was.
+        """Wait for the command that was started and return its results; None if there was none.
 
         Raises:
             WorkerError: an environment raised, or the worker ended or was silent for `timeout_s`.
@@ -188,7 +205,7 @@ class ProcessCage(Cage):
         except WorkerLostError as lost:
             self._pending = None
             reply = self._recover(command, lost)
-        else:  # not where Ctrl-C cut the wait short: the answer is still to come
+        else:  # not in a `finally`: where Ctrl-C cut the wait short, the reply is still to come
             self._pending = None
             reply = self._open(body)
         self.busy_span = self._worker.busy_span
@@ -198,8 +215,8 @@ class ProcessCage(Cage):
         for rows, stand_in in command.packed.copies_out:
             rows[...] = stand_in
         returned = iter(reply.results)
-        places = result_outputs(command)
-        return tuple(next(returned) if place is None else place for place in places)
+        outputs = result_outputs(command)
+        return tuple(next(returned) if out is None else out for out in outputs)
 
     def _open(self, body: bytes) -> Reply:
         return self._reply_memory.unpack(body) if body else _EMPTY
@@ -218,8 +235,8 @@ class ProcessCage(Cage):
             raise error from _unpickled(failure)
 
     def _recover(self, command: Command, lost: WorkerLostError) -> Reply:
-        """Put a new worker in the place of a lost one, and return its answer; or raise."""
-        self._end = "the cage has lost its worker"  # if nothing, nor Ctrl-C, comes in between
+        """Replace a lost worker by a new one, and return the reply of that; or raise."""
+        self._end = "the cage has lost its worker"  # until the new one has replied
         for _ in range(_MOST_LOSSES):
             error = self._error_of(lost, command)
             self._worker.close()
@@ -266,7 +283,7 @@ class ProcessCage(Cage):
 
     @property
     def invalid(self) -> Collection[int]:
-        """Numbers of the environments that were made anew in the last step: it is no transition."""
+        """Numbers of the environments that were made anew in the last step."""
         return self._reply.invalid
 
     def take_completed(self) -> list[TrajInfo]:
@@ -275,7 +292,7 @@ class ProcessCage(Cage):
         return completed
 
     def close(self) -> None:
-        """Close the environments and end the worker, in 5 s at most. Again, it does nothing."""
+        """Close the environments and end the worker, in 5 s at most. Called again, do nothing."""
         self._end = "the cage is closed"
         self._pending = None
         self._worker.close()
@@ -300,7 +317,7 @@ def _check(timeout_s: float, on_worker_error: str, start_method: str) -> None:
 
 
 def _nbytes_of(space: gym.Space[Any]) -> int:
-    """Return the bytes of a member, with some to spare."""
+    """Return the bytes that the arrays of a value take, at 8 bytes or more for each number."""
     if isinstance(space, gym.spaces.Dict):
         return sum(_nbytes_of(part) for part in space.values())
     if isinstance(space, gym.spaces.Tuple):
@@ -311,25 +328,25 @@ def _nbytes_of(space: gym.Space[Any]) -> int:
 
 
 def _action_of(command: Command, environment: int) -> Any:
-    """Return the last action of an environment; None where nobody knows it."""
+    """Return the last action of an environment; None where it is not stored in this process."""
     rows = command.action if command.kind == "step" else command.rows.action
     if rows is None:
         return None
-    stand_ins = {id(place): stand_in for place, stand_in in command.packed.copies_out}
+    stand_ins = {id(out): stand_in for out, stand_in in command.packed.copies_out}
 
-    def pick(leaf: Any) -> Any:
-        stored: Any = stand_ins.get(id(leaf), leaf)
+    def pick(leaf: NDArray[Any]) -> Any:
+        stored: NDArray[Any] = stand_ins.get(id(leaf), leaf)
         return stored[environment].copy()
 
     return dict_map(pick, rows)
 
 
 def _unpickled(failure: Failure) -> Exception | None:
-    """Return the exception itself; None where it can't be had here."""
+    """Return the exception itself; None where it can't be unpickled in this process."""
     if failure.error is None:
         return None
     try:
         error = pickle.loads(failure.error)
-    except Exception:  # whatever unpickling it runs into: its text is there in any case
+    except Exception:  # raised by its class or a module; its text is in the failure in any case
         return None
     return error if isinstance(error, Exception) else None

@@ -8,7 +8,8 @@ from pathlib import Path
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
-# One thread of each library in each worker: workers are as many as there are processors.
+# Variables for workers. There are as many workers as processors, so more threads of a library would
+# wait for each other.
 ONE_THREAD = {
     f"{library}_NUM_THREADS": "1"
     for library in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB", "NUMEXPR", "NUMBA")
@@ -18,8 +19,9 @@ ONE_THREAD = {
 def n_physical_cores() -> int:
     """Return the number of physical cores that this process may use, 1 at least.
 
-    Those that its affinity allows, and no more than the control group (a container's limit) pays
-    for. Where the system tells nothing of its cores, every processor counts as one.
+    These are the cores that its affinity allows, and no more than its control group (the limit of
+    a container) has time for. Where the system does not describe its cores, every processor counts
+    as one.
     """
     processors = _allowed()
     cores = {_core_of(processor) for processor in processors}
@@ -33,7 +35,7 @@ def _allowed() -> set[int]:
 
 
 def _core_of(processor: int) -> str:
-    """Return what processors of the same core have in common."""
+    """Return a name of the core, which is the same for all processors of that core."""
     try:
         return (_TOPOLOGY / f"cpu{processor}/topology/thread_siblings_list").read_text()
     except OSError:
@@ -41,7 +43,7 @@ def _core_of(processor: int) -> str:
 
 
 def _quota() -> int | None:
-    """Return the processors that the control group pays for; None where it sets no limit."""
+    """Return how many processors the control group has time for; None where it sets no limit."""
     try:
         quota, period = _QUOTA.read_text().split()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Replies: what a worker tells its cage beside the rows that it writes, and how values are sent."""
+"""Reply: a worker's results that are not written to rows; and how values are pickled for it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from parllel.cages.episodes import TrajInfo
 class Failure(NamedTuple):
     """An error that a worker caught.
 
+    >>> failure = describe_failure(LookupError("no ball"), environment=2)
+    >>> failure.summary, failure.environment
+    ('LookupError: no ball', 2)
+
     Args:
-        error: the exception, pickled; None where it can't be.
-        summary: what it says, without its traceback.
-        text: its traceback.
-        environment: that raised it; None if it was none of them.
+        error: the exception, pickled; None where it can't be pickled and unpickled.
+        summary: its type and message.
+        text: its traceback, as Python prints it.
+        environment: the number of the environment that raised it; None where none did.
     """
 
     error: bytes | None
@@ -32,15 +36,19 @@ class Failure(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What came of a command; an answer without a reply stands for an empty one.
+    """The results of a command that are not written to rows.
+
+    >>> Reply().final_obs
+    {}
 
     Args:
-        results: those that the command has no place for, in their order.
-        final_obs: true final observations by the number of the environment.
-        completed: summaries of the episodes that ended, in the order of their ends.
-        invalid: environments that were made anew: this step of theirs is no transition.
+        results: those that the command has no output for, in their order.
+        final_obs: the true final observations, by the number of the environment.
+        completed: the summaries of the episodes that ended, in the order of their ends.
+        invalid: numbers of the environments that were made anew: their step is no transition.
         restarted: tracebacks of the environments that were made anew, by their numbers.
-        failure: the command was not carried out; only `completed` and `restarted` tell of it.
+        failure: the error by which the command ended; then of the others, only `completed` and
+            `restarted` are set.
     """
 
     results: Sequence[Any] = ()
@@ -51,12 +59,13 @@ class Reply(NamedTuple):
     failure: Failure | None = None
 
 
-def dumps(value: Any, arrays: list[pickle.PickleBuffer] | None = None) -> bytes:
-    """Pickle a value; by its definition what is of a class that only `__main__` has.
+def dumps(value: object, arrays: list[pickle.PickleBuffer] | None = None) -> bytes:
+    """Pickle a value. An object whose class is defined in `__main__` is sent with its class.
 
     Args:
         value: anything that cloudpickle can pickle.
-        arrays: what arrays hold is appended here, in place of being copied.
+        arrays: the memory of NumPy arrays is appended here, and is not part of the result; None
+            copies it to the result.
     """
     taken: list[pickle.PickleBuffer] = []
     take = None if arrays is None else taken.append
@@ -71,36 +80,41 @@ def dumps(value: Any, arrays: list[pickle.PickleBuffer] | None = None) -> bytes:
 
 
 def describe_failure(error: BaseException, environment: int | None) -> Failure:
-    """Return what can be sent of an error that was caught.
+    """Return an error that was caught in a form that can be sent.
 
     Args:
-        error: with its traceback.
-        environment: that raised it; None if it was none of them.
+        error: the exception, with its traceback.
+        environment: the number of the environment that raised it; None where none did.
     """
     summary = "".join(traceback.format_exception_only(error)).rstrip()
     text = "".join(traceback.format_exception(error))
     try:
         packed = dumps(error)
         pickle.loads(packed)  # many exceptions can be pickled, but not made again
-    except Exception:
+    except Exception:  # raised by methods of the exception's own class
         return Failure(None, summary, text, environment)
     return Failure(packed, summary, text, environment)
 
 
 class ReplyMemory:
-    """Pickles replies, but leaves what their arrays hold in memory that both processes share.
+    """Memory of both processes that carries the arrays of a reply; all else of it is pickled.
 
-    One reply is there at a time.
+    It holds the arrays of one reply at a time.
+
+    >>> memory = ReplyMemory(np.zeros(100, np.uint8))
+    >>> body = memory.pack(Reply(results=[np.arange(3)]))
+    >>> memory.unpack(body).results
+    [array([0, 1, 2])]
 
     Args:
-        memory: uint8 [n]. Where arrays do not fit in, they are pickled.
+        memory: uint8 [n]. Arrays that do not fit in are pickled, too.
     """
 
     def __init__(self, memory: NDArray[np.uint8]) -> None:
         self._memory = memory
 
     def pack(self, reply: Reply) -> bytes:
-        """Return the message's body; the arrays stay in the memory until the next reply."""
+        """Write the arrays of a reply to the memory; return all else, as the body of a message."""
         arrays: list[pickle.PickleBuffer] = []
         packed = dumps(tuple(reply), arrays)
         parts = [array.raw() for array in arrays]
@@ -114,7 +128,7 @@ class ReplyMemory:
         return struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes) + packed
 
     def unpack(self, body: bytes) -> Reply:
-        """Return a reply whose arrays are copies: the next one may come."""
+        """Return the reply of a message's body, with copies of the arrays in the memory."""
         (n_arrays,) = struct.unpack_from("<I", body)
         sizes = struct.unpack_from(f"<{n_arrays}Q", body, 4)
         begin, source, arrays = 0, self._memory.data, []

@@ -1,4 +1,4 @@
-"""StatusPage: the page of memory that a cage and its worker share beside their messages."""
+"""StatusPage: memory in which a cage reads what its worker is doing, even if that hangs."""
 
 from __future__ import annotations
 
@@ -8,30 +8,37 @@ import numpy as np
 
 from parllel.storages import Shared
 
-# Words of 8 bytes.
+# Indices of the page's words, of 8 bytes each.
 ENVIRONMENT, BEGIN, END = range(3)
 
 _NBYTES = 4096
-_MAX_TRACE = 65536  # bytes of a dump that are read: faulthandler prints 100 frames at most
+_MAX_TRACE = 65536  # bytes of a traceback that are read: faulthandler prints 100 frames at most
 _NO_ENVIRONMENT = -1
 
 
 class StatusPage:
-    """Words that the worker writes and the cage reads, without locks, and the worker's dumps.
+    """Words that the worker writes and the cage reads, without locks, and the worker's traceback.
 
-    The file behind the page goes on after it: there `faulthandler` writes where the worker
-    crashed or hangs, which takes nothing but a descriptor.
+    Behind the page, its file has room for the traceback that `faulthandler` writes where the
+    worker crashes or hangs. For that, the worker needs nothing but a descriptor.
+
+    >>> page = StatusPage()
+    >>> page.words[ENVIRONMENT] = 3
+    >>> page.environment
+    3
+    >>> page.close()
 
     Args:
-        descriptor: of a status page's file, which this object closes; a new one by default.
+        descriptor: the file of a status page, which this object closes; a new file by default.
 
     Attributes:
         words: int64 [512]. `words[ENVIRONMENT]` is the number of the environment that was called
-            last, and `words[BEGIN]` and `words[END]` are when the last command's work began and
-            ended, in nanoseconds of `time.perf_counter_ns`: a clock that all processes share.
+            last. `words[BEGIN]` and `words[END]` are the times at which the work of the last
+            command began and ended, in ns of `time.perf_counter_ns`, a clock that all processes
+            share.
 
     Raises:
-        MemoryError: there is not even a page of memory.
+        MemoryError: the system has no page of memory left.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
@@ -43,7 +50,7 @@ class StatusPage:
 
     @property
     def descriptor(self) -> int:
-        """Of the file; it stays the status page's."""
+        """The descriptor of the file, which this object closes."""
         return self._memory.descriptor
 
     @property
@@ -58,14 +65,15 @@ class StatusPage:
         return self.words[BEGIN] * 1e-9, self.words[END] * 1e-9
 
     def open_trace(self) -> int:
-        """Return a descriptor whose writes end up behind the page."""
+        """Return a descriptor that writes behind the page."""
         os.lseek(self.descriptor, _NBYTES, os.SEEK_SET)
         return self.descriptor
 
     def read_trace(self) -> str:
-        """Return what was written there; reading moves no position."""
+        """Return the traceback that was written behind the page; empty where there is none."""
+        # At an offset of its own: the worker may write at the same moment.
         return os.pread(self.descriptor, _MAX_TRACE, _NBYTES).decode(errors="replace")
 
     def close(self) -> None:
-        """Give the page back. The words stay readable as long as somebody holds them."""
+        """Give the page back. A copy of the reference to `words` can still be read."""
         self._memory.release()

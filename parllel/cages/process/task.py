@@ -1,4 +1,4 @@
-"""Task: what a worker process is told at its start."""
+"""Task: all that a worker process needs to make its environments."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from typing import Any, NamedTuple
 import cloudpickle
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.process.processors import ONE_THREAD
 
 
 class Surroundings(NamedTuple):
-    """What the worker takes over from its cage's process, so that the same code does the same.
+    """The state of the cage's process that its worker takes over, so that code does the same there.
+
+    >>> Surroundings.of_this_process().variables["OMP_NUM_THREADS"]
+    '1'
 
     Args:
         path: `sys.path`.
-        folder: the current one; None if it is gone.
-        variables: the environment's, but for the numbers of threads.
-        authkey: with which shared memory in `env_kwargs` is received.
-        env_specs: gymnasium's registry, as far as it is not gymnasium's own; pickled.
+        folder: the current folder; None where it was deleted.
+        variables: the process's environment variables, with one thread for each library.
+        authkey: the key of `multiprocessing`, without which the worker could not receive shared
+            memory in `env_kwargs`.
+        env_specs: the environments that the program has registered with gymnasium, pickled.
     """
 
     path: list[str]
@@ -51,7 +56,7 @@ class Surroundings(NamedTuple):
         )
 
     def take_over(self) -> None:
-        """Make this process's surroundings these."""
+        """Give this process the same state."""
         sys.path[:] = self.path
         importlib.invalidate_caches()
         if self.folder is not None:
@@ -64,11 +69,16 @@ class Surroundings(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a worker is for.
+    """The environments of a worker, and how it makes them.
+
+    >>> calls = pack_calls(gym.make, {"id": "CartPole-v1"}, TrajInfo)
+    >>> task = Task(Surroundings.of_this_process(), calls, [np.random.SeedSequence(0)], False)
+    >>> make_env, env_kwargs, make_traj_info = pickle.loads(task.calls)
 
     Args:
-        surroundings: of its cage.
-        calls: `(make_env, env_kwargs, make_traj_info)`, pickled: it is read in the surroundings.
+        surroundings: the state of the cage's process.
+        calls: `(make_env, env_kwargs, make_traj_info)`, pickled apart from the rest: it can be
+            unpickled only after the worker has taken over the surroundings.
         seeds: one for each environment.
         restarts: whether environments that fail are made anew.
     """
@@ -84,7 +94,7 @@ def pack_calls(
     env_kwargs: Mapping[str, Any],
     make_traj_info: Callable[[], TrajInfo],
 ) -> bytes:
-    """Pickle what makes environments and summaries, to be called in another process.
+    """Pickle the functions that make environments and summaries, for a call in another process.
 
     Functions and classes of `__main__`, local ones and lambdas are sent by their definitions, all
     others by their names.
@@ -107,22 +117,22 @@ def pack_calls(
 
 
 def _pack_env_specs() -> bytes:
-    """Pickle what the program has registered with gymnasium; what can't be is left out."""
+    """Pickle what the program has registered with gymnasium, but for what can't be pickled."""
     specs = {name: spec for name, spec in gym.registry.items() if not _is_gymnasiums_own(spec)}
     try:
         packed: bytes = cloudpickle.dumps(specs)
-    except Exception:  # an entry point that is a closure over anything
+    except Exception:  # an entry point may be a closure over any object
         packed = cloudpickle.dumps({name: s for name, s in specs.items() if _can_be_pickled(s)})
     return packed
 
 
-def _is_gymnasiums_own(spec: Any) -> bool:
+def _is_gymnasiums_own(spec: EnvSpec) -> bool:
     entry_point = spec.entry_point
     module = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
     return str(module).startswith("gymnasium.")
 
 
-def _can_be_pickled(value: Any) -> bool:
+def _can_be_pickled(value: object) -> bool:
     try:
         cloudpickle.dumps(value)
     except Exception:

@@ -1,4 +1,4 @@
-"""What runs in a worker process: environments that carry out what their cage's messages say."""
+"""The program of a worker process: it makes environments and carries out its cage's commands."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages.cage import Command, execute
+from parllel.cages.env_rows import Value
 from parllel.cages.process.channel import (
     BLOCK,
     DONE,
@@ -46,23 +47,24 @@ from parllel.cages.stepper import Columns, Stepper, restart_seed, seed_words
 from parllel.storages import Memory, Shared
 
 TRACE_SIGNAL: Any = getattr(signal, "SIGUSR1", None)  # Windows has none, and no ProcessCage
-"""Has a worker write where it is to its status page, whatever it is doing."""
+"""Lets a worker write its traceback to its status page, whatever it is doing."""
 
-# Commands whose views are kept, 2 kB each: those of a larger ring are found anew in each round.
+# Commands are kept as NumPy views, 2 kB each. Those of a ring with more steps than this are made anew
+# in each round.
 _MOST_COMMANDS = 8192
 
-# An environment that fails in so many steps in a row is not made anew any more.
+# An environment that fails in more steps in a row than this is not made anew.
 _MOST_FAILURES = 3
 
 _logger = logging.getLogger(__name__)
 
 
 def run_worker(end: socket.socket, page_descriptor: int) -> None:
-    """Carry out messages until the cage closes the worker, or is gone.
+    """Carry out messages until the cage closes its end of the socket, or its process ends.
 
     Args:
         end: the worker's end of the socket.
-        page_descriptor: of the status page's file.
+        page_descriptor: the file of the status page.
     """
     status_page = StatusPage(page_descriptor)
     trace = status_page.open_trace()
@@ -72,7 +74,7 @@ def run_worker(end: socket.socket, page_descriptor: int) -> None:
     watch = Watch(status_page.words)
     try:
         task = channel.read().body
-    except (EOFError, ConnectionError):  # the cage is gone
+    except (EOFError, ConnectionError):  # the cage has ended
         return
     try:
         worker = _Worker(channel, watch, pickle.loads(task))
@@ -84,16 +86,21 @@ def run_worker(end: socket.socket, page_descriptor: int) -> None:
 
 
 class Watch:
-    """What is known of a worker's environments while they are called.
+    """A record of the calls and the failures of a worker's environments.
+
+    >>> import array
+    >>> watch = Watch(memoryview(array.array("q", [0] * 3)))
+    >>> watch.failed is None, watch.invalid
+    (True, [])
 
     Args:
-        words: the status page's words; `words[ENVIRONMENT]` is kept at the environment that was
-            called last.
+        words: the words of the status page. Environments write their number to
+            `words[ENVIRONMENT]` when they are called.
 
     Attributes:
-        restarts: whether an environment that fails is made anew. Otherwise its error goes on.
-        failed: number of the environment whose error went on; None where there was none.
-        invalid: environments that were made anew in a step, which is no transition.
+        restarts: whether an environment that raises is made anew. Otherwise the command fails.
+        failed: number of the environment by whose error the command failed; None where it did not.
+        invalid: numbers of the environments that were made anew in a step: it is no transition.
         restarted: tracebacks of the environments that were made anew, by their numbers.
     """
 
@@ -103,24 +110,31 @@ class Watch:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what the last command brought."""
+        """Forget the failures of the last command."""
         self.failed: int | None = None
         self.invalid: list[int] = []
         self.restarted: dict[int, str] = {}
 
 
 class WatchedEnv(gym.Env[Any, Any]):
-    """Pass calls on to an environment.
+    """Pass calls on to an environment, and replace it where it fails.
 
     With `watch.restarts`, an environment that raises is closed and made anew, with another seed.
-    Where a step of it failed, that step returns the observation before it, reward 0, and
-    truncated: the reset that follows is the new environment's first one.
+    The step that failed returns the observation before it, reward 0, and truncated; the reset that
+    follows is the first one of the new environment.
+
+    >>> import array
+    >>> watch = Watch(memoryview(array.array("q", [-1] * 3)))
+    >>> make_env = partial(gym.make, "CartPole-v1")
+    >>> env = WatchedEnv(2, np.random.SeedSequence(0), make_env, watch)
+    >>> watch.words[ENVIRONMENT]
+    2
 
     Args:
-        number: of the environment in its cage.
-        seed: the environment's own.
-        make_env: makes it.
-        watch: is told of all calls.
+        number: the number of the environment in its cage.
+        seed: the environment's own seed.
+        make_env: returns a new environment.
+        watch: keeps its calls and its failures.
     """
 
     def __init__(
@@ -142,7 +156,7 @@ class WatchedEnv(gym.Env[Any, Any]):
         self.observation_space = self._env.observation_space
         self.action_space = self._env.action_space
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Value) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment."""
         self._words[ENVIRONMENT] = self._number
         try:
@@ -183,7 +197,7 @@ class WatchedEnv(gym.Env[Any, Any]):
             raise
 
     def _restart(self, error: BaseException) -> None:
-        """Make the environment anew; or raise its error."""
+        """Make the environment anew; or raise its error where that is not allowed."""
         self._n_failures += 1
         if not self._watch.restarts or self._n_failures > _MOST_FAILURES:
             self._watch.failed = self._number
@@ -198,7 +212,7 @@ class WatchedEnv(gym.Env[Any, Any]):
         self._env = self._make()
 
     def _reset_first(self) -> tuple[Any, dict[str, Any]]:
-        """Reset an environment that was made anew for the first time."""
+        """Reset an environment for the first time after it was made anew."""
         seed, self._first_seed = self._first_seed, None
         try:
             return self._env.reset(seed=seed)
@@ -208,16 +222,17 @@ class WatchedEnv(gym.Env[Any, Any]):
 
 
 class _WorkerStepper(Stepper):
-    """A stepper that can take the place of one that was lost with its process.
+    """A stepper that can replace one that was lost with its process.
 
     Attributes:
-        is_lost: whether the next step resets instead. It is truncated and no transition.
+        is_lost: whether the next step resets all environments instead; it is truncated, and no
+            transition.
     """
 
     is_lost = False
 
     def step(self, actions: Sequence[Any]) -> Columns:
-        """Step all environments, or begin anew."""
+        """Step all environments; or reset them, where the ones before them were lost."""
         if not self.is_lost:
             return super().step(actions)
         self.is_lost = False
@@ -229,7 +244,7 @@ class _WorkerStepper(Stepper):
 
 
 class _Worker:
-    """Environments, and the places that they were told of."""
+    """Environments, with the blocks of memory and the command forms that the cage has sent."""
 
     def __init__(self, channel: Channel, watch: Watch, task: Task) -> None:
         task.surroundings.take_over()
@@ -252,8 +267,8 @@ class _Worker:
         )
 
     def run(self) -> None:
-        """Tell the spaces, carry out messages until the end, and close the environments."""
-        with suppress(EOFError, ConnectionError):  # the cage has closed the channel, or is gone
+        """Send the spaces, carry out messages until the end, and close the environments."""
+        with suppress(EOFError, ConnectionError):  # the cage has closed the channel, or has ended
             self._serve()
         self.stepper.close()
 
@@ -274,7 +289,7 @@ class _Worker:
                 self._learn(message)
 
     def _learn(self, message: Message) -> None:
-        """Take in what commands are about."""
+        """Add or forget a block of memory or a command form."""
         if message.kind == FORM:
             self._forms[message.number] = pickle.loads(message.body)
         elif message.kind == BLOCK:
@@ -293,7 +308,7 @@ class _Worker:
         self._bytes[number] = block.array(0, (block.nbytes,), np.dtype(np.uint8))
 
     def _reply_to(self, message: Message) -> bytes | None:
-        """Execute a command; return what there is to tell, packed."""
+        """Execute a command; return its reply, packed, or None where it is empty."""
         self._watch.clear()
         reply_memory = ReplyMemory(self._bytes[REPLY_BLOCK])
         try:
@@ -319,25 +334,25 @@ class _Worker:
         stepper, watch = self.stepper, self._watch
         stepper.is_lost = is_recovery and command.kind != "reset"
         results = execute(stepper, command)
-        places = result_outputs(command)
-        wanted = [result for result, place in zip(results, places, strict=True) if place is None]
+        outputs = result_outputs(command)
+        returned = [value for value, out in zip(results, outputs, strict=True) if out is None]
         if command.kind == "reset":
             watch.invalid.clear()  # it was a random step after the reset
         elif is_recovery:
             watch.invalid += range(stepper.n_envs)
-        if not (wanted or stepper.final_obs or watch.invalid or watch.restarted):
+        if not (returned or stepper.final_obs or watch.invalid or watch.restarted):
             return None
         final_obs, completed = {}, []
         ended = zip(stepper.final_obs.items(), stepper.take_completed(), strict=True)
         for (number, observation), traj in ended:
-            if number not in watch.invalid:  # nobody knows how that episode would have ended
+            if number not in watch.invalid:  # it is unknown how that episode would have ended
                 final_obs[number] = observation
                 completed.append(traj)
-        return Reply(wanted, final_obs, completed, watch.invalid, watch.restarted)
+        return Reply(returned, final_obs, completed, watch.invalid, watch.restarted)
 
 
 def _seed_globally(seed: np.random.SeedSequence) -> None:
-    """Seed the global generators: all workers come from one process, and would be alike."""
+    """Seed the global generators, which would be the same in all workers of one fork server."""
     words = seed.generate_state(4)
     random.seed(words.tobytes())
-    np.random.seed(words)  # noqa: NPY002  # environments may use it, whatever we think of that
+    np.random.seed(words)  # noqa: NPY002  # environments may use it

@@ -1,21 +1,31 @@
-"""WorkerError: what a cage raises when its worker process has failed."""
+"""WorkerError: a cage raises it when its worker process has failed."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from parllel.cages.env_rows import Value
+
 
 class WorkerError(RuntimeError):
-    """A worker raised, ended, or did not answer in time.
+    """A worker raised an exception, ended, or did not reply in time.
+
+    >>> error = WorkerError("the worker was killed by signal 9", environment=1, seed=7, action=0)
+    >>> print(error)  # doctest: +ELLIPSIS
+    the worker was killed by signal 9
+      environment: 1
+      seed of its first reset: 7
+      last action: 0
+      way out: make one in this process and reset it with this seed to see it fail, ...
 
     Args:
-        what: what happened, in one sentence.
-        environment: number of the environment that was at work, counted from the cage's
-            `first_env` on; None if none was.
-        seed: that its first `reset` got.
-        action: its last action, as it is stored; None where there was none, or nobody knows it.
-        worker_traceback: of the worker, as text: where it raised, hung or crashed. Empty where
-            there is none (a killed worker can't tell).
+        what: a sentence that says what happened.
+        environment: number of the environment that was called last, counted from the cage's
+            `first_env` on; None where none was called.
+        seed: the seed of its first reset.
+        action: its last action, as it is stored; None where there was none, or it is unknown.
+        worker_traceback: where the worker raised, hung or crashed, as Python prints it. Empty
+            where it could not be written, as in a worker that was killed.
     """
 
     def __init__(
@@ -24,7 +34,7 @@ class WorkerError(RuntimeError):
         *,
         environment: int | None = None,
         seed: int | None = None,
-        action: Any = None,
+        action: Value | None = None,
         worker_traceback: str = "",
     ) -> None:
         self.what = what
@@ -51,7 +61,11 @@ class WorkerError(RuntimeError):
 
 
 def _rebuild(
-    what: str, environment: int | None, seed: int | None, action: Any, worker_traceback: str
+    what: str,
+    environment: int | None,
+    seed: int | None,
+    action: Value | None,
+    worker_traceback: str,
 ) -> WorkerError:
     return WorkerError(
         what,

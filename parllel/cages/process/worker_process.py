@@ -1,4 +1,4 @@
-"""WorkerProcess: a worker as its cage sees it, with every wait for it bounded."""
+"""WorkerProcess: a cage's view of its worker. Every wait for the worker has a longest time."""
 
 from __future__ import annotations
 
@@ -35,20 +35,23 @@ from parllel.storages import Shared
 
 StartMethod = Literal["forkserver", "fork"]
 
-_CLOSE_S = 5.0  # for environments to close, before the worker is killed
-_EXIT_CODE_S = 5.0  # from a worker's end to the news of it
-_TRACE_S = 1.0  # for a worker that hangs to write where
+_CLOSE_S = 5.0  # longest wait for environments to close, before the worker is killed
+_EXIT_CODE_S = 5.0  # longest wait for the exit code of a worker that has ended
+_TRACE_S = 1.0  # longest wait for the traceback of a worker that hangs
 
 _logger = logging.getLogger(__name__)
 
 
 class WorkerLostError(Exception):
-    """A worker has ended or does not answer; it is no more of use.
+    """A worker has ended or does not reply, and can't be used any more.
+
+    >>> WorkerLostError("the worker was killed", environment=1, trace="").environment
+    1
 
     Args:
-        what: happened.
-        environment: that was called last; None if none was.
-        trace: where the worker was, as text; empty where it could not tell.
+        what: a sentence that says what happened.
+        environment: the number of the environment that was called last; None where none was.
+        trace: the worker's traceback; empty where it could not be written.
     """
 
     def __init__(self, what: str, environment: int | None, trace: str) -> None:
@@ -59,20 +62,20 @@ class WorkerLostError(Exception):
 
 
 class WorkerProcess:
-    """Start a worker, tell it what to do, and notice when it does not.
+    """A worker process. It is sent commands, and its end or its silence is an error.
 
     Args:
-        task: what the worker is for.
-        timeout_s: longest wait for an answer, and for the start.
+        task: the environments that the worker makes.
+        timeout_s: longest wait for a reply, and for the start.
         start_method: as for `ProcessCage`.
 
     Attributes:
-        inherited: blocks of memory that the worker has from its start.
-        is_reply_due: whether what was started last is sent for sure and not answered yet. Where
-            it should be and is not, Ctrl-C came in between.
+        inherited: the blocks of memory that the worker has from its start.
+        is_reply_due: whether the last command was sent as a whole, and its reply has not been
+            read. False after `start` means that Ctrl-C came in between.
 
     Raises:
-        OSError: the system gives no more processes or descriptors.
+        OSError: the system has no process or descriptor left.
         MemoryError: there is no memory for the status page.
     """
 
@@ -107,7 +110,7 @@ class WorkerProcess:
             self._owner,
             min(timeout_s, _CLOSE_S),
         )
-        with suppress(OSError):  # the worker has ended: noticed when its answer is awaited
+        with suppress(OSError):  # the worker has ended: `await_ready` raises
             self._channel.send(SET_UP, body=dumps(task))
 
     @property
@@ -116,7 +119,7 @@ class WorkerProcess:
         return self._forked.process
 
     def await_ready(self) -> tuple[tuple[Any, Any] | None, Failure | None]:
-        """Wait until the environments are made; return their spaces, or why there are none.
+        """Wait until the environments are made; return their spaces, or the error of make_env.
 
         Raises:
             WorkerLostError: the worker ended, or took longer than `timeout_s`.
@@ -125,15 +128,16 @@ class WorkerProcess:
         return spaces, None if failure is None else Failure(*failure)
 
     def start(self, kind: int, command: Command, forms: CommandForms, sequence: int) -> None:
-        """Send a command, and before it what the worker does not know of its places yet.
+        """Send a command, and before it the blocks and forms that are new to the worker.
 
-        A worker that is lost is noticed when its answer is awaited.
+        Where the worker is lost, `await_reply` raises, not this method.
 
         Args:
             kind: EXECUTE or RECOVER.
-            command: prepared with these forms.
-            forms: of the cage.
-            sequence: of the command. Sent again with the same one, it is not carried out again.
+            command: a command that was packed with these forms.
+            forms: the forms of the cage.
+            sequence: the number of the command. The worker carries a command out once, even if it
+                is sent again with the same number.
         """
         with suppress(OSError):
             if self._n_forms < forms.n_forms:
@@ -144,27 +148,27 @@ class WorkerProcess:
         self.is_reply_due = True
 
     def await_reply(self, sequence: int) -> bytes:
-        """Wait for the answer to a command; return its reply, packed, or nothing.
+        """Wait for the reply to a command and return it, packed; an empty reply has no bytes.
 
         Raises:
             WorkerLostError: the worker ended, or took longer than `timeout_s`.
         """
         while True:
             message = self._await()
-            if message.sequence == sequence:  # not an earlier one, which was sent again
+            if message.sequence == sequence:  # not the reply to an earlier one that was sent again
                 return message.body
 
     @property
     def busy_span(self) -> tuple[float, float]:
-        """When the last command's work began and ended, in seconds of `time.perf_counter`."""
+        """When the work of the last command began and ended, in s of `time.perf_counter`."""
         return self._status_page.busy_span
 
     def kill(self) -> None:
-        """End the worker at once, whatever it does, and its environments' processes."""
+        """Kill the worker, and the processes that its environments have started."""
         self._forked.client.send_signal(self.process, signal.SIGKILL)
 
     def _introduce(self, forms: CommandForms) -> None:
-        """Tell the worker of new blocks and forms, and of blocks that are no more."""
+        """Send the worker new blocks and forms, and the numbers of blocks that were closed."""
         channel = self._channel
         for number in [number for number in self._open_blocks if forms.block(number) is None]:
             channel.send(FORGET, number)
@@ -175,7 +179,7 @@ class WorkerProcess:
                 size = block.nbytes.to_bytes(8, "little")
                 channel.send(BLOCK, number, size, [block.descriptor])
             elif block is not None:
-                channel.send(INHERITED, number, dumps(block))  # its name
+                channel.send(INHERITED, number, dumps(block))  # pickled as its name
             if block is not None:
                 self._open_blocks.add(number)
         self._n_blocks = forms.n_blocks
@@ -192,7 +196,7 @@ class WorkerProcess:
             raise self._lost_for_time()
         self.is_reply_due = False
         try:
-            if self._channel.fileno() in ready:  # also if it has ended since: it had answered
+            if self._channel.fileno() in ready:  # even if it has ended since: it replied before
                 return self._channel.read()
         except (EOFError, ConnectionError):
             pass
@@ -212,7 +216,7 @@ class WorkerProcess:
         return WorkerLostError(f"the worker {what}", self._status_page.environment, trace)
 
     def _lost_for_time(self) -> WorkerLostError:
-        """Ask the worker where it hangs, and kill it."""
+        """Let the worker write where it hangs, and kill it."""
         self._forked.client.send_signal(self.process, TRACE_SIGNAL)
         end, trace, before = time.monotonic() + _TRACE_S, "", None
         while time.monotonic() < end and not (trace and trace == before):
@@ -224,7 +228,7 @@ class WorkerProcess:
 
 
 def _fork_worker_of_this(end: socket.socket, page_descriptor: int) -> Forked:
-    """Start a worker, and for it alone a server which has what this process has in memory now."""
+    """Start a worker by a server of its own, which is forked from this process as it is now."""
     client = ForkClient(inherits=True)
     try:
         return client.fork(end, page_descriptor)
@@ -234,11 +238,11 @@ def _fork_worker_of_this(end: socket.socket, page_descriptor: int) -> Forked:
 
 
 def read_exit_code(exit_pipe: int, timeout_s: float) -> int | None:
-    """Return how a worker ended, as `os.waitstatus_to_exitcode` has it; None if nobody knows.
+    """Return how a worker ended, as `os.waitstatus_to_exitcode` has it; None where it is unknown.
 
     Args:
-        exit_pipe: the descriptor.
-        timeout_s: longest wait for its end.
+        exit_pipe: the descriptor that the exit code is read from.
+        timeout_s: longest wait for the worker's end.
     """
     poll = select.poll()
     poll.register(exit_pipe, select.POLLIN)
@@ -255,9 +259,11 @@ def read_exit_code(exit_pipe: int, timeout_s: float) -> int | None:
 def _close(
     channel: Channel, forked: Forked, status_page: StatusPage, owner: int, timeout_s: float
 ) -> None:
-    """Have the worker close its environments and end; kill it if it does not in time."""
+    """Let the worker close its environments and end; kill it where it does not in time."""
     try:
-        if os.getpid() == owner:  # a forked child leaves its parent's worker alone
+        # A forked child must not end its parent's worker
+        # (test_a_forked_child_leaves_its_parents_worker_alone).
+        if os.getpid() == owner:
             _end(channel, forked, timeout_s)
     finally:
         channel.close()
