@@ -222,8 +222,8 @@ class Batch(NamedTuple):
         terminated, truncated: bool [n].
         info: one dictionary of arrays [n, ...] for all environments. Beside an entry `name`, a mask
             `_name`, bool [n], tells which environments have it; without a mask, all have.
-        single: dictionaries of single environments, by their numbers. They count in the place of
-            what `info` has for these environments.
+        single: dictionaries of single environments, by their numbers. They replace the part
+            of `info` that these environments have.
     """
 
     observation: Rows

@@ -176,14 +176,14 @@ class TestForkedProcessCage:
             assert_same(rollout([cage]), rollout([serial]))
 
     def test_it_writes_inherited_memory_itself(self) -> None:
-        places = Array((2, 3), np.float64, feature_shape=(3,), storage="inherited")
+        outputs = Array((2, 3), np.float64, feature_shape=(3,), storage="inherited")
         with self.make_cage() as cage, SerialCage(Walk, n_envs=3, seed=2) as serial:
             later = Array((2, 3), np.float64, feature_shape=(3,), storage="inherited")
             expected = reset(serial)[0]
-            reset(cage, out_obs=places[1])
-            np.testing.assert_array_equal(places[1], expected)
+            reset(cage, out_obs=outputs[1])
+            np.testing.assert_array_equal(outputs[1], expected)
             action = np.zeros(3, int)
-            assert cage.prepare_step(action, out_obs=places[0]).packed.copies_out == []
+            assert cage.prepare_step(action, out_obs=outputs[0]).packed.copies_out == []
             assert len(cage.prepare_step(action, out_obs=later[0]).packed.copies_out) == 1
             step(cage, action, out_obs=later[1])
             np.testing.assert_array_equal(later[1], step(serial, action)[0])
@@ -195,13 +195,13 @@ class TestForkedProcessCage:
         assert not Path(f"/proc/{server}").exists()
 
     def test_a_lost_worker_is_replaced(self) -> None:
-        places = Array((2, 3), np.float64, feature_shape=(3,), storage="inherited")
+        outputs = Array((2, 3), np.float64, feature_shape=(3,), storage="inherited")
         with self.make_cage(on_worker_error="restart") as cage:
             reset(cage)
             os.kill(cage._worker.process, signal.SIGKILL)
-            step(cage, np.zeros(3, int), out_obs=places[1])
+            step(cage, np.zeros(3, int), out_obs=outputs[1])
             assert sorted(cage.invalid) == [0, 1, 2]
-        assert places[1].to_ndarray().all()
+        assert outputs[1].to_ndarray().all()
 
 
 def parent_of(process: int) -> int:
@@ -329,10 +329,10 @@ def test_memory_of_a_closed_tree_is_given_back_by_the_worker() -> None:
     with ProcessCage(Clock) as cage:
         counts = []
         for _ in range(4):
-            place = Array((4,), np.float32, feature_shape=(2,), storage="shared")
-            reset(cage, out_obs=place[0])
+            output = Array((4,), np.float32, feature_shape=(2,), storage="shared")
+            reset(cage, out_obs=output[0])
             counts.append(n_maps())
-            place.close()
+            output.close()
         # The next one is known to the worker before the last one's end is noticed, or after it.
         assert max(counts) <= counts[0] + 1
 
@@ -347,10 +347,10 @@ def test_descriptors_do_not_add_up_with_trees() -> None:
         counts = []
         reset(cage)
         for _ in range(4):
-            place = Array((4,), np.float32, feature_shape=(2,), storage="shared")
-            step(cage, np.int64(0), out_obs=place[0])  # the action is in local memory
+            output = Array((4,), np.float32, feature_shape=(2,), storage="shared")
+            step(cage, np.int64(0), out_obs=output[0])  # the action is in local memory
             counts.append(n_descriptors())
-            place.close()
+            output.close()
         assert counts[1:] == counts[:-1]
 
 
@@ -359,9 +359,9 @@ def test_a_bound_step_keeps_its_places_alive() -> None:
         reset(cage)
 
         def bind() -> Any:
-            place = Array((2, 2), np.float64, feature_shape=(3,), storage="shared")
+            output = Array((2, 2), np.float64, feature_shape=(3,), storage="shared")
             action = Array((2, 2), np.int64, storage="shared")
-            return place[0], cage.prepare_step(action[0], out_obs=place[0])
+            return output[0], cage.prepare_step(action[0], out_obs=output[0])
 
         row, command = bind()
         gc.collect()
@@ -407,8 +407,8 @@ def test_actions_of_python_objects_are_an_error() -> None:
 def test_an_empty_observation_is_no_error() -> None:
     space = spaces.Box(0, 1, (0,))
     with ProcessCage(Empty, {"space": space}, n_envs=2) as cage:
-        place = Array((2, 2), np.float32, feature_shape=(0,), storage="shared")
-        reset(cage, out_obs=place[1])
+        output = Array((2, 2), np.float32, feature_shape=(0,), storage="shared")
+        reset(cage, out_obs=output[1])
         assert reset(cage)[0].shape == (2, 0)
 
 
@@ -434,7 +434,7 @@ class Wide(Clock):
 def test_nothing_is_pickled_for_a_step_with_places(
     storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places = {
+    outputs = {
         "out_obs": Array((2,), np.float32, feature_shape=(2,), storage=storage),
         "out_reward": Array((2,), np.float32, storage=storage),
         "out_terminated": Array((2,), bool, storage=storage),
@@ -444,7 +444,7 @@ def test_nothing_is_pickled_for_a_step_with_places(
     action = Array((2,), np.int64, storage=storage)
     with ProcessCage(NoReplies, n_envs=2) as cage:
         reset(cage)
-        command = cage.prepare_step(action, **places)
+        command = cage.prepare_step(action, **outputs)
         cage.start_command(command)
         cage.await_step()
         for module in (pickle, cloudpickle):
@@ -452,7 +452,7 @@ def test_nothing_is_pickled_for_a_step_with_places(
                 monkeypatch.setattr(module, name, None)
         cage.start_command(command)
         cage.await_step()
-    np.testing.assert_array_equal(places["out_info"]["step"], 2)
+    np.testing.assert_array_equal(outputs["out_info"]["step"], 2)
 
 
 class NoReplies(Clock):

@@ -369,7 +369,7 @@ def test_info_and_reward_of_a_step_that_ends_an_episode_are_not_those_of_the_res
 
 
 @pytest.mark.parametrize(
-    ("place", "error"),
+    ("output", "error"),
     [
         (torch.zeros(2, dtype=torch.bfloat16), TypeError),
         ([0.0, 0.0], TypeError),
@@ -378,12 +378,12 @@ def test_info_and_reward_of_a_step_that_ends_an_episode_are_not_those_of_the_res
     ],
 )
 def test_a_place_that_is_not_written_in_place_is_an_error(
-    place: Any, error: type[Exception]
+    output: Any, error: type[Exception]
 ) -> None:
     with SerialCage(Clock) as cage:
         cage.reset_async()
         with pytest.raises(error, match=r"out: got .* expected"):
-            cage.step_async(0, out_obs=place)
+            cage.step_async(0, out_obs=output)
 
 
 def test_wrong_actions_and_seeds_are_errors_that_say_what_is_expected() -> None:

@@ -1,7 +1,7 @@
 """VectorCage against the contract of all cages in each autoreset mode, and against SerialCage.
 
 What is compared are transitions: observation, action, reward, flags, info, and the observation
-after the step and before any reset. They must not depend on the mode, nor on who resets.
+after the step and before any reset. They must not depend on the mode, nor on which side resets.
 """
 
 import functools
@@ -229,7 +229,7 @@ def test_an_unknown_class_is_seeded_with_one_number_and_once() -> None:
 def test_a_step_spent_on_a_reset_is_in_invalid() -> None:
     kwargs = {"env_fns": [functools.partial(Clock, 2, end="both"), functools.partial(Clock, 3)]}
     n_steps = 7
-    places = ArrayDict(
+    outputs = ArrayDict(
         {
             "out_obs": Array((n_steps, 2), np.float32, feature_shape=(2,)),
             "out_reward": Array((n_steps, 2), np.float32),
@@ -242,7 +242,7 @@ def test_a_step_spent_on_a_reset_is_in_invalid() -> None:
     with VectorCage(Native, kwargs) as cage:
         reset(cage)
         for t in range(n_steps):
-            step(cage, np.zeros(2, int), **places[t])
+            step(cage, np.zeros(2, int), **outputs[t])
             invalid.append(list(cage.invalid))
             finals.append({number: obs.tolist() for number, obs in cage.final_obs.items()})
         completed = [(traj.length, traj.episode_return) for traj in cage.take_completed()]
@@ -265,7 +265,7 @@ def test_a_step_spent_on_a_reset_is_in_invalid() -> None:
             "out_info.step": [1, 2, 3, 0, 1, 2, 3],
         },
     )
-    for path, leaf in leaves(places).items():
+    for path, leaf in leaves(outputs).items():
         for number, expected in enumerate((short, long)):
             np.testing.assert_array_equal(leaf[:, number], expected[path], err_msg=path)
     assert invalid == [[], [], [0], [1], [], [0], []]
@@ -454,12 +454,12 @@ class Thrifty(VectorEnv):
 
 
 def test_a_reset_may_write_to_all_arrays_of_the_environment() -> None:
-    places = {name: np.zeros((6, 3)) for name in ("out_reward", "out_terminated", "out_truncated")}
+    outputs = {name: np.zeros((6, 3)) for name in ("out_reward", "out_terminated", "out_truncated")}
     shown, told = np.zeros((6, 3, 1)), np.zeros((6, 3))
     with VectorCage(Thrifty) as cage:
         reset(cage)
         for t in range(6):
-            own = {name: place[t] for name, place in places.items()}
+            own = {name: output[t] for name, output in outputs.items()}
             step(cage, np.zeros(3, int), out_obs=shown[t], out_info={"step": told[t]}, **own)
             assert {number: obs.tolist() for number, obs in cage.final_obs.items()} == {
                 number: [number + 2] for number in range(3) if (t + 1) % (number + 2) == 0
@@ -469,10 +469,10 @@ def test_a_reset_may_write_to_all_arrays_of_the_environment() -> None:
     numbers = np.arange(1, 7)[:, None] % [2, 3, 4]
     steps = np.where(numbers, numbers, [2, 3, 4])
     np.testing.assert_array_equal(shown[:, :, 0], numbers)
-    np.testing.assert_array_equal(places["out_reward"], steps)
+    np.testing.assert_array_equal(outputs["out_reward"], steps)
     np.testing.assert_array_equal(told, steps)
-    np.testing.assert_array_equal(places["out_terminated"], numbers == 0)
-    np.testing.assert_array_equal(places["out_truncated"], np.zeros((6, 3)))
+    np.testing.assert_array_equal(outputs["out_terminated"], numbers == 0)
+    np.testing.assert_array_equal(outputs["out_truncated"], np.zeros((6, 3)))
 
 
 # Steps under way
@@ -582,11 +582,11 @@ class Told(VectorEnv):
         return np.full(3, 7), np.ones(3, np.int8), self._ends, np.zeros(3, bool), self._info
 
 
-def told_infos(info: Any, ends: Sequence[bool] = (False,) * 3, **places: Any) -> Any:
+def told_infos(info: Any, ends: Sequence[bool] = (False,) * 3, **outputs: Any) -> Any:
     """Return what a cage makes of an info dictionary."""
     with VectorCage(Told, {"info": info, "ends": ends}) as cage:
         reset(cage)
-        return step(cage, np.zeros(3, int), **places)[-1]
+        return step(cage, np.zeros(3, int), **outputs)[-1]
 
 
 MASKED = {
@@ -618,15 +618,15 @@ def test_info_that_was_returned_never_changes() -> None:
 
 
 def test_of_info_what_masks_leave_out_is_written_as_0() -> None:
-    places = ArrayDict(
+    outputs = ArrayDict(
         {
             **{name: np.full(3, -1.0) for name in ("all", "some", "one", "none")},
             "ragged": np.full((3, 1), -1),
             "deep": {"leaf": np.full((3, 2), -1), "none": np.full(3, -1)},
         }
     )
-    assert told_infos(MASKED, out_info=places) is places
-    assert {path: leaf.tolist() for path, leaf in leaves(places).items()} == {
+    assert told_infos(MASKED, out_info=outputs) is outputs
+    assert {path: leaf.tolist() for path, leaf in leaves(outputs).items()} == {
         "all": [1, 2, 3],
         "some": [4, 0, 6],
         "one": [5, 5, 5],
@@ -652,10 +652,10 @@ def test_info_of_a_step_that_ended_an_episode_is_not_that_of_the_reset() -> None
         {"step": 2},
         {"step": 3, "luck": 0.5},
     ]
-    places = ArrayDict({"step": np.zeros(3), "luck": np.zeros(3)})
-    told_infos(info, ends, out_info=places)
-    assert places["step"].tolist() == [1, 2, 3]
-    assert places["luck"].tolist() == [0.5, 0, 0.5]
+    outputs = ArrayDict({"step": np.zeros(3), "luck": np.zeros(3)})
+    told_infos(info, ends, out_info=outputs)
+    assert outputs["step"].tolist() == [1, 2, 3]
+    assert outputs["luck"].tolist() == [0.5, 0, 0.5]
 
 
 def test_final_observations_may_be_dense_and_are_no_part_of_info() -> None:

@@ -41,8 +41,8 @@ DEATHS = {
     "exit": "the worker ended with exit code 3",
     "kill": "the worker was killed by signal 9",
     "crash": "the worker was killed by signal 11",
-    "hang": r"did not answer within 0.5 s \(timeout_s\)",
-    "stop": r"did not answer within 0.5 s \(timeout_s\)",
+    "hang": r"did not reply within 0.5 s \(timeout_s\)",
+    "stop": r"did not reply within 0.5 s \(timeout_s\)",
 }
 # Python 3.12 and later warn of every fork beside threads; NumPy's own threads are enough for it.
 with_fork = pytest.mark.filterwarnings("ignore:This process .* multi-threaded:DeprecationWarning")
@@ -344,7 +344,7 @@ def test_environments_of_a_lost_worker_are_made_anew(
 
 
 @pytest.mark.parametrize(("fault", "ended"), [("raise", [0, 2]), ("kill", [])])
-def test_nobody_sums_up_an_episode_that_was_cut_off(
+def test_an_episode_that_was_cut_off_has_no_summary(
     fault: str, ended: list[int], tmp_path: Path
 ) -> None:
     ran = Restarted(fault, "local", tmp_path)

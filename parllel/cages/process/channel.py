@@ -16,7 +16,7 @@ READY, DONE = range(10, 12)
 _HEADER = struct.Struct("<IIIIQ")  # kind, argument, number, sequence, bytes of the body
 _INLINE = 32_768  # bytes: a body of at most this size is sent in one packet with its header
 _CHUNK = 65_536  # bytes of a packet of larger bodies; the system's default buffers hold three
-_GONE = "the other end of the channel is gone"
+_CLOSED = "the other end of the channel is closed"
 
 
 class Message(NamedTuple):
@@ -93,7 +93,7 @@ class Channel:
         """Send a packet that `pack` returned.
 
         Raises:
-            OSError: the other end is gone, or did not make room in time.
+            OSError: the other end is closed, or did not make room in time.
         """
         self._end.send(packed)
 
@@ -123,7 +123,7 @@ class Channel:
         """Wait for the next message and return it.
 
         Raises:
-            EOFError: the other end is gone.
+            EOFError: the other end is closed.
             OSError: the rest of a message did not come in time.
         """
         n_bytes = self._receive()
@@ -142,23 +142,23 @@ class Channel:
         """Return the descriptors that came with the message that was read last."""
         packet, descriptors = receive_descriptors(self._end, n)
         if not packet:
-            raise EOFError(_GONE)
+            raise EOFError(_CLOSED)
         return descriptors
 
     def _receive(self) -> int:
         n_bytes = self._end.recv_into(self._buffer)
         if not n_bytes:
-            raise EOFError(_GONE)
+            raise EOFError(_CLOSED)
         return n_bytes
 
     def shut_down(self) -> None:
-        """Let each end find that the other one is gone, even if another process has a copy of it.
+        """Let each end find that the other one is closed, even if another process has a copy of it.
 
         Messages that were sent before can still be read at the other end. An end that waits to
         send waits no more.
 
         Raises:
-            OSError: the other end is gone.
+            OSError: the other end is closed.
         """
         self._end.shutdown(socket.SHUT_RDWR)
 
@@ -173,7 +173,7 @@ def receive_descriptors(end: socket.socket, n: int) -> tuple[bytes, list[int]]:
     Programs that this process starts do not inherit these descriptors.
 
     Returns:
-        The packet, empty where the other end is gone, and the descriptors.
+        The packet, empty where the other end is closed, and the descriptors.
     """
     packet, descriptors, _, _ = socket.recv_fds(end, 64, n, socket.MSG_CMSG_CLOEXEC)
     return packet, list(descriptors)

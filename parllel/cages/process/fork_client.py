@@ -106,7 +106,7 @@ class ForkClient:
             # (test_a_worker_that_was_not_waited_for_is_not_taken_for_the_next).
             if request == self._n_requests:
                 return int(process)
-        raise ConnectionResetError("the process that forks workers is gone")
+        raise ConnectionResetError("the process that forks workers has ended")
 
     def send_signal(self, process: int, number: signal.Signals) -> None:
         """Signal a worker; nothing happens where it has ended."""

@@ -49,8 +49,8 @@ from parllel.storages import Memory, Shared
 TRACE_SIGNAL: Any = getattr(signal, "SIGUSR1", None)  # Windows has none, and no ProcessCage
 """Lets a worker write its traceback to its status page, whatever it is doing."""
 
-# Commands are kept as NumPy views, 2 kB each. Those of a ring with more steps than this are made anew
-# in each round.
+# Commands are kept as NumPy views, 2 kB each. Those of a ring with more steps than this are made
+# anew in each round.
 _MOST_COMMANDS = 8192
 
 # An environment that fails in more steps in a row than this is not made anew.

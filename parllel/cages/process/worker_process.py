@@ -223,7 +223,7 @@ class WorkerProcess:
             time.sleep(0.02)
             before, trace = trace, self._status_page.read_trace()
         self.kill()
-        what = f"the worker did not answer within {self._timeout_s:g} s (timeout_s) and was killed"
+        what = f"the worker did not reply within {self._timeout_s:g} s (timeout_s) and was killed"
         return WorkerLostError(what, self._status_page.environment, trace)
 
 
