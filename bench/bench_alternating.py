@@ -16,8 +16,8 @@ from parllel import ArrayDict
 from parllel.cages import VectorCage
 from parllel.patterns import build_sample_tree, example_of
 from parllel.samplers import AlternatingSampler
-from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
-from parllel.torch.distributions.categorical import Categorical
+from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
+from parllel.torch.distributions import Categorical, DistParams
 from support.report import Report, parse_out
 from support.timing import interleave, ratio, take_turns
 

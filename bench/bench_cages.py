@@ -22,8 +22,8 @@ from parllel import Array, ArrayDict
 from parllel.cages import Cage, Command
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.samplers import BasicSampler
-from parllel.torch.agents.categorical import CategoricalPgAgent
-from parllel.torch.distributions.categorical import Categorical
+from parllel.torch.agents import CategoricalPgAgent
+from parllel.torch.distributions import Categorical
 from support.report import Report, parse_out
 from support.timing import interleave, ratio
 

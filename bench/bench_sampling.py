@@ -10,8 +10,8 @@ import torch
 
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.samplers import BasicSampler
-from parllel.torch.agents.categorical import CategoricalPgAgent
-from parllel.torch.distributions.categorical import Categorical
+from parllel.torch.agents import CategoricalPgAgent
+from parllel.torch.distributions import Categorical
 from support.timing import interleave, print_table, print_target, print_title, ratio
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

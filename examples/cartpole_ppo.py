@@ -14,9 +14,9 @@ from parllel.metrics import CsvMetrics, LearningCurve, Metrics, ProgressBar, Ten
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.runners import RLRunner, RunSummary
 from parllel.samplers import BasicSampler
-from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
-from parllel.torch.algos.ppo import PPO, PPOSettings
-from parllel.torch.distributions.categorical import Categorical
+from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
+from parllel.torch.algos import PPO, PPOSettings
+from parllel.torch.distributions import Categorical, DistParams
 from parllel.transforms import EstimateAdvantage, NormalizeAdvantage
 
 N_ENVS, T = 16, 64  # environments, and steps of each in a batch

@@ -18,8 +18,8 @@ from parllel.cages.stepper import Seed
 from parllel.testing.contracts.cage_calls import random_step, reset, rollout, step
 from parllel.testing.contracts.cage_contract import CageContract
 from parllel.testing.toy_envs import Clock, Walk
-from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
-from parllel.torch.distributions.categorical import Categorical
+from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
+from parllel.torch.distributions import Categorical, DistParams
 
 
 class TestSerialCage(CageContract):

@@ -20,9 +20,9 @@ from parllel.runners import RLRunner
 from parllel.samplers import BasicSampler, EvalSampler
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Walk
-from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
-from parllel.torch.algos.ppo import PPO, PPOSettings
-from parllel.torch.distributions.categorical import Categorical
+from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
+from parllel.torch.algos import PPO, PPOSettings
+from parllel.torch.distributions import Categorical, DistParams
 from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantage
 from schedules import each_schedule
 

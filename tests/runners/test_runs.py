@@ -25,9 +25,9 @@ from parllel.runners import RLRunner
 from parllel.samplers import BasicSampler, EvalSampler
 from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.toy_envs import Clock, Walk
-from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
-from parllel.torch.algos.ppo import PPO
-from parllel.torch.distributions.categorical import Categorical
+from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
+from parllel.torch.algos import PPO
+from parllel.torch.distributions import Categorical, DistParams
 from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantage
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cartpole_ppo.py"

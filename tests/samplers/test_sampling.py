@@ -18,8 +18,8 @@ from parllel.patterns import build_cages, build_eval_tree, build_example, build_
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler, Sampler
 from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.toy_envs import Clock, Echo, Walk
-from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
-from parllel.torch.distributions.categorical import Categorical
+from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
+from parllel.torch.distributions import Categorical, DistParams
 
 T = 8
 

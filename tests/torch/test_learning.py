@@ -17,9 +17,9 @@ from parllel.replays import Minibatches
 from parllel.samplers import BasicSampler
 from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.toy_envs import Clock
-from parllel.torch.agents.categorical import CategoricalPgAgent, DistParams, ModelOutputs
-from parllel.torch.algos.ppo import PPO, PPOSettings
-from parllel.torch.distributions.categorical import Categorical
+from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
+from parllel.torch.algos import PPO, PPOSettings
+from parllel.torch.distributions import Categorical, DistParams
 from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantage
 
 T, B = 12, 5

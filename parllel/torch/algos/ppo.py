@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from parllel.replays import Minibatches
-from parllel.torch.agents.categorical import CategoricalPgAgent
+from parllel.torch.agents import Evaluation
 from parllel.tree import ArrayDict
+
+
+class PPOAgent(Protocol):
+    """An agent that PPO can train."""
+
+    def evaluate(self, observation: Tensor | ArrayDict, action: Tensor) -> Evaluation:
+        """Return log-probability, entropy and value of each row, with gradients.
+
+        Args:
+            observation: rows [N, ...] of observations, a tensor or a tree of tensors.
+            action: [N, ...], the actions that were taken.
+        """
 
 
 @dataclass(frozen=True)
 class PPOSettings:
-    """Numbers of the algorithm; the defaults are those of the paper and its common codes.
+    """The numbers of PPO; the defaults are those of the paper and its common implementations.
 
     Args:
-        n_epochs: passes over each batch.
-        n_minibatches: parts of each pass.
+        n_epochs: number of passes over each batch.
+        n_minibatches: number of parts of each pass.
         clip: bound on the change of the probability ratio, epsilon in the paper.
         value_coefficient, entropy_coefficient: weights of the value loss and the entropy bonus.
-        max_grad_norm: to which the gradient is cut down.
+        max_grad_norm: norm to which a larger gradient is cut down.
         kl_limit: estimated KL divergence from the batch's policy, in nats, beyond which no more
             minibatches of the batch are used; None for no limit.
 
     Raises:
         ValueError: a number is outside the range in which it means something.
+
+    Example:
+        >>> PPOSettings(n_epochs=10, kl_limit=0.02).clip
+        0.2
     """
 
     n_epochs: int = 4
@@ -56,19 +73,46 @@ class PPO:
     `agent_info.log_prob`, as the transforms leave it.
 
     Args:
-        agent: learns; its model is a `torch.nn.Module`.
-        optimizer: of the model's parameters.
-        settings: numbers of the algorithm.
-        rng: draws the minibatches.
-        scheduler: of the learning rate, stepped once for each batch with updates.
+        agent: the agent that learns.
+        optimizer: updates the parameters of the agent's model.
+        settings: the numbers of PPO; the defaults if left out.
+        rng: source of randomness of the minibatches.
+        scheduler: changes the learning rate; it is stepped once for each batch with updates.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9; the KL estimate is k3 of
         Schulman 2020, "Approximating KL divergence".
+
+    Example:
+        >>> from parllel import Array
+        >>> from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
+        >>> from parllel.torch.distributions import Categorical, DistParams
+        >>> class Model(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.pi, self.critic = nn.Linear(3, 2), nn.Linear(3, 1)
+        ...     def forward(self, observation):
+        ...         value = self.critic(observation).squeeze(-1)
+        ...         return ModelOutputs(DistParams(logits=self.pi(observation)), value)
+        >>> model = Model()
+        >>> agent = CategoricalPgAgent(model, Categorical(dim=2), torch.zeros(1, 3))
+        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> batch = ArrayDict(  # as sampler and transforms leave it: T = 8 steps, B = 4
+        ...     {
+        ...         "observation": Array((8, 4), np.float32, feature_shape=(3,)),
+        ...         "action": Array((8, 4), np.int64),
+        ...         "advantage": Array((8, 4), np.float32),
+        ...         "return_": Array((8, 4), np.float32),
+        ...         "agent_info": {"log_prob": Array((8, 4), np.float32)},
+        ...     }
+        ... )
+        >>> numbers = PPO(agent, optimizer, rng=np.random.default_rng(0)).optimize(batch)
+        >>> numbers["n_updates"]  # 4 passes of 4 minibatches
+        16.0
     """
 
     def __init__(
         self,
-        agent: CategoricalPgAgent,
+        agent: PPOAgent,
         optimizer: torch.optim.Optimizer,
         settings: PPOSettings | None = None,
         *,
@@ -86,9 +130,9 @@ class PPO:
         """Learn from one batch.
 
         Returns:
-            Means over the minibatches, the one at which the KL limit was reached included:
-            `policy_loss`, `value_loss`, `entropy` [nats], `kl` [nats], `clip_fraction`; then
-            `n_updates` of the optimizer, and their `learning_rate`.
+            `policy_loss`, `value_loss`, `entropy` in nats, `kl` in nats and `clip_fraction`: means
+            over the minibatches, with the one that passed the KL limit; `n_updates`, the number
+            of the optimizer's steps; `learning_rate`, with which they were made.
         """
         needed = ArrayDict(
             {
@@ -111,7 +155,7 @@ class PPO:
         }
 
     def _run_epochs(self, batch: ArrayDict) -> tuple[list[Tensor], int]:
-        """Return the numbers of each minibatch up to the KL limit, and the number of updates."""
+        """Return a row of five numbers for each minibatch, and the number of updates."""
         rows: list[Tensor] = []
         limit = self._settings.kl_limit
         for minibatch in self._minibatches.of(batch, n_passes=self._settings.n_epochs):

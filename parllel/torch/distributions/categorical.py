@@ -10,15 +10,19 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class DistParams:
-    """What a model says of the actions: one of the two.
+    """The parameters of a distribution of actions, as a model gives them: one of the two.
 
     Args:
-        probs: float32 [..., dim], each row sums to 1.
-        logits: float32 [..., dim], log-probabilities up to a constant of each row. More exact
-            than `probs` where an action is improbable.
+        probs: float32 [..., dim], probabilities; each row sums to 1.
+        logits: float32 [..., dim], log-probabilities up to a constant for each row. They are more
+            exact than `probs` where an action is improbable.
 
     Raises:
         TypeError: both are given, or none.
+
+    Example:
+        >>> DistParams(logits=torch.zeros(3)).probs is None
+        True
     """
 
     probs: Tensor | None = None
@@ -34,6 +38,17 @@ class Categorical:
 
     Args:
         dim: number of actions.
+
+    Raises:
+        ValueError: dim is less than 1.
+
+    Example:
+        >>> categorical = Categorical(dim=2)
+        >>> log_probs = categorical.log_probs(DistParams(probs=torch.tensor([[0.25, 0.75]])))
+        >>> categorical.mode(log_probs)
+        tensor([1])
+        >>> categorical.log_prob(log_probs, torch.tensor([0])).exp()
+        tensor([0.2500])
     """
 
     def __init__(self, dim: int) -> None:
@@ -57,7 +72,7 @@ class Categorical:
         Source: Maddison et al. 2014, arXiv:1411.0030, section 2.
 
         Args:
-            log_probs: float32 [..., dim], of `log_probs`.
+            log_probs: float32 [..., dim], as the method `log_probs` returns them.
             generator: source of randomness; torch's own by default.
         """
         noise = torch.empty_like(log_probs).exponential_(generator=generator)

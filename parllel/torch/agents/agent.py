@@ -1,0 +1,137 @@
+"""Agent: what all agents with a torch model share; not how outputs become actions."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+
+from parllel.tree import dict_map, leaves_of
+from parllel.tree.leaves import as_tensor
+
+_Outputs = TypeVar("_Outputs")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+_Agent = TypeVar("_Agent", bound="Agent[Any]")
+
+
+class Agent(ABC, Generic[_Outputs]):
+    """A model, the context in which it acts, and its parameters as a file.
+
+    Subclasses turn the model's outputs into actions: they define `step` and, where values are
+    learned, `value`, and decorate both with `in_inference_mode`. A sampler asks for these two.
+
+    Args:
+        model: a function of observations [B, ...]; a `torch.nn.Module` where parameters are to be
+            learned, saved and loaded.
+
+    Example:
+        >>> import numpy as np
+        >>> class Threshold(Agent[torch.Tensor]):
+        ...     @in_inference_mode
+        ...     def step(self, observation, *, deterministic=False):
+        ...         return (self._outputs(observation) > 0).long().squeeze(-1), {}
+        >>> agent = Threshold(nn.Linear(3, 1))
+        >>> action, agent_info = agent.step(np.ones((2, 3), np.float32))
+        >>> action.shape, action.is_inference()
+        (torch.Size([2]), True)
+    """
+
+    def __init__(self, model: Callable[..., _Outputs]) -> None:
+        self.model = model
+
+    @abstractmethod
+    def step(
+        self, observation: object, *, deterministic: bool = False
+    ) -> tuple[object, Mapping[str, object]]:
+        """Return an action for each row, and a mapping of what else learning needs."""
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Enter torch's inference mode once for many calls of `step` and `value`.
+
+        An environment that is stepped inside and needs gradients of its own leaves it with
+        `torch.inference_mode(False)`.
+        """
+        with torch.inference_mode():
+            yield
+
+    def save(self, path: str | Path) -> None:
+        """Write the model's parameters to a file, which is replaced at once when all is written.
+
+        Raises:
+            TypeError: the model is no `torch.nn.Module`.
+        """
+        unfinished = Path(f"{path}.unfinished")
+        torch.save(self._module().state_dict(), unfinished)
+        unfinished.replace(path)
+
+    def load(self, path: str | Path) -> None:
+        """Read the model's parameters from a file that `save` wrote.
+
+        Raises:
+            TypeError: the model is no `torch.nn.Module`.
+        """
+        self._module().load_state_dict(torch.load(path, weights_only=True))
+
+    def _module(self) -> nn.Module:
+        if not isinstance(self.model, nn.Module):
+            raise TypeError(
+                f"model: got a {type(self.model).__name__}, expected a torch.nn.Module: only its"
+                " parameters can be saved and loaded"
+            )
+        return self.model
+
+    def _outputs(self, observation: object) -> _Outputs:
+        """Return the model's outputs for rows of observations, which are read without a copy."""
+        return self.model(dict_map(as_tensor, observation))
+
+    @torch.no_grad()  # not inference mode: a model may keep what it makes at its first call
+    def _try_model(self, example_obs: object) -> tuple[_Outputs, int]:
+        """Run the model once, so that an error is found here and not in the training loop.
+
+        Returns:
+            The outputs, and the number of rows of the example.
+
+        Raises:
+            ValueError: the model's parameters are on another device than the observations.
+        """
+        rows = dict_map(as_tensor, example_obs)
+        (_, first), *_ = leaves_of(rows)
+        self._check_device(first.device)
+        return self.model(rows), len(first)
+
+    def _check_device(self, device: torch.device) -> None:
+        parameters = self.model.parameters() if isinstance(self.model, nn.Module) else iter(())
+        parameter = next(parameters, None)
+        if parameter is not None and parameter.device != device:
+            raise ValueError(
+                f"model: its parameters are on {parameter.device}, and the observations on"
+                f" {device}; move it with model.to({str(device)!r}), or keep the samples elsewhere"
+                " (storage=)"
+            )
+
+
+def in_inference_mode(
+    method: Callable[Concatenate[_Agent, _Arguments], _Result],
+) -> Callable[Concatenate[_Agent, _Arguments], _Result]:
+    """Return a method of an agent that runs in torch's inference mode.
+
+    Inside of `Agent.acting` it only asks whether the mode is on: to enter it costs more than a
+    small model takes.
+    """
+
+    @functools.wraps(method)
+    def run(agent: _Agent, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if torch.is_inference_mode_enabled():
+            return method(agent, *args, **kwargs)
+        with agent.acting():
+            return method(agent, *args, **kwargs)
+
+    return run
