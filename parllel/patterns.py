@@ -12,8 +12,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import gymnasium as gym
 import numpy as np
 
-from parllel.arrays import Array, ArraySpec, FrameSpec
-from parllel.arrays.frame_spec import Fill
+from parllel.arrays import Array, ArraySpec, Fill, stacked_spec
 from parllel.cages import Cage, ProcessCage, SerialCage, TrajInfo
 from parllel.cages.env_rows import as_tree
 from parllel.cages.process.process_cage import TIMEOUT_S, OnWorkerError
@@ -275,9 +274,7 @@ def _with_frames(path: TreePath, spec: Any, frames: Frames) -> Any:
         raise ValueError(f'frames: got {frames!r} for {text}, expected "first" or "zero"')
     if not spec.feature_shape:
         raise ValueError(f"frames: {text} is one number, expected a stack of shape (stack, ...)")
-    stack, *frame_shape = spec.feature_shape
-    window = spec.padding, spec.full_size
-    return FrameSpec.of(spec.batch_shape, spec.dtype, frame_shape, *window, stack, frames)
+    return stacked_spec(spec, frames)
 
 
 def _eval_spec(leaf: Array, n_envs: int) -> ArraySpec:

@@ -8,8 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from parllel import ArrayDict
-from parllel.arrays import ArraySpec, FrameSpec
-from parllel.arrays.frame_spec import Fill
+from parllel.arrays import ArraySpec, Fill, FrameSpec
 from parllel.replays import ReplayBuffer
 from parllel.testing.contracts.tree_case import leaves
 from parllel.tree import allocate_tree

@@ -1,8 +1,22 @@
 """Array and its kinds: where samples live."""
 
-from parllel.arrays.array import Array
-from parllel.arrays.frame_array import FrameArray
-from parllel.arrays.frame_spec import FrameSpec
+from parllel.arrays.array import Array, KindSpec
+from parllel.arrays.frame_array import FrameArray, FrameSpec
+from parllel.arrays.frame_buffer import Fill
+from parllel.arrays.kinds import spec_from_entry, stacked_spec
+from parllel.arrays.row_writer import RowWriter
 from parllel.arrays.spec import ArraySpec
+from parllel.arrays.types import Leaf
 
-__all__ = ["Array", "ArraySpec", "FrameArray", "FrameSpec"]
+__all__ = [
+    "Array",
+    "ArraySpec",
+    "Fill",
+    "FrameArray",
+    "FrameSpec",
+    "KindSpec",
+    "Leaf",
+    "RowWriter",
+    "spec_from_entry",
+    "stacked_spec",
+]

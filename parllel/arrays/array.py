@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
@@ -10,15 +11,19 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from parllel.arrays.buffer import Buffer
-from parllel.arrays.indexable import Indexable
-from parllel.arrays.interop import narrow, put_on_device, to_host
-from parllel.arrays.location import Location, shift
+from parllel.arrays.interop import apart_from, describe, narrow, put_on_device, to_host
+from parllel.arrays.location import Location, is_gathered, keys, locate, shift
+from parllel.arrays.readable import Readable
 from parllel.arrays.spec import ArraySpec
 from parllel.arrays.window import Window
 from parllel.storages import Memory, allocate
 
+# The way of an integer index, resolved once for each Array: the rows that it may reach with the
+# later axes applied, then start, step and number of them, the columns, and the location around.
+_Lead = tuple[NDArray[Any], int, int, int, int, Location, Location]
 
-class Array(Indexable):
+
+class Array(Readable):
     """A store of samples: `batch_shape` rows of `feature_shape`, zero at the beginning.
 
     Indices work as in NumPy, with one difference: a negative index means before the beginning.
@@ -48,8 +53,9 @@ class Array(Indexable):
         MemoryError: the memory can't be had; nothing was allocated.
     """
 
-    __slots__ = ("_window",)
+    __slots__ = ("_lead", "_window")
 
+    _lead: _Lead | None  # None until the first integer index
     _window: Window | None  # None for a view
 
     def __init__(
@@ -76,8 +82,22 @@ class Array(Indexable):
 
     @classmethod
     def from_spec(cls, spec: ArraySpec, storage: str | Memory = "local") -> Array:
-        """Allocate an Array that looks like a spec, of the kind that the spec is of."""
-        return spec.make(storage)
+        """Allocate an Array that looks like a spec, of the kind that the spec is of.
+
+        Args:
+            spec: shape, dtype and window of the Array.
+            storage: kind of memory, or a block of it to be placed in.
+        """
+        if isinstance(spec, KindSpec):
+            return spec.make(storage)
+        return Array(
+            spec.batch_shape,
+            spec.dtype,
+            feature_shape=spec.feature_shape,
+            storage=storage,
+            padding=spec.padding,
+            full_size=spec.full_size,
+        )
 
     @classmethod
     def from_numpy(
@@ -161,7 +181,123 @@ class Array(Indexable):
         )
         return Array.from_spec(spec, self.storage if storage is None else storage)
 
-    # Windows and views
+    # Indexing, and writing at an index
+
+    def __getitem__(self, index: Any) -> Array:
+        lead = self._lead
+        if lead is None or self._buffer.is_closed:
+            lead = self._find_lead()
+        rows, start, step, n_rows, n_columns, head, tail = lead
+        if index.__class__ is int:
+            row = start + index * step
+            if 0 <= row < n_rows:
+                return self._view((*head, row, *tail), rows[row, ...])
+        elif index.__class__ is tuple and len(index) == 2:
+            t, b = index
+            if t.__class__ is int and b.__class__ is int:
+                row = start + t * step
+                if 0 <= row < n_rows and 0 <= b < n_columns:
+                    around = (*head, row, tail[0][b], *tail[1:])  # type: ignore[index]  # a range
+                    return self._view(around, rows[row, b, ...])
+        return self._view(locate(self._location, self._buffer.extents, index))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        lead = self._lead
+        if lead is None or self._buffer.is_closed:
+            lead = self._find_lead()
+        if value.__class__ not in self._buffer.plain:
+            if not self._buffer.is_on_host:
+                self._write_on_device(index, value)
+                return
+            value = self._buffer.accept(value)
+        try:
+            if index is Ellipsis:
+                if self._data is not None:
+                    self._data[...] = value
+                else:
+                    self._write(self._location, value)
+                return
+            if index.__class__ is int:
+                row = lead[1] + index * lead[2]
+                if 0 <= row < lead[3]:
+                    lead[0][row] = value
+                    return
+            elif index.__class__ is tuple and len(index) == 2:
+                t, b = index
+                if t.__class__ is int and b.__class__ is int:
+                    row = lead[1] + t * lead[2]
+                    if 0 <= row < lead[3] and 0 <= b < lead[4]:
+                        lead[0][row, b] = value
+                        return
+            self._write(locate(self._location, self._buffer.extents, index), value)
+        except ValueError as error:
+            raise self._explain(error, value) from error
+
+    def row_parts(self, *, checked: bool = False) -> dict[str, Array]:
+        """Return views of the parts that `row_writer` writes, by their names; here there are none.
+
+        Args:
+            checked: whether the parts that are only read, to compare with, are among them.
+        """
+        return {}
+
+    def write_history(self, index: Any, values: Any) -> None:
+        """Write samples that no row before leads to, as those of an episode under way.
+
+        For this kind of Array that is a write like any other.
+
+        Args:
+            index: the rows of one time step, as for reading.
+            values: what broadcasts to the rows' shape, of any library.
+        """
+        self[index] = values
+
+    def _write_on_device(self, index: Any, value: Any) -> None:
+        view = self[index]
+        try:
+            if not view.is_gathered:
+                put_on_device(value, out_device=view._elements())
+                return
+            with self._buffer.in_order():
+                values = apart_from(self._buffer.data, self._buffer.accept(value))
+                self._write(view._location, values)
+        except ValueError as error:
+            raise self._explain(error, value) from error
+
+    def _explain(self, error: ValueError, value: Any) -> ValueError:
+        return ValueError(f"writing {describe(value)} into {self._describe()}: {error}")
+
+    def _find_lead(self) -> _Lead:
+        """Resolve the way of an integer index. A view with no such way gets one of no rows."""
+        location, extents = self._location, self._buffer.extents
+        place = next((n for n, axis in enumerate(location) if not isinstance(axis, int)), None)
+        if place is None or is_gathered(location):
+            self._lead = (self._buffer.data, 0, 0, 0, 0, (), ())
+            return self._lead
+        axis, head, tail = location[place], location[:place], location[place + 1 :]
+        assert isinstance(axis, range)
+        rows = self._buffer.data[keys((*head, range(extents[place]), *tail))[0]]
+        has_columns = bool(tail) and isinstance(tail[0], range)
+        n_columns = rows.shape[1] if has_columns else 0
+        self._lead = (rows, axis.start, axis.step, extents[place], n_columns, head, tail)
+        return self._lead
+
+    def _write(self, location: Location, value: Any) -> None:
+        first, second = keys(location)
+        if second:
+            self._buffer.data[first][second] = value
+        elif location is self._location:
+            self._elements()[...] = value  # which are remembered for the next write
+        else:
+            self._buffer.data[first] = value
+
+    def _view(self, location: Location, data: NDArray[Any] | None = None) -> Array:
+        return ArrayView(self._buffer, location, data)
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self[row] for row in range(len(self)))
+
+    # The window
 
     @property
     def padding(self) -> int:
@@ -274,12 +410,6 @@ class Array(Indexable):
         self._buffer.check_open()
         return self._view(shift(self._location, self._buffer.extents, -1))
 
-    def _view(self, location: Location, data: NDArray[Any] | None = None) -> Array:
-        return ArrayView(self._buffer, location, data)
-
-    def __iter__(self) -> Iterator[Array]:
-        return (self[row] for row in range(len(self)))
-
     # Life
 
     def close(self) -> None:
@@ -305,8 +435,7 @@ class Array(Indexable):
         when the stream gets there.
         """
         if not self.batch_shape:  # no Array is allocated without one
-            shape: Any = {"batch_shape": (1,), "feature_shape": self.shape}
-            other = Array(dtype=self.dtype, storage=storage, **shape)[0]
+            other = Array((1,), self.dtype, feature_shape=self.shape, storage=storage)[0]
             other[...] = self
             return other
         other = Array.from_spec(self.spec, storage)
@@ -370,6 +499,17 @@ class ArrayView(Array):
         if self._buffer.is_private:  # no memory to be sent: the values are
             return _copy_of, (np.array(self), self.dtype, self.n_batch_dims)
         return super().__reduce_ex__(protocol)
+
+
+class KindSpec(ArraySpec, ABC):
+    """What an Array of another kind than the plain one looks like; it makes such Arrays itself.
+
+    A kind of Array is a subclass of each, of `Array` and of this one. Nothing else has to know it.
+    """
+
+    @abstractmethod
+    def make(self, storage: str | Memory) -> Array:
+        """Allocate an Array that looks like this, in memory of a kind or in a block of it."""
 
 
 def _copy_of(data: NDArray[Any], dtype: np.dtype[Any], n_batch_dims: int) -> Array:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from parllel import cuda
 from parllel.arrays.interop import PLAIN, to_device, to_host
-from parllel.storages import Memory, aligned, allocate, nbytes_of
+from parllel.cuda import AnyArray
+from parllel.storages import Memory, Side, aligned, allocate, nbytes_of
 
 _NONE: frozenset[type] = frozenset()
 
@@ -33,11 +34,11 @@ class Buffer:
         "extents",
         "is_closed",
         "is_on_host",
-        "is_tensor_on_host",
         "kind",
         "memory",
         "n_batch_axes",
         "plain",
+        "side",
     )
 
     def __init__(
@@ -53,7 +54,7 @@ class Buffer:
         # Attributes, not properties: every read and write of an Array asks them.
         self.is_closed = False  # whether the memory was released
         self.is_on_host = memory.is_on_host  # whether `data` is NumPy's; otherwise it is CuPy's
-        self.is_tensor_on_host = memory.is_on_host and memory.kind != "managed"
+        self.side: Side = memory.side
         # What can be written as it is, and what makes the rest of it so. On a device each write is
         # work of a stream, so nothing is.
         self.plain, self.accept = (PLAIN, to_host) if memory.is_on_host else (_NONE, to_device)
@@ -103,6 +104,23 @@ class Buffer:
             raise TypeError("no GPU can use memory that another library owns")
         assert self.memory is not None
         return self.memory.device_array(self._offset, data.shape, data.dtype)
+
+    @property
+    def data_side(self) -> Side:
+        """The side whose library `data` belongs to: of managed memory the host's, NumPy."""
+        return "host" if self.is_on_host else "gpu"
+
+    def on_side(self, side: Side) -> AnyArray:
+        """Return the rows as an array of NumPy for the host, of CuPy for a GPU.
+
+        Raises:
+            TypeError: that side can't use the memory.
+        """
+        if side == "gpu":
+            return self.device_data()
+        if not self.is_on_host:
+            raise TypeError("device memory is not on the host: gather on the GPU, or copy it")
+        return self.data
 
     def in_order(self) -> AbstractContextManager[object]:
         """Return a context in which work on `data` goes to the caller's current stream."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
+
+from numpy.typing import NDArray
 
 from parllel import cuda
-
-if TYPE_CHECKING:
-    from parllel.arrays.readable import Readable
+from parllel.storages import Side
 
 Capsule: TypeAlias = Any  # PyCapsule, a type without a name in Python
 DLDevice: TypeAlias = tuple[Enum | int, int]  # type and number
@@ -22,6 +22,31 @@ _READ_ONLY = 1
 _IS_COPIED = 2
 
 
+class Exportable(Protocol):
+    """What `export` asks of an Array."""
+
+    @property
+    def side(self) -> Side:
+        """Which side works on the memory."""
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether the host can read and write the memory."""
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether reading it gathers a copy."""
+
+    def to_ndarray(self) -> NDArray[Any]:
+        """Return the elements as an array of NumPy."""
+
+    def to_cupy(self) -> cuda.DeviceArray:
+        """Return the elements as an array of CuPy."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return DLPack's device type and number."""
+
+
 class CopyRefusedError(BufferError, ValueError):
     """`copy=False`, and the elements can't be handed out without a copy.
 
@@ -31,7 +56,7 @@ class CopyRefusedError(BufferError, ValueError):
 
 
 def export(
-    array: Readable,
+    array: Exportable,
     *,
     stream: int | None,
     max_version: tuple[int, int] | None,
@@ -43,8 +68,8 @@ def export(
         raise TypeError(f"copy: got {copy!r}, expected True, False or None")
     is_versioned = _is_versioned(max_version)
     is_asked_to_host = dl_device is not None and _check_device(dl_device, array) == HOST
-    is_for_host = is_asked_to_host or array.storage not in ("device", "managed")
-    needs_copy = array.is_gathered or (is_for_host and array.storage == "device")
+    is_for_host = is_asked_to_host or array.side == "host"
+    needs_copy = array.is_gathered or (is_for_host and not array.is_on_host)
     if copy is False and needs_copy:
         raise CopyRefusedError(_describe_copy(array))
     if copy is None and needs_copy and not is_versioned:
@@ -70,11 +95,11 @@ def export(
 
 
 def _export_to_host(
-    array: Readable, stream: int | None, *, copy: bool | None, needs_copy: bool, options: Any
+    array: Exportable, stream: int | None, *, copy: bool | None, needs_copy: bool, options: Any
 ) -> Capsule:
     if stream is not None:
         raise ValueError(f"stream: got {stream!r}, expected None: memory of the host has no stream")
-    if array.storage == "managed":
+    if array.side == "gpu" and array.is_on_host:  # managed memory
         cuda.synchronize()  # who asks for memory of the host knows of no stream to wait for
     values = array.to_ndarray()
     if needs_copy:
@@ -93,7 +118,7 @@ def _is_versioned(max_version: Any) -> bool:  # Any: checked here
     return bool(max_version[0] >= 1)
 
 
-def _check_device(wanted: Any, array: Readable) -> tuple[int, int]:  # Any: checked here
+def _check_device(wanted: Any, array: Exportable) -> tuple[int, int]:  # Any: checked here
     own = array.__dlpack_device__()
     if isinstance(wanted, tuple) and wanted and isinstance(wanted[0], Enum):
         wanted = (wanted[0].value, *wanted[1:])
@@ -114,7 +139,7 @@ def _is_pair(value: Any) -> bool:  # Any: checked here
     return isinstance(value, tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
 
 
-def _describe_copy(array: Readable) -> str:
+def _describe_copy(array: Exportable) -> str:
     if array.is_gathered:
         return "a view made with integer arrays or a mask can't be handed out without a copy"
     return "device memory can't be handed to the host without a copy"

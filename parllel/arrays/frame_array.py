@@ -3,22 +3,138 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from parllel.arrays.array import Array, ArrayView
-from parllel.arrays.frame_buffer import FrameBuffer, are_first
-from parllel.arrays.frame_spec import Fill, FrameSpec
-from parllel.arrays.interop import to_device, to_host
+from parllel.arrays.array import Array, ArrayView, KindSpec
+from parllel.arrays.frame_buffer import Fill, FrameBuffer, FrameLayout, are_first
+from parllel.arrays.frame_writer import FRAMES, IS_FIRST, PREVIOUS, FrameWriter
+from parllel.arrays.interop import side_of, to_device, to_host
 from parllel.arrays.location import Location, keys, row_numbers, rows_of, shift
 from parllel.arrays.readable import PickedRows
 from parllel.arrays.spec import ArraySpec
 from parllel.arrays.window import Window
 from parllel.ops.stack_gather import RowSource, as_range
-from parllel.storages import Memory
+from parllel.storages import Memory, Side
+
+
+@dataclass(frozen=True)
+class FrameSpec(KindSpec):
+    """Shape, dtype, window and stacks of a FrameArray, checked; its arguments are those of it.
+
+    >>> spec = FrameSpec.of((5, 2), "uint8", (84, 84), stack=4)
+    >>> spec.shape, spec.n_older_steps
+    ((5, 2, 4, 84, 84), 3)
+    """
+
+    kind = "frames"
+
+    stack: int
+    fill: Fill
+
+    @classmethod
+    def of(
+        cls,
+        batch_shape: Sequence[int],
+        dtype: DTypeLike,
+        feature_shape: Sequence[int] = (),
+        padding: int = 0,
+        full_size: int | None = None,
+        stack: int = 4,
+        fill: Fill = "first",
+    ) -> Self:
+        """Check what a user gives. `feature_shape` is the shape of one frame.
+
+        Raises:
+            TypeError, ValueError: as for `ArraySpec`; or stack is no positive integer, or fill is
+                not known.
+        """
+        plain = ArraySpec.of(batch_shape, dtype, feature_shape, padding, full_size)
+        n_frames = operator.index(stack)
+        if n_frames < 1:
+            raise ValueError(f"stack: got {stack}, expected 1 or more")
+        if fill not in get_args(Fill):
+            raise ValueError(
+                f'fill: got {fill!r}, expected "first" (the episode\'s first frame, as gymnasium'
+                ' has it) or "zero" (as ALE has it)'
+            )
+        return cls(
+            plain.batch_shape,
+            plain.dtype,
+            plain.feature_shape,
+            plain.padding,
+            plain.full_size,
+            n_frames,
+            fill,
+        )
+
+    @classmethod
+    def of_stacks(cls, spec: ArraySpec, fill: Fill) -> Self:
+        """Return a spec of the same visible shape and window as a plain one.
+
+        Args:
+            spec: what its Arrays hold are stacks, [stack, *frame_shape].
+            fill: what a stack holds before its episode's beginning.
+
+        Raises:
+            ValueError: it holds single numbers; or fill is not known.
+        """
+        if not spec.feature_shape:
+            raise ValueError("got one number, expected a stack of shape (stack, ...)")
+        stack, *frame_shape = spec.feature_shape
+        window = spec.padding, spec.full_size
+        return cls.of(spec.batch_shape, spec.dtype, frame_shape, *window, stack, fill)
+
+    def make(self, storage: str | Memory = "local") -> FrameArray:
+        """Allocate a FrameArray that looks like this, in memory of a kind or in a block of it."""
+        return FrameArray(
+            self.batch_shape,
+            self.dtype,
+            self.feature_shape,
+            stack=self.stack,
+            fill=self.fill,
+            storage=storage,
+            padding=self.padding,
+            full_size=self.full_size,
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Visible shape: that of stacks."""
+        return (*self.batch_shape, self.stack, *self.feature_shape)
+
+    @property
+    def n_older_steps(self) -> int:
+        """How many steps before a row its stack reaches back to, `stack - 1`."""
+        return self.stack - 1
+
+    def row_of(self, sample: Any) -> Any:  # Any: the spec's own type of sample, indexed
+        """Return the newest frame of a stack, which is what its row stores."""
+        return sample[-1]
+
+    @property
+    def layout(self) -> FrameLayout:
+        """How the frames and their flags lie in memory."""
+        batch_shape = (self.window().n_rows, *self.batch_shape[1:])
+        return FrameLayout(batch_shape, self.feature_shape, self.dtype, self.stack, self.fill)
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """Shape of the base buffer of frames."""
+        return self.layout.extents
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the frames and of the flags, and of the gap between them."""
+        return self.layout.nbytes
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, stacks of {self.stack}, fill {self.fill!r}"
 
 
 class _Shown(NamedTuple):
@@ -84,7 +200,7 @@ class FrameArray(Array):
         full_size: int | None = None,
     ) -> None:
         spec = FrameSpec.of(batch_shape, dtype, feature_shape, padding, full_size, stack, fill)
-        buffer = FrameBuffer.of_spec(spec, storage)
+        buffer = FrameBuffer.of_layout(spec.layout, storage)
         window = spec.window()
         self._assemble(buffer, (window.rows, *map(range, buffer.extents[1:])), window)
 
@@ -165,6 +281,25 @@ class FrameArray(Array):
         rows.frames[...] = frames
         rows.is_first[...] = is_first
 
+    @property
+    def row_writer(self) -> FrameWriter:
+        """How environments write stacks: the newest frame of each, and its flag."""
+        return FrameWriter(self.dtype, self.frame_shape, self.stack, self.fill)
+
+    def row_parts(self, *, checked: bool = False) -> dict[str, Array]:
+        """Return the rows' own frames and flags, as `Array` does.
+
+        Args:
+            checked: whether the frames one step before are among them, which are compared.
+
+        Raises:
+            ValueError: this view shows parts of stacks.
+        """
+        parts = {FRAMES: self.frames, IS_FIRST: self.is_first}
+        if checked and self.stack > 1:
+            parts[PREVIOUS] = self.frames.previous
+        return parts
+
     def write_history(self, index: Any, stacks: ArrayLike) -> None:
         """Write stacks that no row before leads to, as those of an episode under way.
 
@@ -224,17 +359,17 @@ class FrameArray(Array):
         """
         if isinstance(out_stacks, Array) and out_stacks.is_gathered:
             raise ValueError("out_stacks: got a view that is gathered, expected memory of its own")
-        on_gpu = _is_on_gpu(out_stacks)
-        if not on_gpu and not self._buffer.is_on_host:
+        side = side_of(out_stacks)
+        if side == "host" and not self._buffer.is_on_host:
             raise TypeError("out_stacks: got host memory, expected the device's; use to_ndarray()")
         rows, _, key = self._find_shown()
-        out = to_device(out_stacks) if on_gpu else to_host(out_stacks)
+        out = to_device(out_stacks) if side == "gpu" else to_host(out_stacks)
         if key or out.shape != self.shape or not out.flags.c_contiguous:
             raise ValueError(
                 f"out_stacks: got shape {out.shape}, strides {out.strides}, expected contiguous"
                 f" {self.shape}, made of whole stacks"
             )
-        self._buffer.read(rows, on_gpu=on_gpu, out=self._flat(out, rows))
+        self._buffer.read(rows, side, out=self._flat(out, rows))
 
     def _flat(self, stacks: Any, rows: Any) -> Any:  # Any: of NumPy or CuPy; range or integers
         return stacks.reshape(len(rows), self.stack, *self.frame_shape)
@@ -247,35 +382,38 @@ class FrameArray(Array):
         Raises:
             TypeError: no GPU can use memory of this kind.
         """
-        return self._gathered(on_gpu=True)
+        return self._gathered("gpu")
 
     @property
     def is_gathered(self) -> bool:
         """True: reading gathers a copy."""
         return True
 
-    def source(self, *, on_gpu: bool = False) -> RowSource:
-        """Return the frames of the rows that this view shows, for a `StackGather`.
+    @property
+    def n_older_steps(self) -> int:
+        """How many steps before a row its stack reaches back to, `stack - 1`."""
+        return self.stack - 1
+
+    def row_source(self, side: Side) -> RowSource:
+        """Return the frames of the rows that this view shows, for a gather of stacks.
 
         Rows are counted over the batch dimensions together. The memory is this Array's own: what
         is written later is gathered then.
 
         Args:
-            on_gpu: whether a GPU gathers; otherwise the host does.
+            side: where the rows are gathered, "host" or "gpu".
 
         Raises:
             TypeError: that side can't use the memory.
             ValueError: the rows do not follow each other in memory, or are parts of stacks.
         """
-        if not on_gpu and not self._buffer.is_on_host:
-            raise TypeError("source: device memory is gathered on the GPU: on_gpu=True")
         rows, _, key = self._find_shown()
         if key or not isinstance(rows, range) or (len(rows) > 1 and rows.step != 1):
             raise ValueError(
-                "source: got a view with gaps between its rows, expected whole time steps, as in"
-                " array, array.full or array[2:5]; gather from them by an index"
+                "row_source: got a view with gaps between its rows, expected whole time steps, as"
+                " in array, array.full or array[2:5]; gather from them by an index"
             )
-        return self._buffer.source(on_gpu=on_gpu)[rows.start : rows.stop]
+        return self._buffer.source(side)[rows.start : rows.stop]
 
     def picked_rows(self) -> PickedRows | None:
         """Return the stacks that a view made with integer arrays shows, as `Array` does.
@@ -285,15 +423,14 @@ class FrameArray(Array):
         found = rows_of(self._location, self._buffer.extents)
         if found is None or found[0] != self._buffer.n_batch_axes:
             return None
-        on_gpu = not self._buffer.is_on_host
-        return PickedRows(self._buffer.source(on_gpu=on_gpu), found[1])
+        return PickedRows(self._buffer.source(self._buffer.data_side), found[1])
 
     def _elements(self) -> Any:  # Any: an array of NumPy or CuPy
-        return self._gathered(on_gpu=not self._buffer.is_on_host)
+        return self._gathered(self._buffer.data_side)
 
-    def _gathered(self, *, on_gpu: bool) -> Any:  # Any: as above
+    def _gathered(self, side: Side) -> Any:  # Any: as above
         rows, batch_shape, key = self._find_shown()
-        stacks = self._buffer.read(rows, on_gpu=on_gpu)
+        stacks = self._buffer.read(rows, side)
         stacks = stacks.reshape(*batch_shape, *stacks.shape[1:])
         return stacks[(*[slice(None)] * len(batch_shape), *key)] if key else stacks
 
@@ -328,7 +465,7 @@ class FrameArray(Array):
         assert isinstance(view, FrameArray)
         return view
 
-    def _find_lead(self) -> Any:  # Any: as Indexable has it
+    def _find_lead(self) -> Any:  # Any: as Array has it
         """Return a way of no rows: there is no element to be looked up."""
         self._lead = (self._buffer.data, 0, 0, 0, 0, (), ())
         return self._lead
@@ -363,7 +500,7 @@ class FrameArray(Array):
         """
         if self._window is None:
             return super().to(storage)
-        other = self.spec.make(storage)
+        other = Array.from_spec(self.spec, storage)
         assert isinstance(other, FrameArray)
         other._buffer.copy_from(self._buffer)
         other._assemble(other._buffer, self._location, copy.copy(self._window))
@@ -389,9 +526,3 @@ class FrameView(FrameArray, ArrayView):
 
     def __init__(self, buffer: FrameBuffer, location: Location) -> None:
         self._assemble(buffer, location, None)
-
-
-def _is_on_gpu(value: Any) -> bool:
-    if isinstance(value, Array):
-        return value.storage in ("device", "managed")
-    return hasattr(value, "__cuda_array_interface__")  # a tensor of the host has none

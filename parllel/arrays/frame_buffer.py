@@ -3,19 +3,66 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parllel import cuda
 from parllel.arrays.buffer import Buffer
-from parllel.arrays.frame_spec import Fill, FrameSpec
 from parllel.arrays.interop import PLAIN, to_host
 from parllel.ops.stack_gather import AnyArray, AnyIndex, RowSource, StackGather
-from parllel.storages import Memory, aligned, allocate
+from parllel.storages import Memory, Side, aligned, allocate, nbytes_of
+
+Fill: TypeAlias = Literal["first", "zero"]
+"""What a stack holds before its episode's beginning: the first frame, or zeros."""
 
 _FLAG = np.dtype(np.bool_)
+
+
+class FrameLayout(NamedTuple):
+    """How the frames of some rows, and the flags beside them, lie in memory.
+
+    Args:
+        batch_shape: rows of the base buffer, padding and ring included, and the columns.
+        frame_shape: shape of one frame.
+        dtype: of the elements.
+        stack: frames of a stack.
+        fill: what a stack holds before its episode's beginning.
+    """
+
+    batch_shape: tuple[int, ...]
+    frame_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    stack: int
+    fill: Fill
+
+    @property
+    def n_blank(self) -> int:
+        """Rows at the beginning that stay zero, to fill stacks with."""
+        return 1 if self.fill == "zero" else 0
+
+    @property
+    def n_head(self) -> int:
+        """Rows before the first one: the blank one, and frames that stacks reach back to."""
+        return self.n_blank + self.stack - 1
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """Shape of all frames."""
+        return self.flag_extents + self.frame_shape
+
+    @property
+    def flag_extents(self) -> tuple[int, ...]:
+        """Shape of the flags beside them."""
+        n_rows, *columns = self.batch_shape
+        return (self.n_head + n_rows, *columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the frames and of the flags, and of the gap between them."""
+        flags = nbytes_of(self.flag_extents, _FLAG)
+        return aligned(nbytes_of(self.extents, self.dtype)) + flags
 
 
 class FrameBuffer(Buffer):
@@ -48,18 +95,19 @@ class FrameBuffer(Buffer):
         self.n_columns = math.prod(columns)
         # What is written is held against what is there, which the host does.
         self.plain, self.accept = PLAIN, to_host
-        self._gathers: dict[bool, StackGather] = {}  # by whether a GPU works
+        self._gathers: dict[Side, StackGather] = {}  # by the side that gathers
 
     @classmethod
-    def of_spec(cls, spec: FrameSpec, storage: str | Memory) -> FrameBuffer:
+    def of_layout(cls, layout: FrameLayout, storage: str | Memory) -> FrameBuffer:
         """Return a zeroed buffer in new memory of a kind, or in the next parts of a given block."""
-        memory = storage if isinstance(storage, Memory) else allocate(storage, aligned(spec.nbytes))
-        n_axes = len(spec.batch_shape)
-        frames = Buffer.allocate(memory, spec.extents, spec.dtype, n_axes)
-        is_first = Buffer.allocate(memory, spec.flag_extents, _FLAG, n_axes)
-        buffer = cls(frames, is_first, spec.stack, spec.fill)
-        if memory.kind in ("device", "managed"):
-            buffer._gather(on_gpu=True)  # in the stream that zeroes the memory, not in a later one
+        wanted = aligned(layout.nbytes)
+        memory = storage if isinstance(storage, Memory) else allocate(storage, wanted)
+        n_axes = len(layout.batch_shape)
+        frames = Buffer.allocate(memory, layout.extents, layout.dtype, n_axes)
+        is_first = Buffer.allocate(memory, layout.flag_extents, _FLAG, n_axes)
+        buffer = cls(frames, is_first, layout.stack, layout.fill)
+        if memory.side == "gpu":
+            buffer._gather("gpu")  # in the stream that zeroes the memory, not in a later one
         return buffer
 
     @property
@@ -72,11 +120,11 @@ class FrameBuffer(Buffer):
         """All frames, and all flags."""
         return [self.frames.data, self.is_first.data]
 
-    def source(self, *, on_gpu: bool) -> RowSource:
-        """Return the frames of all rows as a kernel reads them, on the host or on a GPU."""
+    def source(self, side: Side) -> RowSource:
+        """Return the frames of all rows as a kernel of that side reads them."""
         self.check_open()
         parts = (self.frames, self.is_first)
-        frames, flags = (part.device_data() if on_gpu else part.data for part in parts)
+        frames, flags = (part.on_side(side) for part in parts)
         rows = frames.reshape(flags.size, *self.frame_shape)  # frames may be empty: no -1
         blank = rows[:1] if self.fill == "zero" else None
         n_before = self.n_head * self.n_columns
@@ -88,19 +136,19 @@ class FrameBuffer(Buffer):
             blank,
         )
 
-    def read(self, index: AnyIndex, *, on_gpu: bool, out: AnyArray | None = None) -> AnyArray:
+    def read(self, index: AnyIndex, side: Side, *, out: AnyArray | None = None) -> AnyArray:
         """Gather the stacks of the rows of an index, on a GPU by one launch.
 
         Args:
             index: as `StackGather.run` takes it.
-            on_gpu: whether arrays of CuPy are given and returned.
+            side: where stacks are gathered; on "gpu", arrays of CuPy are given and returned.
             out: array [n, stack, *frame_shape] to write; a new one by default.
         """
         self.check_open()
-        gather = self._gather(on_gpu=on_gpu)
+        gather = self._gather(side)
         if out is None:
             shape = (len(index), self.stack, *self.frame_shape)
-            if on_gpu:
+            if side == "gpu":
                 with cuda.use_stream():
                     out = cuda.library().empty(shape, self.dtype)
             else:
@@ -108,10 +156,10 @@ class FrameBuffer(Buffer):
         gather.run(index, out=out)
         return out
 
-    def _gather(self, *, on_gpu: bool) -> StackGather:
-        gather = self._gathers.get(on_gpu)
+    def _gather(self, side: Side) -> StackGather:
+        gather = self._gathers.get(side)
         if gather is None:
-            gather = self._gathers[on_gpu] = StackGather([self.source(on_gpu=on_gpu)])
+            gather = self._gathers[side] = StackGather([self.source(side)])
         return gather
 
     def fit(self, value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -157,13 +205,13 @@ class FrameBuffer(Buffer):
 
     def _write_step(self, rows: NDArray[np.int64], stacks: NDArray[Any]) -> int | None:
         """Write stacks of one time step; or nothing, and return the number of a wrong one."""
-        source = self.source(on_gpu=False)
+        source = self.source("host")
         frames, flags = source.frames, source.is_first
         assert flags is not None
         earlier = frames[rows], flags[rows]
         frames[rows] = stacks[:, -1]
         flags[rows] = are_first(stacks, self.fill)
-        found = self.read(rows, on_gpu=False)
+        found = self.read(rows, "host")
         is_wrong = (_bytes_of(found) != _bytes_of(stacks)).any(axis=(1, 2))
         if not is_wrong.any():
             return None
@@ -177,20 +225,19 @@ class FrameBuffer(Buffer):
             return
         begin, end = int(steps.min()), int(steps.max()) + 1
         columns = self.extents[1 : self.n_batch_axes]
-        spec = FrameSpec.of(
-            (end - begin, *columns), self.dtype, self.frame_shape, stack=self.stack, fill=self.fill
-        )
-        copy = FrameBuffer.of_spec(spec, "local")
+        batch_shape = (end - begin, *columns)
+        layout = FrameLayout(batch_shape, self.frame_shape, self.dtype, self.stack, self.fill)
+        copy = FrameBuffer.of_layout(layout, "local")
         parts = [(self.frames, copy.frames), (self.is_first, copy.is_first)]
         for on_device, on_host in parts:
-            around = on_device.data[begin + spec.n_blank : end + spec.n_head]
-            on_host.data[spec.n_blank :] = cuda.to_host(around)
+            around = on_device.data[begin + layout.n_blank : end + layout.n_head]
+            on_host.data[layout.n_blank :] = cuda.to_host(around)
         try:
             copy.write(rows - begin * self.n_columns, stacks)
         finally:
             for on_device, on_host in parts:
-                written = on_device.data[begin + spec.n_head : end + spec.n_head]
-                cuda.copy_to_device(on_host.data[spec.n_head :], out_device=written)
+                written = on_device.data[begin + layout.n_head : end + layout.n_head]
+                cuda.copy_to_device(on_host.data[layout.n_head :], out_device=written)
 
     def copy_from(self, other: FrameBuffer) -> None:
         """Overwrite all rows with those of a buffer of the same shape, in memory of any kind."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from parllel import cuda
+from parllel.cuda import AnyArray, DeviceArray
+from parllel.storages import Side
 
 if TYPE_CHECKING:
     import torch
-
-DeviceArray: TypeAlias = Any  # cupy.ndarray, which ships no types
 
 # What a NumPy assignment takes as it is: asked before anything slower.
 PLAIN = frozenset(
@@ -33,6 +34,16 @@ _NARROW = {
     "uint64": np.uint32,
     "complex128": np.complex64,
 }
+
+
+def side_of(value: object) -> Side:
+    """Return which side works on a value: "gpu" on device and managed memory of any library."""
+    if isinstance(value, np.ndarray):
+        return "host"
+    side: Side | None = getattr(value, "side", None)
+    if side is not None:
+        return side
+    return "gpu" if hasattr(value, "__cuda_array_interface__") else "host"
 
 
 def to_host(value: Any) -> Any:
@@ -140,6 +151,19 @@ def to_tensor(data: NDArray[Any]) -> torch.Tensor:
         ) from error
 
 
+def flat_rows(values: AnyArray) -> AnyArray:
+    """Return an array's rows with its first two axes taken together, each row contiguous.
+
+    Args:
+        values: [T, B, ...], of NumPy or CuPy. Where its rows have gaps inside or between steps,
+            the result is a copy, on a GPU in the caller's current stream.
+    """
+    in_order = nullcontext() if isinstance(values, np.ndarray) else cuda.use_stream()
+    with in_order:
+        rows = values.reshape(values.shape[0] * values.shape[1], *values.shape[2:])
+        return rows if rows.flags.c_contiguous else rows.copy()
+
+
 def narrow(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the 32-bit counterpart of a 64-bit dtype, and any other dtype as it is."""
     return np.dtype(_NARROW.get(dtype.name, dtype))
@@ -154,3 +178,11 @@ def _from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
         return tensor.numpy(force=True)
     except TypeError:
         return plain(tensor).numpy(force=True)
+
+
+def describe(value: ArrayLike) -> str:
+    """Return what messages call a value that could not be written."""
+    try:
+        return f"a value of shape {np.shape(value)}"
+    except ValueError:  # a ragged list
+        return "a list of lists of different lengths"

@@ -11,9 +11,11 @@ from numpy.typing import DTypeLike, NDArray
 from parllel import cuda
 from parllel.arrays.buffer import Buffer
 from parllel.arrays.dlpack import Capsule, DLDevice, export
-from parllel.arrays.interop import to_tensor
+from parllel.arrays.interop import flat_rows, to_tensor
 from parllel.arrays.location import Location, count_dims, is_gathered, keys, rows_of, shape_of
-from parllel.storages import Memory
+from parllel.arrays.row_writer import RowWriter
+from parllel.ops.stack_gather import RowSource
+from parllel.storages import Memory, Side
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +96,16 @@ class Readable:
     def storage(self) -> str:
         """Kind of the memory, as given to the constructor."""
         return self._buffer.kind
+
+    @property
+    def side(self) -> Side:
+        """Which side works on the rows: "gpu" for `device` and `managed`, "host" for all others."""
+        return self._buffer.side
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether the host can read and write the memory: all but `device`."""
+        return self._buffer.is_on_host
 
     @property
     def is_for_gpu(self) -> bool:
@@ -192,7 +204,7 @@ class Readable:
             ValueError: the view has a negative step, which torch does not know; or the Array was
                 closed.
         """
-        if self._buffer.is_tensor_on_host:
+        if self._buffer.side == "host":
             return to_tensor(self._elements())
         return cuda.tensor_over(self.to_cupy())
 
@@ -254,8 +266,7 @@ class Readable:
         pinned memory is the host's, as what DLPack has for it (3) is refused by most.
         """
         buffer = self._buffer
-        is_for_gpu = buffer.is_on_host and not buffer.is_tensor_on_host
-        data = buffer.device_data() if is_for_gpu else buffer.data
+        data = buffer.on_side(buffer.side)
         kind, number = data.__dlpack_device__()
         return int(kind), int(number)
 
@@ -292,6 +303,33 @@ class Readable:
         n_axes, numbers = found
         n_rows = math.prod(data.shape[:n_axes])
         return PickedRows(data.reshape(n_rows, *data.shape[n_axes:]), numbers)
+
+    @property
+    def n_older_steps(self) -> int:
+        """How many steps before a row are a part of its sample; 0 for this kind of Array."""
+        return 0
+
+    def row_source(self, side: Side) -> RowSource:
+        """Return the rows of this view as a gather reads them: its first two axes taken together.
+
+        The memory is this Array's own, and what is written later is gathered then; but a copy
+        where the rows do not follow each other in memory.
+
+        Args:
+            side: where the rows are gathered, "host" or "gpu".
+
+        Raises:
+            TypeError: that side can't use the memory.
+        """
+        return RowSource(flat_rows(self._pick(self._buffer.on_side(side))))
+
+    @property
+    def row_writer(self) -> RowWriter | None:
+        """How environments write the rows where a row is stored in several parts (`row_parts`).
+
+        None is the answer of this kind of Array: environments write the rows as they are.
+        """
+        return None
 
     def _elements(self) -> NDArray[Any]:
         """Return the visible elements as the memory's own kind of array."""

@@ -5,21 +5,30 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from parllel.arrays.window import Window
-from parllel.storages import Memory, nbytes_of
+from parllel.storages import nbytes_of
 
-if TYPE_CHECKING:
-    from parllel.arrays.array import Array
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Shape, dtype and window of an Array, checked; its arguments are those of `Array`."""
+    """Shape, dtype and window of an Array, checked; its arguments are those of `Array`.
+
+    Each kind of Array has a spec of its own, which answers the same questions.
+
+    >>> spec = ArraySpec.of((5, 2), "float32", (3,), padding=1)
+    >>> spec.shape, spec.extents, spec.nbytes
+    ((5, 2, 3), (7, 2, 3), 168)
+    """
+
+    kind: ClassVar[str] = "array"
+    """What saved files call the kind of Array."""
 
     batch_shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -62,22 +71,35 @@ class ArraySpec:
             kept["full_size"] = None
         return type(self).of(**(kept | given))
 
-    def make(self, storage: str | Memory = "local") -> Array:
-        """Allocate an Array that looks like this, in memory of a kind or in a block of it."""
-        from parllel.arrays.array import Array  # here, because an Array knows its spec
-
-        return Array(
-            self.batch_shape,
-            self.dtype,
-            feature_shape=self.feature_shape,
-            storage=storage,
-            padding=self.padding,
-            full_size=self.full_size,
-        )
-
     def window(self) -> Window:
         """Return a new window at the beginning of the ring."""
         return Window(self.batch_shape[0], self.full_size, self.padding)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Visible shape of the Array: its batch dimensions, and those of one sample."""
+        return self.batch_shape + self.feature_shape
+
+    @property
+    def n_older_steps(self) -> int:
+        """How many steps before a row are a part of its sample, as those of stacked frames are."""
+        return 0
+
+    def rows_spec(self, n_rows: int) -> ArraySpec:
+        """Return what some rows look like as they are stored, without the steps before them.
+
+        Args:
+            n_rows: number of rows; each is one environment's at one step.
+        """
+        return ArraySpec.of((n_rows, *self.batch_shape[2:]), self.dtype, self.feature_shape)
+
+    def row_of(self, sample: Value) -> Value:
+        """Return what of a sample its own row stores; with no older steps, that is all of it.
+
+        Args:
+            sample: one environment's at one step.
+        """
+        return sample
 
     @property
     def extents(self) -> tuple[int, ...]:
@@ -88,6 +110,15 @@ class ArraySpec:
     def nbytes(self) -> int:
         """Bytes of the base buffer."""
         return nbytes_of(self.extents, self.dtype)
+
+    def to_entry(self) -> dict[str, Any]:
+        """Return what a saved file says of the Array beside its dtype, in JSON's types."""
+        entry = {field.name: getattr(self, field.name) for field in fields(self)}
+        del entry["dtype"]
+        return {"kind": self.kind, **entry}
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}, padding {self.padding}, full_size {self.full_size}"
 
 
 def _lengths(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:

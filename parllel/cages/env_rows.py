@@ -15,11 +15,11 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-from parllel.arrays import Array, FrameArray
+from parllel.arrays import Array
 from parllel.arrays.interop import is_tensor
-from parllel.tree import ArrayDict, TreePath, dict_map, path_text
-from parllel.tree.frame_rows import checked_frame_places, is_of_frames, write_stacks
+from parllel.tree import ArrayDict, RowParts, TreePath, dict_map, path_text
 from parllel.tree.leaves import as_ndarray
+from parllel.tree.row_parts import written_rows
 
 if TYPE_CHECKING:
     import torch
@@ -49,16 +49,15 @@ def write_column(out: Rows, values: Sequence[Any]) -> None:
 
     Args:
         out: n rows, overwritten. A branch is filled from the same key of a mapping, or the member
-            of a tuple whose number it bears; rows of frames are filled from stacks.
+            of a tuple whose number it bears; `RowParts` are filled from whole samples.
         values: n values of environments.
 
     Raises:
         TypeError, ValueError: a value does not fit, with the environment's number in a note.
     """
-    if isinstance(out, ArrayDict):
-        if is_of_frames(out):
-            write_stacks(out, values)
-            return
+    if isinstance(out, RowParts):
+        out.write(values)
+    elif isinstance(out, ArrayDict):
         for name, branch in out.items():
             write_column(branch, [_member(value, name) for value in values])
     elif out.ndim == 1:
@@ -99,10 +98,12 @@ def stack_column(values: Sequence[Any]) -> Any:
 def as_tree(value: object) -> Any:
     """Return a value with its mappings and tuples as ArrayDicts; a plain value as it is.
 
-    Of a FrameArray, it returns the rows that environments write: their newest frames.
+    Of an Array that stores a row in several parts, it returns these parts.
     """
-    if isinstance(value, FrameArray):
-        return checked_frame_places(value)
+    if isinstance(value, Array):
+        return written_rows(value, checked=True)
+    if isinstance(value, RowParts):
+        return value
     if isinstance(value, tuple):
         value = {str(number): member for number, member in enumerate(value)}
     if isinstance(value, Mapping):
@@ -118,7 +119,7 @@ def as_output(leaf: Output) -> NDArray[Any]:
         ValueError: it is read-only, as a view made with integer arrays is.
     """
     is_shared = isinstance(leaf, Array | np.ndarray) or (is_tensor(leaf) and _is_shared(leaf))
-    if not is_shared or (isinstance(leaf, Array) and leaf.storage == "device"):
+    if not is_shared or (isinstance(leaf, Array) and not leaf.is_on_host):
         raise TypeError(
             f"out: got a {type(leaf).__name__}, expected an Array in host memory, a NumPy array, or"
             " a CPU tensor of a dtype that NumPy has"
@@ -240,16 +241,16 @@ def write_batch(
     """Write an array [n, ...], or a tree of such arrays, into rows of the same form.
 
     Args:
-        out: rows, overwritten. Branches of the batch that it has not are dropped. Rows of frames
-            are filled from stacks, all rows at once.
+        out: rows, overwritten. Branches of the batch that it has not are dropped. `RowParts`
+            are filled from whole samples, all rows at once.
         batch: as many rows as `index` picks.
         index: bool [n], the rows to write, or the number of one row; all rows by default.
     """
     if isinstance(out, np.ndarray):
         out[index] = batch
-    elif is_of_frames(out):
-        stacks: Any = batch  # Any: rows of frames are never given a tree
-        write_stacks(out, stacks)
+    elif isinstance(out, RowParts):
+        samples: Any = batch  # Any: rows in parts are never given a tree
+        out.write(samples)
     else:
         for name, branch in out.items():
             write_batch(branch, batch[name], index)

@@ -10,7 +10,15 @@ from parllel.cuda.counters import Counters, counters
 from parllel.cuda.description import describe
 from parllel.cuda.exchange import array_interface, array_over, hand_over, is_device_array
 from parllel.cuda.launches import launch
-from parllel.cuda.library import CudaUnavailableError, is_available, library, why_unavailable
+from parllel.cuda.library import (
+    AnyArray,
+    CudaUnavailableError,
+    DeviceArray,
+    Stream,
+    is_available,
+    library,
+    why_unavailable,
+)
 from parllel.cuda.memory import (
     allocate_device,
     allocate_managed,
@@ -31,10 +39,13 @@ from parllel.cuda.streams import (
 from parllel.cuda.torch_sharing import tensor_over, use_torch_allocator
 
 __all__ = [
+    "AnyArray",
     "Counters",
     "CudaUnavailableError",
+    "DeviceArray",
     "Event",
     "PageLock",
+    "Stream",
     "allocate_device",
     "allocate_managed",
     "array_interface",

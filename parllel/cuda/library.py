@@ -6,8 +6,11 @@ import functools
 import os
 from typing import Any, TypeAlias
 
+from numpy.typing import NDArray
+
 Library: TypeAlias = Any  # the module cupy, which ships no types
 DeviceArray: TypeAlias = Any  # cupy.ndarray
+AnyArray: TypeAlias = NDArray[Any] | DeviceArray  # of NumPy or of CuPy
 Stream: TypeAlias = Any  # cupy.cuda.Stream
 
 # Error codes of the CUDA runtime (cudaError_t).

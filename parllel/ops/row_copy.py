@@ -116,16 +116,16 @@ def prepare_gather(
 
     Args:
         destination: for each leaf an array [n, ...] of rows, or [n, stack, ...] of stacks.
-        source: for each leaf an array [m, ...] of rows, or the frames of stacks.
+        source: for each leaf an array [m, ...] of rows, or what stacks are gathered from.
         names: what errors call the leaves.
 
     Raises:
         TypeError, ValueError: as `RowCopy` and `StackGather`.
     """
-    if any(isinstance(leaf, RowSource) for leaf in source):
-        sources = [leaf if isinstance(leaf, RowSource) else RowSource(leaf) for leaf in source]
+    sources = [leaf if isinstance(leaf, RowSource) else RowSource(leaf) for leaf in source]
+    if not all(leaf.is_plain for leaf in sources):
         return StackGather(sources, destination).run
-    copy = RowCopy(destination, source, names=names)
+    copy = RowCopy(destination, [leaf.frames for leaf in sources], names=names)
     return lambda index: copy.run(range(len(index)), index)
 
 

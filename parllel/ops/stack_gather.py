@@ -63,6 +63,11 @@ class RowSource:
         return len(self.frames if self.rows is None else self.rows)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether these are rows as they lie in memory, and nothing else."""
+        return self.is_first is None and self.rows is None and self.beside is None
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of all stacks, [n, stack, ...]; of plain rows [n, ...]."""
         frame_shape = self.frames.shape[1:]

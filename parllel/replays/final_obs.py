@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parllel.arrays import Array, ArraySpec, FrameArray
+from parllel.arrays import Array, ArraySpec
 from parllel.tree import ArrayDict, allocate_tree, dict_map, leaves_of
 
 _logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class FinalObs:
         self._slot: Array = self.tree["slot"]
         self._n_rows, self._width = self._slot.batch_shape
         n_slots = len(next(leaf for _, leaf in self._table.walk()))
-        self._is_on_host = storage != "device"
+        self._is_on_host = self._slot.is_on_host
         self.owner_array = Array((n_slots,), np.int64)
         self.owner_array[...] = -1
         self.owner = self.owner_array.to_ndarray()
@@ -53,15 +53,15 @@ class FinalObs:
         self._begin = 0
         self._slots = np.zeros((0, self._width), np.int32)  # of the steps that are being written
         self._pending: dict[int, Any] = {}  # rows of the table by slot, on their way to a device
-        self._is_stacked = dict_map(_is_stacked, observation)
-        self._has_stacks = any(is_stacked for _, is_stacked in leaves_of(self._is_stacked))
+        self._specs = dict_map(spec_of, observation)
+        self._has_older_steps = any(spec.n_older_steps for _, spec in leaves_of(self._specs))
 
     @staticmethod
     def make_specs(observation: Any, n_slots: int) -> ArrayDict:
         """Return what the table takes, for a ring's `observation`: an Array, a spec, or a tree."""
         leaves = ArrayDict({_BRANCH: observation}).apply(spec_of)
         ring = next(leaf for _, leaf in leaves.walk())
-        specs = leaves.apply(_slot_spec, n_slots)
+        specs = leaves.apply(ArraySpec.rows_spec, n_slots)
         specs[_PLACE] = ArraySpec.of((n_slots,), np.int64)
         specs["slot"] = ArraySpec.of((ring.full_size, ring.batch_shape[1]), np.int32)
         return specs
@@ -120,8 +120,8 @@ class FinalObs:
             self.n_added += 1
             self.owner[slot] = self._begin + step
             self._slots[step, column] = slot
-            newest = _newest(observation, self._is_stacked) if self._has_stacks else observation
-            row = {_BRANCH: newest, _PLACE: first_place + column}
+            own = _row_of(observation, self._specs) if self._has_older_steps else observation
+            row = {_BRANCH: own, _PLACE: first_place + column}
             if self._is_on_host:
                 self._table[slot] = row
             else:
@@ -162,25 +162,12 @@ def spec_of(leaf: Any) -> ArraySpec:
     return leaf.spec if isinstance(leaf, Array) else leaf
 
 
-def shape_of_one(spec: ArraySpec) -> tuple[int, ...]:
-    """Return the shape of one environment's value at one step; of stacks, of a frame."""
-    return (*spec.batch_shape[2:], *spec.feature_shape)
-
-
-def _is_stacked(leaf: Array) -> bool:
-    return isinstance(leaf, FrameArray)
-
-
-def _slot_spec(spec: ArraySpec, n_slots: int) -> ArraySpec:
-    return ArraySpec.of((n_slots,), spec.dtype, shape_of_one(spec))
-
-
 def _host_rows(leaf: Array, n_rows: int) -> Any:
     return np.zeros((n_rows, *leaf.shape[1:]), leaf.dtype)
 
 
-def _newest(observation: Any, is_stacked: Any) -> Any:
-    """Return an observation as the table has it: of stacks the newest frame."""
-    if isinstance(is_stacked, ArrayDict):
-        return {name: _newest(observation[name], each) for name, each in is_stacked.items()}
-    return observation[-1] if is_stacked else observation
+def _row_of(observation: Any, specs: Any) -> Any:
+    """Return what of an observation the table keeps: what its own row of the ring stores."""
+    if isinstance(specs, ArrayDict):
+        return {name: _row_of(observation[name], each) for name, each in specs.items()}
+    return specs.row_of(observation)

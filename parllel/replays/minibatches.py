@@ -8,12 +8,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from parllel import cuda
-from parllel.arrays import Array, ArraySpec, FrameArray
-from parllel.arrays.interop import to_device
+from parllel.arrays import Array, ArraySpec
+from parllel.arrays.interop import flat_rows, side_of, to_device
 from parllel.ops.row_copy import prepare_gather
 from parllel.ops.stack_gather import RowSource
+from parllel.storages import Side
 from parllel.tree import ArrayDict, allocate_tree, path_text
-from parllel.tree.leaves import as_ndarray, is_on_gpu
+from parllel.tree.leaves import as_ndarray
 
 AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
 
@@ -59,8 +60,8 @@ class Minibatches:
             ValueError: the batch has fewer rows than minibatches, no leaf, or leaves with
                 different numbers of rows.
         """
-        on_gpu = any(is_on_gpu(leaf) for _, leaf in batch.walk())
-        flat = batch.apply(_flatten, on_gpu)
+        on_gpu = any(side_of(leaf) == "gpu" for _, leaf in batch.walk())
+        flat = batch.apply(_flatten, "gpu" if on_gpu else "host")
         n_rows = _count_rows(flat)
         size = n_rows // self._n_minibatches
         if not size:
@@ -88,19 +89,14 @@ class Minibatches:
             self._tensors = self._out.to_torch()
 
 
-def _flatten(leaf: Any, on_gpu: bool) -> AnyArray | RowSource:
+def _flatten(leaf: Any, side: Side) -> RowSource:
     """Return the rows of a leaf of any library, T and B taken together."""
-    if isinstance(leaf, FrameArray):
-        return leaf.source(on_gpu=on_gpu)
-    if not on_gpu:
-        values: AnyArray = as_ndarray(leaf)
-    else:
-        values = leaf.to_cupy() if isinstance(leaf, Array) else to_device(leaf)
-    rows = values.reshape(values.shape[0] * values.shape[1], *values.shape[2:])
-    return rows if rows.flags.c_contiguous else rows.copy()
+    if isinstance(leaf, Array):
+        return leaf.row_source(side)
+    return RowSource(flat_rows(to_device(leaf) if side == "gpu" else as_ndarray(leaf)))
 
 
-def _spec(rows: AnyArray | RowSource, size: int) -> ArraySpec:
+def _spec(rows: RowSource, size: int) -> ArraySpec:
     return ArraySpec.of((size,), rows.dtype, rows.shape[1:])
 
 

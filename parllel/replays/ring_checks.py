@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from parllel.arrays import Array, FrameArray
+from parllel.arrays import Array
 from parllel.tree import ArrayDict, leaves_of, path_text
 from parllel.tree.leaves import describe_leaf
 
@@ -30,7 +30,7 @@ def check_tree(samples: ArrayDict) -> None:
     if len(set(rings.values())) != 1:
         raise ValueError(f"samples: got (T, B, full_size) of {rings}, expected the same for all")
     for path, leaf in samples.walk():
-        if isinstance(leaf, FrameArray) and len(leaf.batch_shape) != 2:
+        if leaf.n_older_steps and len(leaf.batch_shape) != 2:
             raise ValueError(
                 f"{path_text(path)}: got stacks of batch dimensions {leaf.batch_shape}, expected"
                 " (T, B); make the others a part of the frame: its feature_shape"

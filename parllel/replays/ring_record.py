@@ -9,12 +9,10 @@ from weakref import WeakSet
 
 import numpy as np
 
-from parllel.arrays import FrameArray
-from parllel.replays.final_obs import FinalObs, shape_of_one, spec_of
+from parllel.arrays.interop import side_of
+from parllel.replays.final_obs import FinalObs, spec_of
 from parllel.replays.ring_checks import check_numbers, check_tree
-from parllel.storages import nbytes_of
 from parllel.tree import ArrayDict, leaves_of
-from parllel.tree.leaves import is_on_gpu
 
 # Of the table's usual size: episodes may be that short on average.
 _STEPS_PER_FINAL_OBS = 16
@@ -56,13 +54,12 @@ class RecordedRing:
         self.batch_T, self.batch_B = reward.batch_shape
         self.full_size: int = reward.full_size
         self.n_steps = operator.index(n_steps)
-        self._is_on_gpu = any(is_on_gpu(leaf) for _, leaf in samples.walk())
+        self._is_on_gpu = any(side_of(leaf) == "gpu" for _, leaf in samples.walk())
         self.storage = "device" if self._is_on_gpu else "local"  # of minibatches and the table
         specs = RecordedRing.make_specs(samples, n_final_obs)
         self.final_obs = FinalObs(specs, self.storage, samples["observation"])
-        # Steps before one whose frames its stacks have; these frames are no other step's alone.
-        stacks = [leaf.stack for _, leaf in samples.walk() if isinstance(leaf, FrameArray)]
-        self._n_older = max(stacks, default=1) - 1
+        # Steps before one that are a part of its samples, and so no other step's alone.
+        self._n_older = max(leaf.n_older_steps for _, leaf in samples.walk())
         self.watchers: WeakSet[Watcher] = WeakSet()
         self._first = 0  # number of the oldest step that is there
         self._stop = 0  # number of the step that will be written next
@@ -77,7 +74,7 @@ class RecordedRing:
         """
         specs = [spec_of(leaf) for _, leaf in leaves_of(samples["observation"])]
         n_columns = specs[0].batch_shape[1]
-        nbytes = sum(nbytes_of(shape_of_one(spec), spec.dtype) for spec in specs)
+        nbytes = sum(spec.rows_spec(1).nbytes for spec in specs)
         steps = _STEPS_PER_FINAL_OBS if nbytes <= _SMALL_NBYTES else _STEPS_PER_LARGE_ONE
         usual = specs[0].full_size * n_columns // steps + n_columns
         return FinalObs.make_specs(samples["observation"], n_final_obs or usual)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from parllel import cuda
-from parllel.arrays import Array, ArraySpec, FrameArray
+from parllel.arrays import Array, ArraySpec
 from parllel.kernels.transitions import Transitions
 from parllel.ops.stack_gather import RowSource, StackGather
 from parllel.replays.final_obs import FinalObs
@@ -166,10 +166,7 @@ def count_bytes(specs: ArrayDict) -> int:
 def _ring_source(leaf: Array, n_behind: int, on_gpu: bool) -> RowSource:
     """Return the rows of a ring, and of the padding behind it, T and B taken together."""
     rows = leaf.full[0 : leaf.full_size + n_behind]
-    if isinstance(rows, FrameArray):
-        return rows.source(on_gpu=on_gpu)
-    values = _read(rows, on_gpu)
-    return RowSource(values.reshape(values.shape[0] * values.shape[1], *values.shape[2:]))
+    return rows.row_source("gpu" if on_gpu else "host")
 
 
 def _read(leaf: Array, on_gpu: bool) -> AnyArray:

@@ -147,13 +147,13 @@ class Group:
 
 def _transfer_for(samples: ArrayDict, columns: range) -> Transfer:
     """Return the way that suits the memory of a sample tree."""
-    storages = {path_text(path): leaf.storage for path, leaf in samples.walk()}
-    if "device" not in storages.values():
+    leaves = list(samples.walk())
+    on_host = [path_text(path) for path, leaf in leaves if leaf.is_on_host]
+    if len(on_host) == len(leaves):
         return InPlace(samples, columns)
-    elsewhere = [path for path, storage in storages.items() if storage != "device"]
-    if elsewhere:
+    if on_host:
         raise ValueError(
-            f"samples: {', '.join(elsewhere)} in other memory than the device's, expected all"
+            f"samples: {', '.join(on_host)} in other memory than the device's, expected all"
             ' leaves there or none; move the tree with samples.to("device")'
         )
     return Staging(samples, columns)

@@ -6,7 +6,7 @@ from parllel import cuda
 from parllel.arrays import Array
 from parllel.samplers.transfer import output_branches
 from parllel.tree import ArrayDict
-from parllel.tree.frame_rows import first_places, take_first_stacks
+from parllel.tree.row_parts import first_rows, take_first_rows
 
 
 class InPlace:
@@ -29,7 +29,7 @@ class InPlace:
         is_all = len(columns) == batch_B
         self._columns = None if is_all else slice(columns.start, columns.stop)
         self._is_moving = any(leaf.full_size > len(leaf) for leaf in leaves)
-        self._is_read_by_gpu = any(leaf.storage in ("pinned", "managed") for leaf in leaves)
+        self._is_read_by_gpu = any(leaf.is_for_gpu for leaf in leaves)
         self.host_rows: list[ArrayDict] = []
         self._first: Array | ArrayDict | None = None
 
@@ -71,13 +71,13 @@ class InPlace:
     def first_rows(self) -> Array | ArrayDict:
         """Return the tree's row after the batch; whole stacks for leaves that store frames."""
         row = self._row("observation", self._batch_T)
-        self._first = first_places(row, row)
+        self._first = first_rows(row, row)
         return self._first
 
     def take_first(self) -> None:
         """Write the stacks to the tree; environments have written all other leaves."""
         row = self._row("observation", self._batch_T)
-        take_first_stacks(row, self._first, row)
+        take_first_rows(row, self._first, row)
 
     def close(self) -> None:
         """Do nothing: all memory is the tree's."""

@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from parllel.arrays import Array
+from parllel.arrays.interop import side_of
 from parllel.cages import Cage, TrajInfo
 from parllel.cages.env_rows import write_column
 from parllel.samplers.group import Group
 from parllel.tree import ArrayDict, dict_map, leaves_of, path_text
-from parllel.tree.leaves import empty_rows, is_on_gpu
+from parllel.tree.leaves import empty_rows
 
 
 class Agent(Protocol):
@@ -145,7 +146,7 @@ def as_rows(observations: Sequence[Any], like: Any) -> Any:
     rows = dict_map(empty_rows, like, len(observations))
     write_column(rows, observations)
     (_, first), *_ = leaves_of(like)
-    if not is_on_gpu(first):
+    if side_of(first) == "host":
         return rows
     return dict_map(Array.from_numpy, rows, storage="device", force_32bit=False)
 

@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel import cuda
-from parllel.arrays import Array, ArraySpec, FrameArray
+from parllel.arrays import Array
 from parllel.ops.row_copy import RowCopy
 from parllel.samplers.transfer import output_branches
 from parllel.storages import aligned, allocate
 from parllel.tree import ArrayDict, TreePath, path_text
-from parllel.tree.frame_rows import (
-    first_places,
-    frame_places,
-    frame_specs,
-    last_specs,
-    remember_last,
-    take_first_stacks,
+from parllel.tree.row_parts import (
+    allocate_kept,
+    first_rows,
+    kept_specs,
+    take_first_rows,
+    written_rows,
+    written_specs,
 )
 
 _N_STAGED = 2  # environments write one while the GPU still reads the other
@@ -83,16 +83,16 @@ class Staging:
         self._batch_T, self._batch_B = samples["reward"].batch_shape[:2]
         self._columns = range(self._batch_B) if columns is None else columns
         n_envs = len(self._columns)
-        actions = ArrayDict({"action": samples["action"]}).apply(_row_spec, n_envs)
+        actions = ArrayDict({"action": samples["action"]}).apply(written_specs, n_envs)
         branches = ArrayDict({name: samples[name] for name in output_branches(samples)})
-        outputs = branches.apply(_row_spec, n_envs)
+        outputs = branches.apply(written_specs, n_envs)
         n_action_bytes, n_output_bytes = _nbytes_of(actions), _nbytes_of(outputs)
         on_device = allocate("device", n_action_bytes)
         self._action = actions.apply(Array.from_spec, on_device)
         self._action_bytes = on_device.array(0, (n_action_bytes,), _BYTES)
         action_memory = allocate("pinned", _N_STAGED * n_action_bytes)
-        n_last_bytes = _nbytes_of(last_specs(outputs))
-        output_memory = allocate("pinned", _N_STAGED * n_output_bytes + n_last_bytes)
+        n_kept_bytes = _nbytes_of(kept_specs(outputs))
+        output_memory = allocate("pinned", _N_STAGED * n_output_bytes + n_kept_bytes)
         self._steps = []
         for number in range(_N_STAGED):
             action = actions.apply(Array.from_spec, action_memory)  # placed as on the device
@@ -109,7 +109,7 @@ class Staging:
                 )
             )
         self.host_rows = [step.rows for step in self._steps]
-        remember_last(self.host_rows, output_memory)
+        allocate_kept(self.host_rows, output_memory)
         self._first: Array | ArrayDict | None = None
         self._is_sent = cuda.Event()
         self._is_taken = cuda.Event()  # behind the last launch that reads a staged step
@@ -123,7 +123,7 @@ class Staging:
         rings["observation"] = rings["observation"].next
         samples = ArrayDict({name: self._samples[name] for name in step})
         roots = dict(samples.apply(_root_of_parts).walk())
-        written = dict(rings.apply(_parts).to_cupy().apply(_flatten).walk())
+        written = dict(rings.apply(written_rows).to_cupy().apply(_flatten).walk())
         read = dict(step.to_cupy().walk())
         paths_of: dict[int, list[TreePath]] = {}
         for path, leaf in roots.items():
@@ -170,17 +170,17 @@ class Staging:
     def first_rows(self) -> Array | ArrayDict:
         """Return the observations of the first staged step, after the GPU has read it.
 
-        Leaves that store frames have whole stacks in their place.
+        Rows that are stored in parts have whole samples in their place.
         """
         _wait_for(self._is_taken, self._steps)
-        self._first = first_places(self._first_row(), self._steps[0].rows["observation"])
+        self._first = first_rows(self._first_row(), self._steps[0].rows["observation"])
         return self._first
 
     def take_first(self) -> None:
         """Launch the copy of the first observations to the row after the batch."""
         self._copy(self._steps[0].first_to_tree, self._batch_T - 1)
         self._is_taken.record()
-        take_first_stacks(self._first_row(), self._first, self._steps[0].rows["observation"])
+        take_first_rows(self._first_row(), self._first, self._steps[0].rows["observation"])
 
     def _first_row(self) -> Array | ArrayDict:
         columns = self._columns
@@ -215,21 +215,9 @@ def _wait_for(is_taken: cuda.Event, steps: list[StagedStep]) -> None:
         is_taken.synchronize()
 
 
-def _row_spec(leaf: Array, n_envs: int) -> ArraySpec | ArrayDict:
-    batch_shape = (n_envs, *leaf.batch_shape[2:])
-    if isinstance(leaf, FrameArray):
-        return frame_specs(leaf, batch_shape)
-    return ArraySpec.of(batch_shape, leaf.dtype, leaf.feature_shape)
-
-
-def _parts(leaf: Array) -> Array | ArrayDict:
-    """Return what rows are copied to."""
-    return frame_places(leaf) if isinstance(leaf, FrameArray) else leaf
-
-
 def _root_of_parts(leaf: Array) -> Array | ArrayDict:
     """Return the leaf itself, for each of its parts."""
-    parts = _parts(leaf)
+    parts = written_rows(leaf)
     return parts.apply(lambda _: leaf) if isinstance(parts, ArrayDict) else leaf
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from parllel import cuda
 from parllel.storages.device import Device
 from parllel.storages.inherited import Inherited, inherited_blocks
@@ -11,7 +9,7 @@ from parllel.storages.local import Local
 from parllel.storages.managed import Managed
 from parllel.storages.pinned import Pinned
 from parllel.storages.shared import Shared
-from parllel.storages.storage import Memory, Side, aligned, nbytes_of
+from parllel.storages.storage import Memory, MemoryKind, Side, aligned, nbytes_of
 
 __all__ = [
     "KINDS",
@@ -20,6 +18,7 @@ __all__ = [
     "Local",
     "Managed",
     "Memory",
+    "MemoryKind",
     "Pinned",
     "Shared",
     "Side",
@@ -30,7 +29,7 @@ __all__ = [
     "nbytes_of",
 ]
 
-KINDS: dict[str, Callable[[int], Memory]] = {
+KINDS: dict[str, MemoryKind] = {
     kind.kind: kind for kind in (Local, Shared, Inherited, Pinned, Managed, Device)
 }
 

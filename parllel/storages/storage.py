@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,17 @@ def nbytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 def _address_of(array: NDArray[Any]) -> int:
     address: int = array.__array_interface__["data"][0]
     return address
+
+
+class MemoryKind(Protocol):
+    """A kind of memory: what allocates blocks of it, and says which side works on them."""
+
+    @property
+    def side(self) -> Side:
+        """Which side works on the rows in it."""
+
+    def __call__(self, nbytes: int) -> Memory:
+        """Allocate one zeroed block."""
 
 
 class Memory:

@@ -55,7 +55,7 @@ def place_of(**leaves: Array) -> Place:
     Raises:
         ValueError: some leaves live on the host and others on the device.
     """
-    places = {name: DEVICE if _is_on_device(leaf) else HOST for name, leaf in leaves.items()}
+    places = {name: DEVICE if leaf.side == "gpu" else HOST for name, leaf in leaves.items()}
     first, *others = places.values()
     if any(other != first for other in others):
         kinds = {name: leaf.storage for name, leaf in leaves.items()}
@@ -64,10 +64,6 @@ def place_of(**leaves: Array) -> Place:
             ' with tree.to("device")'
         )
     return first
-
-
-def _is_on_device(leaf: Array) -> bool:
-    return leaf.storage in ("device", "managed")
 
 
 def _copy_to_host(array: Array) -> NDArray[Any]:

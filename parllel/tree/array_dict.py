@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
-from parllel.arrays import Array, ArraySpec
+from parllel.arrays import Array, ArraySpec, Leaf
 from parllel.ops.row_copy import copy_blocks
 from parllel.storages import KINDS, Memory, aligned, allocate
 from parllel.tree.description import TreeDescription, describe_tree
@@ -21,7 +21,6 @@ from parllel.tree.leaves import (
     call,
     call_method,
     describe_leaf,
-    is_on_device,
 )
 from parllel.tree.path import TreePath, path_text
 
@@ -199,7 +198,7 @@ class ArrayDict(MutableMapping[str, Any]):
         What wraps in device memory is copied in one launch, in the caller's current stream.
         """
         self._check_arrays("rotate")
-        on_device = {path: leaf for path, leaf in self.walk() if is_on_device(leaf)}
+        on_device = {path: leaf for path, leaf in self.walk() if not leaf.is_on_host}
         self.apply(_rotate_on_host)
         moves = [
             (path, *rows)
@@ -308,6 +307,10 @@ class ArrayDict(MutableMapping[str, Any]):
         self._items = state["items"]
 
 
+Rows: TypeAlias = "Leaf | ArrayDict"
+"""A leaf, or a tree of leaves: what one branch of a sample tree may be."""
+
+
 def dict_map(function: Callable[..., Any], tree: Any, *args: Any, **kwargs: Any) -> Any:
     """Call `function(leaf, *args, **kwargs)` for a leaf, or for all leaves of a tree.
 
@@ -368,7 +371,7 @@ def _lock(values: NDArray[Any]) -> None:
 
 
 def _rotate_on_host(leaf: Any) -> None:
-    if not is_on_device(leaf):
+    if leaf.is_on_host:
         leaf.rotate()
 
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from parllel import cuda
-from parllel.arrays import Array, ArraySpec, FrameSpec
+from parllel.arrays import Array, ArraySpec
 from parllel.arrays.array import ArrayView
-from parllel.storages import aligned
+from parllel.storages import KINDS, aligned
 from parllel.tree.leaves import describe_leaf
 from parllel.tree.path import TreePath, path_text
 
 _TITLES = ("path", "dtype", "shape", "rows", "storage", "bytes")
-_OF_DEVICE = ("device", "managed")
 
 
 class LeafDescription(NamedTuple):
@@ -50,7 +49,7 @@ class TreeDescription:
         """Share of the device's memory that the leaves in it take; None without a device."""
         if self.device_total_nbytes is None:
             return None
-        used = sum(leaf.nbytes for leaf in self.leaves if leaf.storage in _OF_DEVICE)
+        used = sum(leaf.nbytes for leaf in self.leaves if _is_on_gpu(leaf.storage))
         return used / self.device_total_nbytes
 
     def __str__(self) -> str:
@@ -69,7 +68,7 @@ class TreeDescription:
 def describe_tree(leaves: list[tuple[TreePath, Any]], storage: str | None) -> TreeDescription:
     """Describe leaves by their paths; `storage` is where leaves that are specs would be."""
     described = tuple(_describe(path, leaf, storage) for path, leaf in leaves)
-    uses_device = any(leaf.storage in _OF_DEVICE for leaf in described)
+    uses_device = any(_is_on_gpu(leaf.storage) for leaf in described)
     has_device = uses_device and cuda.is_available()
     return TreeDescription(described, cuda.total_nbytes() if has_device else None)
 
@@ -85,10 +84,13 @@ def _describe(path: TreePath, leaf: Any, storage: str | None) -> LeafDescription
 
 
 def _describe_spec(path: TreePath, spec: ArraySpec, storage: str) -> LeafDescription:
-    stack = (spec.stack,) if isinstance(spec, FrameSpec) else ()
-    shape = (*spec.batch_shape, *stack, *spec.feature_shape)
     n_rows, nbytes = spec.extents[0], aligned(spec.nbytes)
-    return LeafDescription(path, str(spec.dtype), str(shape), n_rows, storage, nbytes)
+    return LeafDescription(path, str(spec.dtype), str(spec.shape), n_rows, storage, nbytes)
+
+
+def _is_on_gpu(storage: str) -> bool:
+    """Whether memory of a kind is the GPU's; other libraries' places are no kinds."""
+    return storage in KINDS and KINDS[storage].side == "gpu"
 
 
 def _justify(column: int, cell: str, width: int) -> str:

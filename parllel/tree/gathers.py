@@ -15,7 +15,6 @@ from parllel.arrays import Array
 from parllel.arrays.interop import to_device, to_host
 from parllel.ops.row_copy import RowCopy, prepare_gather
 from parllel.ops.stack_gather import RowSource
-from parllel.tree.leaves import is_on_device
 from parllel.tree.path import TreePath, path_text
 
 AnyArrays: TypeAlias = dict[TreePath, Any]  # numpy.ndarray, cupy.ndarray or a RowSource
@@ -50,7 +49,7 @@ def gather(views: Mapping[TreePath, Any]) -> AnyArrays | None:
     if found is None:
         return None
     rows, numbers = found
-    on_device = is_on_device(next(iter(views.values())))
+    on_device = not next(iter(views.values())).is_on_host
     with cuda.use_stream() if on_device else nullcontext():
         empty = cuda.library().empty if on_device else np.empty
         gathered = {path: empty(view.shape, view.dtype) for path, view in views.items()}
@@ -79,7 +78,7 @@ def scatter(views: Mapping[TreePath, Any], values: Mapping[TreePath, Any]) -> bo
     if found is None or _has_stacks(found[0]):
         return False
     rows, numbers = found
-    on_device = is_on_device(next(iter(views.values())))
+    on_device = not next(iter(views.values())).is_on_host
     read = []
     for path, view in views.items():
         value = (to_device if on_device else to_host)(values[path])
@@ -105,16 +104,16 @@ def _find_rows(views: Mapping[TreePath, Any]) -> tuple[AnyArrays, NDArray[np.int
     common: NDArray[np.int64] | None = None
     for path, view in views.items():
         picked = view.picked_rows() if isinstance(view, Array) and view.size else None
-        if picked is None or is_on_device(view) != is_on_device(next(iter(views.values()))):
+        if picked is None or view.is_on_host != next(iter(views.values())).is_on_host:
             return None
-        if not is_on_device(view) and picked.numbers.size < _FEWEST_ON_HOST:
+        if view.is_on_host and picked.numbers.size < _FEWEST_ON_HOST:
             return None
         lowest = picked.numbers.min()
         numbers = picked.numbers - lowest
         if common is not None and not np.array_equal(numbers, common):
             return None
         rows[path], common = picked.rows[lowest:], numbers
-        if _has_stacks(rows) and not is_on_device(view):
+        if _has_stacks(rows) and view.is_on_host:
             return None
     return None if common is None else (rows, common)
 

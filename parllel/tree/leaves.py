@@ -43,18 +43,6 @@ def as_tensor(leaf: Any) -> torch.Tensor:
     return from_dlpack(leaf)  # by way of NumPy, JAX arrays would be read-only, and torch would warn
 
 
-def is_on_device(leaf: Any) -> bool:
-    """Whether a leaf is an Array in device memory, which NumPy can't use."""
-    return isinstance(leaf, Array) and leaf.storage == "device"
-
-
-def is_on_gpu(leaf: Any) -> bool:
-    """Whether a GPU should work on a leaf: device or managed memory, of whatever library."""
-    if isinstance(leaf, Array):
-        return leaf.storage in ("device", "managed")
-    return not isinstance(leaf, np.ndarray) and hasattr(leaf, "__cuda_array_interface__")
-
-
 def describe_leaf(leaf: Any) -> tuple[str, str, str, str]:
     """Return a leaf's dtype, shape, storage (or device) and the bytes that it holds."""
     where = getattr(leaf, "storage", None) if isinstance(leaf, Array) else _device(leaf)

@@ -10,7 +10,7 @@ import ast
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -19,7 +19,7 @@ from urllib.parse import quote
 import numpy as np
 
 from parllel import cuda
-from parllel.arrays import Array, ArraySpec, FrameSpec
+from parllel.arrays import Array, ArraySpec, spec_from_entry
 from parllel.storages import aligned
 from parllel.storages.mapped import Mapped
 from parllel.tree.array_dict import ArrayDict
@@ -101,7 +101,7 @@ class SavedTree:
             branch = tree
             for name in leaf.names[:-1]:
                 branch = branch.setdefault(name, ArrayDict())
-            array = leaf.spec.make(Mapped(self.folder / leaf.file))
+            array = Array.from_spec(leaf.spec, Mapped(self.folder / leaf.file))
             array.move_window(leaf.window_begin)
             branch[leaf.names[-1]] = array
         return tree
@@ -113,8 +113,12 @@ class SavedTree:
         return replace(self, leaves=inner)
 
 
-def open_tree(folder: str | Path) -> SavedTree:
+def open_tree(folder: str | Path, kinds: Collection[type[ArraySpec]] = ()) -> SavedTree:
     """Return what was saved in a folder last.
+
+    Args:
+        folder: of `save_tree`.
+        kinds: the specs of kinds of Array in it that are not the package's own.
 
     Raises:
         FileNotFoundError: nothing was saved there.
@@ -128,7 +132,7 @@ def open_tree(folder: str | Path) -> SavedTree:
         content = json.loads(path.read_text())
         if (content["format"], content["version"]) != (_FORMAT, _VERSION):
             raise ValueError(f"it is {content['format']} {content['version']}")
-        leaves = tuple(_leaf_from(entry) for entry in content["leaves"])
+        leaves = tuple(_leaf_from(entry, kinds) for entry in content["leaves"])
         saved = SavedTree(folder, leaves, content["save"], content["numbers"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected {_FORMAT} {_VERSION}; {error}") from error
@@ -227,7 +231,7 @@ def _as_bytes(rows: AnyArray) -> memoryview:
 
 
 def _read(path: Path, leaf: Array) -> None:
-    saved = leaf.spec.make(Mapped(path))
+    saved = Array.from_spec(leaf.spec, Mapped(path))
     for part, saved_part in zip(leaf.memory_parts, saved.memory_parts, strict=True):
         for rows, values in zip(_chunks(part), _chunks(saved_part), strict=True):
             if isinstance(rows, np.ndarray):
@@ -257,45 +261,22 @@ def _delete_others(folder: Path, kept: set[str]) -> None:
 
 
 def _entry_of(leaf: SavedLeaf) -> dict[str, Any]:
-    spec = leaf.spec
-    stacks = {"stack": spec.stack, "fill": spec.fill} if isinstance(spec, FrameSpec) else {}
     return {
         "names": leaf.names,
         "file": leaf.file,
-        "dtype": repr(np.lib.format.dtype_to_descr(spec.dtype)),
-        "batch_shape": spec.batch_shape,
-        "feature_shape": spec.feature_shape,
-        "padding": spec.padding,
-        "full_size": spec.full_size,
+        "dtype": repr(np.lib.format.dtype_to_descr(leaf.spec.dtype)),
         "window_begin": leaf.window_begin,
-        **stacks,
+        "array": leaf.spec.to_entry(),
     }
 
 
-def _leaf_from(entry: Mapping[str, Any]) -> SavedLeaf:
-    plain = (
-        entry["batch_shape"],
-        np.lib.format.descr_to_dtype(ast.literal_eval(entry["dtype"])),
-        entry["feature_shape"],
-        entry["padding"],
-        entry["full_size"],
-    )
-    has_stacks = "stack" in entry
-    spec = (
-        FrameSpec.of(*plain, entry["stack"], entry["fill"]) if has_stacks else ArraySpec.of(*plain)
-    )
+def _leaf_from(entry: Mapping[str, Any], kinds: Collection[type[ArraySpec]]) -> SavedLeaf:
+    dtype = np.lib.format.descr_to_dtype(ast.literal_eval(entry["dtype"]))
+    spec = spec_from_entry(entry["array"], dtype, kinds)
     return SavedLeaf(tuple(entry["names"]), entry["file"], spec, entry["window_begin"])
 
 
 def _check_spec(path: TreePath, saved: ArraySpec, found: ArraySpec) -> None:
     if saved != found:
-        error = ValueError(f"saved {_text(saved)}, expected {_text(found)} as the tree has")
+        error = ValueError(f"saved {saved}, expected {found} as the tree has")
         raise_at(path, error)
-
-
-def _text(spec: ArraySpec) -> str:
-    stacks = f", stacks of {spec.stack}, fill {spec.fill!r}" if isinstance(spec, FrameSpec) else ""
-    return (
-        f"{spec.dtype} {spec.batch_shape + spec.feature_shape}, padding {spec.padding}, full_size"
-        f" {spec.full_size}{stacks}"
-    )

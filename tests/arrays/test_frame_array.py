@@ -803,11 +803,11 @@ def test_a_minibatch_is_one_launch(cuda_device: torch.device) -> None:
 
 def test_gaps_between_rows_are_no_source() -> None:
     array = written().array
-    assert array[2:4].source().shape == (6, 4, 2)
-    assert array.full.next.source().shape == (18, 4, 2)
+    assert array[2:4].row_source("host").shape == (6, 4, 2)
+    assert array.full.next.row_source("host").shape == (18, 4, 2)
     for index in [(slice(None), 1), slice(None, None, 2), (..., 0), ([0, 2, 5],)]:
         with pytest.raises(ValueError, match="expected whole time steps"):
-            array[index].source()
+            array[index].row_source("host")
 
 
 # On a device
@@ -907,7 +907,7 @@ def test_a_gather_reads_rows_of_its_own_and_frames_beside_them(cuda_device: torc
     for kind in ("local", "device"):
         on_gpu = kind == "device"
         put: Any = cuda.to_device if on_gpu else np.copy
-        source = written(kind).array.source(on_gpu=on_gpu)
+        source = written(kind).array.row_source("gpu" if on_gpu else "host")
         own = {"rows": put(numbers), "beside_rows": put(after)}
         sources = [
             dataclasses.replace(source, beside=put(beside), **own),

@@ -18,13 +18,13 @@ from torch import Tensor
 from films import FRAME, STACK, FilmWithSound, make_film
 from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.arrays import ArraySpec, FrameSpec
+from parllel.arrays.frame_writer import PREVIOUS
 from parllel.cages import Cage, ProcessCage, SerialCage, VectorCage
 from parllel.cages.env_rows import as_tree, write_column
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler
 from parllel.testing.contracts.tree_case import leaves
 from parllel.tree import allocate_tree, dict_map
-from parllel.tree.frame_rows import PREVIOUS
 from parllel.tree.leaves import as_tensor
 
 T, B = 5, 4
@@ -245,12 +245,12 @@ def test_a_staged_step_holds_one_frame_for_each_environment(cuda_device: torch.d
     group = sampler._groups[0]
     places = group.host_rows(0)["observation"]
     shapes = {name: leaf.shape for name, leaf in places.items()}
-    assert shapes == {"frames:3:first": (B, *FRAME), "is_first": (B,), "last": (B, *FRAME)}
+    assert shapes == {"frames": (B, *FRAME), "is_first": (B,), "last": (B, *FRAME)}
     to_tree = group.transfer._steps[0].to_tree[0].rows._table  # type: ignore[attr-defined]
     rows = zip(to_tree.names, to_tree.entries, strict=True)
     nbytes = {name: int(entry[-1]) for name, entry in rows}
     observed = {name: size for name, size in nbytes.items() if name.startswith("observation")}
-    assert observed == {"observation.frames:3:first": 6, "observation.is_first": 1}
+    assert observed == {"observation.frames": 6, "observation.is_first": 1}
     sampler.close()
     samples.close()
 
@@ -321,10 +321,8 @@ def test_a_cage_writes_frames_where_it_is_told_to() -> None:
 
 def test_frames_are_cast_like_other_observations() -> None:
     array = FrameArray((2, 1), np.float32, FRAME, stack=2, padding=1)
-    out = ArrayDict({name: leaf.to_ndarray() for name, leaf in places_of(array[0]).items()})
-    write_column(out, [np.ones((2, *FRAME), np.float64)])
-    out = ArrayDict({name: leaf.to_ndarray() for name, leaf in places_of(array[1]).items()})
-    write_column(out, [np.stack([np.ones(FRAME), np.zeros(FRAME)])])
+    write_column(places_of(array[0]).to_ndarray(), [np.ones((2, *FRAME), np.float64)])
+    write_column(places_of(array[1]).to_ndarray(), [np.stack([np.ones(FRAME), np.zeros(FRAME)])])
     assert_array_equal(array[1, 0].to_ndarray()[:, 0, 0], [1, 0])
 
 

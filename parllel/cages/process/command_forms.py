@@ -18,8 +18,7 @@ from parllel.arrays import Array
 from parllel.cages.cage import Command, Outputs
 from parllel.cages.env_rows import Rows, Value, as_tree
 from parllel.storages import Memory, Shared, aligned
-from parllel.tree import ArrayDict, TreePath, dict_map, path_text
-from parllel.tree.frame_rows import PREVIOUS
+from parllel.tree import ArrayDict, RowParts, TreePath, dict_map, path_text
 
 _Key: TypeAlias = tuple[object, ...]
 
@@ -225,12 +224,12 @@ class CommandForms:
     def _leaves_of(self, command: Command, action: Value | None) -> Iterator[_CommandLeaf]:
         """Yield the leaves of the action, and then those of the outputs in their order."""
         if command.action is not None:
-            for path, leaf, rows in _walk(("action",), action, command.action):
+            for path, leaf, rows, _ in _walk(("action",), action, command.action):
                 yield self._find(path, leaf, rows, is_read=True)
         for name, given, own in zip(Outputs._fields, command.outputs, command.rows, strict=True):
             if own is not None:
-                for path, leaf, rows in _walk((f"out_{name}",), given, own):
-                    yield self._find(path, leaf, rows, is_read=path[-1] == PREVIOUS)
+                for path, leaf, rows, is_read in _walk((f"out_{name}",), given, own):
+                    yield self._find(path, leaf, rows, is_read=is_read)
 
     def _find(
         self, path: TreePath, leaf: object, rows: NDArray[Any], *, is_read: bool
@@ -315,15 +314,19 @@ def result_outputs(command: Command) -> Sequence[Any]:
 
 
 def _walk(
-    path: TreePath, given: object, rows: Rows
-) -> Iterator[tuple[TreePath, object, NDArray[Any]]]:
-    """Yield of all leaves of a tree the path, the leaf as the caller gave it, and its rows."""
+    path: TreePath, given: object, rows: Rows, *, is_read: bool = False
+) -> Iterator[tuple[TreePath, object, NDArray[Any], bool]]:
+    """Yield of all leaves of a tree the path, the leaf as the caller gave it, and its rows.
+
+    And `is_read`, which tells whether it is a part of rows that their writer only reads.
+    """
     if isinstance(rows, np.ndarray):
-        yield path, given, rows
+        yield path, given, rows, is_read
         return
     tree = as_tree(given)
+    only_read = rows.writer.only_read if isinstance(rows, RowParts) else ()
     for name, branch in rows.items():
-        yield from _walk((*path, name), tree[name], branch)
+        yield from _walk((*path, name), tree[name], branch, is_read=name in only_read)
 
 
 def _number(rows: Rows | None, numbers: Iterator[int]) -> Any:

@@ -1,0 +1,101 @@
+"""FrameWriter: how stacks that environments give become single frames in rows of a FrameArray.
+
+Each environment's newest frame is written, and whether its stack is that of an episode's first
+frame, which shows in the stack itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parllel.arrays.frame_buffer import Fill
+from parllel.arrays.row_writer import RowWriter
+from parllel.arrays.spec import ArraySpec
+
+FRAMES = "frames"
+IS_FIRST = "is_first"
+PREVIOUS = "previous"  # the frames one step before; only read
+LAST = "last"  # the frames written last; kept from step to step
+
+
+@dataclass(frozen=True)
+class FrameWriter(RowWriter):
+    """Writes the newest frame of each stack, and whether an episode begins with it.
+
+    Args:
+        dtype: of the elements.
+        frame_shape: shape of one frame.
+        stack: frames of a stack.
+        fill: what a stack holds before its episode's beginning.
+    """
+
+    dtype: np.dtype[Any]
+    frame_shape: tuple[int, ...]
+    stack: int
+    fill: Fill
+
+    only_read = frozenset({PREVIOUS})
+
+    def part_specs(self, batch_shape: Sequence[int]) -> dict[str, ArraySpec]:
+        """Return what frames and flags look like for rows in memory of their own."""
+        frames = ArraySpec.of(batch_shape, self.dtype, self.frame_shape)
+        return {FRAMES: frames, IS_FIRST: ArraySpec.of(batch_shape, np.bool_)}
+
+    def kept_specs(self, batch_shape: Sequence[int]) -> dict[str, ArraySpec]:
+        """Return what is kept: the frames written last, which the next stacks go on from."""
+        return {LAST: ArraySpec.of(batch_shape, self.dtype, self.frame_shape)}
+
+    def write(self, parts: Mapping[str, NDArray[Any]], samples: Sequence[NDArray[Any]]) -> None:
+        """Write one stack of each environment, as `RowWriter` has it.
+
+        Args:
+            parts: frames [n, *frame_shape], flags [n], and the frames one step before, under one of
+                their two names, where stacks are compared with them.
+            samples: n stacks, [stack, *frame_shape].
+
+        Raises:
+            ValueError: a stack has another number of frames; or it is not that of a first frame,
+                and does not go on with the frame before. What was written before it stays.
+        """
+        frames, is_first, last = parts[FRAMES], parts[IS_FIRST], parts.get(LAST)
+        previous = parts.get(PREVIOUS, last)
+        for row, stack in enumerate(samples):
+            if len(stack) != self.stack:
+                raise ValueError(
+                    f"observation: got {len(stack)} frames, expected stacks of {self.stack}"
+                )
+            begins = self._is_first(stack)
+            if not begins and previous is not None and not _are_equal(stack[-2], previous[row]):
+                raise ValueError(
+                    f"observation of environment {row}: it neither goes on with the one before nor"
+                    f" begins an episode as fill={self.fill!r} has it; a FrameArray takes stacks of"
+                    f" the last {self.stack} frames only; use an Array for others"
+                )
+            frames[row] = stack[-1]
+            is_first[row] = begins
+            if last is not None:
+                last[row] = stack[-1]
+
+    def kept_of(self, samples: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return the newest frame of each stack."""
+        axis = samples.ndim - len(self.frame_shape) - 1
+        return {LAST: samples.take(self.stack - 1, axis=axis)}
+
+    def _is_first(self, stack: NDArray[Any]) -> bool:
+        """Whether a stack is a first frame's; in most stacks the second newest frame tells."""
+        older = reversed(stack[:-1])
+        if self.fill == "first":
+            return all(_are_equal(frame, stack[-1]) for frame in older)
+        return all(_are_equal(frame, np.zeros_like(frame)) for frame in older)
+
+
+def _are_equal(frame: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two frames have the same bytes, for which memory is compared at once."""
+    if frame.dtype != other.dtype:
+        frame = frame.astype(other.dtype)
+    return frame.tobytes() == other.tobytes()
