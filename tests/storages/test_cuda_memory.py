@@ -4,11 +4,18 @@ import pytest
 
 from parllel.testing.contracts.array_case import COMPUTABLE_DTYPES
 from parllel.testing.contracts.array_contract import ArrayContract
+from parllel.testing.contracts.array_law_contract import ArrayLawContract
 from parllel.testing.contracts.storage_contract import StorageContract
 from parllel.testing.contracts.tree_contract import TreeContract
+from parllel.testing.contracts.tree_refusals_contract import TreeRefusalsContract
 from profiles import count_examples
 
 pytestmark = pytest.mark.usefixtures("cuda_device")
+
+
+class TestLaws(ArrayLawContract, TreeRefusalsContract):
+    storage = "device"
+    n_examples = count_examples(10)
 
 
 class TestPinned(StorageContract, ArrayContract, TreeContract):

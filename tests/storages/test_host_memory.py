@@ -1,9 +1,15 @@
 """Memory of the host, kind by kind, against the contracts of all memory."""
 
 from parllel.testing.contracts.array_contract import ArrayContract
+from parllel.testing.contracts.array_law_contract import ArrayLawContract
 from parllel.testing.contracts.storage_contract import StorageContract
 from parllel.testing.contracts.tree_contract import TreeContract
+from parllel.testing.contracts.tree_refusals_contract import TreeRefusalsContract
 from profiles import count_examples
+
+
+class TestLaws(ArrayLawContract, TreeRefusalsContract):
+    n_examples = count_examples()
 
 
 class TestLocal(StorageContract, ArrayContract):

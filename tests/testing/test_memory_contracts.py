@@ -12,6 +12,7 @@ from parllel.arrays import location
 from parllel.arrays.window import Window
 from parllel.storages import KINDS, Local, Memory, host_memory
 from parllel.testing.contracts.array_contract import ArrayContract
+from parllel.testing.contracts.array_law_contract import ArrayLawContract
 from parllel.testing.contracts.storage_contract import StorageContract
 from parllel.testing.contracts.tree_contract import TreeContract
 
@@ -212,7 +213,7 @@ def test_a_planted_fault_is_found(
     args: tuple[Any, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Case(ArrayContract, TreeContract):
+    class Case(ArrayLawContract, ArrayContract, TreeContract):
         n_examples = 15
 
     getattr(Case(), test)(*args)

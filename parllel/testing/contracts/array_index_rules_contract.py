@@ -1,4 +1,4 @@
-"""ArrayIndexRulesContract: the law of indices step by step; so nobody has to trust the model."""
+"""ArrayIndexRulesContract: single indices written out, which hold without the model of indices."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import copy
 import pickle
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,30 +15,6 @@ from parllel.arrays import Array
 from parllel.storages import KINDS
 from parllel.testing.contracts.array_case import ArrayCase, clone, values_of, whole
 from parllel.testing.contracts.array_window_contract import each_view
-
-USES: list[Callable[[Array], Any]] = [
-    lambda array: array.to_ndarray(),
-    lambda array: array.to_torch(),
-    lambda array: array.__dlpack__(),
-    lambda array: array.__dlpack_device__(),
-    lambda array: array[0],
-    lambda array: array[0, 1],
-    lambda array: array[...],
-    lambda array: array[[0, 1]],
-    lambda array: list(array),
-    lambda array: array.item(),
-    bool,
-    pickle.dumps,
-    copy.deepcopy,
-    copy.copy,
-    lambda array: array.to("local"),
-    lambda array: array.__setitem__(0, 1),
-    lambda array: array.__setitem__((0, 1), 1),
-    lambda array: array.__setitem__(..., 1),
-    lambda array: array.__setitem__([0], 1),
-    lambda array: array.next.to_ndarray(),
-    lambda array: array.previous,
-]
 
 
 class ArrayLifeContract(ArrayCase):
@@ -166,43 +141,6 @@ class ArrayLifeContract(ArrayCase):
         del array
         assert gone() is None
         self.assert_shows(view, [8, 9, 10, 11])
-
-    @pytest.mark.parametrize("use", USES)
-    @pytest.mark.parametrize("is_looked_at", [False, True])
-    def test_a_closed_array_raises_value_error(
-        self, is_looked_at: bool, use: Callable[[Array], Any]
-    ) -> None:
-        array = self.counted(padding=1)
-        view = array[0:3]
-        if is_looked_at:  # what was looked up before must not be used after
-            for kept in (array, view):
-                self.assert_shows(kept[0], [0, 1, 2, 3])
-                kept[0, 0] = kept.to_ndarray()[0, 0]
-        array.close()
-        for closed in (array, view):
-            with pytest.raises(ValueError, match="closed"):
-                use(closed)
-
-    @pytest.mark.parametrize("is_looked_at", [False, True])
-    def test_a_closed_array_is_not_taken_by_numpy(self, is_looked_at: bool) -> None:
-        array = self.counted()
-        view = array[1:3]
-        if is_looked_at:
-            assert array.to_ndarray().shape != view.to_ndarray().shape
-        array.close()
-        error, words = (ValueError, "closed") if self.is_on_host else (TypeError, "not converted")
-        for closed in (array, view):
-            with pytest.raises(error, match=words):
-                np.asarray(closed)
-            with pytest.raises(ValueError, match="closed"):
-                np.from_dlpack(closed)
-
-    @pytest.mark.parametrize("use", [Array.rotate, Array.reset, lambda array: array.full])
-    def test_a_closed_array_does_not_move(self, use: Callable[[Array], Any]) -> None:
-        array = self.array((4,))
-        array.close()
-        with pytest.raises(ValueError, match="the Array is closed"):
-            use(array)
 
     def test_a_row_that_was_read_before_is_closed_with_its_array(self) -> None:
         array = self.counted()
