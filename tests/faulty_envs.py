@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ class Faulty(gym.Env):
         length: steps of an episode, which is terminated then.
         folder: where `made_<process>_<n>` tells of each environment that was made.
         is_once: whether only the first three environments go wrong.
+        exits_when_made, exits_when_reset: numbers of the environments that end the process then;
+            they count in the order in which environments are made in the folder.
     """
 
     observation_space = spaces.Box(0, np.inf, (2,), np.float64)
@@ -35,15 +38,24 @@ class Faulty(gym.Env):
         length: int = 100,
         folder: Path | None = None,
         is_once: bool = False,
+        exits_when_made: Sequence[int] = (),
+        exits_when_reset: Sequence[int] = (),
     ) -> None:
         self._fault, self._at, self._length, self._folder = fault, at, length, folder
-        self._n_steps, self._seed = 0, 0
+        self._n_steps, self._seed, self._exits_when_reset = 0, 0, False
         if folder is not None:
             number = sum(1 for _ in folder.iterdir())
             (folder / f"made_{os.getpid()}_{number}").touch()
             self._fault = "" if is_once and number >= 3 else fault
+            self._exits_when_reset = number in exits_when_reset
+            if number in exits_when_made:
+                os._exit(5)
         if fault == "raise when made":
             raise OSError("it can't be made")
+        if fault == "raise what is of this process when made":
+            raise OwnError(os.getpid())
+        if fault == "sys.exit when made":
+            sys.exit(7)
         if fault == "exit when made":
             os._exit(5)
 
@@ -51,6 +63,8 @@ class Faulty(gym.Env):
         if seed is not None:
             self._seed = seed
         self._n_steps = 0
+        if self._exits_when_reset:
+            os._exit(5)
         if self._fault == "raise in reset":
             raise LookupError("no beginning")
         return np.array([self._seed, 0.0]), {}
@@ -63,6 +77,10 @@ class Faulty(gym.Env):
                 child = subprocess.Popen(["sleep", "3600"])
                 (self._folder / f"child_{child.pid}").touch()
                 os._exit(3)
+            if self._fault == "start a program":
+                assert self._folder is not None
+                child = subprocess.Popen(["sleep", "3600"], close_fds=False)
+                (self._folder / f"child_{child.pid}").touch()
             commit(self._fault)
         is_end = self._n_steps == self._length
         return np.array([self._seed, self._n_steps], float), 1.0, is_end, False, {}
@@ -98,6 +116,15 @@ class UnpicklableError(Exception):
 
     def __init__(self, first: int, second: int) -> None:
         super().__init__(f"{first} and {second}")
+
+
+class OwnError(Exception):
+    """An exception that can be made again in its own process only."""
+
+    def __init__(self, process: int) -> None:
+        super().__init__(process)
+        if os.getpid() != process:
+            raise LookupError("it is of another process")
 
 
 class Talkative(Faulty):

@@ -495,3 +495,31 @@ def test_environments_are_divided_among_workers() -> None:
     assert sizes(n_workers=2) == [("ProcessCage", 2), ("ProcessCage", 3)]
     assert sizes(n_workers=9) == [("ProcessCage", 1)] * 5
     assert sizes(n_workers=0) == sizes(n_workers="serial") == [("SerialCage", 5)]
+
+
+@pytest.mark.parametrize("n_workers", [-1, 1.5, "parallel"])
+def test_a_number_of_workers_is_not_negative(n_workers: Any) -> None:
+    with pytest.raises(ValueError, match=f"n_workers: got {n_workers!r}, expected 0 or more"):
+        build_cages(Clock, 2, n_workers=n_workers)
+
+
+def test_where_one_worker_cannot_be_made_the_others_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[ProcessCage] = []
+
+    class OneIsMissing(ProcessCage):
+        def __init__(self, *args: Any, first_env: int, **options: Any) -> None:
+            if first_env == 1:
+                raise OSError("no worker process")
+            super().__init__(*args, first_env=first_env, **options)
+            made.append(self)
+
+    monkeypatch.setattr("parllel.patterns.ProcessCage", OneIsMissing)
+    with pytest.raises(OSError, match="no worker process"):
+        build_cages(Clock, 3, n_workers=3)
+    assert len(made) == 2
+    for cage in made:
+        assert not Path(f"/proc/{cage._worker.process}").exists()
+        with pytest.raises(RuntimeError, match="the cage is closed"):
+            reset(cage)

@@ -234,6 +234,18 @@ def test_an_error_of_make_env_carries_the_workers_traceback() -> None:
     assert cause.environment == 0
 
 
+def test_an_error_of_make_env_that_cannot_be_unpickled_is_told_by_its_traceback() -> None:
+    with pytest.raises(WorkerError, match=r"the environments can't be made: .*OwnError") as caught:
+        faulty_cage("raise what is of this process when made")
+    assert caught.value.__cause__ is None
+    assert "faulty_envs.py" in caught.value.worker_traceback
+
+
+def test_sys_exit_in_make_env_is_an_error_and_no_exit() -> None:
+    with pytest.raises(WorkerError, match="the environments can't be made: SystemExit: 7"):
+        faulty_cage("sys.exit when made")
+
+
 def test_what_cannot_be_sent_to_a_worker_is_an_error_at_once() -> None:
     lock = threading.Lock()
     with pytest.raises(TypeError, match=r"make_env: got .* can't be sent .* SerialCage"):
@@ -377,6 +389,52 @@ def test_a_worker_that_is_lost_in_a_reset_is_replaced() -> None:
         assert (list(cage.invalid), cage.n_restarts) == ([], 3)
         observation, *_ = step(cage, ACTIONS)
         np.testing.assert_array_equal(observation[:, 1], 1)
+
+
+def test_a_second_worker_that_is_lost_while_it_replaces_the_first_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kwargs = {"at": 1, "folder": tmp_path, "is_once": True, "exits_when_reset": [3]}
+    with faulty_cage("kill", on_worker_error="restart", env_kwargs=kwargs) as cage:
+        reset(cage)
+        observation, reward, terminated, truncated, _ = step(cage, ACTIONS)
+        seeds = [restart_seed(restart_seed(seed)) for seed in spawn_seeds(5, 3)]
+        expected = [[seed_words(seed)[0], 0] for seed in seeds]
+        np.testing.assert_array_equal(observation, expected)
+        assert (reward.any(), terminated.any(), truncated.all()) == (False, False, True)
+        assert (sorted(cage.invalid), cage.n_restarts) == ([0, 1, 2], 6)
+        observation, *_ = step(cage, ACTIONS)
+        np.testing.assert_array_equal(observation[:, 1], 1)
+    assert "killed by signal 9" in caplog.text
+    assert "ended with exit code 5" in caplog.text
+    workers = [int(path.name.split("_")[1]) for path in sorted(tmp_path.iterdir())]
+    assert len(set(workers)) == 3
+    assert not any(map(is_running, workers))
+
+
+def test_a_command_that_loses_four_workers_is_an_error_after_all(tmp_path: Path) -> None:
+    kwargs = {"at": 1, "folder": tmp_path, "exits_when_reset": range(3, 100)}
+    with faulty_cage("kill", on_worker_error="restart", env_kwargs=kwargs) as cage:
+        reset(cage)
+        with pytest.raises(WorkerError, match="ended with exit code 5"):
+            step(cage, ACTIONS)
+        with pytest.raises(RuntimeError, match="the cage has lost its worker"):
+            reset(cage)
+        workers = {int(path.name.split("_")[1]) for path in tmp_path.iterdir()}
+        assert len(workers) == 4
+        wait_until(lambda: not any(map(is_running, workers)), "the workers have ended")
+
+
+def test_a_worker_that_is_lost_while_it_makes_environments_anew_is_an_error(tmp_path: Path) -> None:
+    kwargs = {"at": 1, "folder": tmp_path, "exits_when_made": [4]}
+    with faulty_cage("kill", on_worker_error="restart", env_kwargs=kwargs) as cage:
+        reset(cage)
+        with pytest.raises(WorkerError, match="ended with exit code 5") as caught:
+            step(cage, ACTIONS)
+        seed, _ = seed_words(restart_seed(spawn_seeds(5, 3)[1]))
+        assert (caught.value.environment, caught.value.seed) == (1, seed)
+        with pytest.raises(RuntimeError, match="the cage has lost its worker"):
+            reset(cage)
 
 
 def test_an_environment_that_always_fails_is_an_error_after_all() -> None:
@@ -685,6 +743,35 @@ def test_making_and_closing_cages_changes_nothing() -> None:
     wait_until(lambda: (holdings(os.getpid()), holdings(server)) == before, "nothing is left")
 
 
+def open_files(process: int) -> list[str]:
+    """Return the kinds of files that a process has open, but for its input and its outputs."""
+    links = Path(f"/proc/{process}/fd").iterdir()
+    files = [os.readlink(link) for link in links if int(link.name) > 2]
+    return sorted(file.split(":")[0] for file in files)
+
+
+def test_a_worker_has_its_own_descriptors_and_no_others() -> None:
+    block = ["/memfd"] * 2  # Python's mmap keeps a descriptor of its own
+    with faulty_cage("") as first, faulty_cage("") as cage, faulty_cage(""):
+        for each in (first, cage):
+            assert open_files(each._worker.process) == [*block, "socket"]  # the status page
+        reset(cage)  # adds the memory for replies
+        assert open_files(cage._worker.process) == [*block * 2, "socket"]
+        for _ in range(2):
+            step(cage, ACTIONS)  # adds a stand-in for the action
+            assert open_files(cage._worker.process) == [*block * 3, "socket"]
+        assert Path(f"/proc/{cage._worker.process}/fd/0").readlink() == Path(os.devnull)
+
+
+def test_a_program_that_an_environment_starts_has_none_of_its_descriptors(tmp_path: Path) -> None:
+    with faulty_cage("start a program", env_kwargs={"at": 1, "folder": tmp_path}) as cage:
+        reset(cage)
+        step(cage, ACTIONS)
+        (path,) = tmp_path.glob("child_*")
+        child = int(path.name.removeprefix("child_"))
+        assert open_files(child) == []
+
+
 def test_a_cage_that_is_forgotten_ends_its_worker() -> None:
     cage = faulty_cage("")
     worker = cage._worker.process
@@ -805,12 +892,22 @@ def test_too_little_memory_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) 
     wait_until(lambda: holdings(os.getpid()) == before, "nothing is left")
 
 
+def named_memory(process: int) -> list[str]:
+    """Return the files in /dev/shm that a process has open or mapped."""
+    folder = Path(f"/proc/{process}")
+    opened = [os.readlink(link) for link in (folder / "fd").iterdir()]
+    mapped = [line.split()[-1] for line in (folder / "maps").read_text().splitlines()]
+    return [name for name in opened + mapped if name.startswith("/dev/shm/")]
+
+
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
 import numpy as np
 from faulty_envs import Faulty, Unclosable
 from parllel.cages import ProcessCage
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever it inherits from its parent
 
 def report(*cages):
     workers = [cage._worker.process for cage in cages]
@@ -856,7 +953,6 @@ ENDS = {
 @pytest.mark.parametrize("how", ENDS)
 def test_a_program_leaves_no_process_and_no_file_behind(how: str, tmp_path: Path) -> None:
     variables = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(tmp_path)}
-    in_memory = set(Path("/dev/shm").iterdir())
     program = subprocess.Popen(
         [sys.executable, "-c", PROGRAM + textwrap.dedent(ENDS[how])],
         stdout=subprocess.PIPE,
@@ -869,6 +965,7 @@ def test_a_program_leaves_no_process_and_no_file_behind(how: str, tmp_path: Path
         assert program.stdout is not None
         processes = [int(number) for number in program.stdout.readline().split()]
         assert len(processes) == 3, program.communicate()
+        named = [name for number in processes for name in named_memory(number)]
         if how.startswith("Ctrl-C"):
             time.sleep(0.1)  # until it waits
             os.killpg(program.pid, signal.SIGINT)
@@ -886,7 +983,7 @@ def test_a_program_leaves_no_process_and_no_file_behind(how: str, tmp_path: Path
         assert (line in errors) == how.startswith(beginning)
     assert "Warning" not in errors
     assert list(tmp_path.iterdir()) == []
-    assert set(Path("/dev/shm").iterdir()) <= in_memory
+    assert named == []
 
 
 @with_fork

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import socket
 import struct
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -175,5 +176,12 @@ def receive_descriptors(end: socket.socket, n: int) -> tuple[bytes, list[int]]:
     Returns:
         The packet, empty where the other end is closed, and the descriptors.
     """
-    packet, descriptors, _, _ = socket.recv_fds(end, 64, n, socket.MSG_CMSG_CLOEXEC)
-    return packet, list(descriptors)
+    # Not by `socket.recv_fds`, which ignores its flags in Python 3.11
+    # (test_a_program_that_an_environment_starts_has_none_of_its_descriptors).
+    descriptors = array("i")
+    room = socket.CMSG_LEN(n * descriptors.itemsize)
+    packet, ancillary, _, _ = end.recvmsg(64, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    return packet, descriptors.tolist()
