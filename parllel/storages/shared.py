@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import sys
 import tempfile
 import weakref
-from multiprocessing import context, reduction
+from multiprocessing import context, reduction, util
 from typing import Any
 
 import numpy as np
 
 from parllel.storages.host_memory import check_available
 from parllel.storages.storage import Memory
+
+# Of AF_UNIX sockets: `sun_path` has 108 bytes on Linux and 104 on macOS, one of them for the end.
+_LONGEST_PATH = 107 if sys.platform == "linux" else 103
+_FOLDER_NAME, _SOCKET_NAME = "pymp-12345678", "listener-12345678"  # as multiprocessing names them
 
 # The blocks that this process maps, by the file's identity: a block that is received twice is
 # mapped once. Weak: an entry goes with its block.
@@ -76,7 +82,40 @@ def _handle(descriptor: int) -> Any:  # Any: multiprocessing's own, by start met
     child: Any = context.get_spawning_popen()  # Any: its list of descriptors is not declared
     if child is not None and child.method == "spawn" and descriptor in child._fds:
         return child.DupFd(descriptor)  # spawn refuses to pass the same one twice
+    if child is None:  # multiprocessing hands it out by a socket, not to a child at its start
+        _keep_socket_path_short()
     return reduction.DupFd(descriptor)
+
+
+def _keep_socket_path_short() -> None:
+    """Let multiprocessing make its folder in /tmp where a socket in TMPDIR has too long a path.
+
+    Otherwise a Queue would drop the Array, and its receiver would wait for ever.
+
+    Raises:
+        OSError: multiprocessing has made its folder before.
+    """
+    folder = tempfile.gettempdir()
+    if _nbytes_of_path(folder, _FOLDER_NAME, _SOCKET_NAME) <= _LONGEST_PATH:
+        return
+    before, tempfile.tempdir = tempfile.tempdir, "/tmp"
+    try:
+        folder = util.get_temp_dir()  # made once, and kept
+    finally:
+        tempfile.tempdir = before
+    nbytes = _nbytes_of_path(folder, _SOCKET_NAME)
+    if nbytes > _LONGEST_PATH:
+        raise OSError(
+            errno.ENAMETOOLONG,
+            f"shared memory can't be sent: got a path of {nbytes} bytes for multiprocessing's"
+            f" socket, expected {_LONGEST_PATH} at most; set TMPDIR to a folder with a shorter path"
+            " before the program starts",
+            folder,
+        )
+
+
+def _nbytes_of_path(*parts: str) -> int:
+    return len(os.fsencode(os.path.join(*parts)))
 
 
 def _receive(handle: Any, nbytes: int, taken: int) -> Shared:

@@ -359,6 +359,55 @@ def test_views_are_written_through_a_queue(kind: str, method: str) -> None:
     queue.join_thread()
 
 
+LONG_TMPDIR = """
+import multiprocessing, tempfile
+from multiprocessing import resource_sharer, util
+from pathlib import Path
+from parllel import Array
+
+before = tempfile.gettempdir()
+queue = multiprocessing.get_context("spawn").Queue()
+queue.put(Array((3,), "f4", storage="shared"))
+print(queue.get(timeout=30))
+assert tempfile.gettempdir() == before
+assert not list(Path(before).iterdir())
+print(util.get_temp_dir())
+resource_sharer.stop(timeout=60)
+"""
+FOLDER_OF_ANOTHER = """
+import pickle
+from multiprocessing import util
+from parllel import Array
+
+util.get_temp_dir()
+pickle.dumps(Array((3,), "f4", storage="shared"))
+"""
+
+
+def run_with_long_tmpdir(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"TMPDIR": str(folder / ("x" * (130 - len(str(folder)))))}
+    Path(variables["TMPDIR"]).mkdir()
+    command = [sys.executable, "-W", "error", "-c", program]
+    return subprocess.run(
+        command, env=variables, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+
+def test_a_queue_carries_arrays_though_the_path_of_tmpdir_is_long(tmp_path: Path) -> None:
+    run = run_with_long_tmpdir(LONG_TMPDIR, tmp_path)
+    assert (run.returncode, run.stderr) == (0, "")
+    array, folder = run.stdout.splitlines()
+    assert array.startswith("Array(")
+    assert Path(folder).parent == Path("/tmp")
+    assert not Path(folder).exists()  # multiprocessing removes it
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_told_at_once(tmp_path: Path) -> None:
+    run = run_with_long_tmpdir(FOLDER_OF_ANOTHER, tmp_path)
+    expected = r"shared memory can't be sent: got a path of \d+ bytes .* expected \d+ .* set TMPDIR"
+    assert re.search(expected, run.stderr)
+
+
 @each_way
 def test_the_child_sees_what_the_parent_writes_later(kind: str, method: str) -> None:
     with counted(kind) as array, child_of(method) as child:
