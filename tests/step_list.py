@@ -119,8 +119,9 @@ class Model:
     def reset(self) -> None:
         self.replay.restart()
         last = len(self.steps[0]) - 1 - self.shape.n_older
+        begin = max(self.first, last)  # before `give`, for all columns together
         for steps in self.steps:
-            for number in range(max(self.first, last), len(steps)):
+            for number in range(begin, len(steps)):
                 step = steps[number]
                 if number > last:  # a reset may write the frames of its stack
                     steps[number] = step._replace(truncated=True, next_observation=-1)

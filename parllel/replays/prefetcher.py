@@ -6,16 +6,19 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, Self, TypeAlias
+from typing import Protocol, Self, TypeAlias
+
+import numpy as np
 
 from parllel import cuda
+from parllel.arrays import Array
 from parllel.replays.replay_buffer import ReplayBuffer
-from parllel.replays.slots import DeviceSlot, HostSlot, Slot
+from parllel.storages import allocate
 from parllel.tree import ArrayDict
 
-# A slot to be filled; an event to be set when all before it are; or None: the end.
+# The number of a minibatch to fill; an event to set when all before it are filled; None: the end.
 _Requests: TypeAlias = "queue.SimpleQueue[int | threading.Event | None]"
-# A slot that was filled, or what was raised instead.
+# The number of a minibatch that was filled, or what was raised instead.
 _Results: TypeAlias = "queue.SimpleQueue[int | Exception]"
 
 
@@ -23,28 +26,50 @@ class Prefetcher:
     """Draw minibatches of a replay buffer in host memory ahead, in a thread.
 
     Minibatches are those that `ReplayBuffer.sample` would draw, in the same order, but earlier:
-    when `next` returns one, `n_slots - 1` more are already asked for. What changes the buffer (a
+    when `next` returns one, `n_batches - 1` more are already asked for. What changes the buffer (a
     sampler's batch, new priorities, saving) waits until these are drawn, so the same program
     draws the same minibatches each time. What is drawn ahead when the buffer is saved or loaded is
     drawn anew.
 
-    For the device, minibatches are gathered into pinned memory, and one copy each, in a stream of
-    its own, brings them there: a buffer may be larger than the GPU's memory. `next` makes the
-    caller's current stream wait for the copy, and nothing else; what still reads the minibatch
-    before must be in that stream, too.
+    For the device, minibatches are gathered into pinned memory, and one copy for each, in a stream
+    of the prefetcher's own, brings them there: a buffer may be larger than the GPU's memory. `next`
+    makes the caller's current stream wait for the copy, and nothing else; work that still reads
+    the minibatch before must be in that stream, too.
 
     Args:
         replay: the buffer, its tree in host memory. One whose tree a GPU works on needs no
             prefetcher: there `sample` waits for nothing.
-        batch_size: number of transitions.
-        n_slots: minibatches that have memory: one that is learned from, and those ahead.
+        batch_size: number of transitions of a minibatch.
+        n_batches: number of minibatches that have memory, 2 or more: the caller learns from one,
+            and the others are drawn ahead.
         storage: "local", or "device" for minibatches on the device.
-        timeout_s: how long a minibatch may take.
+        timeout_s: the longest time in seconds that drawing a minibatch may take.
 
     Raises:
         CudaUnavailableError: minibatches are to be on a device, and there is none.
-        MemoryError: of the slots.
-        ValueError: n_slots is below 2, or the storage is another one; or of a buffer on a device.
+        MemoryError: there is no memory for so many minibatches.
+        ValueError: n_batches is below 2, the storage is another one, or the buffer is on a device.
+
+    >>> import numpy as np
+    >>> from parllel import Array, ArrayDict
+    >>> from parllel.replays import Prefetcher, ReplayBuffer
+    >>> samples = ArrayDict(
+    ...     {
+    ...         "observation": Array((2, 1), np.float32, full_size=4, padding=1),
+    ...         "reward": Array((2, 1), np.float32, full_size=4),
+    ...         "terminated": Array((2, 1), bool, full_size=4),
+    ...         "truncated": Array((2, 1), bool, full_size=4),
+    ...     }
+    ... )
+    >>> replay = ReplayBuffer(samples, rng=np.random.default_rng(0))
+    >>> replay.restart()  # a sampler calls this and the next three methods
+    >>> replay.begin_batch()
+    >>> samples.rotate()
+    >>> replay.end_batch()
+    >>> with Prefetcher(replay, batch_size=8) as prefetcher:
+    ...     minibatch = prefetcher.next()
+    >>> minibatch["reward"].shape
+    torch.Size([8])
     """
 
     def __init__(
@@ -52,35 +77,36 @@ class Prefetcher:
         replay: ReplayBuffer,
         batch_size: int,
         *,
-        n_slots: int = 2,
+        n_batches: int = 2,
         storage: str = "local",
         timeout_s: float = 60.0,
     ) -> None:
-        _check(replay, n_slots, storage)
+        _check(replay, n_batches, storage)
         self._replay = replay
         self._timeout_s = timeout_s
         self._stream = cuda.new_stream() if storage == "device" else None
-        self._slots: list[Slot] = [
-            HostSlot(replay, batch_size)
+        self._batches: list[PrefetchedBatch] = [
+            HostBatch(replay, batch_size)
             if self._stream is None
-            else DeviceSlot(replay, batch_size, self._stream)
-            for _ in range(n_slots)
+            else DeviceBatch(replay, batch_size, self._stream)
+            for _ in range(n_batches)
         ]
         self._requests: _Requests = queue.SimpleQueue()
         self._results: _Results = queue.SimpleQueue()
         self._n_waiting = 0  # results that were asked for and not taken
         self._in_use: int | None = None
         self._is_closed = False
-        arguments = (replay, self._slots, self._requests, self._results, self._stream)
+        # The thread has no reference to this object, so that an unused one is collected.
+        arguments = (replay, self._batches, self._requests, self._results, self._stream)
         self._thread = threading.Thread(
-            target=_fill_slots, args=arguments, name="parllel-prefetch", daemon=True
+            target=_fill_batches, args=arguments, name="parllel-prefetch", daemon=True
         )
         self._thread.start()
         self._finalizer = weakref.finalize(self, self._requests.put, None)
         replay.watchers.add(self)
 
     def next(self) -> ArrayDict:
-        """Return the next minibatch: a tree as of `ReplayBuffer.sample`, until the next call.
+        """Return the next minibatch, a tree as `ReplayBuffer.sample` gives it, until the next call.
 
         Raises:
             RuntimeError: the prefetcher is closed, its thread was left behind by a fork, or no
@@ -92,9 +118,9 @@ class Prefetcher:
         self._check_thread()
         used, self._in_use = self._in_use, None
         if used is not None:
-            self._slots[used].release()
+            self._batches[used].release()
         if not self._n_waiting:
-            for number in range(len(self._slots)):
+            for number in range(len(self._batches)):
                 self._ask(number)
         elif used is not None:
             self._ask(used)
@@ -103,8 +129,8 @@ class Prefetcher:
             self.discard()
             raise result
         self._in_use = result
-        self._slots[result].take()
-        return self._slots[result].tensors
+        self._batches[result].take()
+        return self._batches[result].tensors
 
     def __iter__(self) -> Iterator[ArrayDict]:
         while True:
@@ -136,12 +162,12 @@ class Prefetcher:
             self._await_result()
 
     def close(self) -> None:
-        """End the thread and free the slots. Called again, it does nothing.
+        """End the thread and free the minibatches' memory. Called again, it does nothing.
 
-        Tensors on a device that were taken stay valid; those of the host do, too.
+        Tensors that were taken stay valid, on a device and on the host.
 
         Raises:
-            RuntimeError: the thread did not end in time; the slots are left to it.
+            RuntimeError: the thread did not end in time; the memory is left to it.
         """
         if self._is_closed:
             return
@@ -151,8 +177,8 @@ class Prefetcher:
         self._thread.join(self._timeout_s)
         if self._thread.is_alive():
             raise RuntimeError(f"prefetcher: its thread did not end within {self._timeout_s} s")
-        for slot in self._slots:
-            slot.close()
+        for batch in self._batches:
+            batch.close()
 
     def __enter__(self) -> Self:
         return self
@@ -160,9 +186,9 @@ class Prefetcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, slot: int) -> None:
+    def _ask(self, number: int) -> None:
         self._n_waiting += 1
-        self._requests.put(slot)
+        self._requests.put(number)
 
     def _await_result(self) -> int | Exception:
         try:
@@ -183,31 +209,138 @@ class Prefetcher:
         return RuntimeError(f"prefetcher: no minibatch came within {self._timeout_s} s = timeout_s")
 
 
-def _fill_slots(
-    replay: ReplayBuffer, slots: Sequence[Slot], requests: _Requests, results: _Results, stream: Any
+class PrefetchedBatch(Protocol):
+    """The memory of one minibatch, which the thread fills and the caller reads, in turn."""
+
+    tensors: ArrayDict
+
+    def fill(self, replay: ReplayBuffer) -> None:
+        """Draw a minibatch. The thread calls it, after the caller's `release`."""
+
+    def take(self) -> None:
+        """Let later work of the caller's current stream see the minibatch. The caller calls it."""
+
+    def release(self) -> None:
+        """Give the memory back to the thread, which fills it again. The caller calls it."""
+
+    def finish(self) -> None:
+        """Wait for the work that `fill` began. The thread calls it."""
+
+    def close(self) -> None:
+        """Free the memory, after `finish`. Tensors that were taken stay valid."""
+
+
+class HostBatch:
+    """A minibatch in host memory: it is there when `fill` returns, so nothing else is to be done.
+
+    Args:
+        replay: the buffer that draws it.
+        batch_size: number of transitions.
+    """
+
+    def __init__(self, replay: ReplayBuffer, batch_size: int) -> None:
+        self._outputs = replay.make_outputs(batch_size)
+        self.tensors = self._outputs.tensors
+
+    def fill(self, replay: ReplayBuffer) -> None:
+        """Draw and gather."""
+        replay.sample_into(self._outputs)
+
+    def take(self) -> None:
+        """Do nothing."""
+
+    def release(self) -> None:
+        """Do nothing."""
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._outputs.close()
+
+
+class DeviceBatch:
+    """A minibatch on the device, which gets there by way of pinned memory.
+
+    The host gathers it into pinned memory, and one copy in a stream of its own brings it to the
+    device. Two events guard the memory: the pinned block is not written before the copy has read
+    it, and the block on the device is not written before the caller's stream has passed `release`.
+
+    Args:
+        replay: the buffer that draws it.
+        batch_size: number of transitions.
+        stream: the stream of the copies.
+    """
+
+    def __init__(self, replay: ReplayBuffer, batch_size: int, stream: cuda.Stream) -> None:
+        self._outputs = replay.make_outputs(batch_size, "pinned")
+        specs = self._outputs.tree.apply(lambda leaf: leaf.spec)
+        nbytes, dtype = self._outputs.memory.nbytes, np.dtype(np.uint8)
+        on_device = allocate("device", nbytes)
+        self.tree = specs.apply(Array.from_spec, on_device)  # laid out as in the pinned block
+        self.tensors = self.tree.to_torch()
+        self._pinned_bytes = self._outputs.memory.array(0, (nbytes,), dtype)
+        self._device_bytes = on_device.array(0, (nbytes,), dtype)
+        self._stream = stream
+        self._is_copied = cuda.Event()
+        self._is_free = cuda.Event().record()  # the zeros of the new memory come first
+
+    def fill(self, replay: ReplayBuffer) -> None:
+        """Draw and gather, then queue the copy. Before, the host waits for the last copy."""
+        self._is_copied.synchronize()
+        replay.sample_into(self._outputs)
+        self._is_free.wait(self._stream)
+        cuda.copy_to_device(self._pinned_bytes, out_device=self._device_bytes, stream=self._stream)
+        self._is_copied.record(self._stream)
+
+    def take(self) -> None:
+        """Let the caller's current stream wait for the copy. The host does not wait."""
+        self._is_copied.wait()
+
+    def release(self) -> None:
+        """Mark the point of the caller's current stream up to which the minibatch is read."""
+        self._is_free.record()
+
+    def finish(self) -> None:
+        """Wait for the last copy."""
+        self._is_copied.synchronize()
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._outputs.close()
+        self.tree.close()
+
+
+def _fill_batches(
+    replay: ReplayBuffer,
+    batches: Sequence[PrefetchedBatch],
+    requests: _Requests,
+    results: _Results,
+    stream: cuda.Stream | None,
 ) -> None:
-    """Fill slots as they are asked for, until None is. Runs in the thread."""
+    """Fill minibatches as they are asked for, until None is. Runs in the thread."""
     with cuda.device_of(stream):
         while (request := requests.get()) is not None:
             if isinstance(request, threading.Event):
                 request.set()
                 continue
             try:
-                slots[request].fill(replay)
+                batches[request].fill(replay)
             except Exception as error:
                 results.put(error)
             else:
                 results.put(request)
-        for slot in slots:
-            slot.finish()
+        for batch in batches:
+            batch.finish()
 
 
-def _check(replay: ReplayBuffer, n_slots: int, storage: str) -> None:
+def _check(replay: ReplayBuffer, n_batches: int, storage: str) -> None:
     if replay.storage == "device":
         raise ValueError(
             "replay: its tree is in memory of the GPU; call sample(), which waits for nothing"
         )
-    if n_slots < 2:
-        raise ValueError(f"n_slots: got {n_slots}, expected 2 or more: one in use, one ahead")
+    if n_batches < 2:
+        raise ValueError(f"n_batches: got {n_batches}, expected 2 or more: one in use, one ahead")
     if storage not in ("local", "device"):
         raise ValueError(f'storage: got {storage!r}, expected "local" or "device"')

@@ -6,6 +6,7 @@ import multiprocessing as mp
 import threading
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from parllel.testing.simulated_cuda import simulated_cuda
 from schedules import each_schedule
 from step_list import Chances, Model, Shape
 
-each_number_of_slots = pytest.mark.parametrize("n_slots", [2, 3])
+each_number_of_batches = pytest.mark.parametrize("n_batches", [2, 3])
 SHAPE = Shape(T=4, B=2, n_steps=2, stack=2)
 SIZE = 6
 
@@ -37,12 +38,12 @@ def lists(minibatch: ArrayDict) -> dict[str, list[Any]]:
 class Ahead:
     """What a prefetcher has to give: minibatches that are drawn some calls before they are due."""
 
-    def __init__(self, replay: ReplayBuffer, n_slots: int) -> None:
-        self.replay, self.n_slots = replay, n_slots
+    def __init__(self, replay: ReplayBuffer, n_batches: int) -> None:
+        self.replay, self.n_batches = replay, n_batches
         self.drawn: list[dict[str, list[Any]]] = []
 
     def next(self) -> dict[str, list[Any]]:
-        n_asked = 1 if self.drawn else self.n_slots
+        n_asked = 1 if self.drawn else self.n_batches
         self.drawn += [lists(self.replay.sample(SIZE)) for _ in range(n_asked)]
         return self.drawn.pop(0)
 
@@ -65,26 +66,26 @@ def train(
     return results
 
 
-@each_number_of_slots
+@each_number_of_batches
 @pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedReplayBuffer])
-def test_minibatches_are_those_of_sample(kind: type[ReplayBuffer], n_slots: int) -> None:
+def test_minibatches_are_those_of_sample(kind: type[ReplayBuffer], n_batches: int) -> None:
     updates = kind is PrioritizedReplayBuffer
     model = make_model(kind)
-    expected = train(model, Ahead(model.replay, n_slots).next, updates=updates)
+    expected = train(model, Ahead(model.replay, n_batches).next, updates=updates)
     model = make_model(kind)
-    with Prefetcher(model.replay, SIZE, n_slots=n_slots) as prefetcher:
+    with Prefetcher(model.replay, SIZE, n_batches=n_batches) as prefetcher:
         assert train(model, prefetcher.next, updates=updates) == expected
 
 
-@each_number_of_slots
+@each_number_of_batches
 @pytest.mark.parametrize("storage", ["local", "pinned"])
 def test_minibatches_on_a_device_are_the_same(
-    cuda_device: torch.device, n_slots: int, storage: str
+    cuda_device: torch.device, n_batches: int, storage: str
 ) -> None:
     model = make_model()
-    expected = train(model, Ahead(model.replay, n_slots).next)
+    expected = train(model, Ahead(model.replay, n_batches).next)
     model = make_model(storage=storage)
-    with Prefetcher(model.replay, SIZE, n_slots=n_slots, storage="device") as prefetcher:
+    with Prefetcher(model.replay, SIZE, n_batches=n_batches, storage="device") as prefetcher:
         assert train(model, prefetcher.next) == expected
 
 
@@ -118,12 +119,93 @@ def test_iterating_goes_on_for_ever() -> None:
         assert [lists(next(iter(prefetcher))) for _ in range(5)] == expected
 
 
-def test_slots_are_written_in_turn() -> None:
+def test_memory_of_minibatches_is_written_in_turn() -> None:
     model = make_model()
-    with Prefetcher(model.replay, SIZE, n_slots=3) as prefetcher:
+    with Prefetcher(model.replay, SIZE, n_batches=3) as prefetcher:
         places = [prefetcher.next()["reward"].data_ptr() for _ in range(6)]
     assert len({*places}) == 3
     assert places[:3] == places[3:]
+
+
+# What changes the buffer waits before
+
+
+class Drawing:
+    """A thread that draws minibatches, as the buffer sees it: it notes what it is waited for in."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.found: list[Any] = []
+
+    def settle(self) -> None:
+        self.found.append(state_of(self.model))
+
+    def discard(self) -> None:
+        pass
+
+
+def state_of(model: Model) -> Any:
+    """Return all that minibatches depend on."""
+    replay = model.replay
+    trees = ArrayDict({"samples": model.tree, "replay": replay._own_tree()})
+    rings = {path: leaf.full.to_ndarray().tobytes() for path, leaf in leaves(trees).items()}
+    windows = {path: leaf.window_begin for path, leaf in leaves(trees).items()}
+    return rings, windows, replay._is_writing, replay._state(), replay._settings()
+
+
+def begin(model: Model) -> None:
+    model.replay.begin_batch()
+
+
+def begin_and_rotate(model: Model) -> None:
+    model.replay.begin_batch()
+    model.tree.rotate()
+
+
+def do_nothing(model: Model) -> None:
+    pass
+
+
+def save_and_go_on(model: Model) -> None:
+    model.replay.save(Path.cwd())
+    model.write_batch()
+
+
+def update(model: Model) -> None:
+    model.replay.update_priorities(np.arange(4), np.full(4, 7, np.float32))
+
+
+def change_beta(model: Model) -> None:
+    model.replay.beta = 0.75
+
+
+CHANGES: dict[str, tuple[Callable[[Model], None], Callable[[Model], object]]] = {
+    "sample": (do_nothing, lambda model: model.replay.sample(3)),
+    "restart": (do_nothing, lambda model: model.replay.restart()),
+    "begin_batch": (do_nothing, lambda model: model.replay.begin_batch()),
+    "add_final_obs": (begin, lambda model: model.replay.add_final_obs(0, {0: model.show(1)})),
+    "end_batch": (begin_and_rotate, lambda model: model.replay.end_batch()),
+    "load": (save_and_go_on, lambda model: model.replay.load(Path.cwd())),
+    "update_priorities": (do_nothing, update),
+    "beta": (do_nothing, change_beta),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_of_the_buffer_waits_before_for_minibatches_being_drawn(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = make_model(PrioritizedReplayBuffer)
+    prepare, change = CHANGES[name]
+    prepare(model)
+    drawing = Drawing(model)
+    model.replay.watchers.add(drawing)
+    before = state_of(model)
+    change(model)
+    assert state_of(model) != before
+    assert drawing.found
+    assert drawing.found[0] == before
 
 
 # What a minibatch costs
@@ -144,13 +226,13 @@ def test_a_minibatch_for_the_device_is_one_copy_and_two_waits_in_streams(
                 prefetcher.next()
                 prefetcher.settle()
             counted = cuda.counters.since(before)
-            nbytes = 5 * prefetcher._slots[0]._outputs.memory.nbytes
+            nbytes = 5 * prefetcher._batches[0]._outputs.memory.nbytes
             assert counted == type(counted)(
                 copies_to_device=5,
                 bytes_to_device=nbytes,
                 event_records=10,
                 event_waits=10,
-                event_synchronizations=5,  # of the thread, for the slot's copy before
+                event_synchronizations=5,  # of the thread, for the copy before into the same memory
             )
             assert simulation.counters.since(before_all).device_synchronizations == 0
 
@@ -159,7 +241,7 @@ def test_a_minibatch_for_the_device_is_one_copy_and_two_waits_in_streams(
 
 
 class Careless(cuda.Event):
-    """An event that nobody waits for."""
+    """An event that lets all pass."""
 
     def wait(self, stream: Any = None) -> None:
         pass
@@ -168,9 +250,9 @@ class Careless(cuda.Event):
         pass
 
 
-def read_late(prefetcher: Prefetcher, slot: int) -> Any:
-    """Queue a copy of what a slot holds, as a GPU that lags behind would read it."""
-    tree = prefetcher._slots[slot].tree
+def read_late(prefetcher: Prefetcher, number: int) -> Any:
+    """Queue a copy of what a minibatch holds, as a GPU that lags behind would read it."""
+    tree = prefetcher._batches[number].tree
     return {path: leaf.to_cupy().copy() for path, leaf in leaves(tree).items()}
 
 
@@ -180,16 +262,16 @@ def learn_late(events: dict[str, type[cuda.Event]]) -> tuple[list[Any], list[Any
     expected = [lists(expected_model.replay.sample(SIZE))["reward"] for _ in range(6)]
     model = make_model(storage="pinned")
     prefetcher = Prefetcher(model.replay, SIZE, storage="device")
-    for slot in prefetcher._slots:
+    for batch in prefetcher._batches:
         for name, event in events.items():
-            setattr(slot, name, event())
+            setattr(batch, name, event())
     kept = []
     for number in range(6):
         prefetcher.next()
         kept.append(read_late(prefetcher, number % 2)["reward"])
         prefetcher.settle()
     found = [each.get().tolist() for each in kept]
-    cuda.synchronize(prefetcher._stream)  # in the place of events that nobody waits for
+    cuda.synchronize(prefetcher._stream)  # in the place of events that let all pass
     prefetcher.close()
     return found, expected
 
@@ -200,7 +282,7 @@ def test_a_device_that_lags_behind_reads_what_it_should(cuda_device: torch.devic
 
 
 @pytest.mark.parametrize("name", ["_is_copied", "_is_free"])
-def test_a_slot_without_its_event_is_found(name: str) -> None:
+def test_a_minibatch_without_its_event_is_found(name: str) -> None:
     with simulated_cuda("lazy"):
         found, expected = learn_late({name: Careless})
         assert found != expected
@@ -287,6 +369,18 @@ def test_closing_ends_the_thread() -> None:
     model.replay.sample(SIZE)
 
 
+def test_leaving_the_block_ends_the_thread() -> None:
+    model = make_model()
+    with Prefetcher(model.replay, SIZE) as prefetcher:
+        prefetcher.next()
+        thread = prefetcher._thread
+        assert thread.is_alive()
+    assert not thread.is_alive()
+    assert not list(model.replay.watchers)
+    with pytest.raises(RuntimeError, match="the prefetcher is closed; make a new one"):
+        prefetcher.next()
+
+
 def test_closing_the_buffer_closes_its_prefetchers() -> None:
     model = make_model()
     prefetcher = Prefetcher(model.replay, SIZE)
@@ -294,7 +388,7 @@ def test_closing_the_buffer_closes_its_prefetchers() -> None:
     assert not prefetcher._thread.is_alive()
 
 
-def test_a_prefetcher_that_nobody_closed_goes_with_its_last_reference() -> None:
+def test_a_prefetcher_that_was_not_closed_goes_with_its_last_reference() -> None:
     model = make_model()
     prefetcher = Prefetcher(model.replay, SIZE)
     prefetcher.next()
@@ -309,7 +403,7 @@ def test_a_prefetcher_that_nobody_closed_goes_with_its_last_reference() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_slots": 1}, "n_slots: got 1, expected 2 or more"),
+        ({"n_batches": 1}, "n_batches: got 1, expected 2 or more"),
         ({"storage": "managed"}, "storage: got 'managed', expected"),
     ],
 )

@@ -28,7 +28,7 @@ from parllel.kernels.sum_tree import (
     to_number,
 )
 from parllel.kernels.targets import Axes, DeviceEntry, launch_plainly
-from parllel.replays import PrioritizedReplayBuffer
+from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.tree import path_text
@@ -453,6 +453,19 @@ def test_nothing_is_left_on_the_device(schedule: str, seed: int) -> None:
         model.tree.close()
         del model
         simulation.assert_no_leaks()
+
+
+def test_closing_gives_the_sums_back() -> None:
+    with simulated_cuda("lazy") as simulation:
+        model = make_model(Shape(T=100, B=10), seed=0, storage="device")
+        nbytes = model.replay.priorities.describe().nbytes
+        assert nbytes > 8 * 3 * 100 * 10
+        before = simulation.used_nbytes
+        ReplayBuffer.close(model.replay)
+        middle = simulation.used_nbytes
+        model.replay.close()
+        assert before - middle < nbytes
+        assert middle - simulation.used_nbytes >= nbytes
 
 
 # The kernels on a grid

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.wrappers import FrameStackObservation
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from parllel import Array, ArrayDict, FrameArray, cuda
@@ -46,6 +46,11 @@ def assert_holds_the_list(model: Model) -> None:
 
 
 @given(shape=shapes, chances=chances, seed=st.integers(0, 99))
+@example(  # a reset gives more final observations than the table has room for
+    shape=Shape(T=2, B=2, n_windows=4, n_final_obs=3, stack=4),
+    chances=Chances(terminated=0, truncated=2, reset=2),
+    seed=72,
+)
 def test_what_is_sampled_is_what_the_list_has(shape: Shape, chances: Chances, seed: int) -> None:
     model = Model(shape, chances, seed=seed)
     assert_holds_the_list(model)
@@ -85,6 +90,20 @@ def test_all_transitions_come_equally_often() -> None:
     # Mean and standard deviation of chi-square are its degrees of freedom and the root of twice.
     freedom = len(expected) - 1
     assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("place", [77_777, 77_778])
+def test_the_only_transition_of_a_large_ring_is_found(place: int) -> None:
+    """Tries at random miss it, so all places are gone through, from any place of either parity."""
+    shape = Shape(T=1000, B=200, n_windows=1, has_valid=True)
+    tree = make_tree(shape)
+    replay = ReplayBuffer(tree, rng=np.random.default_rng(0))
+    replay.restart()
+    replay.begin_batch()
+    tree.rotate()
+    tree["valid"][divmod(place, shape.B)] = True
+    replay.end_batch()
+    assert replay.sample(64)["index"].tolist() == [place] * 64
 
 
 def test_each_minibatch_is_another_one_and_the_same_for_the_same_generator() -> None:

@@ -130,19 +130,19 @@ def learn(prefetcher: Prefetcher, replay: PrioritizedReplayBuffer) -> list[dict[
     return drawn
 
 
-@pytest.mark.parametrize("n_slots", [2, 3])
-def test_what_is_drawn_ahead_is_drawn_again_after_a_save(tmp_path: Path, n_slots: int) -> None:
+@pytest.mark.parametrize("n_batches", [2, 3])
+def test_what_is_drawn_ahead_is_drawn_again_after_a_save(tmp_path: Path, n_batches: int) -> None:
     """So that a resumed run, whose prefetcher is a new one, equals one that went on."""
     model = make_model(PrioritizedReplayBuffer)
     train(model, 3)
     replay = model.replay
-    with Prefetcher(replay, 9, n_slots=n_slots) as prefetcher:
+    with Prefetcher(replay, 9, n_batches=n_batches) as prefetcher:
         learn(prefetcher, replay)
         replay.save(tmp_path)
         expected = learn(prefetcher, replay)
     replay = make_model(PrioritizedReplayBuffer).replay
     replay.load(tmp_path)
-    with Prefetcher(replay, 9, n_slots=n_slots) as prefetcher:
+    with Prefetcher(replay, 9, n_batches=n_batches) as prefetcher:
         assert learn(prefetcher, replay) == expected
         replay.load(tmp_path)
         assert learn(prefetcher, replay) == expected

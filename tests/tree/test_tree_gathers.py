@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 
-from parllel import Array, ArrayDict
+from parllel import Array, ArrayDict, FrameArray
 from parllel.ops.row_copy import RowCopy
 from parllel.testing.contracts.tree_case import leaves
 
@@ -121,3 +122,45 @@ def test_rows_of_strided_memory_of_another_library_are_written() -> None:
     ArrayDict({"leaf": leaf})[index] = {"leaf": np.ones(N, np.float32)}
     assert owner[:, ::2].sum() == len({*zip(*index, strict=True)})
     assert owner[:, 1::2].sum() == 0
+
+
+@pytest.mark.parametrize(("storage", "n_rows"), [("local", T * B), ("device", 12)])
+def test_values_with_gaps_are_scattered_at_once_too(
+    cuda_device: torch.device, storage: str, n_rows: int, calls: list[int]
+) -> None:
+    tree = ArrayDict({"leaf": Array((T, B), np.float32, feature_shape=(3,), storage=storage)})
+    index = (np.arange(n_rows) // B, np.arange(n_rows) % B)
+    numbers = np.arange(n_rows * 6, dtype=np.float32).reshape(n_rows, 6)
+    values = Array.from_numpy(numbers).to(storage)[:, ::2]
+    calls.clear()
+    tree[index] = {"leaf": values}
+    assert calls == [n_rows]
+    assert_array_equal(tree[index].to_ndarray()["leaf"], numbers[:, ::2])
+
+
+def test_stacks_in_host_memory_are_gathered_leaf_by_leaf(calls: list[int]) -> None:
+    """However many rows there are: their kernel is another one."""
+    frames = FrameArray((T, B), np.uint8, (2,), stack=3, padding=1)
+    rng = np.random.default_rng(0)
+    frames.write_frames(..., rng.integers(0, 256, (T, B, 2)), is_first=rng.random((T, B)) < 0.2)
+    numbers = np.arange(T * B).reshape(T, B)
+    tree = ArrayDict({"number": Array.from_numpy(numbers), "stack": frames})
+    index = (np.arange(N) * 7 % T, np.arange(N) % B)
+    stacks = frames.to_ndarray()
+    for gathered in (tree[index].to_ndarray(), tree[index].to_torch()):
+        assert_array_equal(gathered["number"], numbers[index])
+        assert_array_equal(gathered["stack"], stacks[index])
+    assert calls == []
+
+
+def test_rows_that_the_kernel_cannot_read_are_copied_leaf_by_leaf(calls: list[int]) -> None:
+    """The elements of a row lie apart: they are no bytes in a row that the kernel could copy."""
+    owner = np.arange(T * B * 4, dtype=np.float32).reshape(T, B, 4)
+    tree = ArrayDict({"leaf": Array.from_dlpack(owner)[:, :, ::2]})
+    index = (np.arange(N) % T, np.arange(N) % B)
+    assert_array_equal(tree[index].to_ndarray()["leaf"], owner[index][:, ::2])
+    values = np.full((N, 2), -1, np.float32)
+    tree[index] = {"leaf": values}
+    assert calls == []
+    assert (owner[index][:, ::2] == -1).all()
+    assert (owner[index][:, 1::2] >= 0).all()
