@@ -348,9 +348,7 @@ class Array(Readable):
         window = self._own_window("rotate")
         has_wrapped = window.advance()
         self._assemble(self._buffer, (window.rows, *self._location[1:]), window)
-        if not (has_wrapped and window.padding):
-            return []
-        return [self._buffer.around_end(window.full_size)]
+        return self._buffer.moves_around_end(window) if has_wrapped else []
 
     def reset(self) -> None:
         """Make the next `rotate` land at the beginning of the ring. No byte moves.
@@ -442,11 +440,7 @@ class Array(Readable):
         if self._window is None:
             other[...] = self
             return other
-        if other._buffer.is_on_host:
-            other._buffer.data[...] = to_host(self._buffer.data)
-        else:
-            data = self._buffer.device_data() if self.is_for_gpu else self._buffer.data
-            put_on_device(data, out_device=other._buffer.data)
+        other._buffer.copy_from(self._buffer)
         other._assemble(other._buffer, self._location, copy.copy(self._window))
         return other
 

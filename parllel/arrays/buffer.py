@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel import cuda
-from parllel.arrays.interop import PLAIN, to_device, to_host
+from parllel.arrays.interop import PLAIN, put_on_device, to_device, to_host
+from parllel.arrays.window import Window
 from parllel.cuda import AnyArray
 from parllel.storages import Memory, Side, aligned, allocate, nbytes_of
 
@@ -126,7 +127,23 @@ class Buffer:
         """Return a context in which work on `data` goes to the caller's current stream."""
         return nullcontext() if self.is_on_host else cuda.use_stream()
 
-    def around_end(self, full_size: int, begin: int = 0) -> tuple[Any, Any]:
+    def copy_from(self, other: Buffer) -> None:
+        """Overwrite all rows with those of a buffer of the same kind and shape, in any memory.
+
+        `Array.to` says what waits for what.
+        """
+        if self.is_on_host:
+            self.data[...] = to_host(other.data)
+        else:
+            assert other.memory is not None
+            source = other.device_data() if other.memory.is_for_gpu else other.data
+            put_on_device(source, out_device=self.data)
+
+    def moves_around_end(self, window: Window) -> list[tuple[AnyArray, AnyArray]]:
+        """Return what is left to be copied when a window wraps: `Array.advance_window` says how."""
+        return [self.around_end(window.full_size)] if window.padding else []
+
+    def around_end(self, full_size: int, begin: int = 0) -> tuple[AnyArray, AnyArray]:
         """Return what a ring copies to its beginning when it is written for another time.
 
         Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -476,35 +475,6 @@ class FrameArray(Array):
         rows = np.asarray(view._find_shown().rows, np.int64)
         stacks = self._buffer.fit(value, view.shape)
         self._buffer.write(rows, self._flat(stacks, rows))
-
-    # The window and life
-
-    def advance_window(self) -> list[tuple[Any, Any]]:  # Any: arrays of NumPy or CuPy
-        """Move the window, and return what is left to be done for that, as `Array` does."""
-        window = self._own_window("rotate")
-        has_wrapped = window.advance()
-        buffer = self._buffer
-        self._assemble(buffer, (window.rows, *self._location[1:]), window)
-        n_before = buffer.stack - 1
-        if not (has_wrapped and n_before + window.padding and window.full_size):
-            return []
-        n_blank = buffer.n_head - n_before
-        parts = (buffer.frames, buffer.is_first)
-        return [part.around_end(window.full_size, n_blank) for part in parts]
-
-    def to(self, storage: str | Memory) -> Array:
-        """Return a copy of this Array in memory of another kind, with its ring and its padding.
-
-        Of a view, the stacks that it shows are copied to an Array. From device memory, the host
-        waits for the current stream; into it, the copy is queued there.
-        """
-        if self._window is None:
-            return super().to(storage)
-        other = Array.from_spec(self.spec, storage)
-        assert isinstance(other, FrameArray)
-        other._buffer.copy_from(self._buffer)
-        other._assemble(other._buffer, self._location, copy.copy(self._window))
-        return other
 
     def __repr__(self) -> str:
         state = "closed, " if self._buffer.is_closed else ""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from parllel import cuda
 from parllel.arrays.buffer import Buffer
 from parllel.arrays.interop import PLAIN, to_host
+from parllel.arrays.window import Window
 from parllel.ops.stack_gather import AnyArray, AnyIndex, RowSource, StackGather
 from parllel.storages import Memory, Side, aligned, allocate, nbytes_of
 
@@ -239,11 +240,22 @@ class FrameBuffer(Buffer):
                 written = on_device.data[begin + layout.n_head : end + layout.n_head]
                 cuda.copy_to_device(on_host.data[layout.n_head :], out_device=written)
 
-    def copy_from(self, other: FrameBuffer) -> None:
-        """Overwrite all rows with those of a buffer of the same shape, in memory of any kind."""
-        for part, source in ((self.frames, other.frames), (self.is_first, other.is_first)):
-            with part.in_order():
-                part.data[...] = part.accept(source.data)
+    def copy_from(self, other: Buffer) -> None:
+        """Overwrite all frames and flags, as `Buffer` does."""
+        assert isinstance(other, FrameBuffer)
+        self.frames.copy_from(other.frames)
+        self.is_first.copy_from(other.is_first)
+
+    def moves_around_end(self, window: Window) -> list[tuple[AnyArray, AnyArray]]:
+        """Return what is left to be copied when a window wraps, of frames and of flags.
+
+        The frames before the first row are among it; the blank one stays.
+        """
+        n_before = self.stack - 1
+        if not (n_before + window.padding and window.full_size):
+            return []
+        n_blank = self.n_head - n_before
+        return [part.around_end(window.full_size, n_blank) for part in (self.frames, self.is_first)]
 
     def close(self) -> None:
         """Release the memory. Called again, it does nothing."""

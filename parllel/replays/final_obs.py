@@ -54,7 +54,7 @@ class FinalObs:
         self._slots = np.zeros((0, self._width), np.int32)  # of the steps that are being written
         self._pending: dict[int, Any] = {}  # rows of the table by slot, on their way to a device
         self._specs = dict_map(spec_of, observation)
-        self._has_older_steps = any(spec.n_older_steps for _, spec in leaves_of(self._specs))
+        self._has_parts = any(leaf.row_writer is not None for _, leaf in leaves_of(observation))
 
     @staticmethod
     def make_specs(observation: Any, n_slots: int) -> ArrayDict:
@@ -120,7 +120,7 @@ class FinalObs:
             self.n_added += 1
             self.owner[slot] = self._begin + step
             self._slots[step, column] = slot
-            own = _row_of(observation, self._specs) if self._has_older_steps else observation
+            own = _row_of(observation, self._specs) if self._has_parts else observation
             row = {_BRANCH: own, _PLACE: first_place + column}
             if self._is_on_host:
                 self._table[slot] = row
