@@ -85,7 +85,7 @@ def estimate_advantage(
         raise AssertionError("the compiled entry refuses what no check finds wrong") from mismatch
 
 
-class Batch(NamedTuple):
+class GaePointers(NamedTuple):
     """Pointers to the first elements of a batch's arrays; flags are uint8."""
 
     reward: npt.NDArray[np.float32]
@@ -109,14 +109,19 @@ def expected_arrays(steps: int, width: int) -> dict[str, Expected]:
     """Return what the arrays of a batch must be, in host or in device memory, by their names."""
     hint = "reward's shape is (T, B), and value's row T follows the batch's last action"
     floats = Expected(np.float32, (steps, width), f"(T, B); {hint}")
-    expected = dict.fromkeys(Batch._fields, floats)
+    expected = dict.fromkeys(GaePointers._fields, floats)
     expected["terminated"] = expected["truncated"] = floats._replace(dtype=np.bool_)
     expected["value"] = Expected(np.float32, (steps + 1, width), f"(T + 1, B); {hint}")
     return expected
 
 
 def estimate_step(
-    batch: Batch, discount: np.float32, decay: np.float32, at: int, width: int, carry: np.float32
+    batch: GaePointers,
+    discount: np.float32,
+    decay: np.float32,
+    at: int,
+    width: int,
+    carry: np.float32,
 ) -> np.float32:
     """Write the results of one step of one environment; return its advantage.
 
@@ -149,7 +154,12 @@ def estimate_step(
 
 
 def estimate_environment(
-    batch: Batch, discount: np.float32, decay: np.float32, steps: int, width: int, environment: int
+    batch: GaePointers,
+    discount: np.float32,
+    decay: np.float32,
+    steps: int,
+    width: int,
+    environment: int,
 ) -> None:
     """Write the results of one environment, from its last step to its first."""
     carry = np.float32(0)
@@ -158,7 +168,7 @@ def estimate_environment(
 
 
 def estimate_rows(
-    batch: Batch, discount: np.float32, decay: np.float32, steps: int, width: int
+    batch: GaePointers, discount: np.float32, decay: np.float32, steps: int, width: int
 ) -> None:
     """Write the results of all environments, row by row, from the last step to the first.
 
@@ -188,7 +198,9 @@ def estimate_on_grid(
     out_return: npt.NDArray[np.float32],
 ) -> None:
     """Write the results of all environments: one thread for each, on a grid with one axis."""
-    batch = Batch(reward, value, terminated, truncated, final_value, out_advantage, out_return)
+    batch = GaePointers(
+        reward, value, terminated, truncated, final_value, out_advantage, out_return
+    )
     environment = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while environment < width:
         estimate_environment(batch, discount, decay, steps, width, environment)
@@ -196,6 +208,7 @@ def estimate_on_grid(
 
 
 DEVICE = DeviceEntry(
+    "advantage",
     estimate_on_grid,
     "void(CPointer(float32), CPointer(float32), CPointer(uint8), CPointer(uint8), "
     "CPointer(float32), float32, float32, int64, int64, CPointer(float32), CPointer(float32))",
@@ -249,7 +262,7 @@ def estimate_batch(
         and is_apart_from_inputs(out_return, reward, value, terminated, truncated, final_value)
     ):
         return False
-    batch = Batch(
+    batch = GaePointers(
         pointer_to(reward),
         pointer_to(value),
         pointer_to(terminated),
@@ -289,7 +302,7 @@ def _explain_refusal(
 
     Slow, and not needed for the decision: the compiled entry has refused already.
     """
-    arrays = dict(zip(Batch._fields, (*inputs, *outputs), strict=True))
+    arrays = dict(zip(GaePointers._fields, (*inputs, *outputs), strict=True))
     reward = inputs[0]
     check_is_ndarray("reward", reward)
     if reward.ndim != 2:

@@ -7,11 +7,14 @@ tree: a leaf of plain rows is one of stacks of 1 frame.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from parllel.kernels.memory import copy_1, copy_4, copy_8, copy_16, load_byte, load_int64
-from parllel.kernels.row_index import Index, Integers, as_index, check_inside
+import numpy as np
+import numpy.typing as npt
+
+from parllel.kernels.addresses import copy_1, copy_4, copy_8, copy_16, load_byte, load_int64
+from parllel.kernels.row_table import Index, Integers, as_index, check_inside
 from parllel.kernels.rows import (
     DONE,
     NO_VECTOR,
@@ -23,7 +26,6 @@ from parllel.kernels.rows import (
     is_inside,
     pick,
 )
-from parllel.kernels.stack_table import StackTable
 from parllel.kernels.targets import DeviceEntry, cuda, twin
 
 ENTRY_NBYTES = 11 * 8  # of StackTable's integers for one leaf
@@ -31,6 +33,80 @@ ENTRY_NBYTES = 11 * 8  # of StackTable's integers for one leaf
 # On a CPU. Small enough that the frames which an observation and the next one share are read from
 # a cache the second time: 0.9 of the time of leaf after leaf (bench/bench_frames.py).
 ROWS_AT_ONCE = 8
+
+
+class Stacks(NamedTuple):
+    """One leaf: frames in memory, and where the stacks of them are written.
+
+    Row i has the frame at `source + i * stride` and the flag at `is_first + i`. The row one step
+    earlier in time is row `i - n_columns`. The `n_frames - 1` steps before row 0 must be in
+    memory, too: they are read as far as no flag says that an episode begins.
+
+    A leaf of plain rows is one of stacks of 1 frame; it needs no flags.
+
+    Args:
+        n_rows: what an index of the leaf is below.
+        destination: address of the first stack to write; stacks follow each other without gaps.
+        source: address of row 0's frame.
+        stride: bytes from a row's frame to the next row's.
+        nbytes: bytes of a frame.
+        n_frames: frames of a stack.
+        n_columns: rows of a time step.
+        is_first: address of row 0's flag, one byte: whether its frame is an episode's first one.
+        blank: address of the frame that fills a stack before an episode's beginning; 0 where the
+            episode's first frame does.
+        rows: address of int64 numbers of rows: an index picks among them; 0 where it names rows
+            itself. A number -1 - s below 0 is the stack s beside the rows. Nobody checks them.
+        beside: address of frames, without gaps, that follow the rows beside which they are: frame
+            s is the newest of the stack s. 0 where there are none.
+        beside_rows: address of int64 numbers: row beside_rows[s] has the frame before frame s.
+    """
+
+    n_rows: int
+    destination: int
+    source: int
+    stride: int
+    nbytes: int
+    n_frames: int = 1
+    n_columns: int = 1
+    is_first: int = 0
+    blank: int = 0
+    rows: int = 0
+    beside: int = 0
+    beside_rows: int = 0
+
+
+class StackTable:
+    """Where the stacks of all leaves are read and written; made once, used for many gathers.
+
+    It knows no memory: who makes one keeps the memory alive, and gives the table only to what can
+    reach the addresses. Outputs share no byte with each other or with what is read.
+
+    Args:
+        leaves: one for each leaf.
+
+    Attributes:
+        entries: int64 [n_leaves, 11], read-only: the leaves without `n_rows`. The format of the
+            kernel.
+        address: of the entries in host memory.
+        n_rows: what an index of all leaves is below.
+
+    Raises:
+        ValueError: no leaf, or stacks of no frame.
+    """
+
+    __slots__ = ("address", "entries", "n_rows")
+
+    def __init__(self, leaves: Sequence[Stacks]) -> None:
+        if not leaves:
+            raise ValueError("stacks: no leaf, expected at least one")
+        shortest = min(leaf.n_frames for leaf in leaves)
+        if shortest < 1:
+            raise ValueError(f"stacks: got {shortest} frames, expected 1 or more")
+        self.entries: npt.NDArray[np.int64] = np.array([leaf[1:] for leaf in leaves], np.int64)
+        self.entries.flags.writeable = False
+        self.address: int = self.entries.__array_interface__["data"][0]
+        self.n_rows = min(leaf.n_rows for leaf in leaves)
 
 
 def gather_stacks(table: StackTable, index: Index, *, out_address: int = 0) -> None:
@@ -272,7 +348,13 @@ PARTS = (
     is_of_words,
     gather_in_turn,
 )
-DEVICE = DeviceEntry(gather_on_grid, "void(int64, int64, int64, int64, int64, int64)", PARTS)
+DEVICE = DeviceEntry(
+    "frames",
+    gather_on_grid,
+    "void(int64, int64, int64, int64, int64, int64)",
+    PARTS,
+    leaf_nbytes=ENTRY_NBYTES,
+)
 
 
 @functools.cache

@@ -292,12 +292,16 @@ def update_on_grid(
 _FLOATS = "CPointer(float32)"
 _PARTS = f"{_FLOATS}, {_FLOATS}, {_FLOATS}"
 MEASURE = DeviceEntry(
+    "moments",
     measure_on_grid,
     f"void({_FLOATS}, int64, int64, int64, {_FLOATS}, {_PARTS})",
     (summarize, store, measure_lane),
 )
-MERGE = DeviceEntry(merge_on_grid, f"void({_PARTS}, int64, int64)", (summarize, store, merge_lane))
+MERGE = DeviceEntry(
+    "merge_moments", merge_on_grid, f"void({_PARTS}, int64, int64)", (summarize, store, merge_lane)
+)
 UPDATE = DeviceEntry(
+    "update_moments",
     update_on_grid,
     f"void({_PARTS}, int64, int64, int64, int64, {_FLOATS}, {_FLOATS}, "
     "float32, float32, float32, float32)",

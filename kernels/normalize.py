@@ -113,6 +113,7 @@ def normalize_on_grid(
 
 
 DEVICE = DeviceEntry(
+    "normalize",
     normalize_on_grid,
     "void(CPointer(float32), int64, int64, CPointer(float32), float32, float32, CPointer(float32))",
     (normalize_number,),

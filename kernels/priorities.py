@@ -12,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from parllel.kernels import sum_tree
-from parllel.kernels.memory import load_int64
+from parllel.kernels.addresses import load_float32, load_int64, store_float32, store_int64
 from parllel.kernels.philox import draw_below
-from parllel.kernels.scalars import load_float32, store_float32, store_int64
 from parllel.kernels.sum_tree import (
     SumTree,
     change_leaf,
@@ -32,8 +31,8 @@ from parllel.kernels.transitions import (
     Seed,
     Transitions,
     draw_words,
-    find_window,
-    read_leaves,
+    find_n_step_span,
+    read_ring_table,
     read_transitions,
     write_nothing,
     write_transition,
@@ -55,7 +54,7 @@ def power(base: np.float32, exponent: np.float32) -> np.float32:
 
 def find_place(ring: Ring, number: int, column: int) -> int:
     """Return the place of a step in the ring: its leaf in the tree of sums."""
-    return number % ring.leaves.n_rows * ring.leaves.width + column
+    return number % ring.table.n_rows * ring.table.width + column
 
 
 def refresh(ring: Ring, tree: SumTree, begin: int, item: int) -> None:
@@ -68,10 +67,10 @@ def refresh(ring: Ring, tree: SumTree, begin: int, item: int) -> None:
         begin: number of the first step that is looked at.
         item: which one of these it is, all environments of a step in turn.
     """
-    number, column = begin + item // ring.leaves.width, item % ring.leaves.width
+    number, column = begin + item // ring.table.width, item % ring.table.width
     leaf = find_place(ring, number, column)
     former = read_leaf_number(tree, leaf)
-    if not find_window(ring, number, column).is_sampleable:
+    if not find_n_step_span(ring, number, column).is_sampleable:
         if former > 0:
             change_leaf(tree, leaf, 0)
     elif former == 0:
@@ -80,7 +79,7 @@ def refresh(ring: Ring, tree: SumTree, begin: int, item: int) -> None:
 
 def update_item(ring: Ring, tree: SumTree, by: Formula, identity: int, error: np.float32) -> None:
     """Give a transition the priority of its error, unless it can't be sampled any more."""
-    number, column = identity // ring.leaves.width, identity % ring.leaves.width
+    number, column = identity // ring.table.width, identity % ring.table.width
     leaf = find_place(ring, number, column)
     if ring.first <= number < ring.stop and read_leaf_number(tree, leaf) > 0:
         size = np.float32(abs(error)) + by.epsilon
@@ -105,7 +104,7 @@ def write_leaf(ring: Ring, tree: SumTree, leaf: int, out: Transitions, item: int
 
     That is 0 where nothing can be sampled, and then `write_nothing` is left.
     """
-    width, n_rows = ring.leaves.width, ring.leaves.n_rows
+    width, n_rows = ring.table.width, ring.table.n_rows
     age = leaf // width - ring.first % n_rows
     number = ring.first + (age if age >= 0 else age + n_rows)
     write_transition(ring, number, leaf % width, out, item)
@@ -143,7 +142,7 @@ def read_tree(table: int) -> SumTree:
 
 
 def refresh_on_grid(
-    leaves: int,
+    ring_table: int,
     first: int,
     stop: int,
     discount: np.float32,
@@ -152,7 +151,7 @@ def refresh_on_grid(
     n_items: int,
 ) -> None:
     """Refresh steps from `begin` on: one thread for each, on a grid with one axis."""
-    ring, sums = Ring(read_leaves(leaves), first, stop, discount), read_tree(tree)
+    ring, sums = Ring(read_ring_table(ring_table), first, stop, discount), read_tree(tree)
     item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while item < n_items:
         refresh(ring, sums, begin, item)
@@ -160,7 +159,7 @@ def refresh_on_grid(
 
 
 def update_on_grid(
-    leaves: int,
+    ring_table: int,
     first: int,
     stop: int,
     discount: np.float32,
@@ -173,7 +172,7 @@ def update_on_grid(
     n_items: int,
 ) -> None:
     """Update priorities: one thread for each transition, on a grid with one axis."""
-    ring, sums = Ring(read_leaves(leaves), first, stop, discount), read_tree(tree)
+    ring, sums = Ring(read_ring_table(ring_table), first, stop, discount), read_tree(tree)
     by = Formula(alpha, epsilon, limit)
     item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while item < n_items:
@@ -183,7 +182,7 @@ def update_on_grid(
 
 
 def draw_by_priority_on_grid(
-    leaves: int,
+    ring_table: int,
     first: int,
     stop: int,
     discount: np.float32,
@@ -196,7 +195,7 @@ def draw_by_priority_on_grid(
     priorities: int,
 ) -> None:
     """Draw all transitions: one thread for each, on a grid with one axis."""
-    ring, sums = Ring(read_leaves(leaves), first, stop, discount), read_tree(tree)
+    ring, sums = Ring(read_ring_table(ring_table), first, stop, discount), read_tree(tree)
     out, seed = read_transitions(transitions), Seed(key_a, key_b, number)
     item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while item < n_items:
@@ -206,7 +205,7 @@ def draw_by_priority_on_grid(
 
 
 def draw_by_priority_in_turn(
-    leaves: int,
+    ring_table: int,
     first: int,
     stop: int,
     discount: np.float32,
@@ -219,7 +218,7 @@ def draw_by_priority_in_turn(
     priorities: int,
 ) -> None:
     """Draw all transitions on a CPU."""
-    ring, sums = Ring(read_leaves(leaves), first, stop, discount), read_tree(tree)
+    ring, sums = Ring(read_ring_table(ring_table), first, stop, discount), read_tree(tree)
     out, seed = read_transitions(transitions), Seed(key_a, key_b, number)
     for item in range(n_items):  # apart from the rest: less code waits for each load of a sum
         store_int64(priorities + item * 8, draw_leaf(ring, sums, seed, n_items, item))
@@ -249,20 +248,28 @@ def weigh_in_turn(priorities: int, n_items: int, beta: np.float32, weights: int)
 
 _TREE_PARTS = (*TRANSITION_PARTS, *sum_tree.PARTS, read_tree, find_place)
 REFRESH = DeviceEntry(
-    refresh_on_grid, f"void({RING}, int64, int64, int64)", (*_TREE_PARTS, refresh)
+    "refresh_priorities",
+    refresh_on_grid,
+    f"void({RING}, int64, int64, int64)",
+    (*_TREE_PARTS, refresh),
 )
 UPDATE = DeviceEntry(
+    "update_priorities",
     update_on_grid,
     f"void({RING}, int64, float32, float32, float32, int64, int64, int64)",
     (*_TREE_PARTS, power, update_item),
 )
 DRAW = DeviceEntry(
+    "draw_by_priority",
     draw_by_priority_on_grid,
     f"void({RING}, int64, {SEED}, int64, int64, int64)",
     (*_TREE_PARTS, find_bound, draw_leaf, write_leaf),
 )
 WEIGH = DeviceEntry(
-    weigh_on_grid, "void(int64, int64, float32, int64)", (find_smallest, power, weigh)
+    "weigh_priorities",
+    weigh_on_grid,
+    "void(int64, int64, float32, int64)",
+    (find_smallest, power, weigh),
 )
 _ON_CPU: dict[DeviceEntry, Callable[..., None]] = {
     DRAW: draw_by_priority_in_turn,

@@ -14,34 +14,10 @@ import numba.cuda.extending
 from numba import cuda, njit
 from numba.cuda.compiler import compile_ptx
 
-from parllel.kernels import (
-    advantage,
-    frames,
-    moments,
-    normalize,
-    priorities,
-    rows,
-    transitions,
-)
-from parllel.kernels.memory import memory_intrinsics
-from parllel.kernels.scalars import scalar_intrinsics
-from parllel.kernels.targets import DeviceEntry, bind
+from parllel.kernels.addresses import memory_intrinsics, scalar_intrinsics
+from parllel.kernels.targets import DeviceEntry, bind, find_entries
 
 MODULE = Path(__file__).with_name("parllel.ptx")
-ENTRIES = {
-    "advantage": advantage.DEVICE,
-    "draw_by_priority": priorities.DRAW,
-    "draw_transitions": transitions.DEVICE,
-    "frames": frames.DEVICE,
-    "merge_moments": moments.MERGE,
-    "moments": moments.MEASURE,
-    "normalize": normalize.DEVICE,
-    "refresh_priorities": priorities.REFRESH,
-    "rows": rows.DEVICE,
-    "update_moments": moments.UPDATE,
-    "update_priorities": priorities.UPDATE,
-    "weigh_priorities": priorities.WEIGH,
-}
 
 # The oldest GPU that CUDA 13 knows. A driver compiles it for every newer one when it is loaded.
 COMPUTE_CAPABILITY = (7, 5)
@@ -64,10 +40,11 @@ ENTRY = re.compile(r"^\.visible \.entry (\w+)\(.*?^}", re.DOTALL | re.MULTILINE)
 
 def compile_module() -> str:
     """Return the text of the module that holds all entries; the same tools give the same text."""
-    files = {Path(kernel.entry.__code__.co_filename).name for kernel in ENTRIES.values()}
+    entries = find_entries()
+    files = {Path(kernel.entry.__code__.co_filename).name for kernel in entries.values()}
     sources = ", ".join(sorted(files))
     tools = ", ".join(describe_tools())
-    texts = [compile_entry(name, kernel) for name, kernel in ENTRIES.items()]
+    texts = [compile_entry(kernel) for kernel in entries.values()]
     return "\n".join((HEADER.format(sources=sources, tools=tools), *texts))
 
 
@@ -77,8 +54,8 @@ def describe_tools() -> list[str]:
     return [python, *(f"{tool} {metadata.version(tool)}" for tool in TOOLS)]
 
 
-def compile_entry(name: str, kernel: DeviceEntry) -> str:
-    """Return the PTX of one entry, which is called by a plain name there."""
+def compile_entry(kernel: DeviceEntry) -> str:
+    """Return the PTX of one entry, which is called by its plain name there."""
     intrinsic = numba.cuda.extending.intrinsic
     names = {"cuda": cuda} | memory_intrinsics(
         intrinsic, address_space=1, is_aligned=True, joins_words=False
@@ -88,9 +65,9 @@ def compile_entry(name: str, kernel: DeviceEntry) -> str:
     compile_untyped: Callable[..., tuple[str, object]] = compile_ptx
     text, _ = compile_untyped(entry, kernel.signature, cc=COMPUTE_CAPABILITY)
     found = ENTRY.search(text)
-    assert found is not None, f"{name}: no entry in\n{text}"
+    assert found is not None, f"{kernel.name}: no entry in\n{text}"
     # Numba mangles the name. What stands beside the entry serves its own launcher alone.
-    return found.group().replace(found.group(1), name) + "\n"
+    return found.group().replace(found.group(1), kernel.name) + "\n"
 
 
 def main() -> None:

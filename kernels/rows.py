@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from parllel.kernels.memory import copy_1, copy_4, copy_4_of_16, copy_8, copy_16, load_int64
-from parllel.kernels.row_index import Index, Integers, checked
-from parllel.kernels.row_table import RowTable
+from parllel.kernels.addresses import copy_1, copy_4, copy_4_of_16, copy_8, copy_16, load_int64
+from parllel.kernels.row_table import Index, Integers, RowTable, checked
 from parllel.kernels.targets import DeviceEntry, cuda, pointer_to, twin
 
 DONE, COUNTS_DIFFER, OUT_OF_RANGE, MAY_OVERLAP = range(4)
@@ -315,9 +314,11 @@ PARTS = (
     is_hit,
 )
 DEVICE = DeviceEntry(
+    "rows",
     copy_rows_on_grid,
     "void(int64, int64, int64, int64, int64, int64, int64, int64)",
     PARTS,
+    leaf_nbytes=ENTRY_NBYTES,
 )
 
 

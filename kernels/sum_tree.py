@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from parllel.kernels.memory import load_int64
-from parllel.kernels.scalars import add_int64, exchange_int64, raise_int64
+from parllel.kernels.addresses import add_int64, exchange_int64, load_int64, raise_int64
 
 # Children of a node. 16 integers are two cache lines of a CPU, and four sectors of a GPU.
 FAN_OUT = 16

@@ -1,15 +1,17 @@
 """Turn kernel bodies, plain Python functions, into compiled code; no body is in here.
 
 A body works on pointers and scalars, so that any target can compile it. It takes them from
-`pointer_to`, or addresses with the functions of `memory` and `scalars`, and knows no target. Its
+`pointer_to`, or addresses with the functions of `addresses`, and knows no target. Its
 types are `numpy.float32` and the like: Python's own numbers would make float64 of float32. A kernel
 is an entry for each target and its parts: functions which an entry and later parts call by name,
 and which are inlined, as a GPU target demands. `twin` compiles for the CPU, `ptx` for GPUs.
 """
 
 import functools
+import importlib
 import itertools
 import logging
+import pkgutil
 import types
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from parllel.kernels import memory, scalars
+from parllel.kernels.addresses import memory_intrinsics, scalar_intrinsics
 
 if TYPE_CHECKING:
     from numba.core.compiler import Compiler
@@ -39,13 +41,13 @@ def pointer_to(array: npt.NDArray[Any]) -> npt.NDArray[Any]:  # Any: of every dt
 
 
 class Axes(NamedTuple):
-    """A place in a grid or in a block, or the size of one."""
+    """A position in a grid or in a block, or the size of one."""
 
     x: int
     y: int
 
 
-class Place(NamedTuple):
+class ThreadPosition(NamedTuple):
     """Where a thread of a GPU is, by CUDA's own names."""
 
     gridDim: Axes  # noqa: N815
@@ -54,19 +56,53 @@ class Place(NamedTuple):
     threadIdx: Axes  # noqa: N815
 
 
-# What an entry for GPUs asks for its place. As plain Python it is the only thread of a grid.
-cuda = Place(gridDim=Axes(1, 1), blockIdx=Axes(0, 0), blockDim=Axes(1, 1), threadIdx=Axes(0, 0))
+# What an entry for GPUs asks for its position. As plain Python it is the only thread of a grid.
+cuda = ThreadPosition(
+    gridDim=Axes(1, 1), blockIdx=Axes(0, 0), blockDim=Axes(1, 1), threadIdx=Axes(0, 0)
+)
 
 
 class DeviceEntry(NamedTuple):
-    """A kernel's entry for GPUs, with what `ptx` needs to compile it.
+    """A kernel's entry for GPUs, with all that is needed to compile and to simulate it.
 
-    It spreads a body over the grid, and is small: only the body is run by the twin, too.
+    It spreads a body over the grid, and is small: only the body is run by the twin, too. A module
+    of this folder that has one as a global name has a kernel: `find_entries` needs no list.
+
+    Args:
+        name: of the entry in the PTX module, by which it is launched.
+        entry: a plain function.
+        signature: in Numba's notation; pointers are `CPointer(float32)` and the like, and an
+            address is an int64.
+        parts: functions that the entry uses by name, each after the parts that it uses itself.
+        leaf_nbytes: bytes for each leaf of a tree in the table whose address is the first
+            argument, where the second axis of the grid counts leaves; 0 for other kernels.
     """
 
+    name: str
     entry: Callable[..., None]
     signature: str
     parts: Sequence[Callable[..., Any]]  # Any: as in twin
+    leaf_nbytes: int = 0
+
+
+@functools.cache
+def find_entries() -> Mapping[str, DeviceEntry]:
+    """Return all kernels for GPUs by their names: those of every module of this package.
+
+    `ptx` is left out, which asks for them and imports a compiler.
+
+    Raises:
+        ValueError: two kernels have the same name.
+    """
+    entries: dict[str, DeviceEntry] = {}
+    package = importlib.import_module(__package__)
+    for module in sorted(each.name for each in pkgutil.iter_modules(package.__path__)):
+        if module == "ptx":
+            continue
+        for value in vars(importlib.import_module(f"{__package__}.{module}")).values():
+            if isinstance(value, DeviceEntry) and entries.setdefault(value.name, value) != value:
+                raise ValueError(f"{value.name}: two kernels have this name, expected one")
+    return dict(sorted(entries.items()))
 
 
 def launch_plainly(
@@ -88,8 +124,8 @@ def launch_plainly(
     """
     sizes = (range(size) for size in (*grid, *block))
     for *block_index, thread_x, thread_y in itertools.product(*sizes):
-        place = Place(grid, Axes(*block_index), block, Axes(thread_x, thread_y))
-        bound = {**(names or {}), "cuda": place}
+        position = ThreadPosition(grid, Axes(*block_index), block, Axes(thread_x, thread_y))
+        bound = {**(names or {}), "cuda": position}
         bind(kernel.entry, kernel.parts, bound, inline=lambda part: part)(*arguments)
 
 
@@ -106,7 +142,7 @@ def twin(
     runs without the GIL, checks no index and starts no thread.
 
     Args:
-        entry: called from Python; may use `pointer_to`, the functions of `memory` and `scalars`,
+        entry: called from Python; may use `pointer_to`, the functions of `addresses`,
             and the parts.
         signature: in Numba's notation, `"boolean(float32[:, ::1], float64)"`.
         parts: functions that the entry uses by name, each after the parts that it uses itself.
@@ -220,7 +256,5 @@ def _pointer_intrinsic() -> object:
 def _memory_intrinsics() -> dict[str, object]:
     from numba.extending import intrinsic
 
-    copies = memory.memory_intrinsics(
-        intrinsic, address_space=0, is_aligned=False, joins_words=True
-    )
-    return copies | scalars.scalar_intrinsics(intrinsic, address_space=0, has_threads=False)
+    copies = memory_intrinsics(intrinsic, address_space=0, is_aligned=False, joins_words=True)
+    return copies | scalar_intrinsics(intrinsic, address_space=0, has_threads=False)

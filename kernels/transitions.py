@@ -12,15 +12,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from parllel.kernels.memory import load_byte, load_int64
-from parllel.kernels.philox import Key, Words, draw_below, philox
-from parllel.kernels.scalars import (
+from parllel.kernels.addresses import (
+    load_byte,
     load_float32,
     load_int32,
+    load_int64,
     store_float32,
     store_int64,
     store_uint8,
 )
+from parllel.kernels.philox import Key, Words, draw_below, philox
 from parllel.kernels.targets import DeviceEntry, cuda, twin
 
 # Random draws before all places are gone through. Where one in a hundred can be sampled, 1 draw in
@@ -28,7 +29,7 @@ from parllel.kernels.targets import DeviceEntry, cuda, twin
 N_TRIES = 1000
 
 
-class Leaves(NamedTuple):
+class RingTable(NamedTuple):
     """What stays as it is of a ring: addresses of its leaves, [n_rows, width], and numbers.
 
     In memory, one int64 after the other: the first argument of the kernels.
@@ -48,7 +49,7 @@ class Leaves(NamedTuple):
 class Ring(NamedTuple):
     """A ring, and what of it holds samples."""
 
-    leaves: Leaves
+    table: RingTable
     first: int  # number of the oldest step that is there
     stop: int  # number of the step that will be written next
     discount: np.float32
@@ -77,7 +78,7 @@ class Transitions(NamedTuple):
     truncated: int  # uint8
 
 
-class Window(NamedTuple):
+class NStepSpan(NamedTuple):
     """The steps of one transition: n_steps, or fewer where the episode ends."""
 
     is_sampleable: bool
@@ -87,9 +88,9 @@ class Window(NamedTuple):
     factor: np.float32  # discount ** number of steps
 
 
-def read_leaves(table: int) -> Leaves:
+def read_ring_table(table: int) -> RingTable:
     """Return what lies at an address."""
-    return Leaves(
+    return RingTable(
         load_int64(table),
         load_int64(table + 8),
         load_int64(table + 16),
@@ -115,56 +116,56 @@ def read_transitions(table: int) -> Transitions:
     )
 
 
-def find_window(ring: Ring, number: int, column: int) -> Window:
+def find_n_step_span(ring: Ring, number: int, column: int) -> NStepSpan:
     """Return the transition that begins with a step.
 
     It can't be sampled where a step of it is not valid or not written yet, or where the final
     observation of the episode that it ends was not given.
     """
-    leaves = ring.leaves
-    row = number % leaves.n_rows
-    last = row * leaves.width + column
+    table = ring.table
+    row = number % table.n_rows
+    last = row * table.width + column
     total = np.float32(0)
     factor = np.float32(1)
     is_whole = number >= ring.first
     is_ended = False
     step = 0
-    while step < leaves.n_steps and is_whole and not is_ended:
-        place = row * leaves.width + column
+    while step < table.n_steps and is_whole and not is_ended:
+        place = row * table.width + column
         is_written = number + step < ring.stop
-        is_whole = is_written and load_byte(leaves.valid + place * leaves.valid_stride) != 0
+        is_whole = is_written and load_byte(table.valid + place * table.valid_stride) != 0
         if is_whole:
             last = place
-            total += factor * load_float32(leaves.reward + place * 4)
+            total += factor * load_float32(table.reward + place * 4)
             factor *= ring.discount
-            flags = load_byte(leaves.terminated + place) | load_byte(leaves.truncated + place)
+            flags = load_byte(table.terminated + place) | load_byte(table.truncated + place)
             is_ended = flags != 0
-            row = row + 1 if row + 1 < leaves.n_rows else 0
+            row = row + 1 if row + 1 < table.n_rows else 0
             step += 1
     # Row n_rows, behind the ring, holds what followed its last row; row 0 may be a lap older.
-    next_row = last + leaves.width
+    next_row = last + table.width
     if is_ended:
-        slot = load_int32(leaves.final_slot + last * 4)
+        slot = load_int32(table.final_slot + last * 4)
         next_row = -1 - slot
         is_whole = is_whole and slot >= 0
-    return Window(is_whole, last, next_row, total, factor)
+    return NStepSpan(is_whole, last, next_row, total, factor)
 
 
 def write_transition(ring: Ring, number: int, column: int, out: Transitions, item: int) -> bool:
     """Write the transition that begins with a step, and return whether it can be sampled."""
-    leaves = ring.leaves
-    window = find_window(ring, number, column)
-    terminated = load_byte(leaves.terminated + window.last)
-    place = number % leaves.n_rows * leaves.width + column
-    store_int64(out.identity + item * 8, number * leaves.width + column)
+    table = ring.table
+    span = find_n_step_span(ring, number, column)
+    terminated = load_byte(table.terminated + span.last)
+    place = number % table.n_rows * table.width + column
+    store_int64(out.identity + item * 8, number * table.width + column)
     store_int64(out.row + item * 8, place)
-    store_int64(out.next_row + item * 8, window.next_row)
-    store_float32(out.n_step_return + item * 4, window.total)
-    discount = np.float32(0) if terminated != 0 else window.factor
+    store_int64(out.next_row + item * 8, span.next_row)
+    store_float32(out.n_step_return + item * 4, span.total)
+    discount = np.float32(0) if terminated != 0 else span.factor
     store_float32(out.n_step_discount + item * 4, discount)
     store_uint8(out.terminated + item, terminated)
-    store_uint8(out.truncated + item, load_byte(leaves.truncated + window.last))
-    return window.is_sampleable
+    store_uint8(out.truncated + item, load_byte(table.truncated + span.last))
+    return span.is_sampleable
 
 
 def write_nothing(out: Transitions, item: int) -> None:
@@ -191,7 +192,7 @@ def draw_transition(ring: Ring, seed: Seed, drawn: int, out: Transitions, item: 
         drawn: the first one that was drawn; steps are counted from the oldest that is there.
         item: number of the transition in the minibatch.
     """
-    width, n_drawn_from = ring.leaves.width, (ring.stop - ring.first) * ring.leaves.width
+    width, n_drawn_from = ring.table.width, (ring.stop - ring.first) * ring.table.width
     is_found = False
     tried = 0
     while tried < N_TRIES + n_drawn_from and not is_found:
@@ -208,7 +209,7 @@ def draw_transition(ring: Ring, seed: Seed, drawn: int, out: Transitions, item: 
 
 
 def draw_on_grid(
-    leaves: int,
+    ring_table: int,
     first: int,
     stop: int,
     discount: np.float32,
@@ -219,17 +220,17 @@ def draw_on_grid(
     transitions: int,
 ) -> None:
     """Draw all transitions: one thread for each, on a grid with one axis."""
-    ring = Ring(read_leaves(leaves), first, stop, discount)
+    ring = Ring(read_ring_table(ring_table), first, stop, discount)
     out, seed = read_transitions(transitions), Seed(key_a, key_b, number)
     item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while item < n_items:
-        drawn = draw_below(draw_words(seed, item, 0), (stop - first) * ring.leaves.width)
+        drawn = draw_below(draw_words(seed, item, 0), (stop - first) * ring.table.width)
         draw_transition(ring, seed, drawn, out, item)
         item += cuda.gridDim.x * cuda.blockDim.x
 
 
 def draw_in_turn(
-    leaves: int,
+    ring_table: int,
     first: int,
     stop: int,
     discount: np.float32,
@@ -241,10 +242,10 @@ def draw_in_turn(
     scratch: npt.NDArray[np.int64],
 ) -> int:
     """Draw all transitions on a CPU; return for how many there was none that can be sampled."""
-    ring = Ring(read_leaves(leaves), first, stop, discount)
+    ring = Ring(read_ring_table(ring_table), first, stop, discount)
     out, seed = read_transitions(transitions), Seed(key_a, key_b, number)
     for item in range(n_items):  # apart from the rest: the compiler draws several at once
-        limit = (stop - first) * ring.leaves.width
+        limit = (stop - first) * ring.table.width
         scratch[item] = draw_below(draw_words(seed, item, 0), limit)
     n_missing = 0
     for item in range(n_items):
@@ -256,10 +257,21 @@ def draw_in_turn(
 RING = "int64, int64, int64, float32"
 SEED = "int64, int64, int64"
 PARTS = (
-    read_leaves, read_transitions, philox, draw_below, find_window, write_transition, write_nothing,
+    read_ring_table,
+    read_transitions,
+    philox,
+    draw_below,
+    find_n_step_span,
+    write_transition,
+    write_nothing,
     draw_words,
-)  # fmt: skip
-DEVICE = DeviceEntry(draw_on_grid, f"void({RING}, {SEED}, int64, int64)", (*PARTS, draw_transition))
+)
+DEVICE = DeviceEntry(
+    "draw_transitions",
+    draw_on_grid,
+    f"void({RING}, {SEED}, int64, int64)",
+    (*PARTS, draw_transition),
+)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from parllel import cuda
-from parllel.ops.on_device import estimate_advantage_on_device
+from parllel.ops.advantage import estimate_advantage
 from support.advantage_batch import DISCOUNT, GAE_LAMBDA, numpy_loop, random_batch
 from support.device_report import DeviceReport, device_copy
 
@@ -49,7 +49,7 @@ def estimate_ours(batch: list[Any]) -> Callable[[], object]:  # Any: as above
     *inputs, out_advantage, out_return = batch
 
     def estimate() -> None:
-        estimate_advantage_on_device(
+        estimate_advantage(
             *inputs,
             discount=DISCOUNT,
             gae_lambda=GAE_LAMBDA,

@@ -12,7 +12,9 @@ from parllel import cuda
 from parllel.arrays.buffer import Buffer
 from parllel.arrays.interop import PLAIN, to_host
 from parllel.arrays.window import Window
-from parllel.ops.stack_gather import AnyArray, AnyIndex, RowSource, StackGather
+from parllel.cuda import AnyArray
+from parllel.ops.sides import AnyIndex
+from parllel.ops.stack_gather import RowSource, StackGather
 from parllel.storages import Memory, Side, aligned, allocate, nbytes_of
 
 Fill: TypeAlias = Literal["first", "zero"]

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
 
 import numpy as np
 
-from parllel import cuda
-from parllel.kernels.row_index import Index
+from parllel.cuda import AnyArray, DeviceArray
 from parllel.kernels.row_table import Rows, RowTable, rows_at
 from parllel.kernels.rows import check_rows, copy_rows
-from parllel.ops.row_index import is_on_device, kernel_arguments
+from parllel.ops.launching import count_lanes, launch_leaves
+from parllel.ops.sides import (
+    AnyIndex,
+    address_of,
+    common_side,
+    index_arguments,
+    is_on_device,
+    to_side,
+)
 from parllel.ops.stack_gather import RowSource, StackGather
-
-AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
-AnyIndex: TypeAlias = Index | Any  # or a device array, int64 [n]
-
-_WORD = 16  # bytes of one access
-_THREADS = 256  # of a block: allowed on every GPU, not tuned on one yet
-_MOST_GROUPS = 65_535  # the kernel goes on where the grid ends
 
 
 class RowCopy:
@@ -50,19 +49,15 @@ class RowCopy:
         names: Sequence[str] | None = None,
     ) -> None:
         arrays = (*destination, *source)
-        are_on_host = {isinstance(array, np.ndarray) for array in arrays}
-        if len(are_on_host) > 1:
-            raise TypeError("rows: got arrays of NumPy and of CuPy, expected one kind")
-        self._device_table: Any = None  # cupy.ndarray; None for arrays of NumPy
-        if are_on_host == {True}:
+        self._device_table: DeviceArray | None = None  # None for arrays of NumPy
+        if common_side("rows", arrays) == "host":
             self._table = RowTable.of_arrays(destination, source, names=names)
             return
         sides = [[_locate(leaf) for leaf in side] for side in (destination, source)]
         self._table = RowTable(*sides, names=names)
-        self._device_table = cuda.to_device(self._table.entries)
+        self._device_table = to_side(self._table.entries, "gpu")
         self._owners = arrays
-        longest = int(self._table.entries[:, -1].max())
-        self._lanes = min(_THREADS, 1 << max(0, -(-longest // _WORD) - 1).bit_length())
+        self._lanes = count_lanes(int(self._table.entries[:, -1].max()))
 
     def run(self, destination_index: AnyIndex, source_index: AnyIndex) -> None:
         """Copy the rows of one index to the rows of another.
@@ -88,17 +83,16 @@ class RowCopy:
             self._launch(n_rows, destination_index, source_index)
 
     def _launch(self, n_rows: int, destination_index: AnyIndex, source_index: AnyIndex) -> None:
-        rows_per_block = _THREADS // self._lanes
-        groups = min(-(-n_rows // rows_per_block), _MOST_GROUPS)
-        cuda.launch(
+        launch_leaves(
             "rows",
-            (groups, len(self._table.names)),
-            (self._lanes, rows_per_block),
+            n_rows,
+            len(self._table.names),
+            self._lanes,
             [
                 self._device_table,
                 np.int64(n_rows),
-                *kernel_arguments(destination_index),
-                *kernel_arguments(source_index),
+                *index_arguments(destination_index),
+                *index_arguments(source_index),
             ],
         )
 
@@ -141,7 +135,7 @@ def copy_blocks(
 
 
 def _locate(leaf: AnyArray) -> Rows:
-    rows = rows_at(leaf.data.ptr, leaf.shape, leaf.strides, leaf.itemsize)
+    rows = rows_at(address_of(leaf), leaf.shape, leaf.strides, leaf.itemsize)
     if rows is None:
         raise ValueError(
             f"rows: strides {leaf.strides} of shape {leaf.shape}, expected C-contiguous rows"

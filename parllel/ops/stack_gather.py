@@ -5,24 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel import cuda
-from parllel.kernels.frames import check_stacks, gather_stacks
-from parllel.kernels.row_index import Index
+from parllel.cuda import AnyArray, DeviceArray
+from parllel.kernels.frames import Stacks, StackTable, check_stacks, gather_stacks
 from parllel.kernels.row_table import Rows, rows_at
-from parllel.kernels.stack_table import Stacks, StackTable
-from parllel.ops.row_index import is_on_device, kernel_arguments
-
-AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
-AnyIndex: TypeAlias = Index | Any  # or a device array, int64 [n]
-
-_WORD = 16  # bytes of one access
-_THREADS = 256  # of a block: allowed on every GPU, not tuned on one yet
-_MOST_GROUPS = 65_535  # the kernel goes on where the grid ends
+from parllel.ops.launching import count_lanes, launch_leaves
+from parllel.ops.sides import (
+    AnyIndex,
+    address_of,
+    common_side,
+    index_arguments,
+    is_on_device,
+    to_side,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +96,8 @@ class RowSource:
             rows.nbytes,
             self.stack,
             self.n_columns,
-            *(_address(each) for each in (self.is_first, self.blank, self.rows)),
-            *(_address(each) for each in (self.beside, self.beside_rows)),
+            *(address_of(each) for each in (self.is_first, self.blank, self.rows)),
+            *(address_of(each) for each in (self.beside, self.beside_rows)),
         )
 
 
@@ -126,24 +125,21 @@ class StackGather:
     ) -> None:
         written = [] if outputs is None else list(outputs)
         self._read = [array for source in sources for array in source.arrays]
-        sides = {isinstance(array, np.ndarray) for array in (*self._read, *written)}
-        if len(sides) > 1:
-            raise TypeError("stacks: got arrays of NumPy and of CuPy, expected one kind")
+        side = common_side("stacks", (*self._read, *written))
         for source, output in zip(sources, written, strict=outputs is not None):
             _check_output(output, source)
         _check_apart(written, self._read)
         self._sources, self._outputs = sources, written  # a table of addresses keeps nothing alive
-        addresses = [0] if outputs is None else [_address(output) for output in written]
+        addresses = [0] if outputs is None else [address_of(output) for output in written]
         leaves = [
             source.locate(address) for source, address in zip(sources, addresses, strict=True)
         ]
         self._table = StackTable(leaves)
-        self._device_table: AnyArray = None  # None for arrays of NumPy
-        if sides == {False}:
-            self._device_table = cuda.to_device(self._table.entries)
+        self._device_table: DeviceArray | None = None  # None for arrays of NumPy
+        if side == "gpu":
+            self._device_table = to_side(self._table.entries, side)
         self._most_frames = max(leaf.n_frames for leaf in leaves)
-        n_words = -(-max(leaf.nbytes for leaf in leaves) // _WORD)
-        self._lanes = min(_THREADS, 1 << max(0, n_words - 1).bit_length())
+        self._lanes = count_lanes(max(leaf.nbytes for leaf in leaves))
 
     def run(self, index: AnyIndex, *, out: AnyArray | None = None) -> None:
         """Gather the stacks of the rows of an index to the outputs' first rows.
@@ -165,7 +161,7 @@ class StackGather:
         if len(index) > n_outputs:
             raise ValueError(f"stacks: got {len(index)} rows, expected at most {n_outputs}")
         if self._device_table is None:
-            gather_stacks(self._table, index, out_address=_address(out))
+            gather_stacks(self._table, index, out_address=address_of(out))
             return
         if not is_on_device(index):
             check_stacks(self._table, index)
@@ -173,13 +169,12 @@ class StackGather:
             self._launch(len(index), index, np.int64(0) if out is None else out)
 
     def _launch(self, n_rows: int, index: AnyIndex, out: AnyArray) -> None:
-        per_block = _THREADS // self._lanes
-        groups = min(-(-n_rows * self._most_frames // per_block), _MOST_GROUPS)
-        cuda.launch(
+        launch_leaves(
             "frames",
-            (groups, len(self._table.entries)),
-            (self._lanes, per_block),
-            [self._device_table, out, np.int64(n_rows), *kernel_arguments(index)],
+            n_rows * self._most_frames,
+            len(self._table.entries),
+            self._lanes,
+            [self._device_table, out, np.int64(n_rows), *index_arguments(index)],
         )
 
 
@@ -219,22 +214,10 @@ def _rows_of(array: AnyArray) -> Rows:
     n_rows, *row_shape = array.shape
     if array.flags.c_contiguous:  # its strides may be anything where it is empty
         nbytes = array.itemsize * math.prod(row_shape)
-        return Rows(_address(array), nbytes, nbytes, n_rows)
-    rows = rows_at(_address(array), array.shape, array.strides, array.itemsize)
+        return Rows(address_of(array), nbytes, nbytes, n_rows)
+    rows = rows_at(address_of(array), array.shape, array.strides, array.itemsize)
     if rows is None:
         raise ValueError(
             f"stacks: strides {array.strides} of shape {array.shape}, expected C-contiguous rows"
         )
     return rows
-
-
-def _address(array: AnyArray | None) -> int:
-    """Return where an array begins; 0 for none."""
-    if array is None:
-        return 0
-    address: int
-    if isinstance(array, np.ndarray):
-        address = array.__array_interface__["data"][0]
-    else:
-        address = array.data.ptr
-    return address

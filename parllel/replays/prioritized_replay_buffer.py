@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from parllel.arrays import Array, ArraySpec
+from parllel.arrays import ArraySpec
 from parllel.arrays.interop import to_device, to_host
-from parllel.kernels import priorities as kernel
-from parllel.kernels.sum_tree import ONE, SumTree, find_limit, lay_out
-from parllel.replays.replay_buffer import AnyArray, ReplayBuffer, launch_items, refuse_to_sample
-from parllel.replays.transition_memory import TransitionOutputs, address_of, as_argument, as_table
+from parllel.kernels.sum_tree import ONE
+from parllel.ops.priorities import (
+    Priorities,
+    count_numbers,
+    draw_by_priority,
+    refresh_priorities,
+    update_priorities,
+    weigh_priorities,
+)
+from parllel.replays.replay_buffer import ReplayBuffer
+from parllel.replays.transition_memory import TransitionOutputs
 from parllel.tree import ArrayDict, TreeDescription, allocate_tree
-
-_KERNELS = {
-    "draw_by_priority": kernel.DRAW,
-    "refresh_priorities": kernel.REFRESH,
-    "update_priorities": kernel.UPDATE,
-    "weigh_priorities": kernel.WEIGH,
-}
 
 
 class PrioritizedReplayBuffer(ReplayBuffer):
@@ -74,21 +74,18 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self._beta = float(beta)
         self._alpha = np.float32(alpha)
         self._epsilon = np.float32(epsilon)
-        n_places = self.full_size * self.batch_B
-        offsets = lay_out(n_places)
-        self._limit = find_limit(n_places)
-        self._offsets = as_table(offsets[:-1].tolist(), on_gpu=self._is_on_gpu)
         specs = self.make_specs(samples, n_final_obs)
         self.priorities = allocate_tree(specs["priorities"], self.storage)
         self.priorities["largest"][0] = ONE
-        self._tree = self._find_tree(len(offsets) - 1)
-        self._tree_argument = as_argument(self._tree)
+        read = self.priorities.to_cupy() if self._is_on_gpu else self.priorities.to_ndarray()
+        n_places = self.full_size * self.batch_B
+        self._priorities = Priorities(read["sums"], read["largest"], n_places)
 
     @staticmethod
     def make_specs(samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
         """Return the specs of what a buffer allocates beside a tree, as `ReplayBuffer` does."""
         specs = ReplayBuffer.make_specs(samples, n_final_obs)
-        n_numbers = int(lay_out(math.prod(specs["slot"].batch_shape))[-1])
+        n_numbers = count_numbers(math.prod(specs["slot"].batch_shape))
         specs["priorities"] = ArrayDict(
             {
                 "sums": ArraySpec.of((n_numbers,), np.int64),
@@ -96,12 +93,6 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             }
         )
         return specs
-
-    def _find_tree(self, n_levels: int) -> AnyArray:
-        """Return the table of the `SumTree`."""
-        sums, largest = (self._read(self.priorities[name]) for name in ("sums", "largest"))
-        addresses = address_of(sums), address_of(self._offsets), n_levels, address_of(largest)
-        return as_table(SumTree(*addresses), on_gpu=self._is_on_gpu)
 
     @property
     def beta(self) -> float:
@@ -143,9 +134,15 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             return
         index, error = (each if each.flags.c_contiguous else each.copy() for each in (index, error))
         self._settle()
-        formula = self._alpha, self._epsilon, self._limit
-        vectors = as_argument(index), as_argument(error)
-        self._run("update_priorities", len(index), (*self._sums(), *formula, *vectors))
+        update_priorities(
+            self._ring,
+            self._steps(),
+            self._priorities,
+            index=index,
+            error=error,
+            alpha=self._alpha,
+            epsilon=self._epsilon,
+        )
 
     def describe(self) -> TreeDescription:
         """Return what the sample tree, the buffer and its priorities take."""
@@ -174,33 +171,15 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def _change_steps(self, begin: int, stop: int) -> None:
         # A step before the oldest one may share its place with one that is being written.
         begin = max(begin, self._stop - self.full_size, 0)
-        n_items = (stop - begin) * self.batch_B
-        if n_items > 0:
-            self._run("refresh_priorities", n_items, (*self._sums(), begin))
+        refresh_priorities(self._ring, self._steps(), self._priorities, begin, stop - begin)
 
-    def _draw(self, outputs: TransitionOutputs) -> None:
-        n_items, out = outputs.batch_size, outputs.arguments
-        priorities = out["scratch"]
-        arguments = (*self._sums(), *self._seed())
-        self._run("draw_by_priority", n_items, arguments, out["transitions"], priorities)
-        if not self._is_on_gpu and not outputs.scratch[0]:
-            refuse_to_sample()
-        self._run("weigh_priorities", n_items, (priorities,), np.float32(self._beta), out["weight"])
-
-    def _sums(self) -> tuple[Any, ...]:
-        """Return a kernel's arguments for the ring and its priorities."""
-        return (*self._ring(), self._tree_argument)
-
-    def _run(self, name: str, n_items: int, before: Sequence[Any], *after: Any) -> None:
-        """Run a kernel with the arguments `before`, the number of items, and those `after`."""
-        arguments = (*before, n_items, *after)
-        if self._is_on_gpu:
-            launch_items(name, n_items, arguments)
-        else:
-            kernel.compiled(_KERNELS[name])(*arguments)
-
-    def _read(self, array: Array) -> AnyArray:
-        return array.to_cupy() if self._is_on_gpu else array.to_ndarray()
+    def _draw(self, outputs: TransitionOutputs) -> int:
+        ring, steps, seed = self._ring, self._steps(), self._seed()
+        n_missing = draw_by_priority(ring, steps, self._priorities, seed, outputs.drawn)
+        if not n_missing:
+            weight = outputs.extra["weight"]
+            weigh_priorities(outputs.drawn, beta=self._beta, out_weight=weight)
+        return n_missing
 
 
 def _check_number(name: str, number: float) -> None:

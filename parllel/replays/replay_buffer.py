@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Self, TypeAlias
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from parllel import cuda
-from parllel.arrays import Array
-from parllel.kernels.transitions import Leaves, Seed, compiled_draw
+from parllel.kernels.transitions import Seed
+from parllel.ops.transitions import SampledRing, Steps, draw_transitions
 from parllel.replays.ring_checks import check_names
 from parllel.replays.ring_record import RecordedRing
 from parllel.replays.transition_memory import (
     DRAWN,
     NEXT,
     TransitionOutputs,
-    address_of,
-    as_argument,
-    as_table,
     find_sources,
     ring_of,
 )
 from parllel.tree import ArrayDict, SavedTree, TreeDescription, open_tree, save_tree
-
-AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
-
-_THREADS = 128  # of a block, one for each transition: allowed on every GPU, not tuned on one yet
 
 
 class ReplayBuffer(RecordedRing):
@@ -84,32 +76,18 @@ class ReplayBuffer(RecordedRing):
         super().__init__(samples, n_steps=n_steps, n_final_obs=n_final_obs)
         self.discount = float(discount)  # what JSON can hold
         self._sources = find_sources(samples, self.final_obs, on_gpu=self._is_on_gpu)
-        self._leaves = self._find_leaves()
-        self._leaves_argument = as_argument(self._leaves)
+        self._ring = self._find_ring()
         self._key = (int(rng.integers(2**32)), int(rng.integers(2**32)))
         self._n_drawn = 0
         self._outputs: TransitionOutputs | None = None
 
-    def _find_leaves(self) -> AnyArray:
-        """Return the table of `Leaves`, and keep what it has the addresses of."""
-        always_valid = Array((1, 1), bool, storage=self.storage)
-        always_valid[0] = True
-        arrays = [self.samples[name] for name in ("reward", "terminated", "truncated")]
-        arrays += [self.samples.get("valid", always_valid), self.final_obs.slot]
-        self._rings = [ring_of(array, on_gpu=self._is_on_gpu) for array in arrays]
-        reward, terminated, truncated, valid, slot = map(address_of, self._rings)
-        leaves = Leaves(
-            reward,
-            terminated,
-            truncated,
-            valid,
-            slot,
-            valid_stride=int("valid" in self.samples),
-            n_rows=self.full_size,
-            width=self.batch_B,
-            n_steps=self.n_steps,
-        )
-        return as_table(leaves, on_gpu=self._is_on_gpu)
+    def _find_ring(self) -> SampledRing:
+        leaves = {name: self.samples[name] for name in ("reward", "terminated", "truncated")}
+        leaves["final_slot"] = self.final_obs.slot
+        if "valid" in self.samples:
+            leaves["valid"] = self.samples["valid"]
+        rings = {name: ring_of(leaf, on_gpu=self._is_on_gpu) for name, leaf in leaves.items()}
+        return SampledRing(**{"valid": None, **rings}, width=self.batch_B, n_steps=self.n_steps)
 
     def describe(self) -> TreeDescription:
         """Return what the sample tree and the buffer take, as `make_specs` promises it.
@@ -169,22 +147,20 @@ class ReplayBuffer(RecordedRing):
                 f"replay: {self._stop - self._first} steps of each environment are there, expected"
                 f" {self.n_steps} or more = n_steps; collect batches first"
             )
-        self._draw(outputs)
+        if self._draw(outputs):
+            raise RuntimeError(
+                "replay: no transition can be sampled: each one has a step that is not valid, or"
+                " ends an episode whose final observation was not given (add_final_obs)"
+            )
         self._n_drawn += 1
         outputs.gather()
 
-    def _draw(self, outputs: TransitionOutputs) -> None:
-        """Choose the transitions, and write what they are made of."""
-        n_items, out = outputs.batch_size, outputs.arguments["transitions"]
-        arguments = (*self._ring(), *self._seed(), n_items, out)
-        if self._is_on_gpu:
-            launch_items("draw_transitions", n_items, arguments)
-        elif compiled_draw()(*arguments, outputs.scratch):
-            refuse_to_sample()
+    def _draw(self, outputs: TransitionOutputs) -> int:
+        """Choose the transitions, and write what they are made of; return how many are missing."""
+        return draw_transitions(self._ring, self._steps(), self._seed(), outputs.drawn)
 
-    def _ring(self) -> tuple[Any, int, int, np.float32]:
-        """Return a kernel's arguments for the ring."""
-        return self._leaves_argument, self._first, self._stop, np.float32(self.discount)
+    def _steps(self) -> Steps:
+        return Steps(self._first, self._stop, np.float32(self.discount))
 
     def _seed(self) -> Seed:
         return Seed(*self._key, self._n_drawn)
@@ -297,23 +273,3 @@ class ReplayBuffer(RecordedRing):
         self.final_obs.tree.close()
         if self._outputs is not None:
             self._outputs.close()
-
-
-def refuse_to_sample() -> NoReturn:
-    """Raise the error for a ring without a transition that can be sampled."""
-    raise RuntimeError(
-        "replay: no transition can be sampled: each one has a step that is not valid, or ends an"
-        " episode whose final observation was not given (add_final_obs)"
-    )
-
-
-def launch_items(name: str, n_items: int, arguments: Sequence[Any]) -> None:
-    """Launch a kernel with a thread for each item, in the caller's current stream.
-
-    Args:
-        name: of the kernel.
-        n_items: items.
-        arguments: its own; Python's integers become int64.
-    """
-    typed = [np.int64(each) if isinstance(each, int) else each for each in arguments]
-    cuda.launch(name, (-(-n_items // _THREADS),), (_THREADS,), typed)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from parllel import cuda
 from parllel.arrays import Array, ArraySpec
-from parllel.kernels.transitions import Transitions
+from parllel.cuda import AnyArray
 from parllel.ops.stack_gather import RowSource, StackGather
+from parllel.ops.transitions import DrawnTransitions
 from parllel.replays.final_obs import FinalObs
 from parllel.storages import Memory, aligned, allocate
 from parllel.tree import ArrayDict
-
-AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
 
 # Written when a transition is drawn: they belong to its last step, or to no step alone.
 DRAWN: dict[str, np.dtype[Any]] = {
@@ -42,9 +40,8 @@ class TransitionOutputs:
 
     Attributes:
         tree: Arrays [batch_size, ...]: what `sources` has, and `DRAWN`.
-        arguments: what kernels are given (`as_argument`): `transitions`, the table of
-            `kernels.transitions.Transitions`; `scratch`; and the extra branches by name.
-        scratch: int64 [batch_size], for who draws.
+        drawn: what a draw writes of the tree, and the rows that are gathered then.
+        extra: the extra branches by name, as arrays of NumPy or CuPy.
         memory: the block.
     """
 
@@ -67,25 +64,19 @@ class TransitionOutputs:
         self._is_on_gpu = not isinstance(first.frames, np.ndarray)
         # Row and next row of each transition: the index vectors.
         vectors = Array((3, batch_size), np.int64, storage=storage if self._is_on_gpu else "local")
-        rows, next_rows, self.scratch = (
-            _read(vectors[number], self._is_on_gpu) for number in range(3)
+        rows, next_rows, scratch = (_read(vectors[number], self._is_on_gpu) for number in range(3))
+        branches = {name: _read(self.tree[name], self._is_on_gpu) for name in (*DRAWN, *extra)}
+        self.drawn = DrawnTransitions(
+            identity=branches["index"],
+            row=rows,
+            next_row=next_rows,
+            n_step_return=branches["n_step_return"],
+            n_step_discount=branches["n_step_discount"],
+            terminated=branches["terminated"],
+            truncated=branches["truncated"],
+            scratch=scratch,
         )
-        drawn = {name: address_of(_read(self.tree[name], self._is_on_gpu)) for name in DRAWN}
-        table = Transitions(
-            drawn["index"],
-            address_of(rows),
-            address_of(next_rows),
-            drawn["n_step_return"],
-            drawn["n_step_discount"],
-            drawn["terminated"],
-            drawn["truncated"],
-        )
-        self._transitions = as_table(table, on_gpu=self._is_on_gpu)
-        self.arguments = {
-            "transitions": as_argument(self._transitions),
-            "scratch": as_argument(self.scratch),
-            **{name: as_argument(_read(self.tree[name], self._is_on_gpu)) for name in extra},
-        }
+        self.extra = {name: branches[name] for name in extra}
         self._rows = range(batch_size)
         self._gather = self._prepare(sources, rows, next_rows)
 
@@ -136,26 +127,6 @@ def ring_of(leaf: Array, *, on_gpu: bool) -> AnyArray:
     """Return the rows of a leaf's ring over its memory, T and B taken together."""
     rows: AnyArray = _ring_source(leaf, 0, on_gpu).frames
     return rows
-
-
-def address_of(values: AnyArray) -> int:
-    """Return the address of an array's first element."""
-    address: int = values.ctypes.data if isinstance(values, np.ndarray) else values.data.ptr
-    return address
-
-
-def as_argument(values: AnyArray) -> Any:
-    """Return what a kernel is given for an array: its address; a device array as it is.
-
-    Who gives an address keeps the array.
-    """
-    return address_of(values) if isinstance(values, np.ndarray) else values
-
-
-def as_table(numbers: Sequence[Any], *, on_gpu: bool) -> AnyArray:
-    """Return integers, or rows of integers, as a table that a kernel reads: int64."""
-    table = np.array(numbers, np.int64)
-    return cuda.to_device(table) if on_gpu else table
 
 
 def count_bytes(specs: ArrayDict) -> int:

@@ -27,6 +27,7 @@ __all__ = [
     "default_storage",
     "inherited_blocks",
     "nbytes_of",
+    "storage_for",
 ]
 
 KINDS: dict[str, MemoryKind] = {
@@ -60,4 +61,13 @@ def default_storage() -> str:
     The first call imports CuPy where it is installed, and starts no CUDA context. A program that
     asks once and passes the answer on keeps all its memory in one place.
     """
-    return Device.kind if cuda.is_available() else Local.kind
+    return storage_for("gpu" if cuda.is_available() else "host")
+
+
+def storage_for(side: Side) -> str:
+    """Return the kind of memory for what one side of this process uses alone: minibatches, scratch.
+
+    Args:
+        side: "host" or "gpu", which of them works on the memory.
+    """
+    return Device.kind if side == "gpu" else Local.kind

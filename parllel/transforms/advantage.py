@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from parllel.arrays import Array
-from parllel.transforms.outputs import output_like
-from parllel.transforms.place import place_of
+from parllel.ops.advantage import estimate_advantage
 from parllel.transforms.running_moments import RunningMoments
+from parllel.transforms.transform import (
+    contiguous_elements,
+    elements,
+    output_like,
+    side_of_leaves,
+)
 from parllel.tree import ArrayDict
 
 
@@ -50,15 +55,15 @@ class EstimateAdvantage:
             "truncated": batch["truncated"],
             "final_value": batch["final_value"],
         }
-        place = place_of(**inputs)
+        side_of_leaves(**inputs)
         self._advantage = output_like(value, self._advantage)
         self._return = output_like(value, self._return)
-        place.estimate_advantage(
-            **{name: place.read(leaf) for name, leaf in inputs.items()},
+        estimate_advantage(
+            **{name: contiguous_elements(leaf) for name, leaf in inputs.items()},
             discount=self._discount,
             gae_lambda=self._gae_lambda,
-            out_advantage=place.share(self._advantage),
-            out_return=place.share(self._return),
+            out_advantage=elements(self._advantage),
+            out_return=elements(self._return),
         )
         return ArrayDict({**batch, "advantage": self._advantage, "return_": self._return})
 

@@ -7,8 +7,8 @@ import numpy as np
 from parllel.arrays import Array
 from parllel.kernels.array_checks import check_dtype
 from parllel.kernels.moment_layout import LANES, N_KEPT, SCALE
-from parllel.transforms.outputs import output_like
-from parllel.transforms.place import place_of
+from parllel.ops.normalize import normalize
+from parllel.transforms.transform import contiguous_elements, elements, output_like
 from parllel.tree import ArrayDict
 
 
@@ -43,16 +43,15 @@ class ClipRewards:
         """
         reward = batch["reward"]
         check_dtype("reward", reward, np.float32)
-        place = place_of(reward=reward)
         self._clipped = output_like(reward, self._clipped)
         if self._identity is None or self._identity.storage != reward.storage:
             self._identity = _identity_like(reward)
-        place.normalize(
-            place.read(reward),
-            place.share(self._identity),
+        normalize(
+            contiguous_elements(reward),
+            elements(self._identity),
             low=self._low,
             high=self._high,
-            out_values=place.share(self._clipped),
+            out_values=elements(self._clipped),
         )
         return ArrayDict({**batch, "reward": self._clipped})
 

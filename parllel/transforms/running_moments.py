@@ -23,8 +23,11 @@ from parllel.kernels.moment_layout import (
     count_copies,
     lay_out,
 )
-from parllel.transforms.outputs import output_like
-from parllel.transforms.place import place_of
+from parllel.ops.moments import update_moments
+from parllel.ops.normalize import normalize
+from parllel.ops.sides import copy_from_host, copy_to_host
+from parllel.storages import Side, storage_for
+from parllel.transforms.transform import contiguous_elements, elements, output_like
 
 _SAVED = {"shift": SHIFT, "offset": OFFSET, "m2": M2}
 
@@ -80,7 +83,6 @@ class RunningMoments:
             padding=0,
             full_size=N_KEPT,
         )
-        self._place = place_of(like=like)
         self._scratch: Array | None = None
         self._normalized: Array | None = None
 
@@ -104,6 +106,10 @@ class RunningMoments:
         """Kind of the moments' memory."""
         return self._kept.storage
 
+    @property
+    def _side(self) -> Side:
+        return self._kept.side
+
     def reset(self) -> None:
         """Forget all rows. No byte moves: the next update begins anew."""
         self._count = 0
@@ -125,13 +131,13 @@ class RunningMoments:
             n_scratch = lay_out(n_rows, self._n_features).n_scratch
             if self._scratch is None or self._scratch.shape[1] < n_scratch:
                 shape = (N_PLANES, n_scratch)
-                self._scratch = Array(shape, np.float32, storage=self._place.scratch)
-            self._place.update_moments(
-                self._place.read(rows).reshape(n_rows, self._n_features),
+                self._scratch = Array(shape, np.float32, storage=storage_for(self._side))
+            update_moments(
+                contiguous_elements(rows).reshape(n_rows, self._n_features),
                 n_before=self._count,
                 epsilon=self._epsilon,
-                out_kept=self._place.share(self._kept).reshape(N_KEPT, -1, self._n_features),
-                out_scratch=self._place.share(self._scratch),
+                out_kept=elements(self._kept).reshape(N_KEPT, -1, self._n_features),
+                out_scratch=elements(self._scratch),
             )
         self._count += n_rows
 
@@ -164,12 +170,12 @@ class RunningMoments:
             self._check("out", out)
             if out.ndim:
                 out[:0]  # a view made with integer arrays raises: a copy of it would be written
-        self._place.normalize(
-            self._place.read(rows),
-            self._place.share(self._kept),
+        normalize(
+            contiguous_elements(rows),
+            elements(self._kept),
             low=-clip,
             high=clip,
-            out_values=self._place.share(out),
+            out_values=elements(out),
         )
         return out
 
@@ -179,7 +185,7 @@ class RunningMoments:
         mean = shift + offset, variance = m2 / count. The host waits for the current stream if the
         moments live on the device.
         """
-        kept = self._place.to_host(self._kept)[:, 0]
+        kept = copy_to_host(elements(self._kept))[:, 0]
         saved = {name: kept[row].copy() for name, row in _SAVED.items()}
         return {"count": np.array(self._count), **saved}
 
@@ -205,7 +211,7 @@ class RunningMoments:
             deviation = np.sqrt(kept[VARIANCE]) + np.float32(self._epsilon)
             kept[SCALE] = np.where(deviation == 0, np.float32(0), 1 / deviation)
         copies = np.broadcast_to(kept[:, None], self._kept.shape)
-        self._place.write(self._kept, np.ascontiguousarray(copies))
+        copy_from_host(np.ascontiguousarray(copies), out=elements(self._kept))
         self._count = count
 
     def _check(self, name: str, array: Array) -> None:
@@ -215,8 +221,9 @@ class RunningMoments:
                 f"{name}: shape {array.shape}, expected features of shape {self._features} at its"
                 " end, for which these moments were made"
             )
-        if array.storage != self.storage and place_of(array=array) != self._place:
+        if array.side != self._side:
+            where = {"host": "host memory", "gpu": "device memory"}[self._side]
             raise ValueError(
-                f"{name}: {array.storage} memory, and these moments work in {self._place.name};"
+                f"{name}: {array.storage} memory, and these moments work in {where};"
                 " make RunningMoments for an Array like this one"
             )

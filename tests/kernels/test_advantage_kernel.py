@@ -194,7 +194,7 @@ def test_a_grid_of_any_shape_estimates_every_environment(grid: int, block: int) 
         batch.terminated[2, 3:5] = batch.truncated[4, 4:] = True
         batch.final_value[:] = 7
     assert kernel.estimate_batch(**vars(expected), discount=0.99, gae_lambda=0.95)
-    pointers = [pointer_to(getattr(arrays, name)) for name in kernel.Batch._fields]
+    pointers = [pointer_to(getattr(arrays, name)) for name in kernel.GaePointers._fields]
     sizes = np.float32(0.99), np.float32(0.99 * 0.95), 6, 10
     arguments = (*pointers[:5], *sizes, *pointers[5:])
     launch_plainly(kernel.DEVICE, arguments, grid=Axes(grid, 1), block=Axes(block, 1))

@@ -11,14 +11,11 @@ from pathlib import Path
 import pytest
 
 from parllel.kernels import rows
+from parllel.kernels.targets import find_entries
 
 PTX = Path(rows.__file__).with_name("parllel.ptx")
 CONSTRAINTS = Path(__file__).parents[2] / ".ci" / "constraints.txt"
-ENTRIES = {
-    *("advantage", "draw_by_priority", "draw_transitions", "frames", "merge_moments", "moments"),
-    *("normalize", "refresh_priorities", "rows", "update_moments", "update_priorities"),
-    "weigh_priorities",
-}
+ENTRIES = set(find_entries())
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numba.extending import intrinsic
 
 from parllel.kernels import rows as kernel
-from parllel.kernels.memory import memory_intrinsics
+from parllel.kernels.addresses import memory_intrinsics
 from parllel.kernels.row_table import Rows, RowTable
 from parllel.kernels.rows import check_rows, copy_rows
 from parllel.kernels.targets import Axes, bind, launch_plainly

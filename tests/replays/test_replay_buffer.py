@@ -406,9 +406,10 @@ def test_a_grid_of_any_shape_draws_the_same(grid: int, block: int, n_steps: int,
     for _ in range(4):
         model.write_batch()
     outputs, replay = model.replay.make_outputs(n), model.replay
-    arguments = (*replay._ring(), *replay._seed(), n, outputs.arguments["transitions"])
+    ring = (replay._ring.argument, *replay._steps())
+    arguments = (*ring, *replay._seed(), n, outputs.drawn.argument)
     drawn = [outputs.tensors[name] for name in DRAWN]
-    transitions.compiled_draw()(*arguments, outputs.scratch)
+    transitions.compiled_draw()(*arguments, outputs.drawn.scratch)
     expected = [each.tolist() for each in drawn]
     for each in drawn:
         each[:] = 77

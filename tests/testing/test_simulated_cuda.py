@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import parllel.kernels
 from parllel import cuda
 from parllel.cuda import launches
 from parllel.kernels.advantage import estimate_advantage
+from parllel.kernels.targets import DeviceEntry, find_entries
 from parllel.testing.simulated_cuda import (
     LeakError,
     NotImitatedError,
@@ -30,7 +32,6 @@ from parllel.testing.simulated_cuda import (
 )
 from parllel.testing.simulated_cuda.engine import Engine, Operation
 from parllel.testing.simulated_cuda.fixture import cuda_simulation
-from parllel.testing.simulated_cuda.replay_twins import replay_twins
 from parllel.testing.simulated_cuda.schedules import make_schedule
 from parllel.testing.simulated_cuda.twins import own_twins
 
@@ -1141,5 +1142,62 @@ def test_the_kernel_of_advantages_gives_the_hosts_bits(cuda_device: torch.device
 
 
 def test_every_kernel_of_the_module_has_a_twin() -> None:
-    twins = {**own_twins(), **replay_twins()}
-    assert sorted(twins) == re.findall(r"\.entry (\w+)", launches.PTX.read_text())
+    assert sorted(own_twins()) == re.findall(r"\.entry (\w+)", launches.PTX.read_text())
+
+
+TOY = """
+import numpy as np
+from parllel.kernels.targets import DeviceEntry, cuda
+
+def double_number(value):
+    return value + value
+
+def double_on_grid(values, n, out):
+    at = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    while at < n:
+        out[at] = double_number(values[at])
+        at += cuda.gridDim.x * cuda.blockDim.x
+
+FLOATS = "CPointer(float32)"
+DEVICE = DeviceEntry("double", double_on_grid, f"void({FLOATS}, int64, {FLOATS})", (double_number,))
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceEntry]:
+    """A new file in the folder of kernels: nothing else is told of it."""
+    (tmp_path / "toy.py").write_text(TOY)
+    with monkeypatch.context() as patched:
+        patched.setattr(parllel.kernels, "__path__", [*parllel.kernels.__path__, str(tmp_path)])
+        find_entries.cache_clear()
+        yield find_entries()["double"]
+    sys.modules.pop("parllel.kernels.toy")
+    vars(parllel.kernels).pop("toy")
+    find_entries.cache_clear()
+
+
+def test_a_new_kernel_is_simulated_without_another_edit(toy: DeviceEntry) -> None:
+    assert toy.name in own_twins()
+    with simulated_cuda():
+        values, out = (
+            cuda.to_device(np.arange(5, dtype=np.float32)),
+            cuda.to_device(np.zeros(5, "f")),
+        )
+        cuda.launch("double", (1,), (32,), [values, np.int64(5), out])
+        assert cuda.to_host(out).tolist() == [0, 2, 4, 6, 8]
+
+
+def test_a_new_kernel_is_compiled_without_another_edit(toy: DeviceEntry) -> None:
+    pytest.importorskip("numba.cuda.compiler", reason="no numba-cuda: install .[dev]")
+    from parllel.kernels.ptx import compile_entry
+
+    assert compile_entry(find_entries()["double"]).startswith(".visible .entry double(")
+
+
+def test_two_kernels_of_one_name_are_refused(
+    toy: DeviceEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["parllel.kernels.toy"], "DEVICE", toy._replace(name="rows"))
+    find_entries.cache_clear()
+    with pytest.raises(ValueError, match="rows: two kernels"):
+        find_entries()

@@ -11,7 +11,6 @@ from parllel.testing.simulated_cuda.active import Device, Launch
 from parllel.testing.simulated_cuda.engine import Engine
 from parllel.testing.simulated_cuda.library import install, make_library, restore
 from parllel.testing.simulated_cuda.memory import Memory
-from parllel.testing.simulated_cuda.replay_twins import replay_twins
 from parllel.testing.simulated_cuda.schedules import make_schedule
 from parllel.testing.simulated_cuda.torch_order import torch_in_order
 from parllel.testing.simulated_cuda.twins import Twin, own_twins
@@ -101,9 +100,7 @@ def simulated_cuda(
         SimulationError: the program used memory wrongly; from the call during which it showed.
     """
     engine = Engine(make_schedule(schedule, seed))
-    device = Device(
-        engine, Memory(engine, capacity), {**own_twins(), **replay_twins(), **(kernels or {})}
-    )
+    device = Device(engine, Memory(engine, capacity), {**own_twins(), **(kernels or {})})
     former = None
     active.activate(device)
     try:

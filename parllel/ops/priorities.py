@@ -1,0 +1,138 @@
+"""Priorities of transitions, and draws and weights that follow them: of NumPy or CuPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from parllel.cuda import AnyArray, DeviceArray
+from parllel.kernels import priorities as kernel
+from parllel.kernels.sum_tree import SumTree, find_limit, lay_out
+from parllel.kernels.targets import DeviceEntry
+from parllel.kernels.transitions import Seed
+from parllel.ops.launching import launch_items
+from parllel.ops.sides import address_of, as_argument, common_side, make_table
+from parllel.ops.transitions import DrawnTransitions, SampledRing, Steps
+from parllel.storages import Side
+
+
+class Priorities:
+    """The priorities of all places of a ring, in a tree of sums (`kernels.sum_tree`).
+
+    Args:
+        sums: int64 [count_numbers(n_places)], C-contiguous: the priorities, and sums of them.
+        largest: int64 [1], of the same library. The largest priority that there ever was.
+        n_places: steps that the ring has room for, of all environments together.
+
+    Attributes:
+        argument: what kernels are given for the tree.
+        limit: the largest priority that a place may have, as an integer of the tree.
+    """
+
+    def __init__(self, sums: AnyArray, largest: AnyArray, n_places: int) -> None:
+        self._side = common_side("priorities", (sums, largest))
+        offsets = lay_out(n_places)
+        self._arrays = (sums, make_table(offsets[:-1].tolist(), self._side), largest)  # kept alive
+        begin, offsets_begin, largest_begin = map(address_of, self._arrays)
+        tree = SumTree(begin, offsets_begin, len(offsets) - 1, largest_begin)
+        self._table = make_table(tree, self._side)
+        self.argument = as_argument(self._table)
+        self.limit = find_limit(n_places)
+
+
+def count_numbers(n_places: int) -> int:
+    """Return how many numbers the sums over the priorities of some places have."""
+    return int(lay_out(n_places)[-1])
+
+
+def refresh_priorities(
+    ring: SampledRing, steps: Steps, priorities: Priorities, begin: int, n_steps: int
+) -> None:
+    """Let steps have a priority if and only if they can be sampled now.
+
+    On a GPU it is one launch in the caller's current stream, as for the other functions here.
+
+    Args:
+        ring, steps: what can be sampled.
+        priorities: of the ring's places, updated. A step that can be sampled from now on gets the
+            largest priority that there ever was.
+        begin: number of the first step to look at.
+        n_steps: how many steps to look at, from that one on.
+    """
+    n_items = n_steps * ring.width
+    if n_items > 0:
+        before = (ring.argument, *steps, priorities.argument, begin)
+        _run(kernel.REFRESH, ring.side, n_items, (*before, n_items))
+
+
+def update_priorities(
+    ring: SampledRing,
+    steps: Steps,
+    priorities: Priorities,
+    *,
+    index: AnyArray,
+    error: AnyArray,
+    alpha: np.float32,
+    epsilon: np.float32,
+) -> None:
+    """Give transitions the priority (abs(error) + epsilon) ** alpha.
+
+    Args:
+        ring, steps: what can be sampled; a transition that can't be keeps having no priority.
+        priorities: of the ring's places, updated.
+        index: int64 [n], C-contiguous, the transitions to update, by their identity.
+        error: float32 [n], C-contiguous, of any sign; what is no number counts as the largest.
+        alpha, epsilon: 0 or more.
+    """
+    formula = alpha, epsilon, priorities.limit
+    vectors = as_argument(index), as_argument(error)
+    before = (ring.argument, *steps, priorities.argument, *formula, *vectors)
+    _run(kernel.UPDATE, ring.side, len(index), (*before, len(index)))
+
+
+def draw_by_priority(
+    ring: SampledRing, steps: Steps, priorities: Priorities, seed: Seed, out: DrawnTransitions
+) -> int:
+    """Draw transitions in proportion to their priorities, one from each of equal shares of all.
+
+    Args:
+        ring, steps: what to draw from; one step at least.
+        priorities: of the ring's places.
+        seed: key of the random numbers, and the number of the minibatch.
+        out: what is overwritten, on the same side; its scratch with the priorities drawn.
+
+    Returns:
+        For how many transitions there was none that can be sampled, all or none of them; their
+        return and discount are NaN. On a GPU 0: the host does not wait to know.
+    """
+    before = (ring.argument, *steps, priorities.argument, *seed)
+    arguments = (*before, len(out), out.argument, out.scratch_argument)
+    _run(kernel.DRAW, ring.side, len(out), arguments)
+    return len(out) if ring.side == "host" and not out.scratch[0] else 0
+
+
+def weigh_priorities(drawn: DrawnTransitions, *, beta: float, out_weight: AnyArray) -> None:
+    """Write (smallest priority / priority) ** beta for each transition drawn by priority.
+
+    Args:
+        drawn: the transitions, after `draw_by_priority`.
+        beta: how far weights undo priorities: 0 not at all, 1 wholly.
+        out_weight: float32 [n], C-contiguous, overwritten.
+    """
+    after = np.float32(beta), as_argument(out_weight)
+    side = common_side("weigh_priorities", (drawn.scratch, out_weight))
+    _run(kernel.WEIGH, side, len(drawn), (drawn.scratch_argument, len(drawn), *after))
+
+
+def _run(
+    entry: DeviceEntry,
+    side: Side,
+    n_items: int,
+    arguments: Sequence[int | np.generic | DeviceArray],
+) -> None:
+    """Launch a kernel with a thread for each item, or run its twin."""
+    if side == "gpu":
+        launch_items(entry.name, n_items, arguments)
+    else:
+        kernel.compiled(entry)(*arguments)

@@ -1,0 +1,142 @@
+"""Random draws of transitions from a ring of samples: of NumPy or CuPy arrays."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from parllel.cuda import AnyArray
+from parllel.kernels import transitions as kernel
+from parllel.kernels.transitions import RingTable, Seed, Transitions
+from parllel.ops.launching import launch_items
+from parllel.ops.sides import address_of, as_argument, common_side, make_table, to_side
+
+
+class SampledRing:
+    """The leaves of a ring of samples, where kernels find them: a table made once, used often.
+
+    Args:
+        reward: float32 [n_rows * width], as all others C-contiguous, and all of one library. Row
+            and column of a step are one axis here.
+        terminated, truncated: bool [n_rows * width].
+        valid: bool [n_rows * width], whether a step can be part of a transition; None where every
+            step can.
+        final_slot: int32 [n_rows * width]. Where an episode ended, the row of its final
+            observation in their table; below 0 where none was given.
+        width: columns of a row, one for each environment.
+        n_steps: steps of a transition.
+
+    Attributes:
+        side: "host" or "gpu", which of them draws.
+        argument: what kernels are given for the table.
+    """
+
+    def __init__(
+        self,
+        *,
+        reward: AnyArray,
+        terminated: AnyArray,
+        truncated: AnyArray,
+        valid: AnyArray | None,
+        final_slot: AnyArray,
+        width: int,
+        n_steps: int,
+    ) -> None:
+        self.side = common_side("ring", (reward, terminated, truncated, final_slot))
+        # Where all steps are valid, one flag is read again and again: its stride is 0.
+        if valid is None:
+            valid, valid_stride = to_side(np.ones(1, np.bool_), self.side), 0
+        else:
+            valid_stride = 1
+        self._arrays = (reward, terminated, truncated, valid, final_slot)  # kept alive
+        self.width = width
+        table = RingTable(
+            address_of(reward),
+            address_of(terminated),
+            address_of(truncated),
+            address_of(valid),
+            address_of(final_slot),
+            valid_stride,
+            len(reward) // width,
+            width,
+            n_steps,
+        )
+        self._table = make_table(table, self.side)
+        self.argument = as_argument(self._table)
+
+
+class Steps(NamedTuple):
+    """Which steps of a ring hold samples, and what rewards are discounted by.
+
+    Steps are numbered from the first one ever written.
+    """
+
+    first: int  # number of the oldest step that is there
+    stop: int  # number of the step that will be written next
+    discount: np.float32
+
+
+class DrawnTransitions:
+    """Memory that transitions are drawn into, again and again.
+
+    Args:
+        identity: int64 [n], written with numbers that name a transition for ever.
+        row: int64 [n], written with the place of the first step in the ring.
+        next_row: int64 [n], written with the place of the next observation; a number -1 - s below
+            0 stands for the final observation in slot s.
+        n_step_return: float32 [n], written with the discounted sum of the rewards.
+        n_step_discount: float32 [n], written with the discount of the next observation's value.
+        terminated, truncated: bool [n], written with the flags of the last step.
+        scratch: int64 [n], overwritten.
+
+    Attributes:
+        scratch: as given. After a draw by priority it holds the transitions' priorities.
+        argument, scratch_argument: what kernels are given for the arrays.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: AnyArray,
+        row: AnyArray,
+        next_row: AnyArray,
+        n_step_return: AnyArray,
+        n_step_discount: AnyArray,
+        terminated: AnyArray,
+        truncated: AnyArray,
+        scratch: AnyArray,
+    ) -> None:
+        self._arrays = (
+            *(identity, row, next_row, n_step_return, n_step_discount, terminated, truncated),
+        )  # kept alive
+        self.scratch = scratch
+        self._table = make_table(
+            Transitions(*map(address_of, self._arrays)), common_side("transitions", self._arrays)
+        )
+        self.argument, self.scratch_argument = as_argument(self._table), as_argument(scratch)
+
+    def __len__(self) -> int:
+        return len(self.scratch)
+
+
+def draw_transitions(ring: SampledRing, steps: Steps, seed: Seed, out: DrawnTransitions) -> int:
+    """Draw transitions that can be sampled, each with the same probability.
+
+    On a GPU it is one launch in the caller's current stream, and nothing waits for it.
+
+    Args:
+        ring: what to draw from.
+        steps: which of its steps are there; one at least.
+        seed: key of the random numbers, and the number of the minibatch.
+        out: what is overwritten, on the same side.
+
+    Returns:
+        For how many transitions there was none that can be sampled; their return and discount
+        are NaN. On a GPU 0: the host does not wait to know.
+    """
+    arguments = (ring.argument, *steps, *seed, len(out), out.argument)
+    if ring.side == "gpu":
+        launch_items("draw_transitions", len(out), arguments)
+        return 0
+    return kernel.compiled_draw()(*arguments, out.scratch)

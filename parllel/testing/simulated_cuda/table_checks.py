@@ -1,0 +1,191 @@
+"""Checks of the addresses that kernels find in tables: the device must be able to use them all.
+
+An array among a launch's arguments is checked by the launch itself. Of the memory behind addresses
+in a table only the kernel's own check knows, which `CHECKS` has by the kernel's name.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parllel.kernels import frames
+from parllel.kernels.sum_tree import SumTree
+from parllel.kernels.transitions import RingTable
+from parllel.testing.simulated_cuda.active import device
+
+Sizes: TypeAlias = tuple[int, ...]
+Argument: TypeAlias = Any  # of a launch: an array, or a scalar of NumPy
+
+INTEGER_NBYTES = 8
+_ROWS_NUMBERS = 5  # of `RowTable`, for each leaf
+_FRAMES_NUMBERS = frames.ENTRY_NBYTES // INTEGER_NBYTES
+_ITEM_NBYTES = (8, 8, 8, 4, 4, 1, 1)  # of the arrays of `transitions.Transitions`
+
+
+def address_of(argument: Argument) -> int:
+    """Return the address that a launch's argument is."""
+    return argument.ctypes.data if isinstance(argument, np.ndarray) else int(argument)
+
+
+def integers_at(address: int, n: int) -> NDArray[np.int64]:
+    """Return int64 numbers that the device may read."""
+    nbytes = n * INTEGER_NBYTES
+    device().memory.check(address, nbytes, "rows, a table or an index")
+    region = device().memory.find(address)
+    assert region is not None, "check has raised otherwise"
+    start = address - region.address
+    return region.data[start : start + nbytes].view(np.int64)
+
+
+def check_rows(who: str, address: int, stride: int, span: tuple[int, int], nbytes: int) -> None:
+    """Raise unless the device may use the rows from the lowest to the highest."""
+    ends = [address + row * stride for row in span]
+    device().memory.check(min(ends), max(ends) + nbytes - min(ends), who)
+
+
+def check_rows_kernel(grid: Sizes, table: Argument, n_rows: Argument, *picks: Argument) -> None:
+    """Check the arguments of `kernels.rows.DEVICE`."""
+    n_leaves = (*grid, 1)[1]
+    numbers = [address_of(each) for each in picks]
+    written, read = (_span(int(n_rows), *numbers[at : at + 3]) for at in (0, 3))
+    entries = integers_at(address_of(table), n_leaves * _ROWS_NUMBERS)
+    for number, leaf in enumerate(entries.reshape(-1, _ROWS_NUMBERS).tolist()):
+        destination, destination_stride, source, source_stride, nbytes = leaf
+        if n_rows and nbytes:
+            check_rows(
+                f"rows, leaf {number}, written", destination, destination_stride, written, nbytes
+            )
+            check_rows(f"rows, leaf {number}, read", source, source_stride, read, nbytes)
+
+
+def check_frames_kernel(
+    grid: Sizes, table: Argument, out: Argument, n_rows: Argument, *picks: Argument
+) -> None:
+    """Check the arguments of `kernels.frames.DEVICE`."""
+    n_leaves = (*grid, 1)[1]
+    begin, span = address_of(out), _span(int(n_rows), *(address_of(each) for each in picks))
+    entries = integers_at(address_of(table), n_leaves * _FRAMES_NUMBERS)
+    leaves = entries.reshape(-1, _FRAMES_NUMBERS).tolist()
+    for number, leaf in enumerate(frames.Frames(*entry) for entry in leaves):
+        if n_rows:
+            nbytes, outputs = leaf.n_frames * leaf.nbytes, (0, int(n_rows) - 1)
+            who = f"frames, leaf {number}"
+            check_rows(f"{who}, written", begin + leaf.destination, nbytes, outputs, nbytes)
+            _check_frames(who, leaf, span)
+
+
+def _check_frames(who: str, leaf: frames.Frames, span: tuple[int, int]) -> None:
+    """Check what stacks are made of."""
+    rows = np.array(span)
+    if leaf.rows:
+        lowest, highest = span
+        rows = integers_at(leaf.rows + lowest * INTEGER_NBYTES, highest - lowest + 1)
+        beside = -1 - rows[rows < 0]
+        rows = rows[rows >= 0]
+        if beside.size:
+            ends = int(beside.min()), int(beside.max())
+            check_rows(f"{who}, beside", leaf.beside, leaf.nbytes, ends, leaf.nbytes)
+            if leaf.n_frames > 1:
+                rows = np.concatenate([rows, integers_at(leaf.beside_rows, ends[1] + 1)[beside]])
+    if rows.size:
+        read = int(rows.min()) - (leaf.n_frames - 1) * leaf.n_columns, int(rows.max())
+        check_rows(f"{who}, read", leaf.source, leaf.stride, read, leaf.nbytes)
+        if leaf.n_frames > 1:
+            check_rows(f"{who}, flags", leaf.is_first, 1, read, 1)
+    if leaf.blank:
+        check_rows(f"{who}, blank", leaf.blank, 0, (0, 0), leaf.nbytes)
+
+
+def _span(n_rows: int, vector: int, start: int, step: int) -> tuple[int, int]:
+    """Return the lowest and the highest row that are picked; (0, 0) where there is none."""
+    if not n_rows:
+        return 0, 0
+    if vector:
+        picked = integers_at(vector, n_rows)
+        return int(picked.min()), int(picked.max())
+    last = start + (n_rows - 1) * step
+    return min(start, last), max(start, last)
+
+
+def check_draw_transitions(grid: Sizes, *arguments: Argument) -> None:
+    """Check the arguments of `kernels.transitions.DEVICE`."""
+    *_, n_items, out = arguments
+    _check_arrays("draw_transitions", out, _ITEM_NBYTES, int(n_items))
+    _check_ring("draw_transitions", arguments[0])
+
+
+def check_draw_by_priority(grid: Sizes, *arguments: Argument) -> None:
+    """Check the arguments of `kernels.priorities.DRAW`."""
+    *_, n_items, out, drawn = arguments
+    _check_arrays("draw_by_priority", out, _ITEM_NBYTES, int(n_items))
+    integers_at(address_of(drawn), int(n_items))
+    check_ring_and_sums("draw_by_priority", grid, *arguments)
+
+
+def check_update_priorities(grid: Sizes, *arguments: Argument) -> None:
+    """Check the arguments of `kernels.priorities.UPDATE`."""
+    *_, index, error, n_items = arguments
+    last = int(n_items) - 1
+    check_rows("update_priorities, index", address_of(index), 8, (0, last), 8)
+    check_rows("update_priorities, error", address_of(error), 4, (0, last), 4)
+    check_ring_and_sums("update_priorities", grid, *arguments)
+
+
+def check_weigh_priorities(
+    grid: Sizes, drawn: Argument, n_items: Argument, beta: Argument, weights: Argument
+) -> None:
+    """Check the arguments of `kernels.priorities.WEIGH`."""
+    integers_at(address_of(drawn), int(n_items))
+    check_rows("weigh_priorities", address_of(weights), 4, (0, int(n_items) - 1), 4)
+
+
+def check_ring_and_sums(who: str, grid: Sizes, *arguments: Argument) -> None:
+    """Check the tables of a kernel whose first arguments are a ring and a tree of sums."""
+    ring, _, _, _, tree, *_ = arguments
+    _check_ring(who, ring)
+    _check_sums(who, tree)
+
+
+def _check_ring(who: str, table: Argument) -> None:
+    numbers = integers_at(address_of(table), len(RingTable._fields))
+    leaves = RingTable(*numbers.tolist())
+    n = leaves.n_rows * leaves.width
+    for address, nbytes in (
+        (leaves.reward, 4 * n),
+        (leaves.terminated, n),
+        (leaves.truncated, n),
+        (leaves.valid, n if leaves.valid_stride else 1),
+        (leaves.final_slot, 4 * n),
+    ):
+        check_rows(who, address, nbytes, (0, 0), nbytes)
+
+
+def _check_sums(who: str, table: Argument) -> None:
+    tree = SumTree(*integers_at(address_of(table), len(SumTree._fields)).tolist())
+    offsets = integers_at(tree.offsets, tree.n_levels)
+    integers_at(tree.sums, int(offsets[-1]) + 1)
+    check_rows(who, tree.largest, 8, (0, 0), 8)
+
+
+def _check_arrays(who: str, table: Argument, sizes: Sequence[int], n_items: int) -> None:
+    """Check arrays of items of these sizes, at the addresses of a table."""
+    for address, size in zip(
+        integers_at(address_of(table), len(sizes)).tolist(), sizes, strict=True
+    ):
+        check_rows(who, address, size, (0, n_items - 1), size)
+
+
+CHECKS: Mapping[str, Callable[..., None]] = {
+    "draw_by_priority": check_draw_by_priority,
+    "draw_transitions": check_draw_transitions,
+    "frames": check_frames_kernel,
+    "refresh_priorities": functools.partial(check_ring_and_sums, "refresh_priorities"),
+    "rows": check_rows_kernel,
+    "update_priorities": check_update_priorities,
+    "weigh_priorities": check_weigh_priorities,
+}
