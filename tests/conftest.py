@@ -5,6 +5,7 @@ with the marker `long` are for `make test-long`.
 """
 
 import os
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -47,6 +48,10 @@ def pytest_configure(config: pytest.Config) -> None:
         profiles.load("long" if config.getoption("long") else "short")
     if config.getoption("cuda") == "simulated":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # so that a GPU changes nothing here
+        if "CUPY_CACHE_DIR" not in os.environ:  # CuPy makes a folder when it is imported
+            folder = tempfile.TemporaryDirectory(prefix="parllel-cupy-")
+            config.add_cleanup(folder.cleanup)
+            os.environ["CUPY_CACHE_DIR"] = folder.name
     else:
         reason = why_no_gpu()
         if reason is not None:

@@ -56,6 +56,13 @@ def why_unavailable() -> str | None:
         return "CuPy is not installed; `pip install 'parllel[cuda13]'` brings it (or cuda12)"
     except ImportError as error:
         return f"CuPy can't be imported ({error})"
+    except OSError as error:  # CuPy makes its cache of kernels while it is imported
+        return (
+            f"CuPy can't be imported ({error}); if it names CuPy's cache of kernels, set"
+            " CUPY_CACHE_DIR to a folder that can be written"
+        )
+    except Exception as error:  # a broken library may raise anything
+        return f"CuPy can't be imported ({type(error).__name__}: {error})"
     return _why_no_device(cupy, os.getpid())
 
 

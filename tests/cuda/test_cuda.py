@@ -2,8 +2,10 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -114,11 +116,36 @@ def test_a_cupy_that_breaks_is_told_from_none(
     for line, words in (
         ("import missing_part", "missing_part"),
         ("raise ImportError('x.so')", "x.so"),
+        ("raise OSError(13, 'Permission denied', '/home/.cupy')", "set CUPY_CACHE_DIR"),
+        ("raise AttributeError('of another NumPy')", "AttributeError: of another NumPy"),
     ):
         (tmp_path / "cupy.py").write_text(line)
         reason = str(cuda.why_unavailable())
         assert "CuPy can't be imported" in reason
         assert words in reason
+
+
+@pytest.mark.skipif(find_spec("cupy") is None, reason="CuPy is not installed; dev brings it")
+def test_where_cupy_can_not_make_its_cache_the_host_is_used() -> None:
+    script = """
+from parllel import cuda, default_storage
+print(default_storage(), cuda.why_unavailable(), cuda.describe(), sep="\\n")
+"""
+    environment = {name: x for name, x in os.environ.items() if name != "CUPY_CACHE_DIR"}
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        env=environment | {"HOME": "/proc"},  # where no user makes a folder, root neither
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert run.stderr == ""
+    storage, reason, description = run.stdout.split("\n", 2)
+    assert storage == "local"
+    assert "/proc/.cupy" in reason
+    assert "set CUPY_CACHE_DIR" in reason
+    assert description
 
 
 def test_here_it_says_what_is_missing() -> None:
