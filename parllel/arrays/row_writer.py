@@ -14,8 +14,9 @@ from parllel.arrays.spec import ArraySpec
 class RowWriter(ABC):
     """How samples of environments become rows of an Array that stores a row in several parts.
 
-    It holds no memory. It is sent to worker processes, which write the parts as NumPy arrays, so
-    it must be possible to pickle it.
+    It holds no memory. It is sent to worker processes, which write the parts as NumPy arrays. So
+    it must be possible to pickle it, and writers that do the same must be equal and have the same
+    hash, as frozen dataclasses of the same values.
 
     Parts have names. There are those that a row consists of, and there may be two kinds beside
     them: parts that are only read (`only_read`), which are given where the rows are those of the

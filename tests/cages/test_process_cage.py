@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from parllel import Array, ArrayDict, dict_map
+from films import FRAME, STACK, make_film
+from parllel import Array, ArrayDict, FrameArray, dict_map
 from parllel.cages import Cage, ProcessCage, SerialCage, TrajInfo, WorkerError
 from parllel.cages.stepper import Seed
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
@@ -33,6 +34,7 @@ from parllel.tree.leaves import as_tensor
 from schedules import each_schedule
 
 T = 8
+FILLS = "first", "zero"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -318,6 +320,20 @@ def test_a_branch_of_observations_may_have_any_name(name: str) -> None:
         out = ArrayDict({key: Array((2,), np.float32, feature_shape=(3,)) for key in space})
         reset(cage, out_obs=out)
         assert all(leaf.to_ndarray().all() for leaf in out.values())
+
+
+def test_outputs_that_differ_only_in_how_samples_are_written_are_told_apart() -> None:
+    """Parts of rows have one shape whatever a stack holds before its episode's beginning."""
+    outputs = [FrameArray((2, 2), np.uint8, FRAME, stack=STACK, fill=fill) for fill in FILLS]
+    for output in outputs:
+        output.frames[...] = 9  # which no stack goes on from
+    with ProcessCage(make_film, {"fill": "zero"}, n_envs=2, seed=0) as cage:
+        with pytest.raises(WorkerError, match="nor begins an episode as fill='first' has it"):
+            reset(cage, out_obs=outputs[0][1])
+        reset(cage, out_obs=outputs[1][1])
+    stacks = outputs[1][1].to_ndarray()
+    assert stacks[:, -1].any()
+    assert not stacks[:, :-1].any()
 
 
 def test_memory_of_a_closed_tree_is_given_back_by_the_worker() -> None:

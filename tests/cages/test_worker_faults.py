@@ -760,7 +760,6 @@ def test_a_worker_has_its_own_descriptors_and_no_others() -> None:
         for _ in range(2):
             step(cage, ACTIONS)  # adds a stand-in for the action
             assert open_files(cage._worker.process) == [*block * 3, "socket"]
-        assert Path(f"/proc/{cage._worker.process}/fd/0").readlink() == Path(os.devnull)
 
 
 def test_a_program_that_an_environment_starts_has_none_of_its_descriptors(tmp_path: Path) -> None:
@@ -955,6 +954,7 @@ def test_a_program_leaves_no_process_and_no_file_behind(how: str, tmp_path: Path
     variables = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(tmp_path)}
     program = subprocess.Popen(
         [sys.executable, "-c", PROGRAM + textwrap.dedent(ENDS[how])],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -966,6 +966,7 @@ def test_a_program_leaves_no_process_and_no_file_behind(how: str, tmp_path: Path
         processes = [int(number) for number in program.stdout.readline().split()]
         assert len(processes) == 3, program.communicate()
         named = [name for number in processes for name in named_memory(number)]
+        inputs = {os.readlink(f"/proc/{number}/fd/0") for number in processes}
         if how.startswith("Ctrl-C"):
             time.sleep(0.1)  # until it waits
             os.killpg(program.pid, signal.SIGINT)
@@ -984,6 +985,7 @@ def test_a_program_leaves_no_process_and_no_file_behind(how: str, tmp_path: Path
     assert "Warning" not in errors
     assert list(tmp_path.iterdir()) == []
     assert named == []
+    assert inputs == {os.devnull}  # the program's own input is for the program
 
 
 @with_fork

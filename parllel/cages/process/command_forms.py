@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.arrays import Array
+from parllel.arrays import Array, RowWriter
 from parllel.cages.cage import Command, Outputs
 from parllel.cages.env_rows import Rows, Value, as_tree
 from parllel.storages import Memory, Shared, aligned
@@ -104,6 +104,7 @@ class _CommandLeaf(NamedTuple):
         memory: the block that it is in; None where the worker can't reach it.
         offset: where it begins in the block, in bytes.
         is_read: whether the worker reads it and does not write it.
+        writer: writes samples to the rows that it is a part of; None where it is no such part.
     """
 
     path: TreePath
@@ -111,6 +112,7 @@ class _CommandLeaf(NamedTuple):
     memory: Memory | None
     offset: int
     is_read: bool
+    writer: RowWriter | None
 
 
 class CommandForms:
@@ -224,30 +226,31 @@ class CommandForms:
     def _leaves_of(self, command: Command, action: Value | None) -> Iterator[_CommandLeaf]:
         """Yield the leaves of the action, and then those of the outputs in their order."""
         if command.action is not None:
-            for path, leaf, rows, _ in _walk(("action",), action, command.action):
-                yield self._find(path, leaf, rows, is_read=True)
+            for path, leaf, rows, writer in _walk(("action",), action, command.action):
+                memory, offset = self._find(leaf, rows)
+                yield _CommandLeaf(path, rows, memory, offset, True, writer)
         for name, given, own in zip(Outputs._fields, command.outputs, command.rows, strict=True):
             if own is not None:
-                for path, leaf, rows, is_read in _walk((f"out_{name}",), given, own):
-                    yield self._find(path, leaf, rows, is_read=is_read)
+                for path, leaf, rows, writer in _walk((f"out_{name}",), given, own):
+                    memory, offset = self._find(leaf, rows)
+                    is_read = writer is not None and path[-1] in writer.only_read
+                    yield _CommandLeaf(path, rows, memory, offset, is_read, writer)
 
-    def _find(
-        self, path: TreePath, leaf: object, rows: NDArray[Any], *, is_read: bool
-    ) -> _CommandLeaf:
+    def _find(self, leaf: object, rows: NDArray[Any]) -> tuple[Memory | None, int]:
+        """Return the block of a leaf's rows, None where no worker reaches it; and their offset."""
         if isinstance(leaf, Array):
             memory = leaf.memory
             if isinstance(memory, Shared) or memory in self._inherited:
                 offset = memory.offset_of(rows)
                 if offset is not None:  # otherwise the rows are a copy: of integer arrays' rows
-                    return _CommandLeaf(path, rows, memory, offset, is_read)
-        return _CommandLeaf(path, rows, None, 0, is_read)
+                    return memory, offset
+        return None, 0
 
     def _key_of(self, leaf: _CommandLeaf) -> _Key:
         """Return the properties that leaves have in common in commands of one form."""
         rows = leaf.rows
-        if leaf.memory is None:
-            return leaf.path, rows.shape, rows.dtype
-        return leaf.path, rows.shape, rows.dtype, rows.strides, self.add_block(leaf.memory)
+        key = leaf.path, leaf.writer, rows.shape, rows.dtype
+        return key if leaf.memory is None else (*key, rows.strides, self.add_block(leaf.memory))
 
     def _stand_ins_of(self, leaves: list[_CommandLeaf]) -> list[_StandIn]:
         """Return stand-ins for leaves, which all commands with such leaves use in turn."""
@@ -314,19 +317,19 @@ def result_outputs(command: Command) -> Sequence[Any]:
 
 
 def _walk(
-    path: TreePath, given: object, rows: Rows, *, is_read: bool = False
-) -> Iterator[tuple[TreePath, object, NDArray[Any], bool]]:
-    """Yield of all leaves of a tree the path, the leaf as the caller gave it, and its rows.
+    path: TreePath, given: object, rows: Rows, writer: RowWriter | None = None
+) -> Iterator[tuple[TreePath, object, NDArray[Any], RowWriter | None]]:
+    """Yield of all leaves of a tree the path, the leaf as the caller gave it, its rows and writer.
 
-    And `is_read`, which tells whether it is a part of rows that their writer only reads.
+    A leaf has a writer where it is a part of rows that consist of several parts.
     """
     if isinstance(rows, np.ndarray):
-        yield path, given, rows, is_read
+        yield path, given, rows, writer
         return
     tree = as_tree(given)
-    only_read = rows.writer.only_read if isinstance(rows, RowParts) else ()
+    writer = rows.writer if isinstance(rows, RowParts) else None
     for name, branch in rows.items():
-        yield from _walk((*path, name), tree[name], branch, is_read=name in only_read)
+        yield from _walk((*path, name), tree[name], branch, writer)
 
 
 def _number(rows: Rows | None, numbers: Iterator[int]) -> Any:
