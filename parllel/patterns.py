@@ -13,11 +13,18 @@ import gymnasium as gym
 import numpy as np
 
 from parllel.arrays import Array, ArraySpec, Fill, stacked_spec
-from parllel.cages import Cage, ProcessCage, SerialCage, TrajInfo
-from parllel.cages.env_rows import as_tree
-from parllel.cages.process.process_cage import TIMEOUT_S, OnWorkerError
-from parllel.cages.process.processors import n_physical_cores
-from parllel.cages.stepper import Seed, spawn_seeds
+from parllel.cages import (
+    TIMEOUT_S,
+    Cage,
+    OnWorkerError,
+    ProcessCage,
+    Seed,
+    SerialCage,
+    TrajInfo,
+    as_tree,
+    n_physical_cores,
+    spawn_seeds,
+)
 from parllel.samplers import Agent, RecurrentAgent
 from parllel.storages import default_storage
 from parllel.tree import ArrayDict, TreePath, allocate_tree, dict_map, path_text

@@ -1,10 +1,31 @@
-"""Cages: environments behind one contract, stepped in this process or elsewhere."""
+"""Cages: environments behind one contract, stepped in this process or in worker processes.
+
+A cage is written with the files of this folder; `process` holds the machinery of workers.
+"""
 
 from parllel.cages.cage import Cage, Command
+from parllel.cages.env_rows import as_tree, write_column
 from parllel.cages.episodes import TrajInfo
-from parllel.cages.process.process_cage import ProcessCage
+from parllel.cages.process.process_cage import TIMEOUT_S, OnWorkerError, ProcessCage
+from parllel.cages.process.processors import n_physical_cores
 from parllel.cages.process.worker_error import WorkerError
 from parllel.cages.serial_cage import SerialCage
+from parllel.cages.stepper import Seed, spawn_seeds
 from parllel.cages.vector_cage import VectorCage
 
-__all__ = ["Cage", "Command", "ProcessCage", "SerialCage", "TrajInfo", "VectorCage", "WorkerError"]
+__all__ = [
+    "TIMEOUT_S",
+    "Cage",
+    "Command",
+    "OnWorkerError",
+    "ProcessCage",
+    "Seed",
+    "SerialCage",
+    "TrajInfo",
+    "VectorCage",
+    "WorkerError",
+    "as_tree",
+    "n_physical_cores",
+    "spawn_seeds",
+    "write_column",
+]

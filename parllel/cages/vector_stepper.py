@@ -117,7 +117,7 @@ class VectorStepper:
         self.final_obs, self.invalid = {}, ()
         return observation, info
 
-    def _step_randomly(self, observation: Any, max_random_steps: int) -> Any:
+    def _step_randomly(self, observation: Rows, max_random_steps: int) -> Any:
         generators = [np.random.default_rng(seed) for seed in self._seeds]
         counts = np.array([rng.integers(max_random_steps + 1) for rng in generators])
         completed = self._episodes.take_completed()

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from parllel.cages import Cage
-from parllel.cages.env_rows import as_tree
+from parllel.cages import Cage, as_tree
 from parllel.samplers.basic_sampler import BasicSampler
 from parllel.samplers.group import Group
 from parllel.tree import ArrayDict

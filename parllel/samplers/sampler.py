@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 from parllel.arrays import Array
 from parllel.arrays.interop import side_of
-from parllel.cages import Cage, TrajInfo
-from parllel.cages.env_rows import write_column
+from parllel.cages import Cage, TrajInfo, write_column
 from parllel.samplers.group import Group
 from parllel.tree import ArrayDict, dict_map, leaves_of, path_text
 from parllel.tree.leaves import empty_rows

@@ -20,8 +20,7 @@ from gymnasium import spaces
 
 from films import FRAME, STACK, make_film
 from parllel import Array, ArrayDict, FrameArray, dict_map
-from parllel.cages import Cage, ProcessCage, SerialCage, TrajInfo, WorkerError
-from parllel.cages.stepper import Seed
+from parllel.cages import Cage, ProcessCage, Seed, SerialCage, TrajInfo, WorkerError
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler
 from parllel.testing import toy_envs

@@ -13,8 +13,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from torch.nn import Linear
 
 from parllel import Array, ArrayDict, dict_map
-from parllel.cages import Cage, SerialCage, TrajInfo
-from parllel.cages.stepper import Seed
+from parllel.cages import Cage, Seed, SerialCage, TrajInfo
 from parllel.testing.contracts.cage_calls import random_step, reset, rollout, step
 from parllel.testing.contracts.cage_contract import CageContract
 from parllel.testing.toy_envs import Clock, Walk

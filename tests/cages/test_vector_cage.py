@@ -27,8 +27,7 @@ from gymnasium.wrappers import TransformAction
 from gymnasium.wrappers.vector import DictInfoToList
 
 from parllel import Array, ArrayDict
-from parllel.cages import Cage, SerialCage, TrajInfo, VectorCage
-from parllel.cages.stepper import Seed
+from parllel.cages import Cage, Seed, SerialCage, TrajInfo, VectorCage
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree, example_of
 from parllel.samplers import BasicSampler, EvalSampler
 from parllel.testing import simulated_cuda

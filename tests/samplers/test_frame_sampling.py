@@ -19,8 +19,7 @@ from films import FRAME, STACK, FilmWithSound, make_film
 from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.arrays import ArraySpec, FrameSpec
 from parllel.arrays.frame_writer import PREVIOUS
-from parllel.cages import Cage, ProcessCage, SerialCage, VectorCage
-from parllel.cages.env_rows import as_tree, write_column
+from parllel.cages import Cage, ProcessCage, SerialCage, VectorCage, as_tree, write_column
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler
 from parllel.testing.contracts.tree_case import leaves

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.arrays import Array
-from parllel.cages import Cage, TrajInfo
-from parllel.cages.env_rows import as_tree
+from parllel.cages import Cage, TrajInfo, as_tree
 from parllel.tree import ArrayDict, leaves_of, path_text
 
 

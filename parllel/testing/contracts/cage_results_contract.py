@@ -12,8 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from parllel.arrays import Array
-from parllel.cages import Cage, TrajInfo
-from parllel.cages.stepper import Seed
+from parllel.cages import Cage, Seed, TrajInfo
 from parllel.testing.contracts.cage_calls import (
     assert_rows,
     assert_same,
