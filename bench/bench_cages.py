@@ -24,11 +24,9 @@ from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.samplers import BasicSampler
 from parllel.torch.agents import CategoricalPgAgent
 from parllel.torch.distributions import Categorical
+from support.cartpole import cartpole_ppo
 from support.report import Report, parse_out
 from support.timing import interleave, ratio
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import cartpole_ppo
 
 B, T = 16, 128
 N_WORKERS = 2

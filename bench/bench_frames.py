@@ -49,7 +49,7 @@ def make_outputs() -> list[Bytes]:
 def gather_ours(
     frames: FrameArray, outputs: Sequence[Bytes], indices: Indices
 ) -> Callable[[], None]:
-    gather = StackGather([frames.source(), frames.next.source()], outputs)
+    gather = StackGather([frames.row_source("host"), frames.next.row_source("host")], outputs)
     return lambda: gather.run(next(indices))
 
 

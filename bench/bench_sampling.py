@@ -1,23 +1,18 @@
 """Environment steps per second of a sampler, against a loop by hand; then PPO's two halves."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import torch
 
+from parllel.metrics import Metrics
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.samplers import BasicSampler
 from parllel.torch.agents import CategoricalPgAgent
 from parllel.torch.distributions import Categorical
+from support.cartpole import cartpole_ppo
 from support.timing import interleave, print_table, print_target, print_title, ratio
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import cartpole_ppo
-
-from parllel.metrics import Metrics
 
 T, B = 128, 16
 REPEATS = 31

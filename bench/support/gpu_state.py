@@ -45,13 +45,13 @@ def read_gpu() -> GpuState:
         CudaUnavailableError: there is no usable device.
         ModuleNotFoundError: nvidia-ml-py is not installed; parllel[cuda13] or [cuda12] brings it.
     """
-    # By its place on the bus: NVML's numbers of the devices are others than CUDA's.
-    place = cuda.library().cuda.Device().pci_bus_id
+    # By its address on the bus: NVML's numbers of the devices are others than CUDA's.
+    address = cuda.library().cuda.Device().pci_bus_id
     import pynvml
 
     pynvml.nvmlInit()
     try:
-        return _read(pynvml, pynvml.nvmlDeviceGetHandleByPciBusId(place))
+        return _read(pynvml, pynvml.nvmlDeviceGetHandleByPciBusId(address))
     finally:
         pynvml.nvmlShutdown()
 

@@ -25,7 +25,7 @@ Host: TypeAlias = NDArray[Any]  # Any: of every dtype
 Calls: TypeAlias = dict[str, Callable[[], object]]
 
 
-class Place:
+class RowArrays:
     """The rows of a minibatch and those of a tree: arrays of the device, and tensors over them.
 
     Args:
@@ -61,78 +61,78 @@ def race_rows(report: DeviceReport, trees: Sequence[Tree]) -> None:
     rng = np.random.default_rng(1)
     for tree in trees:
         minibatches = [rng.permutation(tree.n_rows)[: tree.n_picked] for _ in range(N_MINIBATCHES)]
-        place = Place(tree, minibatches)
-        check_results(place)
+        arrays = RowArrays(tree, minibatches)
+        check_results(arrays)
         nbytes = tree.n_picked * tree.row_nbytes
         for operation in OPERATIONS:
             report.race(
                 f"{operation.name}, {tree}",
-                {**operation.contestants(place), COPY: device_copy(nbytes)},
+                {**operation.contestants(arrays), COPY: device_copy(nbytes)},
                 nbytes=2 * nbytes,
                 references=(operation.rival, COPY),
             )
 
 
-def check_results(place: Place) -> None:
+def check_results(arrays: RowArrays) -> None:
     """Let nobody win by copying something else."""
     for operation in OPERATIONS:
-        picked = [leaf.copy() for leaf in place.host_picked]
-        leaves = [leaf.copy() for leaf in place.host_leaves]
+        picked = [leaf.copy() for leaf in arrays.host_picked]
+        leaves = [leaf.copy() for leaf in arrays.host_leaves]
         for rows_of_leaf, leaf in zip(picked, leaves, strict=True):
-            operation.by_numpy(rows_of_leaf, leaf, place.host_index, place.slices[0])
+            operation.by_numpy(rows_of_leaf, leaf, arrays.host_index, arrays.slices[0])
         expected = [leaf.tobytes() for leaf in (*picked, *leaves)]
-        for name, call in operation.contestants(place).items():
-            place.reset()
+        for name, call in operation.contestants(arrays).items():
+            arrays.reset()
             call()
-            found = [cuda.to_host(leaf).tobytes() for leaf in (*place.picked, *place.leaves)]
+            found = [cuda.to_host(leaf).tobytes() for leaf in (*arrays.picked, *arrays.leaves)]
             assert found == expected, (operation.name, name)
 
 
 # Contestants: functions that take the next minibatch with each call
 
 
-def gathers(place: Place) -> Calls:
+def gathers(arrays: RowArrays) -> Calls:
     def select(index: torch.Tensor) -> None:
-        for picked, leaf in place.tensors:
+        for picked, leaf in arrays.tensors:
             torch.index_select(leaf, 0, index, out=picked)
 
-    calls: Calls = {OURS: gather_ours(place), SELECT: on_each(place.index_tensors, select)}
+    calls: Calls = {OURS: gather_ours(arrays), SELECT: on_each(arrays.index_tensors, select)}
     for threads in BLOCKS:
         with blocks_of(threads):
-            calls[f"{OURS}, blocks of {threads}"] = with_blocks_of(threads, gather_ours(place))
+            calls[f"{OURS}, blocks of {threads}"] = with_blocks_of(threads, gather_ours(arrays))
     return calls
 
 
-def gather_ours(place: Place) -> Callable[[], object]:
-    copy = RowCopy(place.picked, place.leaves)
-    return on_each(place.indices, lambda index: copy.run(place.every, index))
+def gather_ours(arrays: RowArrays) -> Callable[[], object]:
+    copy = RowCopy(arrays.picked, arrays.leaves)
+    return on_each(arrays.indices, lambda index: copy.run(arrays.every, index))
 
 
-def scatters(place: Place) -> Calls:
-    copy = RowCopy(place.leaves, place.picked)
+def scatters(arrays: RowArrays) -> Calls:
+    copy = RowCopy(arrays.leaves, arrays.picked)
 
     def put(index: torch.Tensor) -> None:
-        for picked, leaf in place.tensors:
+        for picked, leaf in arrays.tensors:
             leaf.index_put_((index,), picked)
 
     return {
-        OURS: on_each(place.indices, lambda index: copy.run(index, place.every)),
-        PUT: on_each(place.index_tensors, put),
+        OURS: on_each(arrays.indices, lambda index: copy.run(index, arrays.every)),
+        PUT: on_each(arrays.index_tensors, put),
     }
 
 
-def slice_writes(place: Place) -> Calls:
-    copy = RowCopy(place.leaves, place.picked)
+def slice_writes(arrays: RowArrays) -> Calls:
+    copy = RowCopy(arrays.leaves, arrays.picked)
 
     def write(part: slice) -> None:
-        for picked, leaf in place.tensors:
+        for picked, leaf in arrays.tensors:
             leaf[part].copy_(picked)
 
     return {
         OURS: on_each(
-            place.slices, lambda part: copy.run(range(part.start, part.stop), place.every)
+            arrays.slices, lambda part: copy.run(range(part.start, part.stop), arrays.every)
         ),
-        SLICES: on_each(place.slices, write),
+        SLICES: on_each(arrays.slices, write),
     }
 
 
@@ -187,7 +187,7 @@ class Operation(NamedTuple):
     """
 
     name: str
-    contestants: Callable[[Place], Calls]
+    contestants: Callable[[RowArrays], Calls]
     by_numpy: Callable[[Host, Host, Host, slice], None]
     rival: str
 

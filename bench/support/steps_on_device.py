@@ -26,7 +26,7 @@ SHAPES = {
 OURS, TORCH, COPY = "parllel, one launch", "tensor.copy_, each leaf", "one cudaMemcpyAsync"
 
 
-class Place:
+class StepArrays:
     """A sample tree in device memory, and a time step of random values for it in pinned memory.
 
     Args:
@@ -56,40 +56,40 @@ def race_steps(report: DeviceReport, numbers_of_envs: Sequence[int]) -> None:
     """Add a table for each number of environments to a report."""
     for n_envs in numbers_of_envs:
         check_results(n_envs)
-        place = Place(n_envs)
-        nbytes = sum(values.nbytes for values in place.values)
+        arrays = StepArrays(n_envs)
+        nbytes = sum(values.nbytes for values in arrays.values)
         report.race(
             f"time step of {n_envs} environments, pinned memory to tree: {nbytes:,} bytes in"
             f" {len(SHAPES)} leaves",
-            {**contestants(place), COPY: one_copy(nbytes)},
+            {**contestants(arrays), COPY: one_copy(nbytes)},
             nbytes=nbytes,
             references=(TORCH, COPY),
         )
-        place.close()
+        arrays.close()
 
 
 def check_results(n_envs: int) -> None:
     """Let nobody win by copying something else."""
     for name in (OURS, TORCH):
-        place = Place(n_envs)
-        call = contestants(place)[name]
+        arrays = StepArrays(n_envs)
+        call = contestants(arrays)[name]
         call()
         call()
-        for (path, leaf), values in zip(place.tree.walk(), place.values, strict=True):
+        for (path, leaf), values in zip(arrays.tree.walk(), arrays.values, strict=True):
             found = leaf.to_ndarray()
             assert found[0].tobytes() == found[1].tobytes() == values.tobytes(), (name, path)
             assert not found[2:].any(), (name, path)
-        place.close()
+        arrays.close()
 
 
-def contestants(place: Place) -> dict[str, Callable[[], object]]:
+def contestants(arrays: StepArrays) -> dict[str, Callable[[], object]]:
     """Return who writes the step to the tree, to the next of its rows with each call."""
-    written = [flatten(leaf.to_cupy()) for _, leaf in place.tree.walk()]
-    read = [leaf.to_cupy() for _, leaf in place.step.walk()]
-    copy, B = RowCopy(written, read), place.n_envs
+    written = [flatten(leaf.to_cupy()) for _, leaf in arrays.tree.walk()]
+    read = [leaf.to_cupy() for _, leaf in arrays.step.walk()]
+    copy, B = RowCopy(written, read), arrays.n_envs
     parts = itertools.cycle([range(t * B, (t + 1) * B) for t in range(T)])
-    rows = [[leaf[t].to_torch() for _, leaf in place.tree.walk()] for t in range(T)]
-    steps, pinned = itertools.cycle(rows), [leaf.to_torch() for _, leaf in place.step.walk()]
+    rows = [[leaf[t].to_torch() for _, leaf in arrays.tree.walk()] for t in range(T)]
+    steps, pinned = itertools.cycle(rows), [leaf.to_torch() for _, leaf in arrays.step.walk()]
 
     def copy_leaves() -> None:
         for row, source in zip(next(steps), pinned, strict=True):

@@ -16,24 +16,24 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import bench_advantage
+import bench_alternating
+import bench_cages
+import bench_frames
+import bench_index
+import bench_replay
+import bench_rows
+import bench_sampling
+import bench_vector
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 
 from parllel import cuda
 from parllel.cuda import Counters
 from parllel.ops.row_copy import RowCopy
 from parllel.testing.simulated_cuda import simulated_cuda
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-
-import bench_advantage
-import bench_alternating
-import bench_cages
-import bench_replay
-import bench_rows
-import bench_vector
-
 from support import (
     advantage_on_device,
     device_timing,
@@ -45,6 +45,7 @@ from support import (
     steps_on_device,
 )
 from support.advantage_batch import random_batch
+from support.cartpole import cartpole_ppo
 from support.device_timing import DeviceTimer
 from support.row_trees import FRAMES, MEDIUM, ODD_FRAMES, SMALL, Tree
 
@@ -174,6 +175,44 @@ def test_worker_processes_are_reported(tmp_path: Path, monkeypatch: pytest.Monke
         [f"{name}, B = {n}" for name in (serial, workers) for n in (1, 2)],
     ]
     assert len(content["targets"]) == 5
+
+
+def test_indexing_is_compared(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_index, "REPEATS", 2)
+    bench_index.main()
+    printed = capsys.readouterr().out
+    assert all(f"target {what} / ndarray: measured" in printed for what in bench_index.MOST_TIMES)
+
+
+def test_stacks_of_frames_are_compared(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"N_TRANSITIONS": 800, "BATCH_SIZE": 16, "N_MINIBATCHES": 2}
+    for name, number in {**sizes, "REPEATS": 2, "N_PLACES": 2}.items():
+        monkeypatch.setattr(bench_frames, name, number)
+    bench_frames.main()
+    printed = capsys.readouterr().out
+    assert "16 of 800 transitions" in printed
+    assert printed.count("target ") == 2
+
+
+def test_a_sampler_and_a_loop_by_hand_are_compared(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, number in {"T": 8, "B": 4, "REPEATS": 2, "PPO_STEPS": 256}.items():
+        monkeypatch.setattr(bench_sampling, name, number)
+    for name in ("SETTINGS", "T"):  # main sets them
+        monkeypatch.setattr(cartpole_ppo, name, getattr(cartpole_ppo, name))
+    n_threads = torch.get_num_threads()
+    try:
+        bench_sampling.main()
+    finally:
+        torch.set_num_threads(n_threads)
+    printed = capsys.readouterr().out
+    assert re.search(r"^BasicSampler: [\d,]+ environment steps per second$", printed, re.M)
+    assert re.search(r"^PPO, 256 steps, 4 environments", printed, re.M)
 
 
 def test_loops_by_hand_and_samplers_keep_what_environments_gave(
@@ -313,12 +352,12 @@ def test_the_advantages_of_a_gpu_are_reported(
 
 def test_our_contestants_are_one_launch_and_no_copy() -> None:
     with simulated_cuda("lazy") as simulation:
-        rows_place = rows_on_device.Place(TREES[2], [np.arange(4)])
-        step_place = steps_on_device.Place(2)
+        row_arrays = rows_on_device.RowArrays(TREES[2], [np.arange(4)])
+        step_arrays = steps_on_device.StepArrays(2)
         batch = [cuda.to_device(each) for each in random_batch(5, 3)]
         calls = [
-            *(each.contestants(rows_place)["parllel"] for each in rows_on_device.OPERATIONS),
-            steps_on_device.contestants(step_place)[steps_on_device.OURS],
+            *(each.contestants(row_arrays)["parllel"] for each in rows_on_device.OPERATIONS),
+            steps_on_device.contestants(step_arrays)[steps_on_device.OURS],
             advantage_on_device.estimate_ours(batch),
         ]
         for call in calls:
@@ -336,11 +375,11 @@ def test_a_contestant_of_a_gpu_that_copies_other_rows_is_found(
 
     run = RowCopy.run
     with simulated_cuda("lazy"):
-        place = rows_on_device.Place(TREES[2], [np.arange(4)])
-        rows_on_device.check_results(place)
+        arrays = rows_on_device.RowArrays(TREES[2], [np.arange(4)])
+        rows_on_device.check_results(arrays)
         monkeypatch.setattr(RowCopy, "run", run_others)
         with pytest.raises(AssertionError, match=r"gather.*parllel"):
-            rows_on_device.check_results(place)
+            rows_on_device.check_results(arrays)
 
 
 def test_a_sample_tells_whether_the_device_waited_for_the_host(clock: list[float]) -> None:
@@ -354,8 +393,8 @@ def test_a_sample_tells_whether_the_device_waited_for_the_host(clock: list[float
 
 def test_blocks_of_another_size_are_launched() -> None:
     with simulated_cuda("eager") as simulation:
-        place = rows_on_device.Place(TREES[0], [np.arange(4)])
-        for call in rows_on_device.gathers(place).values():
+        arrays = rows_on_device.RowArrays(TREES[0], [np.arange(4)])
+        for call in rows_on_device.gathers(arrays).values():
             call()
         sizes = [math.prod(launch.block) for launch in simulation.launches]
     assert sizes == [256, 128, 512]
