@@ -1,16 +1,18 @@
 """The rules of the repository: layers, sizes, names, light import, packaging. No behaviour."""
 
 import ast
+import graphlib
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tokenize
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,7 @@ MODULE_LINES = 300  # of code: docstrings, comments and blank lines are free
 FUNCTION_LINES = 45
 TOP_LEVEL = {
     *("pyproject.toml", "parllel", "kernels", "examples", "tests", "bench"),
-    *("README.md", "LICENSE", "CHANGELOG.md", "Makefile", "docs"),
+    *("README.md", "LICENSE", "CHANGELOG.md", "MANIFEST.in", "Makefile", "docs"),
 }
 VAGUE_NAMES = {"utils.py", "util.py", "helpers.py", "helper.py", "misc.py", "common.py"}
 INSTALLED_SUFFIXES = {".py", ".ptx"}
@@ -155,6 +157,35 @@ def import_faults(source: str, module: str, *, is_package: bool = False) -> list
     return [f"{module} imports {imported}: {fault}" for imported, fault in faults if fault]
 
 
+def file_of(name: str, modules: Collection[str]) -> str:
+    """Return the module that a dotted name is in: itself, or what it is a name in; "" outside."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Return modules of which each imports the next, and the last is the first; [] for none."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
+def import_graph(sources: Mapping[str, tuple[str, bool]]) -> dict[str, set[str]]:
+    """Map each module to those that it imports, be it in a function or for type checkers alone.
+
+    Args:
+        sources: of modules, by their names; and whether they are packages.
+    """
+    graph = {}
+    for module, (source, is_package) in sources.items():
+        names = imports(source, module, is_package=is_package)
+        graph[module] = {file_of(name, sources) for name in names} - {"", module}
+    return graph
+
+
 def unplaced(modules: list[str]) -> list[str]:
     """List the modules that no layer claims."""
     inits = (FRONT, "parllel.torch")
@@ -235,6 +266,29 @@ def test_imports_point_down(module: str) -> None:
     path = MODULES[module]
     is_package = path.name == "__init__.py"
     assert import_faults(path.read_text(), module, is_package=is_package) == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    sources = {
+        module: (path.read_text(), path.name == "__init__.py") for module, path in MODULES.items()
+    }
+    assert circle(import_graph(sources)) == []
+
+
+def test_a_circle_is_found() -> None:
+    late = "if TYPE_CHECKING:\n    from parllel.a import A"
+    sources = {
+        "parllel.a": ("from parllel.b import B", False),
+        "parllel.b": ("def f():\n    import parllel.c.d", False),
+        "parllel.c": ("", True),
+        "parllel.c.d": ("from parllel import c, e", False),
+        "parllel.e": ("", False),
+    }
+    assert circle(import_graph(sources)) == []
+    sources["parllel.e"] = (late, False)
+    found = circle(import_graph(sources))
+    assert found[0] == found[-1]
+    assert set(found) == {"parllel.a", "parllel.b", "parllel.c.d", "parllel.e"}
 
 
 def test_every_module_has_a_layer() -> None:
@@ -387,24 +441,36 @@ def test_a_heavy_import_or_a_thread_is_found() -> None:
 # Packaging
 
 
+def build(kind: str, tree: Path, folder: Path) -> Path:
+    """Build the tree's "wheel" or "sdist" into the folder and return its file."""
+    options = [f"--{kind}", "--no-isolation", "--outdir", str(folder)]
+    command = [sys.executable, "-m", "build", *options, str(tree)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    (file,) = folder.iterdir()
+    return file
+
+
 def build_wheel(tree: Path, folder: Path) -> set[str]:
     """Build the tree's wheel into the folder and return the paths it installs."""
-    options = ["--wheel", "--no-isolation", "--outdir", str(folder)]
-    command = [sys.executable, "-m", "build", *options, str(tree)]
-    build = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert build.returncode == 0, build.stdout + build.stderr
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(build("wheel", tree, folder)) as archive:
         return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
+def build_sdist(tree: Path, folder: Path) -> set[str]:
+    """Build the tree's source distribution into the folder and return the files in it."""
+    with tarfile.open(build("sdist", tree, folder)) as archive:
+        files = [each.name for each in archive.getmembers() if not each.isdir()]
+    return {name.partition("/")[2] for name in files}
+
+
 def copy_tree(folder: Path) -> Path:
-    """Copy what a build reads, so that it leaves nothing in the checkout."""
-    for name in ("parllel", "kernels"):
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / name)
+    """Copy the repository, links as links, so that a build leaves nothing in the checkout."""
+    for name in repository_files():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).exists():  # not deleted since the last commit
+            shutil.copy(ROOT / name, target, follow_symlinks=False)
     return folder
 
 
@@ -423,6 +489,29 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path / "tree")
     assert "parllel/py.typed" in installed_names(tree)
     assert build_wheel(tree, tmp_path / "wheel") == installed_names(tree)
+
+
+def test_the_sdist_holds_the_package_once_and_its_tests(tmp_path: Path) -> None:
+    tree = copy_tree(tmp_path / "tree")
+    names = build_sdist(tree, tmp_path / "sdist")
+    assert installed_names(tree) <= names
+    assert not {name for name in names if name.startswith("kernels/")}
+    folders = (".ci/", "bench/", "docs/", "examples/", "tests/")
+    beside = {name for name in repository_files() if name.startswith(folders)}
+    assert beside | {"Makefile", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"} <= names
+
+
+def test_an_editable_install_is_a_path_that_type_checkers_follow(tmp_path: Path) -> None:
+    tree, folder = copy_tree(tmp_path / "tree"), tmp_path / "wheel"
+    folder.mkdir()
+    program = "import sys; from setuptools import build_meta as b; b.build_editable(sys.argv[1])"
+    command = [sys.executable, "-c", program, str(folder)]
+    subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True)
+    (wheel,) = folder.iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = (name for name in archive.namelist() if name.endswith(".pth"))
+        assert archive.read(path).decode().strip() == str(tree)
+    assert (tree / "parllel" / "kernels" / "rows.py").exists()
 
 
 def test_a_file_missing_from_the_wheel_is_found(tmp_path: Path) -> None:
