@@ -68,8 +68,8 @@ class SummedBuffer(Buffer):
         self.sums = sums
 
     @property
-    def parts(self) -> list[AnyArray]:
-        return [self.data, self.sums.data]
+    def parts(self) -> dict[str, AnyArray]:
+        return {"row": self.data, "sum": self.sums.data}
 
     def copy_from(self, other: Buffer) -> None:
         assert isinstance(other, SummedBuffer)

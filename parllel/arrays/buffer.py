@@ -85,9 +85,12 @@ class Buffer:
         return self._data
 
     @property
-    def parts(self) -> list[NDArray[Any]]:
-        """All rows, as arrays over the parts of memory that hold them."""
-        return [self.data]
+    def parts(self) -> dict[str, AnyArray]:
+        """All rows, as arrays over the parts of memory that hold them, by the parts' names.
+
+        They are in the order in which they were placed; the first one has the rows' dtype.
+        """
+        return {"rows": self.data}
 
     def check_open(self) -> None:
         """Raise ValueError if the Array was closed."""

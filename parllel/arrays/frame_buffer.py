@@ -119,9 +119,9 @@ class FrameBuffer(Buffer):
         return self.frames.extents[self.n_batch_axes :]
 
     @property
-    def parts(self) -> list[NDArray[Any]]:
+    def parts(self) -> dict[str, AnyArray]:
         """All frames, and all flags."""
-        return [self.frames.data, self.is_first.data]
+        return {"frames": self.frames.data, "is_first": self.is_first.data}
 
     def source(self, side: Side) -> RowSource:
         """Return the frames of all rows as a kernel of that side reads them."""

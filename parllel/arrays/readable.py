@@ -14,6 +14,7 @@ from parllel.arrays.dlpack import Capsule, DLDevice, export
 from parllel.arrays.interop import flat_rows, to_tensor
 from parllel.arrays.location import Location, count_dims, is_gathered, keys, rows_of, shape_of
 from parllel.arrays.row_writer import RowWriter
+from parllel.cuda import AnyArray
 from parllel.ops.stack_gather import RowSource
 from parllel.storages import Memory, Side
 
@@ -73,8 +74,8 @@ class Readable:
         return math.prod(self._buffer.extents) * self.dtype.itemsize
 
     @property
-    def memory_parts(self) -> list[Any]:  # Any: arrays of NumPy or CuPy
-        """All of the base buffer, ring and padding: arrays over its parts of memory, in order."""
+    def memory_parts(self) -> dict[str, AnyArray]:
+        """All of the base buffer, ring and padding: arrays over its parts of memory, by name."""
         return self._buffer.parts
 
     @property

@@ -213,7 +213,7 @@ class ReplayBuffer(RecordedRing):
         saved = open_tree(folder)
         cls._check_setting_names(saved)
         own = saved.part("replay")
-        n_final_obs = next(leaf.spec.full_size for leaf in own.leaves if leaf.names == ("owner",))
+        n_final_obs = next(leaf.spec.full_size for leaf in own.leaves if leaf.path == ("owner",))
         buffer = cls(
             saved.part("samples").map(),
             rng=np.random.default_rng(0),  # its key is replaced

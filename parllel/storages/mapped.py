@@ -1,41 +1,73 @@
-"""`Mapped` memory: a file, read when it is used; what is written stays in this process."""
+"""`Mapped` memory: .npy files, read when they are used; what is written stays in this process."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.storages.storage import Memory
+from parllel.storages.storage import Memory, aligned
 
 
 class Mapped(Memory):
-    """A file as memory, copied on write: the file itself never changes.
+    """Arrays in .npy files as one block of memory, copied on write: the files never change.
 
-    Pages come from the file when they are first used, so a file that is larger than the memory
-    can be read. It is no kind that a word names: give the block itself as `storage`.
+    Pages come from a file when they are first used, so files that are larger than the memory can
+    be read. It is no kind that a word names: give the block itself as `storage`. Buffers are
+    placed over whole files, in their order, and have to have the shapes and dtypes of the files.
 
     Args:
-        path: of the file, which must stay as it is. It may be deleted meanwhile.
+        paths: the files, which must stay as they are. They may be deleted after this.
 
     Raises:
-        OSError: the file can't be mapped.
+        OSError: a file can't be mapped.
+        ValueError: a file holds no such array.
+
+    >>> import tempfile
+    >>> from parllel import Array
+    >>> file = Path(tempfile.mkdtemp(), "numbers.npy")
+    >>> np.save(file, np.arange(3))
+    >>> array = Array((3,), np.int64, storage=Mapped([file]))
+    >>> array[0] = 7
+    >>> array.to_ndarray(), np.load(file)
+    (array([7, 1, 2]), array([0, 1, 2]))
     """
 
     kind = "mapped"
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(_map(path))
+    def __init__(self, paths: Sequence[Path]) -> None:
+        files = [np.asarray(np.lib.format.open_memmap(path, "c")) for path in paths]
+        begins = list(accumulate((aligned(file.nbytes) for file in files), initial=0))
+        super().__init__(np.zeros(0, np.uint8))
+        self.nbytes = begins.pop()
+        self._files: dict[int, NDArray[Any]] = dict(zip(begins, files, strict=True))
+
+    def array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return the array of the file that begins at an offset of the block."""
+        if self.is_closed:
+            raise ValueError(f"{self.kind} memory: it is closed")
+        file = self._files[offset]
+        if (file.shape, file.dtype) != (shape, dtype):
+            raise ValueError(
+                f"{self.kind} memory: the file has {file.dtype} {file.shape}, expected {dtype}"
+                f" {shape}"
+            )
+        return file
+
+    def offset_of(self, part: NDArray[Any]) -> int | None:
+        """Return None: no other process gets parts of this block."""
+        return None
+
+    def _close(self) -> None:
+        super()._close()
+        self._files = {}
 
     def __reduce__(self) -> tuple[object, ...]:
         raise ValueError(
             "mapped memory can't be sent to another process; send the folder, or a copy:"
             ' tree.to("shared")'
         )
-
-
-def _map(path: Path) -> NDArray[np.uint8]:
-    if not path.stat().st_size:  # an empty file can't be mapped
-        return np.zeros(0, np.uint8)
-    return np.asarray(np.memmap(path, np.uint8, mode="c"))

@@ -1,52 +1,60 @@
-"""Trees of Arrays as files: a raw one for each leaf, and one of JSON that names and describes them.
+"""Trees of Arrays as files: .npy files for each leaf, and one of JSON that names all of them.
 
-A save is one step for whoever reads: new files get new names, and only then one rename puts the
-JSON in its place. Before it, the last save is whole; after it, the new one is.
+A reader sees a save as one step: new files get new names, and only then one rename puts the new
+JSON in the place of the old one. Before the rename the last save is whole; after it, the new one
+is.
+
+    tree.json                            the tree, its windows, and the numbers saved with it
+    000-reward.rows.3.npy                leaf 0, the rows of its ring and padding, save 3
+    001-observation.frames.3.npy         leaf 1, which has two parts
+    001-observation.is_first.3.npy
+
+Every .npy file is an array that `numpy.load` opens.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parllel import cuda
 from parllel.arrays import Array, ArraySpec, spec_from_entry
+from parllel.cuda import AnyArray
 from parllel.storages import aligned
 from parllel.storages.mapped import Mapped
 from parllel.tree.array_dict import ArrayDict
 from parllel.tree.errors import raise_at
 from parllel.tree.path import TreePath, path_text
 
-AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
-
 _NAME = "tree.json"
-_FORMAT, _VERSION = "parllel tree", 1
-_RAW = re.compile(r"\d{3,}-.*\.(?P<save>\d+)\.raw")
+_FORMAT, _VERSION = "parllel tree", 2
+_PART_FILE = re.compile(r"\d{3,}-.*\.(?P<save>\d+)\.npy")
 _NAME_LENGTH = 100  # of a path in a file's name: systems allow 255 bytes
 _CHUNK_NBYTES = 2**26  # read or written at once: a copy of it is made of device memory
 
 
 class SavedLeaf(NamedTuple):
-    """A leaf as a file.
+    """One leaf of a saved tree.
 
     Args:
-        names: the way to it in the tree.
-        file: its name in the folder.
-        spec: of the Array.
-        window_begin: of the Array.
+        path: the way to the leaf in the tree.
+        files: the name of the file in the folder for each part of the Array's memory, by the
+            part's name (`Array.memory_parts`). The first one has the Array's dtype.
+        spec: what the Array looks like.
+        window_begin: the row of its ring at which its window begins.
     """
 
-    names: TreePath
-    file: str
+    path: TreePath
+    files: dict[str, str]
     spec: ArraySpec
     window_begin: int
 
@@ -56,10 +64,20 @@ class SavedTree:
     """A tree in a folder, of which the JSON was read; leaves are read when they are asked for.
 
     Args:
-        folder: where it is.
-        leaves: in the tree's order.
+        folder: the folder that it was saved to.
+        leaves: its leaves, in the tree's order.
         save: number of the save, counted from 1.
-        numbers: what was saved with the tree.
+        numbers: the numbers and texts that were saved with the tree.
+
+    >>> import tempfile
+    >>> tree = ArrayDict({"reward": Array((3, 2), np.float32)})
+    >>> folder = tempfile.mkdtemp()
+    >>> save_tree(tree, folder, {"n_batches": 7})
+    >>> saved = open_tree(folder)
+    >>> saved.numbers, saved.leaves[0].files
+    ({'n_batches': 7}, {'rows': '000-reward.rows.1.npy'})
+    >>> np.load(saved.folder / "000-reward.rows.1.npy").shape
+    (3, 2)
     """
 
     folder: Path
@@ -72,12 +90,15 @@ class SavedTree:
 
         All leaves are checked before the first one is written.
 
+        Args:
+            tree: Arrays like those that were saved, in memory of any kind.
+
         Raises:
             KeyError: the tree has other leaves.
             ValueError: a leaf has another dtype or shape.
         """
         leaves = _arrays_of(tree)
-        saved = {leaf.names: leaf for leaf in self.leaves}
+        saved = {leaf.path: leaf for leaf in self.leaves}
         if leaves.keys() != saved.keys():
             missing, unknown = saved.keys() - leaves.keys(), leaves.keys() - saved.keys()
             raise KeyError(
@@ -85,11 +106,19 @@ class SavedTree:
                 f" {sorted(map(path_text, missing))}, in the tree and not saved"
                 f" {sorted(map(path_text, unknown))}, expected the same"
             )
-        for names, leaf in leaves.items():
-            _check_spec(names, saved[names].spec, leaf.spec)
-        for names, leaf in leaves.items():
-            _read(self.folder / saved[names].file, leaf)
-            leaf.move_window(saved[names].window_begin)
+        for path, leaf in leaves.items():
+            _check_spec(path, saved[path].spec, leaf.spec)
+            for file, part in self._files_of(saved[path], leaf):
+                _check_part(file, part)
+        for path, leaf in leaves.items():
+            for file, part in self._files_of(saved[path], leaf):
+                _read(file, part)
+            leaf.move_window(saved[path].window_begin)
+
+    def _files_of(self, saved: SavedLeaf, leaf: Array) -> list[tuple[Path, AnyArray]]:
+        """Return the parts of a leaf's memory, each with the file that holds it."""
+        files = [self.folder / file for file in saved.files.values()]
+        return list(zip(files, leaf.memory_parts.values(), strict=True))
 
     def map(self) -> ArrayDict:
         """Return the tree over the files themselves, read when they are used.
@@ -99,17 +128,18 @@ class SavedTree:
         tree = ArrayDict()
         for leaf in self.leaves:
             branch = tree
-            for name in leaf.names[:-1]:
+            for name in leaf.path[:-1]:
                 branch = branch.setdefault(name, ArrayDict())
-            array = Array.from_spec(leaf.spec, Mapped(self.folder / leaf.file))
+            files = [self.folder / file for file in leaf.files.values()]
+            array = Array.from_spec(leaf.spec, Mapped(files))
             array.move_window(leaf.window_begin)
-            branch[leaf.names[-1]] = array
+            branch[leaf.path[-1]] = array
         return tree
 
     def part(self, name: str) -> SavedTree:
         """Return the branch of a name as a tree of its own."""
-        leaves = [leaf for leaf in self.leaves if leaf.names[0] == name]
-        inner = tuple(leaf._replace(names=leaf.names[1:]) for leaf in leaves)
+        leaves = [leaf for leaf in self.leaves if leaf.path[0] == name]
+        inner = tuple(leaf._replace(path=leaf.path[1:]) for leaf in leaves)
         return replace(self, leaves=inner)
 
 
@@ -117,7 +147,7 @@ def open_tree(folder: str | Path, kinds: Collection[type[ArraySpec]] = ()) -> Sa
     """Return what was saved in a folder last.
 
     Args:
-        folder: of `save_tree`.
+        folder: the folder that `save_tree` was given.
         kinds: the specs of kinds of Array in it that are not the package's own.
 
     Raises:
@@ -125,20 +155,20 @@ def open_tree(folder: str | Path, kinds: Collection[type[ArraySpec]] = ()) -> Sa
         ValueError: it is no such folder, or a file of it is not whole.
     """
     folder = Path(folder)
-    path = folder / _NAME
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file, expected a folder of save_tree")
+    json_path = folder / _NAME
+    if not json_path.exists():
+        raise FileNotFoundError(f"{json_path}: no such file, expected a folder of save_tree")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(json_path.read_text())
         if (content["format"], content["version"]) != (_FORMAT, _VERSION):
             raise ValueError(f"it is {content['format']} {content['version']}")
-        leaves = tuple(_leaf_from(entry, kinds) for entry in content["leaves"])
-        saved = SavedTree(folder, leaves, content["save"], content["numbers"])
+        entries = list(content["leaves"])
+        for entry in entries:
+            entry["path"], entry["files"] = tuple(entry["path"]), dict(entry["files"])
+        saved = SavedTree(folder, (), content["save"], content["numbers"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected {_FORMAT} {_VERSION}; {error}") from error
-    for leaf in leaves:
-        _check_file(folder / leaf.file, leaf)
-    return saved
+        raise ValueError(f"{json_path}: expected {_FORMAT} {_VERSION}; {error}") from error
+    return replace(saved, leaves=tuple(_leaf_from(entry, folder, kinds) for entry in entries))
 
 
 def save_tree(tree: ArrayDict, folder: str | Path, numbers: Mapping[str, Any]) -> None:
@@ -148,21 +178,24 @@ def save_tree(tree: ArrayDict, folder: str | Path, numbers: Mapping[str, Any]) -
     caller's current stream. While it saves, the folder holds both saves.
 
     Args:
-        tree: of Arrays that are no views.
-        folder: made if there is none. Files of earlier saves are deleted.
-        numbers: what JSON can hold, saved with the tree.
+        tree: Arrays that are no views.
+        folder: the folder, which is made if there is none. Files of earlier saves are deleted.
+        numbers: values that JSON can hold, to be saved with the tree.
 
     Raises:
         OSError: the disk is full, or the like; the last save is what it was.
-        TypeError: a leaf is no Array, or it is a view.
+        TypeError: a leaf is no Array, it is a view, or a .npy file can't hold its dtype.
     """
-    leaves = list(_arrays_of(tree).items())
+    leaves = _arrays_of(tree)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save = _next_save(folder)
-    saved = [_describe(number, names, save, leaf) for number, (names, leaf) in enumerate(leaves)]
-    for entry, (_, leaf) in zip(saved, leaves, strict=True):
-        _write(folder / entry.file, leaf)
+    saved = []
+    for number, (path, leaf) in enumerate(leaves.items()):
+        try:
+            saved.append(_write(folder, number, path, save, leaf))
+        except TypeError as error:
+            raise_at(path, error)
     content = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -171,16 +204,7 @@ def save_tree(tree: ArrayDict, folder: str | Path, numbers: Mapping[str, Any]) -
         "numbers": dict(numbers),
     }
     _replace(folder / _NAME, json.dumps(content, indent=1))
-    _delete_others(folder, {leaf.file for leaf in saved})
-
-
-def _check_file(path: Path, leaf: SavedLeaf) -> None:
-    nbytes = path.stat().st_size if path.exists() else 0
-    if nbytes != leaf.spec.nbytes:
-        raise ValueError(
-            f"{path}: {nbytes:,} bytes, expected {leaf.spec.nbytes:,} of the leaf"
-            f" {path_text(leaf.names)}; the file is not what was saved"
-        )
+    _delete_others(folder, {file for leaf in saved for file in leaf.files.values()})
 
 
 def _arrays_of(tree: ArrayDict) -> dict[TreePath, Array]:
@@ -192,19 +216,11 @@ def _arrays_of(tree: ArrayDict) -> dict[TreePath, Array]:
     return leaves
 
 
-def _describe(number: int, names: TreePath, save: int, leaf: Array) -> SavedLeaf:
-    file = f"{number:03d}-{quote('.'.join(names), safe='')[:_NAME_LENGTH]}.{save}.raw"
-    try:
-        return SavedLeaf(names, file, leaf.spec, leaf.window_begin)
-    except TypeError as error:
-        raise_at(names, error)
-
-
 def _next_save(folder: Path) -> int:
     try:
         return open_tree(folder).save + 1
     except (FileNotFoundError, ValueError):
-        found = [_RAW.fullmatch(path.name) for path in folder.iterdir()]
+        found = [_PART_FILE.fullmatch(path.name) for path in folder.iterdir()]
         return max((int(match["save"]) for match in found if match), default=0) + 1
 
 
@@ -214,13 +230,31 @@ def _chunks(part: AnyArray) -> Iterator[AnyArray]:
     yield from (part[begin : begin + n_rows] for begin in range(0, len(part), n_rows))
 
 
-def _write(path: Path, leaf: Array) -> None:
-    """Write the parts as they lie in a block of memory."""
-    with path.open("wb") as file:
-        for part in leaf.memory_parts:
-            file.seek(aligned(file.tell()))
-            for rows in _chunks(part):
-                file.write(_as_bytes(rows))
+def _write(folder: Path, number: int, path: TreePath, save: int, leaf: Array) -> SavedLeaf:
+    """Write each part of a leaf's memory to a file of its own."""
+    spec, window_begin = leaf.spec, leaf.window_begin  # refuses a view
+    text = quote(".".join(path), safe="")[:_NAME_LENGTH]
+    files = {}
+    for name, part in leaf.memory_parts.items():
+        files[name] = f"{number:03d}-{text}.{name}.{save}.npy"
+        _write_part(folder / files[name], part)
+    return SavedLeaf(path, files, spec, window_begin)
+
+
+def _write_part(path: Path, part: AnyArray) -> None:
+    # NumPy writes the header, and reads it back: what it can't read later is refused now. The rows
+    # are written through the file and not through the map, which has no error for a full disk.
+    offset = np.lib.format.open_memmap(path, "w+", part.dtype, part.shape).offset
+    try:
+        read = np.lib.format.open_memmap(path, "r").dtype
+    except ValueError as error:
+        raise TypeError(f"dtype: got {part.dtype}, which NumPy does not read back") from error
+    if read != part.dtype:
+        raise TypeError(f"dtype: got {part.dtype}, which NumPy reads back as {read}")
+    with path.open("r+b") as file:
+        file.seek(offset)
+        for rows in _chunks(part):
+            file.write(_as_bytes(rows))
         file.flush()
         os.fsync(file.fileno())
 
@@ -230,14 +264,29 @@ def _as_bytes(rows: AnyArray) -> memoryview:
     return values.reshape(-1).view(np.uint8).data
 
 
-def _read(path: Path, leaf: Array) -> None:
-    saved = Array.from_spec(leaf.spec, Mapped(path))
-    for part, saved_part in zip(leaf.memory_parts, saved.memory_parts, strict=True):
-        for rows, values in zip(_chunks(part), _chunks(saved_part), strict=True):
-            if isinstance(rows, np.ndarray):
-                rows[...] = values
-            else:
-                cuda.copy_to_device(values, out_device=rows)
+def _read(path: Path, part: AnyArray) -> None:
+    for rows, values in zip(_chunks(part), _chunks(_map(path)), strict=True):
+        if isinstance(rows, np.ndarray):
+            rows[...] = values
+        else:
+            cuda.copy_to_device(values, out_device=rows)
+
+
+def _check_part(path: Path, part: AnyArray) -> None:
+    saved = _map(path)
+    if (saved.shape, saved.dtype) != (part.shape, part.dtype):
+        raise ValueError(
+            f"{path}: {saved.dtype} {saved.shape}, expected {part.dtype} {part.shape}; the file is"
+            " not what was saved"
+        )
+
+
+def _map(path: Path) -> NDArray[Any]:
+    """Return the array of a .npy file, read when it is used."""
+    try:
+        return np.asarray(np.lib.format.open_memmap(path, "r"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}; the file is not what was saved") from error
 
 
 def _replace(path: Path, text: str) -> None:
@@ -256,24 +305,38 @@ def _replace(path: Path, text: str) -> None:
 
 def _delete_others(folder: Path, kept: set[str]) -> None:
     for path in folder.iterdir():
-        if _RAW.fullmatch(path.name) and path.name not in kept:
+        if _PART_FILE.fullmatch(path.name) and path.name not in kept:
             path.unlink()
 
 
 def _entry_of(leaf: SavedLeaf) -> dict[str, Any]:
     return {
-        "names": leaf.names,
-        "file": leaf.file,
-        "dtype": repr(np.lib.format.dtype_to_descr(leaf.spec.dtype)),
+        "path": leaf.path,
+        "files": leaf.files,
         "window_begin": leaf.window_begin,
         "array": leaf.spec.to_entry(),
     }
 
 
-def _leaf_from(entry: Mapping[str, Any], kinds: Collection[type[ArraySpec]]) -> SavedLeaf:
-    dtype = np.lib.format.descr_to_dtype(ast.literal_eval(entry["dtype"]))
-    spec = spec_from_entry(entry["array"], dtype, kinds)
-    return SavedLeaf(tuple(entry["names"]), entry["file"], spec, entry["window_begin"])
+def _leaf_from(
+    entry: Mapping[str, Any], folder: Path, kinds: Collection[type[ArraySpec]]
+) -> SavedLeaf:
+    """Return the leaf of an entry of the JSON, whose files are checked."""
+    parts = [_map(folder / file) for file in entry["files"].values()]
+    try:
+        spec = spec_from_entry(entry["array"], parts[0].dtype, kinds)
+        leaf = SavedLeaf(entry["path"], entry["files"], spec, entry["window_begin"])
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / _NAME}: expected {_FORMAT} {_VERSION}; {error}") from error
+    nbytes = 0
+    for part in parts:
+        nbytes = aligned(nbytes) + part.nbytes
+    if nbytes != spec.nbytes:
+        raise ValueError(
+            f"{folder / next(iter(leaf.files.values()))}: {nbytes:,} bytes, expected"
+            f" {spec.nbytes:,} of the leaf {path_text(leaf.path)}; the file is not what was saved"
+        )
+    return leaf
 
 
 def _check_spec(path: TreePath, saved: ArraySpec, found: ArraySpec) -> None:

@@ -36,7 +36,7 @@ def sums_of(values: NDArray[Any], n_batch_dims: int = 2) -> NDArray[np.float32]:
 def assert_sums_are_right(array: Array, *, least: int = 0) -> None:
     """Check the sums of all rows, padding and ring included; and that some are no zeros."""
     rows, sums = (
-        part if isinstance(part, np.ndarray) else part.get() for part in array.memory_parts
+        part if isinstance(part, np.ndarray) else part.get() for part in array.memory_parts.values()
     )
     assert_array_equal(sums, sums_of(rows))
     assert np.count_nonzero(sums) >= least

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,10 +141,61 @@ def test_empty_leaves_and_trees_come_back(tmp_path: Path) -> None:
 
 
 def test_mapped_memory_is_not_sent_to_other_processes(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"1234")
+    path = tmp_path / "file.npy"
+    np.save(path, np.zeros(3))
     with pytest.raises(ValueError, match="mapped memory can't be sent to another process"):
-        Mapped(path).__reduce__()
+        Mapped([path]).__reduce__()
+
+
+def test_files_are_what_numpy_opens(tmp_path: Path) -> None:
+    """The whole ring with its padding; each part of a leaf that has several in its own file."""
+    tree = make_tree()
+    save_tree(tree, tmp_path, {})
+    names = {
+        ("deep", "er", "image"): {"rows": "000-deep.er.image.rows.1.npy"},
+        ("flag",): {"rows": "001-flag.rows.1.npy"},
+        ("with.dots and/slashes",): {"rows": "002-with.dots%20and%2Fslashes.rows.1.npy"},
+        ("frames",): {
+            "frames": "003-frames.frames.1.npy",
+            "is_first": "003-frames.is_first.1.npy",
+        },
+    }
+    assert {leaf.path: leaf.files for leaf in open_tree(tmp_path).leaves} == names
+    for path, leaf in tree.walk():
+        for part, values in leaf.memory_parts.items():
+            loaded = np.load(tmp_path / names[path][part])
+            assert_array_equal(loaded, values, strict=True)
+    image = tree["deep"]["er"]["image"]
+    loaded = np.load(tmp_path / names["deep", "er", "image"]["rows"])
+    assert_array_equal(loaded[2:-2], image.full)
+    assert len(loaded) == 3 * T + 2 * 2
+
+
+def test_a_dtype_that_numpy_does_not_read_back_is_refused(tmp_path: Path) -> None:
+    """bfloat16 of another package would come back as two bytes without a meaning."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    save_tree(make_tree(), tmp_path, {})
+    tree = ArrayDict({"a": {"leaf": Array((T,), np.dtype(ml_dtypes.bfloat16))}})
+    with pytest.raises(TypeError, match=r"a\.leaf: dtype: got bfloat16, which NumPy reads back as"):
+        save_tree(tree, tmp_path, {})
+    assert everything(open_tree(tmp_path).map()) == everything(make_tree())
+
+
+@pytest.mark.parametrize("name", ["frames", "is_first"])
+def test_a_part_of_another_shape_is_refused_before_anything_is_read(
+    tmp_path: Path, name: str
+) -> None:
+    tree = make_tree()
+    save_tree(tree, tmp_path, {})
+    path = tmp_path / f"003-frames.{name}.1.npy"
+    np.save(path, np.load(path).reshape(-1))
+    other = make_tree(seed=1)
+    before = everything(other)
+    with pytest.raises(ValueError, match=rf"003-frames\.{name}\.1\.npy: .*; the file is not what"):
+        open_tree(tmp_path).load_into(other)
+    assert everything(other) == before
+    with pytest.raises(ValueError, match=r"mapped memory: the file has .*, expected"):
+        open_tree(tmp_path).map()
 
 
 # Saves that fail
@@ -158,9 +210,9 @@ def test_a_new_save_takes_the_place_of_the_last_one(tmp_path: Path) -> None:
     first = names_in(tmp_path)
     save_tree(make_tree(seed=1), tmp_path, {})
     second = names_in(tmp_path)
-    assert len(first) == len(second) == 5
+    assert len(first) == len(second) == 6
     assert first & second == {"tree.json"}
-    assert "002-with.dots%20and%2Fslashes.2.raw" in second
+    assert "002-with.dots%20and%2Fslashes.rows.2.npy" in second
 
 
 class PowerCutError(Exception):
@@ -184,15 +236,15 @@ def test_a_save_that_is_cut_off_leaves_the_last_one(
     assert everything(open_tree(tmp_path).map()) == everything(tree)
     save_tree(make_tree(seed=2), tmp_path, {})
     assert everything(open_tree(tmp_path).map()) == everything(make_tree(seed=2))
-    assert len(names_in(tmp_path)) <= 6  # a new JSON may be left over, and no raw file
+    assert len(names_in(tmp_path)) <= 7  # a new JSON may be left over, and no other file
 
 
 def test_other_files_of_the_folder_stay(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "model.raw").write_text("mine")
+    (tmp_path / "model.npy").write_text("mine")
     save_tree(make_tree(), tmp_path, {})
     save_tree(make_tree(), tmp_path, {})
-    assert {"notes.txt", "model.raw"} < names_in(tmp_path)
+    assert {"notes.txt", "model.npy"} < names_in(tmp_path)
 
 
 def test_a_folder_whose_json_is_broken_can_be_saved_to(tmp_path: Path) -> None:
@@ -211,12 +263,24 @@ def test_a_folder_without_a_save_is_refused(tmp_path: Path) -> None:
 
 
 def cut_file(folder: Path) -> None:
-    path = folder / "001-flag.1.raw"
+    path = folder / "001-flag.rows.1.npy"
     path.write_bytes(path.read_bytes()[:-1])
 
 
 def delete_file(folder: Path) -> None:
-    (folder / "001-flag.1.raw").unlink()
+    (folder / "001-flag.rows.1.npy").unlink()
+
+
+def put_other_rows(folder: Path) -> None:
+    np.save(folder / "001-flag.rows.1.npy", np.zeros((5, 3), bool))
+
+
+def put_objects(folder: Path) -> None:
+    np.save(folder / "001-flag.rows.1.npy", np.array([[None] * 3] * 4))
+
+
+def put_a_pickle(folder: Path) -> None:
+    (folder / "001-flag.rows.1.npy").write_bytes(pickle.dumps(np.zeros((4, 3), bool)))
 
 
 def change_json(**changes: Any) -> Callable[[Path], None]:
@@ -234,11 +298,21 @@ def break_json(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut_file, r"001-flag\.1\.raw: 11 bytes, expected 12 of the leaf flag"),
-        (delete_file, r"001-flag\.1\.raw: 0 bytes, expected 12 of the leaf flag"),
-        (change_json(version=2), r"tree\.json: expected parllel tree 1; it is parllel tree 2"),
-        (change_json(leaves=3), r"tree\.json: expected parllel tree 1"),
-        (break_json, r"tree\.json: expected parllel tree 1"),
+        (cut_file, r"001-flag\.rows\.1\.npy: .*; the file is not what was saved"),
+        (delete_file, r"001-flag\.rows\.1\.npy: .*No such file.*; the file is not what was saved"),
+        (put_other_rows, r"001-flag\.rows\.1\.npy: 15 bytes, expected 12 of the leaf flag"),
+        (
+            put_objects,
+            r"001-flag\.rows\.1\.npy: .*Python objects.*; the file is not what",
+        ),
+        (put_a_pickle, r"001-flag\.rows\.1\.npy: .*; the file is not what was saved"),
+        (change_json(version=1), r"tree\.json: expected parllel tree 2; it is parllel tree 1"),
+        (change_json(leaves=3), r"tree\.json: expected parllel tree 2"),
+        (
+            change_json(leaves=[{"path": ["flag"], "files": {}}]),
+            r"tree\.json: expected parllel tre",
+        ),
+        (break_json, r"tree\.json: expected parllel tree 2"),
     ],
 )
 def test_a_damaged_save_is_refused(
