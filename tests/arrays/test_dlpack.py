@@ -9,7 +9,6 @@ import enum
 import inspect
 import multiprocessing as mp
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
+from optional import needs
 from parllel import Array, cuda
 from parllel.testing.simulated_cuda import simulated_cuda
 from schedules import each_schedule
@@ -481,7 +481,7 @@ def check_jax() -> None:
     assert read(counted("local").__dlpack__(**recorder.asked[0])).shape == (5, 4)
 
 
-@pytest.mark.skipif(not find_spec("jax"), reason="jax is not installed; the dev extra brings it")
+@needs("jax")
 def test_jax_takes_memory_of_the_host() -> None:
     """In a process of its own: JAX starts threads, beside which no other test may fork."""
     child = mp.get_context("spawn").Process(target=check_jax)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
+from optional import needs
 from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.arrays import ArraySpec, FrameSpec
 from parllel.ops.stack_gather import RowSource, StackGather
@@ -594,9 +595,11 @@ def test_stacks_are_those_of_gymnasium(padding_type: str, fill: Any, stack: int)
     assert_array_equal(frames.is_first.to_ndarray(), stacks.is_first.to_ndarray())
 
 
+@needs("ale_py")
 @pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP"])
 def test_stacks_are_those_of_ale(mode: str) -> None:
-    ale_py = pytest.importorskip("ale_py", reason="no ale_py: install .[dev]")
+    import ale_py
+
     gym.register_envs(ale_py)
     is_same_step = mode == "SAME_STEP"
     env = gym.make_vec(

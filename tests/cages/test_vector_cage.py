@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import pytest
-from ale_py import AtariVectorEnv
 from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import (
@@ -26,6 +25,7 @@ from gymnasium.vector import (
 from gymnasium.wrappers import TransformAction
 from gymnasium.wrappers.vector import DictInfoToList
 
+from optional import needs
 from parllel import Array, ArrayDict
 from parllel.cages import Cage, Seed, SerialCage, TrajInfo, VectorCage
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree, example_of
@@ -369,16 +369,23 @@ ATARI = {"game": "breakout", "num_envs": 2, "max_num_frames_per_episode": 28}
 
 
 @functools.cache
+def make_atari(**kwargs: Any) -> VectorEnv:
+    from ale_py import AtariVectorEnv
+
+    return AtariVectorEnv(**kwargs)
+
+
 def atari_transitions(n_steps: int) -> Transitions:
     seed = np.array(seed_numbers(7, 2)) >> 1
-    return play_bare(AtariVectorEnv(**ATARI), seed, n_steps, np.array([1, 2]))
+    return play_bare(make_atari(**ATARI), seed, n_steps, np.array([1, 2]))
 
 
+@needs("ale_py")
 @pytest.mark.parametrize("mode", [NEXT_STEP, SAME_STEP], ids=lambda mode: mode.name)
 def test_atari_vector_env_gives_its_own_transitions(mode: AutoresetMode) -> None:
     expected = atari_transitions(17)
     assert sum(row[4] for row in expected[0]) == 2  # truncated
-    with VectorCage(AtariVectorEnv, {**ATARI, "autoreset_mode": mode}, seed=7) as cage:
+    with VectorCage(make_atari, {**ATARI, "autoreset_mode": mode}, seed=7) as cage:
         got = play(cage, 17, np.array([1, 2]))
         assert [len(lived) for lived in got] == [17, 17]
     if mode is SAME_STEP:  # with the end of an episode comes info of the reset
@@ -389,10 +396,11 @@ def test_atari_vector_env_gives_its_own_transitions(mode: AutoresetMode) -> None
     assert_same_transitions(got, expected, at_least=15)
 
 
+@needs("ale_py")
 def test_rows_of_atari_are_written_to_their_places() -> None:
     images = Array((4, 2), np.uint8, feature_shape=(4, 84, 84), storage="shared")
     info = ArrayDict({"lives": Array((4, 2), np.int32), "frame_number": Array((4, 2), np.int32)})
-    with VectorCage(AtariVectorEnv, {**ATARI, "autoreset_mode": SAME_STEP}, seed=0) as cage:
+    with VectorCage(make_atari, {**ATARI, "autoreset_mode": SAME_STEP}, seed=0) as cage:
         reset(cage, out_obs=images[0], out_info=info[0])
         for t in (1, 2, 3):
             step(cage, np.zeros(2, int), out_obs=images[t], out_info=info[t])
@@ -407,9 +415,10 @@ def test_rows_of_atari_are_written_to_their_places() -> None:
     np.testing.assert_array_equal(info["lives"], np.full((4, 2), 5))
 
 
+@needs("ale_py")
 def test_a_closed_cage_leaves_no_thread_of_atari() -> None:
     before = len(os.listdir("/proc/self/task"))
-    cage = VectorCage(AtariVectorEnv, {**ATARI, "num_envs": 1})
+    cage = VectorCage(make_atari, {**ATARI, "num_envs": 1})
     assert len(os.listdir("/proc/self/task")) == before + 1
     cage.close()
     assert len(os.listdir("/proc/self/task")) == before
@@ -481,7 +490,7 @@ def test_a_reset_may_write_to_all_arrays_of_the_environment() -> None:
     ("make_vector_env", "kwargs", "names"),
     [
         (AsyncVectorEnv, {"env_fns": [Clock] * 2}, ("step_async", "step_wait")),
-        (AtariVectorEnv, ATARI, ("send", "recv")),
+        pytest.param(make_atari, ATARI, ("send", "recv"), marks=needs("ale_py")),
     ],
 )
 def test_a_step_goes_on_while_the_caller_does_something_else(
@@ -954,8 +963,11 @@ def test_an_unknown_autoreset_mode_is_refused(metadata: dict[str, Any]) -> None:
     assert len(closed) == 1
 
 
+@needs("ale_py")
 def test_the_mode_of_another_environment_is_not_taken_for_ones_own() -> None:
-    AtariVectorEnv("breakout", 1)  # it writes its mode to the dictionary that all classes share
+    make_atari(
+        game="breakout", num_envs=1
+    )  # it writes its mode to the dictionary that all classes share
     assert "autoreset_mode" in VectorEnv.metadata
     with pytest.raises(ValueError, match="autoreset_mode: got None"):
         VectorCage(Undeclared)

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from optional import needs
 from parllel import cuda
 from parllel.cuda import launches
 from parllel.testing.simulated_cuda import Simulation, simulated_cuda
@@ -125,7 +125,7 @@ def test_a_cupy_that_breaks_is_told_from_none(
         assert words in reason
 
 
-@pytest.mark.skipif(find_spec("cupy") is None, reason="CuPy is not installed; dev brings it")
+@needs("cupy")
 def test_where_cupy_can_not_make_its_cache_the_host_is_used() -> None:
     script = """
 from parllel import cuda, default_storage

@@ -18,9 +18,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.image import imread
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from optional import needs
 from parllel.metrics import (
     ConsoleMetrics,
     CsvMetrics,
@@ -69,11 +68,19 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(folder)).Reload()
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
     }
+
+
+def read_picture(path: Path) -> np.ndarray:
+    from matplotlib.image import imread
+
+    return imread(path)
 
 
 def run_python(source: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -92,8 +99,16 @@ SINKS = FILE_SINKS | {
     "progress": lambda folder: ProgressBar(100, is_disabled=False, stream=io.StringIO()),
     "null": lambda folder: Metrics(),
 }
-each_sink = pytest.mark.parametrize("make_sink", SINKS.values(), ids=SINKS)
-each_file_sink = pytest.mark.parametrize("make_sink", FILE_SINKS.values(), ids=FILE_SINKS)
+NEEDED = {"tensorboard": "tensorboard", "curve": "matplotlib", "progress": "tqdm"}
+
+
+def each(sinks: dict[str, Callable[[Path], MetricsSink]]) -> pytest.MarkDecorator:
+    marks = {name: [needs(NEEDED[name])] if name in NEEDED else [] for name in sinks}
+    cases = [pytest.param(make, id=name, marks=marks[name]) for name, make in sinks.items()]
+    return pytest.mark.parametrize("make_sink", cases)
+
+
+each_sink, each_file_sink = each(SINKS), each(FILE_SINKS)
 
 
 # The contract of all sinks
@@ -296,6 +311,7 @@ def test_metrics_says_how_to_pass_sinks() -> None:
         Metrics([Recorder()])  # type: ignore[arg-type]
 
 
+@needs("matplotlib", "tensorboard")
 def test_an_interrupted_run_leaves_complete_files(tmp_path: Path) -> None:
     sinks = [make_sink(tmp_path) for make_sink in FILE_SINKS.values()]
 
@@ -308,9 +324,10 @@ def test_an_interrupted_run_leaves_complete_files(tmp_path: Path) -> None:
         train(metrics)
     assert [row[RETURN] for row in read_csv(tmp_path / "metrics.csv")] == ["2.0", "3.0"]
     assert read_scalars(tmp_path) == {RETURN: [(1, 2.0), (2, 3.0)]}
-    assert imread(tmp_path / "curve.png").std() > 0
+    assert read_picture(tmp_path / "curve.png").std() > 0
 
 
+@needs("tensorboard")
 def test_a_killed_run_loses_no_row_and_no_event(tmp_path: Path) -> None:
     source = """if True:
         import os, signal, sys
@@ -327,6 +344,7 @@ def test_a_killed_run_loses_no_row_and_no_event(tmp_path: Path) -> None:
 # What is imported
 
 
+@needs("matplotlib", "tensorboard", "tqdm")
 def test_importing_and_using_the_sinks_loads_neither_torch_nor_pyplot(tmp_path: Path) -> None:
     source = """if True:
         import sys
@@ -468,6 +486,7 @@ def test_csv_keeps_the_old_file_if_widening_fails(
 # TensorBoard
 
 
+@needs("tensorboard")
 def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
     with TensorBoardMetrics(tmp_path) as sink:
         sink.log(2**40, {LOSS: 0.5, RETURN: math.inf})
@@ -478,6 +497,7 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
     }
 
 
+@needs("tensorboard")
 def test_tensorboard_continues_a_folder(tmp_path: Path) -> None:
     sinks = [TensorBoardMetrics(tmp_path) for _ in range(3)]  # in one second, in one process
     for step, sink in enumerate(sinks):
@@ -561,6 +581,7 @@ def test_console_prints_the_chosen_keys_in_their_order() -> None:
     assert stream.getvalue().split() == ["step", "1", "b", "2", "a", "1"]
 
 
+@needs("tqdm")
 def test_console_lines_stand_above_an_active_bar(capsys: pytest.CaptureFixture[str]) -> None:
     with Metrics(ProgressBar(100, is_disabled=False, stream=sys.stdout), ConsoleMetrics()) as both:
         both.log(50, {LOSS: 0.5})
@@ -586,6 +607,7 @@ def bar_text(total_steps: int, logs: list[tuple[int, dict[str, float]]]) -> str:
     return stream.getvalue().rpartition("\r")[2]
 
 
+@needs("tqdm")
 def test_progress_bar_shows_the_steps_and_the_chosen_metrics() -> None:
     text = bar_text(2000, [(500, {RETURN: 21.456, "other": 1.0}), (1000, {LOSS: 0.5})])
     assert text.startswith(" 50%|")
@@ -594,16 +616,19 @@ def test_progress_bar_shows_the_steps_and_the_chosen_metrics() -> None:
     assert "other" not in text
 
 
+@needs("tqdm")
 def test_progress_bar_ends_full_when_the_last_batch_overshoots() -> None:
     assert bar_text(1000, [(900, {}), (800, {}), (1030, {})]).startswith("100%|")
 
 
+@needs("tqdm")
 def test_progress_bar_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar(100) as sink:
         sink.log(50, {RETURN: 1.0})
     assert capsys.readouterr() == ("", "")
 
 
+@needs("tqdm")
 def test_progress_bar_goes_on_at_the_initial_step() -> None:
     stream = io.StringIO()
     with ProgressBar(100, initial_step=80, is_disabled=False, stream=stream):
@@ -612,6 +637,7 @@ def test_progress_bar_goes_on_at_the_initial_step() -> None:
         ProgressBar(0)
 
 
+@needs("tqdm")
 def test_progress_bar_leaves_the_start_method_open() -> None:
     source = """if True:
         import multiprocessing, threading
@@ -635,7 +661,7 @@ def draw(path: Path, points: list[tuple[int, dict[str, float]]], **options: obje
     with LearningCurve(path, **options) as sink:  # type: ignore[arg-type]
         for step, values in points:
             sink.log(step, values)
-    return imread(path)[..., :3]
+    return read_picture(path)[..., :3]
 
 
 def n_blue(picture: np.ndarray) -> int:
@@ -643,6 +669,7 @@ def n_blue(picture: np.ndarray) -> int:
     return int(np.sum(picture[..., 2] - picture[..., 0] > 0.3))
 
 
+@needs("matplotlib")
 @pytest.mark.parametrize("n_points", [1, 2, 500])
 def test_curve_is_a_picture_of_the_stated_size(n_points: int, tmp_path: Path) -> None:
     points = [(step, {RETURN: math.sin(step)}) for step in range(n_points)]
@@ -652,6 +679,7 @@ def test_curve_is_a_picture_of_the_stated_size(n_points: int, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["c.png"]
 
 
+@needs("matplotlib")
 def test_curve_has_one_panel_for_each_key_that_was_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -663,6 +691,7 @@ def test_curve_has_one_panel_for_each_key_that_was_logged(
     assert "nothing was logged for 'typo' over 'step'" in caplog.text
 
 
+@needs("matplotlib")
 def test_curve_over_a_logged_x_takes_points_that_have_both(tmp_path: Path) -> None:
     times = [(step, {"time/run_s": 0.5 * step, LOSS: 1.0}) for step in range(9)]
     both = draw(tmp_path / "a.png", times, x="time/run_s", y=LOSS)
@@ -671,6 +700,7 @@ def test_curve_over_a_logged_x_takes_points_that_have_both(tmp_path: Path) -> No
     np.testing.assert_array_equal(again, both)
 
 
+@needs("matplotlib")
 def test_curve_marks_values_that_are_not_finite(tmp_path: Path) -> None:
     def n_orange(last: float) -> int:
         points = [*((step, {RETURN: 1.0 * step}) for step in range(20)), (20, {RETURN: last})]
@@ -682,6 +712,7 @@ def test_curve_marks_values_that_are_not_finite(tmp_path: Path) -> None:
     assert n_orange(math.inf) > 0
 
 
+@needs("matplotlib")
 def test_curve_of_nothing_but_nan_is_drawn(tmp_path: Path) -> None:
     picture = draw(tmp_path / "c.png", [(step, {RETURN: math.nan}) for step in range(100)])
     below_legend = picture[len(picture) // 4 :]
@@ -689,6 +720,7 @@ def test_curve_of_nothing_but_nan_is_drawn(tmp_path: Path) -> None:
     assert below_legend.std() > 0
 
 
+@needs("matplotlib")
 def test_curve_without_points_writes_a_sentence_and_no_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -698,6 +730,7 @@ def test_curve_without_points_writes_a_sentence_and_no_file(
     assert f"nothing was logged for '{RETURN}' over 'step', so no picture is drawn" in caplog.text
 
 
+@needs("matplotlib")
 def test_curve_keeps_an_old_picture_until_the_new_one_is_drawn(tmp_path: Path) -> None:
     path = tmp_path / "c.png"
     path.write_bytes(b"old")
@@ -705,9 +738,10 @@ def test_curve_keeps_an_old_picture_until_the_new_one_is_drawn(tmp_path: Path) -
     sink.log(1, {RETURN: 0.5})
     assert path.read_bytes() == b"old"
     sink.close()
-    assert imread(path).std() > 0
+    assert read_picture(path).std() > 0
 
 
+@needs("matplotlib")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

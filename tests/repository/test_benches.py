@@ -11,10 +11,24 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from parllel import cuda
+from parllel.cuda import Counters
+from parllel.ops.row_copy import RowCopy
+from parllel.testing.simulated_cuda import simulated_cuda
+
+pytest.importorskip("ale_py", reason="the benches need ale_py; `pip install .[dev]` brings it")
+pytest.importorskip("matplotlib", reason="the benches need it; `pip install .[train]` brings it")
+pytest.importorskip(
+    "stable_baselines3", reason="the benches need it; `pip install .[dev]` brings it"
+)
 
 import bench_advantage
 import bench_alternating
@@ -25,15 +39,9 @@ import bench_replay
 import bench_rows
 import bench_sampling
 import bench_vector
-import numpy as np
-import pytest
-import torch
 from matplotlib.image import imread
 
-from parllel import cuda
-from parllel.cuda import Counters
-from parllel.ops.row_copy import RowCopy
-from parllel.testing.simulated_cuda import simulated_cuda
+from optional import needs
 from support import (
     advantage_on_device,
     device_timing,
@@ -400,7 +408,7 @@ def test_blocks_of_another_size_are_launched() -> None:
     assert sizes == [256, 128, 512]
 
 
-@pytest.mark.skipif(find_spec("cupy") is None, reason="CuPy is not installed; dev brings it")
+@needs("cupy")
 def test_cupy_has_the_clock() -> None:
     import cupy
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from optional import needs
 from parllel import ArrayDict
 from parllel.cages import SerialCage, TrajInfo
 from parllel.metrics import Metrics, MetricsSink
@@ -440,6 +441,7 @@ def test_the_example_gives_the_same_bits_for_the_same_seed(small_example: Module
     assert runs[0] != runs[2]
 
 
+@needs("matplotlib", "tensorboard", "tqdm")
 @pytest.mark.long
 def test_the_example_writes_numbers_and_a_picture(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLE), "--steps", "2500", "--out", str(tmp_path)]
@@ -454,6 +456,7 @@ def test_the_example_writes_numbers_and_a_picture(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+@needs("matplotlib", "tensorboard", "tqdm")
 def test_each_run_of_the_example_has_a_folder_of_its_own(
     small_example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
+from optional import needs
 from parllel import ArrayDict
 from parllel.cages import SerialCage
 from parllel.patterns import build_example, build_sample_tree
@@ -112,9 +112,12 @@ def test_a_trace_sums_up_what_a_lane_was_busy_with(tmp_path: Path) -> None:
     ]
 
 
+@needs("matplotlib")
 def test_the_picture_shows_each_span_in_the_lane_it_belongs_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from matplotlib.figure import Figure
+
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     trace = Trace("b", "unused", "a")
@@ -137,6 +140,7 @@ def test_the_picture_shows_each_span_in_the_lane_it_belongs_to(
     ]
 
 
+@needs("matplotlib")
 def test_an_empty_trace_can_be_written(tmp_path: Path) -> None:
     Trace().write_json(tmp_path / "t.json")
     Trace().write_png(tmp_path / "t.png")

@@ -8,13 +8,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from ale_py import AtariVectorEnv
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from numpy.testing import assert_array_equal
 from torch import Tensor
 
 from films import FRAME, STACK, Film, make_film
+from optional import needs
 from parllel import Array, ArrayDict, FrameArray
 from parllel.cages import Cage, SerialCage, VectorCage
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree, example_of
@@ -59,6 +59,8 @@ def make_serial(fill: str) -> list[Cage]:
 
 
 def make_atari(mode: AutoresetMode) -> list[Cage]:
+    from ale_py import AtariVectorEnv
+
     size = {"img_height": 12, "img_width": 10, "stack_num": STACK}
     short = {"max_num_frames_per_episode": 28}
     kwargs = {"game": "breakout", "num_envs": B, "autoreset_mode": mode, **size, **short}
@@ -72,6 +74,10 @@ CAGES: dict[str, tuple[Callable[[], list[Cage]], Any]] = {
     "atari, same step": (functools.partial(make_atari, AutoresetMode.SAME_STEP), "zero"),
     "a leaf of a tree": (lambda: [SerialCage(OneOfTwo, n_envs=B, seed=3)], {"image": "first"}),
 }
+NAMES = [
+    pytest.param(name, marks=[needs("ale_py")] if name.startswith("atari") else [])
+    for name in CAGES
+]
 
 
 def transitions_of(minibatch: ArrayDict) -> dict[int, dict[str, Any]]:
@@ -109,7 +115,7 @@ def play(
 
 
 @pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedReplayBuffer])
-@pytest.mark.parametrize("name", CAGES)
+@pytest.mark.parametrize("name", NAMES)
 def test_samples_and_replay_are_those_of_whole_stacks(name: str, kind: type[ReplayBuffer]) -> None:
     make_cages, frames = CAGES[name]
     _, expected, stored = play(make_cages, kind, storage="local")

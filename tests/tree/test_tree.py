@@ -10,7 +10,6 @@ import os
 import pickle
 import warnings
 from collections.abc import MutableMapping
-from importlib.util import find_spec
 from operator import setitem
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from optional import needs
 from parllel import Array, ArrayDict, dict_map
 from parllel.arrays import ArraySpec
 from parllel.testing.contracts.tree_case import leaves, numbered
@@ -318,7 +318,7 @@ def check_jax_leaves() -> None:
         tree[0] = 1
 
 
-@pytest.mark.skipif(not find_spec("jax"), reason="jax is not installed; the dev extra brings it")
+@needs("jax")
 def test_jax_arrays_are_leaves() -> None:
     # In a process of its own: once JAX is loaded, it warns of every fork, also in other tests.
     child = mp.get_context("spawn").Process(target=check_jax_leaves)
