@@ -95,4 +95,5 @@ def launch_items(
 ) -> None:
     """Launch a kernel with one axis and a thread for each item; Python's integers become int64."""
     typed = [np.int64(each) if isinstance(each, int) else each for each in arguments]
-    cuda.launch(name, (-(-n_items // ITEM_THREADS),), (ITEM_THREADS,), typed)
+    n_blocks = min(-(-n_items // ITEM_THREADS), MOST_BLOCKS)
+    cuda.launch(name, (n_blocks,), (ITEM_THREADS,), typed)

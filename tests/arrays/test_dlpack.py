@@ -433,10 +433,11 @@ def test_where_no_order_is_asked_for_or_needed_there_is_no_event(kind: str) -> N
         assert simulation.counters == cuda.Counters()
 
 
+@pytest.mark.parametrize("drained", ["receiver", "caller"])
 @pytest.mark.parametrize("is_gathered", [False, True])
 @each_schedule
 def test_a_copy_is_made_in_the_receivers_stream_and_holds_what_was_there(
-    is_gathered: bool, schedule: str, seed: int
+    is_gathered: bool, drained: str, schedule: str, seed: int
 ) -> None:
     with simulated_cuda(schedule, seed) as simulation:
         array = counted("device")
@@ -446,6 +447,9 @@ def test_a_copy_is_made_in_the_receivers_stream_and_holds_what_was_there(
         capsule = view.__dlpack__(stream=receiver.ptr, max_version=(1, 0), copy=True)
         values = as_numpy(capsule)
         assert schedule != "lazy" or (values == -1).all()  # new memory: 0xFF in every byte
+        if drained == "receiver":
+            cuda.synchronize(receiver)
+            assert_array_equal(values, np.arange(8, 16).reshape(2, 4))
         array[...] = 0  # which waits for the copy
         cuda.synchronize()
         assert_array_equal(values, np.arange(8, 16).reshape(2, 4))

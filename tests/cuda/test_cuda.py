@@ -517,7 +517,11 @@ def test_arrays_that_share_bytes_are_told(cuda_device: torch.device) -> None:
     assert not cuda.may_share_memory(array, other)
 
 
-def test_a_managed_block_of_absurd_size_is_a_memory_error(cuda_device: torch.device) -> None:
+@pytest.mark.simulation("they ask for more managed memory than there is, which can hang a GPU")
+def test_a_managed_block_of_absurd_size_is_a_memory_error() -> None:
     for nbytes in (2**60, 2**70):
-        with pytest.raises(MemoryError, match=f"managed memory: {nbytes:,} bytes wanted"):
+        with (
+            simulated_cuda("lazy"),
+            pytest.raises(MemoryError, match=f"managed memory: {nbytes:,} bytes wanted"),
+        ):
             cuda.allocate_managed(nbytes)

@@ -7,7 +7,9 @@ All processes here are real, and every wait for one is bounded.
 
 from __future__ import annotations
 
+import errno
 import gc
+import mmap
 import multiprocessing as mp
 import operator
 import os
@@ -266,6 +268,27 @@ def test_an_address_space_that_is_too_small_is_a_memory_error(kind: str, tmp_pat
     """
     output = run_script(script, kind, folder=tmp_path)
     assert re.match(rf"{kind} memory: 134,217,728 bytes wanted.*\nexit 0$", output), output
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "name"),
+    [("shared", os, "posix_fallocate"), ("shared", mmap, "mmap"), ("inherited", mmap, "mmap")],
+)
+def test_what_the_system_refuses_is_a_memory_error_and_leaves_nothing(
+    kind: str, module: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = n_descriptors(), count_blocks()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, refuse)
+        with pytest.raises(MemoryError) as caught:
+            Array((1024, 2), np.float32, storage=kind)
+    assert str(caught.value) == (
+        f"{kind} memory: 8,192 bytes wanted, and the system refused: No space left on device"
+    )
+    assert (n_descriptors(), count_blocks()) == before  # while the error is held
 
 
 def test_available_memory_is_the_least_that_the_system_names(
