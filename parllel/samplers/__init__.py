@@ -1,10 +1,12 @@
 """Samplers: collect samples from cages with an agent."""
 
+from parllel.samplers.agent import Agent, RecurrentAgent
 from parllel.samplers.alternating_sampler import AlternatingSampler
 from parllel.samplers.basic_sampler import BasicSampler
 from parllel.samplers.eval_sampler import EvalSampler
-from parllel.samplers.recurrent_sampler import RecurrentAgent, RecurrentSampler
-from parllel.samplers.sampler import Agent, Recorder, Sampler
+from parllel.samplers.recorder import Recorder
+from parllel.samplers.recurrent_sampler import RecurrentSampler
+from parllel.samplers.sampler import Sampler
 
 __all__ = [
     "Agent",

@@ -9,19 +9,37 @@ from parllel.samplers.basic_sampler import BasicSampler
 
 
 class AlternatingSampler(BasicSampler):
-    """Collect what `BasicSampler` collects, in two groups of cages that take turns.
+    """Collect the batches of `BasicSampler` from two groups of cages that take turns.
 
-    While the agent acts for one group, the environments of the other one step: with cages that
-    have workers of their own, neither waits for the other where both take as long. The order of
-    all calls is fixed, so the same seeds give the same batches. The agent is asked for one
-    group's rows at a time, so it must not keep a state for each environment.
+    While the agent acts for one group, the environments of the other group step. With cages that
+    have workers, neither side waits where both take equally long. The order of all calls is fixed,
+    so the same seeds give the same batches. The agent is asked for the rows of one group at a
+    time, so it must not keep a state for each environment.
 
     Args:
-        cages, agent, samples: as for `BasicSampler`; two cages at least. The groups are the first
-            and the last of them, with as equal numbers of environments as their order allows.
+        cages, agent, samples: as for `BasicSampler`; at least two cages. The first cages make one
+            group and the last cages the other, with as equal numbers of environments as their
+            order allows.
 
     Raises:
         ValueError: as for `BasicSampler`; or there is only one cage.
+
+    Example:
+        >>> import numpy as np
+        >>> from parllel.cages import SerialCage
+        >>> from parllel.patterns import build_example, build_sample_tree
+        >>> from parllel.testing.toy_envs import Clock
+        >>> class Zeros:
+        ...     def step(self, observation, *, deterministic=False):
+        ...         return np.zeros(len(observation), np.int64), {}
+        ...     def value(self, observation):
+        ...         return np.zeros(len(observation), np.float32)
+        >>> example = build_example(Clock, storage="local")
+        >>> samples = build_sample_tree(example, Zeros(), batch_shape=(3, 4))
+        >>> cages = [SerialCage(Clock, n_envs=2), SerialCage(Clock, n_envs=2)]
+        >>> batch, _ = AlternatingSampler(cages, Zeros(), samples).collect_batch()
+        >>> batch["reward"].to_ndarray()[:, 3]
+        array([1., 2., 3.], dtype=float32)
     """
 
     def _split_cages(self, cages: Sequence[Cage]) -> list[tuple[Sequence[Cage], range]]:

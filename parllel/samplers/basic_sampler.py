@@ -6,37 +6,62 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from parllel.cages import Cage, TrajInfo
+from numpy.typing import NDArray
+
+from parllel.arrays import Array
+from parllel.arrays.interop import side_of
+from parllel.cages import Cage, TrajInfo, write_column
+from parllel.samplers.agent import Agent
 from parllel.samplers.group import Group
-from parllel.samplers.sampler import Agent, Recorder, Sampler, as_rows
+from parllel.samplers.recorder import Recorder
+from parllel.samplers.sampler import Sampler
 from parllel.samplers.trace import TracedAgent, traced
-from parllel.tree import ArrayDict
+from parllel.tree import ArrayDict, Rows, dict_map, leaves_of
+from parllel.tree.leaves import empty_rows
 
 
 class BasicSampler(Sampler):
     """Collect batches of T steps from B environments.
 
-    Every row is a transition to learn from; where cages have others (`Cage.invalid`), a branch
+    Every row is a transition to learn from. Where cages have other rows (`Cage.invalid`), a branch
     `valid`, bool [T, B], tells them apart.
 
-    If the tree has a branch `final_value`, values for learning are completed, with one value
-    call for each step at which an episode was truncated, and one for each batch:
+    If the tree has a branch `final_value`, values for learning are completed. The agent is asked
+    for values once for each step at which an episode was truncated, and once for each batch:
 
-    - `final_value[t, b]`: value of the true final observation, where episode b was truncated (and
-      not terminated) at step t. Where the row is no transition, but truncated all the same, it is
-      the agent's value of observation t: nothing has happened. Other rows hold what an earlier
-      batch left there.
+    - `final_value[t, b]`: value of the true final observation, where the episode of environment b
+      was truncated (and not terminated) at step t. Where that row is no transition, it is the
+      agent's value of observation t: nothing has happened. Other rows keep what an earlier batch
+      left there.
     - `agent_info.value[T, b]`: value of the observation after the batch (row `last + 1`).
 
     Args:
         cages, agent, samples: as for `Sampler`.
-        replay: of the same tree, which is told of each batch; none by default.
-        max_steps_decorrelate: up to as many random steps that each environment takes after a
-            reset of all, so that their episodes do not go in step.
+        replay: a replay buffer over the same tree, which is told of each batch; none by default.
+        max_steps_decorrelate: the most random steps that each environment takes after a reset of
+            all. Their number differs, so that episodes do not begin and end together.
 
     Raises:
         ValueError: as for `Sampler`; or there is `final_value`, but no `agent_info.value` with a
             row of padding; or max_steps_decorrelate is negative, or the replay has another tree.
+
+    Example:
+        >>> import numpy as np
+        >>> from parllel.patterns import build_cages, build_example, build_sample_tree
+        >>> from parllel.testing.toy_envs import Clock  # pays the number of the step, 3 at most
+        >>> class Zeros:
+        ...     def step(self, observation, *, deterministic=False):
+        ...         return np.zeros(len(observation), np.int64), {}
+        ...     def value(self, observation):
+        ...         return np.zeros(len(observation), np.float32)
+        >>> example = build_example(Clock, storage="local")
+        >>> samples = build_sample_tree(example, Zeros(), batch_shape=(4, 2))
+        >>> cages = build_cages(Clock, n_envs=2, n_workers="serial")
+        >>> batch, episodes = BasicSampler(cages, Zeros(), samples).collect_batch()
+        >>> batch["reward"].to_ndarray()[:, 0]
+        array([1., 2., 3., 1.], dtype=float32)
+        >>> [episode.length for episode in episodes]
+        [3, 3]
     """
 
     def __init__(
@@ -81,11 +106,11 @@ class BasicSampler(Sampler):
     def collect_batch(self) -> tuple[ArrayDict, list[TrajInfo]]:
         """Collect T steps.
 
-        The environments are reset before, if they never were, or if an error or Ctrl-C cut the last
+        The environments are reset first if they never were, or if an error or Ctrl-C cut the last
         batch short: they are not where it began any more.
 
         Returns:
-            The sample tree, its window moved on to the new batch, and the episodes that ended.
+            The sample tree, with its window on the new batch, and the episodes that ended.
         """
         if not self._goes_on:
             self.reset()
@@ -102,7 +127,7 @@ class BasicSampler(Sampler):
         return self.samples, self._take_completed()
 
     def _complete_batch(self) -> None:
-        """Write what is known after the last step only."""
+        """Write the values that are known after the last step only."""
         if self._completes_values:
             last = self.samples["observation"][self.batch_T]
             self.samples["agent_info"]["value"][self.batch_T] = self._value(last)
@@ -110,12 +135,13 @@ class BasicSampler(Sampler):
     def trace(self, path: str | Path) -> tuple[ArrayDict, list[TrajInfo]]:
         """Collect a batch as `collect_batch` does, and write where its time went.
 
-        Lanes are the environments of each cage, the agent, copies, and waits, as the host sees
-        them: what a GPU does behind a queued copy or launch is not seen.
+        The trace has a lane for the environments of each cage, one for the agent, one for copies
+        and one for waits. It shows the host's time: queueing a copy or a launch is seen, the work
+        of the GPU behind it is not.
 
         Args:
-            path: of the trace in Chrome's format, `batch.json`: open it in Perfetto or
-                chrome://tracing. A Gantt chart is written beside it, `batch.png`.
+            path: the file to write in Chrome's trace format, such as `batch.json`: open it in
+                Perfetto or chrome://tracing. A Gantt chart is written beside it, `batch.png`.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed; parllel[train] brings it.
@@ -153,17 +179,42 @@ class BasicSampler(Sampler):
         if self._replay is not None:
             self._replay.add_final_obs(t, final_obs)
 
-    def _value_final_obs(self, group: Group, t: int, final_obs: dict[int, Any]) -> None:
+    def _value_final_obs(self, group: Group, t: int, final_obs: dict[int, object]) -> None:
         terminated, first = group.host_rows(t)["terminated"].to_ndarray(), group.columns.start
         columns = [column for column in final_obs if not terminated[column - first]]
         if columns:
             like = self.samples["observation"][t]
-            rows = as_rows([final_obs[column] for column in columns], like)
+            rows = _as_rows([final_obs[column] for column in columns], like)
             self.samples["final_value"][t, columns] = self._value(rows, columns)
 
-    def _value(self, observation: Any, columns: Sequence[int] | None = None) -> Any:
-        """Return the agent's values of observations of these columns of the tree; of all."""
+    def _value(self, observation: Rows, columns: Sequence[int] | None = None) -> object:
+        """Return the agent's values of rows of observations.
+
+        Args:
+            observation: rows [n, ...].
+            columns: the column of each row in the tree; all columns by default.
+        """
         return self.agent.value(observation)
+
+
+def _as_rows(observations: Sequence[object], like: Rows) -> Rows:
+    """Return observations as new rows with the dtype and shape that the sample tree has.
+
+    Args:
+        observations: k observations, as environments returned them.
+        like: rows [B, ...] of the tree's `observation`.
+
+    Returns:
+        Rows [k, ...]: NumPy arrays, or Arrays in device memory for a tree that a GPU works on; and
+        trees of them.
+    """
+    rows: NDArray[Any] | ArrayDict = dict_map(empty_rows, like, len(observations))
+    write_column(rows, observations)
+    (_, first), *_ = leaves_of(like)
+    if side_of(first) == "host":
+        return rows
+    on_device: Rows = dict_map(Array.from_numpy, rows, storage="device", force_32bit=False)
+    return on_device
 
 
 def _check_value(samples: ArrayDict) -> None:

@@ -1,4 +1,4 @@
-"""EvalSampler: plays whole episodes to tell how good an agent is."""
+"""EvalSampler: plays whole episodes to measure an agent."""
 
 from __future__ import annotations
 
@@ -7,27 +7,44 @@ from contextlib import contextmanager
 from typing import Any
 
 from parllel.cages import Cage, TrajInfo
-from parllel.samplers.sampler import Agent, Sampler
+from parllel.samplers.agent import Agent
+from parllel.samplers.sampler import Sampler
 from parllel.tree import ArrayDict
 
 
 class EvalSampler(Sampler):
     """Play the same number of episodes in each environment, and return their summaries.
 
-    Taking the first episodes to end would favour short ones; so each environment plays its share
-    to the end, and what it plays beyond it is dropped. A `RecurrentAgent` gets a state for these
-    environments meanwhile, and its former one back.
+    Taking the first episodes to end would favour short ones. So each environment plays its share
+    of episodes to the end, and episodes beyond its share are dropped. A `RecurrentAgent` gets a
+    new state for these environments, and its former state back afterwards.
 
     Args:
-        cages, agent: as for `Sampler`; use cages of their own, not those of training.
+        cages, agent: as for `Sampler`; the cages are not those of training.
         samples: a tree of T >= 1 steps that is written over and over.
-        n_episodes: how many to play, a multiple of the number of environments.
-        max_steps: for each environment, after which unfinished episodes are given up.
+        n_episodes: number of episodes to play, a multiple of the number of environments.
+        max_steps: steps of each environment after which unfinished episodes are given up.
         deterministic: whether the agent takes its most probable actions.
 
     Raises:
         ValueError: n_episodes is no positive multiple of the number of environments, or max_steps
             is not positive.
+
+    Example:
+        >>> import numpy as np
+        >>> from parllel.patterns import build_cages, build_example, build_sample_tree
+        >>> from parllel.testing.toy_envs import Clock  # pays 1, 2 and 3 in an episode
+        >>> class Zeros:
+        ...     def step(self, observation, *, deterministic=False):
+        ...         return np.zeros(len(observation), np.int64), {}
+        ...     def value(self, observation):
+        ...         return np.zeros(len(observation), np.float32)
+        >>> example = build_example(Clock, storage="local")
+        >>> samples = build_sample_tree(example, Zeros(), batch_shape=(1, 2))
+        >>> cages = build_cages(Clock, n_envs=2, n_workers="serial")
+        >>> episodes = EvalSampler(cages, Zeros(), samples, n_episodes=4).collect_episodes()
+        >>> [episode.episode_return for episode in episodes]
+        [6.0, 6.0, 6.0, 6.0]
     """
 
     def __init__(
@@ -53,14 +70,14 @@ class EvalSampler(Sampler):
         self._deterministic = deterministic
 
     def collect_episodes(self) -> list[TrajInfo]:
-        """Play the episodes, from a reset of all environments on; return what was finished."""
+        """Reset all environments, play the episodes, and return those that were finished."""
         self.reset()
         with self._own_state():
             return self._play()
 
     @contextmanager
     def _own_state(self) -> Iterator[None]:
-        """Give a recurrent agent a state of its own for a while, then the former one again."""
+        """Give a recurrent agent a new state inside the `with` block, then its former one back."""
         agent: Any = self.agent
         if not hasattr(agent, "rnn_state"):
             yield

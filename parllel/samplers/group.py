@@ -1,4 +1,4 @@
-"""Group: environments that step together, and their columns of the sample tree."""
+"""Group: cages that step together, and their columns of the sample tree."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages import Cage, Command, TrajInfo
+from parllel.samplers.agent import Agent
 from parllel.samplers.in_place import InPlace
 from parllel.samplers.staging import Staging
 from parllel.samplers.transfer import Transfer
-from parllel.tree import ArrayDict, path_text
+from parllel.tree import ArrayDict, Rows, path_text
 
 
-class _Rows(NamedTuple):
-    """Where the agent reads and writes one time step: views that are found once for a batch."""
+class _AgentRows(NamedTuple):
+    """The rows that the agent reads and writes in one time step, found once for each batch."""
 
-    observation: Any
-    agent_info: Any  # None where the tree has no such branch
+    observation: Any  # Any: Rows, which are indexed and written without a look at their type
+    agent_info: Any  # as above; None where the tree has no such branch
 
 
 class Group:
-    """Some cages, and what brings their time steps from and to their columns of the tree.
+    """Step some cages together: their environments are neighbouring columns of the tree.
 
-    For each step `act` is called, then `finish`; what else is done in between runs while the
+    For each time step a sampler calls `act`, then `finish`. Work in between runs while the
     environments of cages with workers step.
 
     Args:
-        cages: their environments make the columns, in their order.
-        samples: of a sampler.
-        columns: of the tree's second dimension, with step 1.
+        cages: the cages, in the order of their columns.
+        samples: the sampler's tree.
+        columns: the columns of the cages' environments in the tree's second dimension.
     """
 
     def __init__(self, cages: Sequence[Cage], samples: ArrayDict, columns: range) -> None:
@@ -44,9 +45,10 @@ class Group:
         self._has_valid = "valid" in samples
         self._is_moving = any(leaf.full_size > len(leaf) for _, leaf in samples.walk())
         self._parts = _parts_of(self.cages)
-        self._rows: list[_Rows] = []
+        self._rows: list[_AgentRows] = []
         self.transfer: Transfer = _transfer_for(samples, columns)
-        self._commands = self._bind()  # for each of the transfer's host rows, one for each cage
+        # For each of the transfer's host rows, a command for each cage.
+        self._commands = self._prepare_commands()
 
     def start_reset(self, max_random_steps: int = 0) -> None:
         """Start a reset of all environments, and random steps after it."""
@@ -55,20 +57,20 @@ class Group:
             cage.reset_async(out_obs=_part(first, part), max_random_steps=max_random_steps)
 
     def finish_reset(self) -> None:
-        """Wait for it; the first observations get to the row after the batch."""
+        """Wait for the reset, and bring first observations to the row after the batch."""
         for cage in self.cages:
             cage.await_step()
             cage.take_completed()
         self.transfer.take_first()
 
     def move(self) -> None:
-        """Follow the tree's window, which has moved."""
+        """Follow the tree's window after it has moved."""
         if self._is_moving or not self._rows:
             self._rows = [self._find_rows(t) for t in range(self._batch_T)]
         if self.transfer.move():
-            self._commands = self._bind()
+            self._commands = self._prepare_commands()
 
-    def act(self, agent: Any, t: int, *, deterministic: bool = False) -> None:
+    def act(self, agent: Agent, t: int, *, deterministic: bool = False) -> None:
         """Let the agent act on observation t; start step t of the environments."""
         rows, transfer = self._rows[t], self.transfer
         action, agent_info = agent.step(rows.observation, deterministic=deterministic)
@@ -81,7 +83,7 @@ class Group:
             rows.agent_info[...] = agent_info
 
     def finish(self, t: int) -> None:
-        """Wait for step t; its outcome, and observation t + 1, get to the tree."""
+        """Wait for step t, and bring its results and observation t + 1 to the tree."""
         for cage in self.cages:
             cage.await_step()
         if self._has_valid:
@@ -89,7 +91,7 @@ class Group:
         self.transfer.take_outputs(t)
 
     def host_rows(self, t: int) -> ArrayDict:
-        """Return step t as the environments wrote it, in host memory, [len(columns), ...]."""
+        """Return the results of step t in host memory, rows [len(columns), ...]."""
         rows = self.transfer.host_rows
         return rows[t % len(rows)]
 
@@ -124,18 +126,19 @@ class Group:
         self.transfer.close()
         self._rows, self._commands = [], []
 
-    def _find_rows(self, t: int) -> _Rows:
-        return _Rows(
+    def _find_rows(self, t: int) -> _AgentRows:
+        return _AgentRows(
             observation=self._columns_of("observation", t),
             agent_info=self._columns_of("agent_info", t) if self._has_agent_info else None,
         )
 
-    def _columns_of(self, branch: str, t: int) -> Any:
+    def _columns_of(self, branch: str, t: int) -> Rows:
+        """Return row t of a branch, with the columns of this group alone."""
         if self._is_all:
             return self._samples[branch][t]
         return self._samples[branch][t, self.columns.start : self.columns.stop]
 
-    def _bind(self) -> list[list[Command]]:
+    def _prepare_commands(self) -> list[list[Command]]:
         return [
             [
                 _prepare_step(cage, rows.apply(_part, part))
@@ -146,7 +149,7 @@ class Group:
 
 
 def _transfer_for(samples: ArrayDict, columns: range) -> Transfer:
-    """Return the way that suits the memory of a sample tree."""
+    """Return the transfer that suits the memory of a sample tree."""
     leaves = list(samples.walk())
     on_host = [path_text(path) for path, leaf in leaves if leaf.is_on_host]
     if len(on_host) == len(leaves):
@@ -171,7 +174,7 @@ def _prepare_step(cage: Cage, rows: ArrayDict) -> Command:
 
 
 def _parts_of(cages: Sequence[Cage]) -> list[int | slice | None]:
-    """Return for each cage its rows of a group's; None where they are all of them."""
+    """Return the index of each cage's rows within the group's; None for all of them."""
     if len(cages) == 1:
         return [None if cages[0].n_envs > 1 else 0]
     parts: list[int | slice | None] = []
@@ -182,5 +185,5 @@ def _parts_of(cages: Sequence[Cage]) -> list[int | slice | None]:
     return parts
 
 
-def _part(place: Any, part: int | slice | None) -> Any:
-    return place if part is None else place[part]
+def _part(rows: Rows, part: int | slice | None) -> Rows:
+    return rows if part is None else rows[part]

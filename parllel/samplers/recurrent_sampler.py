@@ -3,62 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from parllel.cages import Cage, as_tree
+from parllel.samplers.agent import RecurrentAgent
 from parllel.samplers.basic_sampler import BasicSampler
 from parllel.samplers.group import Group
-from parllel.tree import ArrayDict
-
-
-class RecurrentAgent(Protocol):
-    """An agent with a state for each environment, which its steps carry on."""
-
-    rnn_state: Any
-    """State before the next step, an array [B, ...], or a tree or tuple of such. It may be set."""
-
-    def begin(self, n_envs: int) -> None:
-        """Make a new state for n environments at the beginning of an episode."""
-
-    def reset_state(self, columns: Sequence[int]) -> None:
-        """Put the state of these environments back to the beginning of an episode."""
-
-    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
-        """Return actions and a mapping, as `Agent.step`; carry the state on."""
-
-    def value(self, observation: Any, *, columns: Sequence[int] | None = None) -> Any:
-        """Return a value estimate for each row, given the state of these environments; of all.
-
-        The state stays what it is.
-        """
+from parllel.tree import ArrayDict, Rows
 
 
 class RecurrentSampler(BasicSampler):
-    """Collect what `BasicSampler` collects, with an agent that keeps a state.
+    """Collect the batches of `BasicSampler` with an agent that keeps a state.
 
     Episodes go on from batch to batch and begin anew within a batch, and every row is kept. Where
     an episode ends at step t, the agent's state of that environment is put back before step
-    t + 1; who unrolls the batch has to do the same, beginning with the first row's state:
+    t + 1. A learner that runs the model over the batch has to do the same, and begins with the
+    state before the first row:
 
     - `initial_rnn_state[b]`: the agent's state before step 0.
     - `bootstrap_value[b]`, where the tree has it: value of the observation after the batch, given
       the state after it (that of a new episode where the last step ended one).
     - `valid[t, b]`, where the tree has it: whether the row is a transition to learn from.
-    - `final_value` and the row after `agent_info.value` as `BasicSampler` has them; a final
-      observation is valued with the state that saw its episode.
+    - `final_value` and the row after `agent_info.value`: as for `BasicSampler`; the value of a
+      final observation is estimated with the state that saw its episode.
 
     Args:
         cages, samples, max_steps_decorrelate: as for `BasicSampler`; the tree has a branch
             `initial_rnn_state` of leading dimension B.
-        agent: a `RecurrentAgent`.
+        agent: the object that chooses the actions and keeps the state.
 
     Raises:
         ValueError: as for `BasicSampler`; or there is no `initial_rnn_state`.
+
+    Example:
+        >>> from parllel.patterns import build_cages, build_example, build_sample_tree
+        >>> from parllel.testing.toy_envs import Clock  # its episodes have 3 steps
+        >>> class Counting:  # its state and value is the number of steps in the episode
+        ...     rnn_state = None
+        ...     def begin(self, n_envs):
+        ...         self.rnn_state = np.zeros(n_envs, np.float32)
+        ...     def reset_state(self, columns):
+        ...         self.rnn_state[columns] = 0
+        ...     def step(self, observation, *, deterministic=False):
+        ...         value = self.value(observation)
+        ...         self.rnn_state += 1
+        ...         return np.zeros(len(observation), np.int64), {"value": value}
+        ...     def value(self, observation, *, columns=None):
+        ...         return self.rnn_state.copy() if columns is None else self.rnn_state[columns]
+        >>> agent = Counting()
+        >>> example = build_example(Clock, storage="local")
+        >>> samples = build_sample_tree(example, agent, batch_shape=(4, 2))
+        >>> cages = build_cages(Clock, n_envs=2, n_workers="serial")
+        >>> batch, _ = RecurrentSampler(cages, agent, samples).collect_batch()
+        >>> batch["agent_info"]["value"].to_ndarray()[:, 0]  # put back after 3 steps
+        array([0., 1., 2., 0.], dtype=float32)
+        >>> batch["bootstrap_value"].to_ndarray()
+        array([1., 1.], dtype=float32)
     """
 
-    agent: Any  # a RecurrentAgent
+    agent: Any  # Any: a RecurrentAgent; the base class declares an Agent
 
     def __init__(
         self,
@@ -77,7 +82,7 @@ class RecurrentSampler(BasicSampler):
         self._has_bootstrap_value = "bootstrap_value" in samples
 
     def reset(self) -> None:
-        """Reset all environments, and the agent's state of them."""
+        """Reset all environments, and the state that the agent keeps for each."""
         super().reset()
         self.agent.begin(self.batch_B)
 
@@ -92,7 +97,7 @@ class RecurrentSampler(BasicSampler):
         if is_done.any():
             self.agent.reset_state((np.flatnonzero(is_done) + group.columns.start).tolist())
 
-    def _value(self, observation: Any, columns: Sequence[int] | None = None) -> Any:
+    def _value(self, observation: Rows, columns: Sequence[int] | None = None) -> object:
         return self.agent.value(observation, columns=columns)
 
     def _complete_batch(self) -> None:

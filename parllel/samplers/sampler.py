@@ -1,69 +1,55 @@
-"""What all samplers share: the agent that they ask, and one time step of all environments."""
+"""Sampler: the base of all samplers; not the loop over the steps, which each of them defines."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
 
-from parllel.arrays import Array
-from parllel.arrays.interop import side_of
-from parllel.cages import Cage, TrajInfo, write_column
+from parllel.cages import Cage, TrajInfo
+from parllel.samplers.agent import Agent
 from parllel.samplers.group import Group
-from parllel.tree import ArrayDict, dict_map, leaves_of, path_text
-from parllel.tree.leaves import empty_rows
-
-
-class Agent(Protocol):
-    """Whom a sampler asks for actions and values; rows are those of the sample tree.
-
-    An agent may have a method `acting` too, which returns a context manager: a sampler enters it
-    once for each batch, and an agent can do there what it would do in each call otherwise. Serial
-    cages step their environments inside of it.
-    """
-
-    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
-        """Return an action for each row, and a mapping of what else is kept for learning."""
-
-    def value(self, observation: Any) -> Any:
-        """Return a value estimate for each row."""
-
-
-class Recorder(Protocol):
-    """What hears of the batches that a sampler writes, as `replays.ReplayBuffer`."""
-
-    samples: ArrayDict
-
-    def restart(self) -> None:
-        """All environments are about to be reset: move the tree's window to where that goes."""
-
-    def begin_batch(self) -> None:
-        """The window is about to be rotated, and a batch written."""
-
-    def add_final_obs(self, t: int, final_obs: Mapping[int, Any]) -> None:
-        """Episodes ended with step t: their true final observations, by column."""
-
-    def end_batch(self) -> None:
-        """The batch was written."""
+from parllel.tree import ArrayDict, leaves_of, path_text
 
 
 class Sampler:
-    """Steps all environments of some cages with an agent, and writes the sample tree in place.
+    """Step all environments of some cages with an agent, and write the sample tree in place.
 
     The tree has the branches `observation` (with padding of at least 1), `action`, `reward`,
-    `terminated`, `truncated` and `env_info`, of leading dimensions (T, B), where B counts the
-    environments of all cages in their order. With a branch `agent_info`, the agent's second
-    result is written there. With a branch `final_value` too, values for learning are completed:
-    see `BasicSampler`.
+    `terminated`, `truncated` and `env_info`, of leading dimensions (T, B): T time steps of B
+    environments. The columns of the tree are the environments of all cages in their order. With a
+    branch `agent_info`, the agent's second result is written there. With a branch `final_value`
+    too, values for learning are completed: see `BasicSampler`.
+
+    This class resets, steps and closes; subclasses define the loop over the steps.
 
     Args:
-        cages: their environments make the second dimension. The caller closes them.
-        agent: chooses the actions.
-        samples: the tree to be written.
+        cages: the environments. The caller closes them.
+        agent: the object that chooses the actions.
+        samples: the tree to write.
 
     Raises:
         ValueError: a branch is missing, `observation` has no padding, or B is not the number of
             environments.
+
+    Example:
+        >>> import numpy as np
+        >>> from parllel.patterns import build_cages, build_example, build_sample_tree
+        >>> from parllel.testing.toy_envs import Clock  # it shows the episode and the step
+        >>> class Zeros:
+        ...     def step(self, observation, *, deterministic=False):
+        ...         return np.zeros(len(observation), np.int64), {}
+        ...     def value(self, observation):
+        ...         return np.zeros(len(observation), np.float32)
+        >>> example = build_example(Clock, storage="local")
+        >>> samples = build_sample_tree(example, Zeros(), batch_shape=(4, 2))
+        >>> cages = build_cages(Clock, n_envs=2, n_workers="serial")
+        >>> sampler = Sampler(cages, Zeros(), samples)
+        >>> sampler.batch_T, sampler.batch_B
+        (4, 2)
+        >>> sampler.reset()
+        >>> samples["observation"][4].to_ndarray()  # the row that the next batch begins with
+        array([[0., 0.],
+               [0., 0.]], dtype=float32)
     """
 
     _max_steps_decorrelate = 0
@@ -80,7 +66,7 @@ class Sampler:
         ]
 
     def _split_cages(self, cages: Sequence[Cage]) -> list[tuple[Sequence[Cage], range]]:
-        """Return the groups that step together, with their columns: here one of all cages."""
+        """Return the groups of cages that step together, with their columns: here one of all."""
         return [(cages, range(self.batch_B))]
 
     def reset(self) -> None:
@@ -98,9 +84,9 @@ class Sampler:
         self.samples.reset()
 
     def close(self) -> None:
-        """Give back what the sampler allocated: slots in pinned memory, for a tree on the device.
+        """Give back what the sampler allocated: pinned memory, for a tree in device memory.
 
-        Cages and the tree stay open; the sampler can't be used any more. Called again, it does
+        Cages and the tree stay open; the sampler can't be used any more. A second call does
         nothing.
         """
         self._is_closed = True
@@ -130,24 +116,6 @@ class Sampler:
 
     def _take_completed(self) -> list[TrajInfo]:
         return [traj for group in self._groups for traj in group.take_completed()]
-
-
-def as_rows(observations: Sequence[Any], like: Any) -> Any:
-    """Return observations as new rows with the dtype and shape that the sample tree has.
-
-    Args:
-        observations: k of them, from environments.
-        like: rows of the tree's `observation`, [B, ...].
-
-    Returns:
-        NumPy arrays, or Arrays in device memory for a tree that a GPU works on; and trees of them.
-    """
-    rows = dict_map(empty_rows, like, len(observations))
-    write_column(rows, observations)
-    (_, first), *_ = leaves_of(like)
-    if side_of(first) == "host":
-        return rows
-    return dict_map(Array.from_numpy, rows, storage="device", force_32bit=False)
 
 
 def _check(cages: Sequence[Cage], samples: ArrayDict) -> None:

@@ -396,7 +396,7 @@ def sample_with(staging: type[Staging], kind: str) -> list[dict[str, list[Any]]]
         sampler = BasicSampler(cages, QueueingAgent("device"), samples)
         (group,) = sampler._groups
         group.transfer = staging(samples)
-        group._commands = group._bind()
+        group._commands = group._prepare_commands()
         return list(collect(sampler, 4))
 
 
