@@ -239,7 +239,7 @@ class HostBatch:
     """
 
     def __init__(self, replay: ReplayBuffer, batch_size: int) -> None:
-        self._outputs = replay.make_outputs(batch_size)
+        self._outputs = replay.make_memory(batch_size)
         self.tensors = self._outputs.tensors
 
     def fill(self, replay: ReplayBuffer) -> None:
@@ -274,7 +274,7 @@ class DeviceBatch:
     """
 
     def __init__(self, replay: ReplayBuffer, batch_size: int, stream: cuda.Stream) -> None:
-        self._outputs = replay.make_outputs(batch_size, "pinned")
+        self._outputs = replay.make_memory(batch_size, "pinned")
         specs = self._outputs.tree.apply(lambda leaf: leaf.spec)
         nbytes, dtype = self._outputs.memory.nbytes, np.dtype(np.uint8)
         on_device = allocate("device", nbytes)

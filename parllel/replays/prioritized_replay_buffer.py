@@ -20,7 +20,7 @@ from parllel.ops.priorities import (
     weigh_priorities,
 )
 from parllel.replays.replay_buffer import ReplayBuffer
-from parllel.replays.transition_memory import TransitionOutputs
+from parllel.replays.transition_memory import TransitionMemory
 from parllel.tree import ArrayDict, TreeDescription, allocate_tree
 
 
@@ -173,7 +173,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         begin = max(begin, self._stop - self.full_size, 0)
         refresh_priorities(self._ring, self._steps(), self._priorities, begin, stop - begin)
 
-    def _draw(self, outputs: TransitionOutputs) -> int:
+    def _draw(self, outputs: TransitionMemory) -> int:
         ring, steps, seed = self._ring, self._steps(), self._seed()
         n_missing = draw_by_priority(ring, steps, self._priorities, seed, outputs.drawn)
         if not n_missing:

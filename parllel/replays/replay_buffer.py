@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -10,19 +10,18 @@ import numpy as np
 
 from parllel.kernels.transitions import Seed
 from parllel.ops.transitions import SampledRing, Steps, draw_transitions
-from parllel.replays.ring_checks import check_names
-from parllel.replays.ring_record import RecordedRing
+from parllel.replays.ring_record import RingRecord
 from parllel.replays.transition_memory import (
     DRAWN,
     NEXT,
-    TransitionOutputs,
+    TransitionMemory,
     find_sources,
     ring_of,
 )
 from parllel.tree import ArrayDict, SavedTree, TreeDescription, open_tree, save_tree
 
 
-class ReplayBuffer(RecordedRing):
+class ReplayBuffer(RingRecord):
     """Draw minibatches of transitions, each with the same probability, from a sample tree's ring.
 
     The tree is the storage: a sampler that is given the buffer (`replay=`) writes batches of T
@@ -72,14 +71,14 @@ class ReplayBuffer(RecordedRing):
     ) -> None:
         if not 0 <= discount <= 1:
             raise ValueError(f"discount: got {discount}, expected a number in [0, 1]")
-        check_names(samples, (NEXT, *DRAWN, *self._extra))
+        _check_names(samples, (NEXT, *DRAWN, *self._extra))
         super().__init__(samples, n_steps=n_steps, n_final_obs=n_final_obs)
         self.discount = float(discount)  # what JSON can hold
         self._sources = find_sources(samples, self.final_obs, on_gpu=self._is_on_gpu)
         self._ring = self._find_ring()
         self._key = (int(rng.integers(2**32)), int(rng.integers(2**32)))
         self._n_drawn = 0
-        self._outputs: TransitionOutputs | None = None
+        self._outputs: TransitionMemory | None = None
 
     def _find_ring(self) -> SampledRing:
         leaves = {name: self.samples[name] for name in ("reward", "terminated", "truncated")}
@@ -127,20 +126,20 @@ class ReplayBuffer(RecordedRing):
         """
         self._settle()
         if self._outputs is None or self._outputs.batch_size != batch_size:
-            self._outputs = self.make_outputs(batch_size)
+            self._outputs = self.make_memory(batch_size)
         self.sample_into(self._outputs)
         return self._outputs.tensors
 
-    def make_outputs(self, batch_size: int, storage: str | None = None) -> TransitionOutputs:
+    def make_memory(self, batch_size: int, storage: str | None = None) -> TransitionMemory:
         """Return memory for `sample_into`; of the kind that `sample` uses if none is given."""
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}, expected 1 or more")
-        return TransitionOutputs(
+        return TransitionMemory(
             self._sources, batch_size, storage or self.storage, extra=self._extra
         )
 
-    def sample_into(self, outputs: TransitionOutputs) -> None:
-        """Draw a minibatch as `sample` does, into memory of `make_outputs`."""
+    def sample_into(self, outputs: TransitionMemory) -> None:
+        """Draw a minibatch as `sample` does, into memory of `make_memory`."""
         self._check_open()
         if self._stop - self._first < self.n_steps:
             raise RuntimeError(
@@ -155,7 +154,7 @@ class ReplayBuffer(RecordedRing):
         self._n_drawn += 1
         outputs.gather()
 
-    def _draw(self, outputs: TransitionOutputs) -> int:
+    def _draw(self, outputs: TransitionMemory) -> int:
         """Choose the transitions, and write what they are made of; return how many are missing."""
         return draw_transitions(self._ring, self._steps(), self._seed(), outputs.drawn)
 
@@ -273,3 +272,10 @@ class ReplayBuffer(RecordedRing):
         self.final_obs.tree.close()
         if self._outputs is not None:
             self._outputs.close()
+
+
+def _check_names(samples: ArrayDict, own: Iterable[str]) -> None:
+    """Raise where a tree has branches of the same names as what minibatches have beside it."""
+    taken = [name for name in own if name in samples and name not in ("terminated", "truncated")]
+    if taken:
+        raise ValueError(f"samples: minibatches have branches {taken} of their own; rename these")

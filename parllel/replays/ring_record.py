@@ -1,4 +1,4 @@
-"""RecordedRing: which steps of a sample tree's ring are there, as its sampler tells."""
+"""RingRecord: which steps of a sample tree's ring are there, as its sampler tells."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from weakref import WeakSet
 
 import numpy as np
 
+from parllel.arrays import Array
 from parllel.arrays.interop import side_of
 from parllel.replays.final_obs import FinalObs, spec_of
-from parllel.replays.ring_checks import check_numbers, check_tree
-from parllel.tree import ArrayDict, leaves_of
+from parllel.tree import ArrayDict, leaves_of, path_text
+from parllel.tree.leaves import describe_leaf
 
 # Of the table's usual size: episodes may be that short on average.
 _STEPS_PER_FINAL_OBS = 16
 _STEPS_PER_LARGE_ONE = 80  # frames: 88 bytes for each transition
 _SMALL_NBYTES = 1024
+_MOST_SLOTS = 2**31 - 1  # their numbers are int32
 
 
 class Watcher(Protocol):
@@ -33,7 +35,7 @@ class Watcher(Protocol):
         """Draw no more."""
 
 
-class RecordedRing:
+class RingRecord:
     """The ring of a sample tree, written in batches, with the final observations beside it.
 
     Steps have numbers that count from the first one ever written, and lie in row
@@ -47,16 +49,16 @@ class RecordedRing:
     """
 
     def __init__(self, samples: ArrayDict, *, n_steps: int, n_final_obs: int | None) -> None:
-        check_tree(samples)
+        _check_tree(samples)
         reward = samples["reward"]
-        check_numbers(n_steps, n_final_obs, reward.full_size)
+        _check_numbers(n_steps, n_final_obs, reward.full_size)
         self.samples = samples
         self.batch_T, self.batch_B = reward.batch_shape
         self.full_size: int = reward.full_size
         self.n_steps = operator.index(n_steps)
         self._is_on_gpu = any(side_of(leaf) == "gpu" for _, leaf in samples.walk())
         self.storage = "device" if self._is_on_gpu else "local"  # of minibatches and the table
-        specs = RecordedRing.make_specs(samples, n_final_obs)
+        specs = RingRecord.make_specs(samples, n_final_obs)
         self.final_obs = FinalObs(specs, self.storage, samples["observation"])
         # Steps before one that are a part of its samples, and so no other step's alone.
         self._n_older = max(leaf.n_older_steps for _, leaf in samples.walk())
@@ -202,3 +204,53 @@ class RecordedRing:
             after = after.apply(lambda leaf: leaf.full[row + 1]).to_ndarray()
             self._add_final_obs(0, {int(each): after[each]["observation"] for each in columns})
             self.samples["truncated"].full[row, columns] = True
+
+
+def _check_tree(samples: ArrayDict) -> None:
+    """Raise unless a tree has the branches, the ring and the padding that a buffer reads."""
+    missing = [
+        name for name in ("observation", "reward", "terminated", "truncated") if name not in samples
+    ]
+    if missing:
+        raise ValueError(f"samples: branches {missing} are missing")
+    for path, leaf in samples.walk():
+        if not isinstance(leaf, Array):
+            raise TypeError(f"{path_text(path)}: got a {type(leaf).__name__}, expected an Array")
+    _check_steps(samples)
+    rings = {
+        path_text(path): (*leaf.batch_shape[:2], leaf.full_size) for path, leaf in samples.walk()
+    }
+    if len(set(rings.values())) != 1:
+        raise ValueError(f"samples: got (T, B, full_size) of {rings}, expected the same for all")
+    for path, leaf in samples.walk():
+        if leaf.n_older_steps and len(leaf.batch_shape) != 2:
+            raise ValueError(
+                f"{path_text(path)}: got stacks of batch dimensions {leaf.batch_shape}, expected"
+                " (T, B); make the others a part of the frame: its feature_shape"
+            )
+    for path, leaf in leaves_of(samples["observation"]):
+        if leaf.padding < 1:
+            text = path_text(("observation", *path))
+            raise ValueError(
+                f"{text}: got padding 0, expected 1 or more: the last step's next observation lies"
+                " behind the ring"
+            )
+
+
+def _check_steps(samples: ArrayDict) -> None:
+    """Refuse leaves that the kernel can't read."""
+    for name in ("reward", "terminated", "truncated", *(["valid"] if "valid" in samples else [])):
+        leaf, dtype = samples[name], np.dtype(np.float32 if name == "reward" else bool)
+        if not isinstance(leaf, Array) or leaf.ndim != 2 or leaf.dtype != dtype:
+            found = " ".join(describe_leaf(leaf)[:2])
+            raise ValueError(f"{name}: got {found}, expected an Array {dtype} (T, B)")
+
+
+def _check_numbers(n_steps: int, n_final_obs: int | None, full_size: int) -> None:
+    """Raise unless numbers are in range."""
+    if not 1 <= n_steps <= full_size:
+        raise ValueError(
+            f"n_steps: got {n_steps}, expected 1 to {full_size} = full_size, the steps of the ring"
+        )
+    if n_final_obs is not None and not 1 <= n_final_obs <= _MOST_SLOTS:
+        raise ValueError(f"n_final_obs: got {n_final_obs}, expected 1 to {_MOST_SLOTS}")

@@ -1,4 +1,4 @@
-"""TransitionOutputs: memory that minibatches of transitions are gathered into, again and again."""
+"""TransitionMemory: memory that minibatches of transitions are gathered into, again and again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOT_GATHERED = ("terminated", "truncated", "valid")
 NEXT = "next_observation"
 
 
-class TransitionOutputs:
+class TransitionMemory:
     """One minibatch of transitions, in a block of memory of its own.
 
     Args:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from parllel.arrays import Array, ArraySpec, Leaf
 from parllel.ops.row_copy import copy_blocks
 from parllel.storages import KINDS, Memory, aligned, allocate
-from parllel.tree.description import TreeDescription, describe_tree
 from parllel.tree.errors import raise_at
 from parllel.tree.gathers import gather, has_arrays, scatter
 from parllel.tree.leaves import (
@@ -23,6 +22,7 @@ from parllel.tree.leaves import (
     describe_leaf,
 )
 from parllel.tree.path import TreePath, path_text
+from parllel.tree.tree_description import TreeDescription, describe_tree
 
 
 class ArrayDict(MutableMapping[str, Any]):

@@ -177,7 +177,7 @@ def test_observations_may_be_those_of_several_agents(
 def test_a_closed_buffer_is_not_used(tmp_path: Path) -> None:
     model = Model(Shape(), Chances(), seed=9)
     model.write_batch()
-    outputs = model.replay.make_outputs(3)
+    outputs = model.replay.make_memory(3)
     model.replay.close()
     model.replay.close()
     for use in (
@@ -405,7 +405,7 @@ def test_a_grid_of_any_shape_draws_the_same(grid: int, block: int, n_steps: int,
     model = Model(Shape(n_steps=n_steps), Chances(), seed=n)
     for _ in range(4):
         model.write_batch()
-    outputs, replay = model.replay.make_outputs(n), model.replay
+    outputs, replay = model.replay.make_memory(n), model.replay
     ring = (replay._ring.argument, *replay._steps())
     arguments = (*ring, *replay._seed(), n, outputs.drawn.argument)
     drawn = [outputs.tensors[name] for name in DRAWN]
