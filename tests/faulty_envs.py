@@ -107,8 +107,8 @@ def commit(fault: str) -> None:
     if fault == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     if fault == "print":
-        sys.stdout.write("x" * 2**20)
-        sys.stderr.write("y" * 2**20)
+        sys.stdout.write("x" * (2**20 + 1))  # the last one waits in a buffer
+        sys.stderr.write("y" * (2**20 + 1))
 
 
 class UnpicklableError(Exception):

@@ -141,7 +141,9 @@ def test_sys_exit_in_an_environment_is_an_error_like_others() -> None:
 
 
 @any_death
-def test_the_end_of_a_worker_is_an_error_within_bounded_time(fault: str) -> None:
+def test_the_end_of_a_worker_is_an_error_within_bounded_time(
+    fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with faulty_cage(fault) as cage:
         reset(cage)
         step(cage, ACTIONS)
@@ -153,6 +155,7 @@ def test_the_end_of_a_worker_is_an_error_within_bounded_time(fault: str) -> None
         wait_until(lambda: not is_running(worker), "the worker has ended")
         with pytest.raises(RuntimeError, match="the cage has lost its worker"):
             reset(cage)
+    assert "did not close" not in caplog.text  # it was killed before that
 
 
 @pytest.mark.parametrize(("fault", "where"), [("hang", "in commit"), ("crash", "in commit")])
@@ -277,7 +280,7 @@ def test_a_worker_may_print_a_megabyte(capfd: pytest.CaptureFixture[str]) -> Non
             observation, *_ = step(cage, ACTIONS)
             np.testing.assert_array_equal(observation[:, 1], number)
     captured = capfd.readouterr()
-    assert captured.out.count("x") == captured.err.count("y") == 2**20
+    assert captured.out.count("x") == captured.err.count("y") == 2**20 + 1
 
 
 # Restarts
@@ -824,6 +827,62 @@ def test_a_new_server_takes_the_place_of_one_that_was_killed() -> None:
         assert parent_of(cage._worker.process) != server
 
 
+@contextmanager
+def new_server() -> Iterator[int]:
+    """Have cages use a server of their own, and give its process."""
+    before, fork_client._client = fork_client._client, None
+    try:
+        with faulty_cage("") as cage:
+            server = parent_of(cage._worker.process)
+        del cage  # it holds the client
+        yield server
+    finally:
+        assert fork_client._client is not None
+        fork_client._client.close()
+        fork_client._client = before
+
+
+def test_a_server_that_is_silent_is_replaced_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fork_client, "_END_S", 0.2)
+    with new_server() as server:
+        assert fork_client._client is not None
+        assert fork_client._client._end.gettimeout() == fork_client.START_S
+        fork_client._client._end.settimeout(0.5)  # otherwise it has a minute
+        os.kill(server, signal.SIGSTOP)
+        with faulty_cage("") as cage:
+            reset(cage)
+            assert parent_of(cage._worker.process) != server
+        gc.collect()
+        wait_until(lambda: not Path(f"/proc/{server}").exists(), "the silent server is reaped")
+
+
+def test_a_server_that_ends_takes_the_processes_of_environments_with_it(tmp_path: Path) -> None:
+    kwargs = {"at": 1, "folder": tmp_path}
+    with new_server(), faulty_cage("start a program", env_kwargs=kwargs) as cage:
+        reset(cage)
+        step(cage, ACTIONS)
+        (path,) = tmp_path.glob("child_*")
+        child = int(path.name.removeprefix("child_"))
+        assert is_running(child)
+        assert fork_client._client is not None
+        fork_client._client.close()
+        wait_until(lambda: not is_running(child), "the child has ended")
+        wait_until(lambda: not is_running(cage._worker.process), "the worker has ended")
+
+
+def test_a_closed_cage_holds_no_memory_but_its_status_page() -> None:
+    faulty_cage("").close()  # starts the server, which stays
+    before = holdings(os.getpid())
+    cage = faulty_cage("")
+    reset(cage)
+    step(cage, ACTIONS)
+    assert holdings(os.getpid())["maps"] == before["maps"] + 3  # stand-ins and replies, too
+    cage.close()
+    after = holdings(os.getpid())
+    for kind in ("descriptors", "maps"):  # `busy_span` can still be asked for
+        assert after[kind] == before[kind] + 1
+
+
 def test_threads_that_find_the_server_killed_share_a_new_one() -> None:
     with faulty_cage("") as cage:
         server = parent_of(cage._worker.process)
@@ -843,6 +902,7 @@ def test_a_server_without_descriptors_is_an_error_and_its_workers_go_on() -> Non
     with faulty_cage("") as cage:
         reset(cage)
         server = parent_of(cage._worker.process)
+        before = holdings(os.getpid()), holdings(server)
         limits = resource.prlimit(server, resource.RLIMIT_NOFILE)
         resource.prlimit(
             server, resource.RLIMIT_NOFILE, (holdings(server)["descriptors"] + 2, limits[1])
@@ -852,6 +912,7 @@ def test_a_server_without_descriptors_is_an_error_and_its_workers_go_on() -> Non
                 faulty_cage("")
         finally:
             resource.prlimit(server, resource.RLIMIT_NOFILE, limits)
+        assert (holdings(os.getpid()), holdings(server)) == before
         step(cage, ACTIONS)
         with faulty_cage("") as another:
             assert parent_of(another._worker.process) == server

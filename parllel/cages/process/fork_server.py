@@ -103,7 +103,10 @@ class ForkServer:
 
     def _handle_request(self) -> bool:
         """Carry out one request; return False where the program has closed its socket."""
-        packet, descriptors = receive_descriptors(self._end, _MOST_DESCRIPTORS)
+        try:
+            packet, descriptors = receive_descriptors(self._end, _MOST_DESCRIPTORS)
+        except ConnectionResetError:  # closed, with a response that was not read
+            return False
         if not packet:
             return False
         what, process, number = REQUEST.unpack(packet)

@@ -297,6 +297,7 @@ class ProcessCage(Cage):
         self._pending = None
         self._worker.close()
         self._forms.close()
+        self._reply_memory = ReplyMemory(np.zeros(0, np.uint8))  # an array would keep it mapped
         self._memory.release()
 
 
