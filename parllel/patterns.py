@@ -1,4 +1,4 @@
-"""Builders of the common cases. They return new objects and change nothing that they are given."""
+"""Builders of the common cases. They return new objects and leave their arguments unchanged."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import gymnasium as gym
 import numpy as np
+from numpy.typing import ArrayLike
 
-from parllel.arrays import Array, ArraySpec, Fill, stacked_spec
+from parllel.arrays import Array, ArraySpec, Fill, Leaf, stacked_spec
 from parllel.cages import (
     TIMEOUT_S,
     Cage,
@@ -30,8 +31,8 @@ from parllel.storages import default_storage
 from parllel.tree import ArrayDict, TreePath, allocate_tree, dict_map, path_text
 from parllel.tree.leaves import as_ndarray
 
-Frames: TypeAlias = "Fill | Mapping[str, Frames]"
-"""How stacks of frames begin (`FrameArray`); of a tree, that of the leaves that are stacks."""
+FrameFills: TypeAlias = "Fill | Mapping[str, FrameFills]"
+"""The fill of a stack of frames at an episode's beginning; or a mapping of leaves' names to it."""
 
 _ENV_BRANCHES = ("observation", "action", "reward", "terminated", "truncated", "env_info")
 
@@ -47,26 +48,33 @@ def build_cages(
     timeout_s: float = TIMEOUT_S,
     on_worker_error: OnWorkerError = "raise",
 ) -> list[Cage]:
-    """Make cages that hold `n_envs` environments together, divided as equally as can be.
+    """Make cages that hold `n_envs` environments together, divided as equally as possible.
 
-    For the same seed, environments do the same however they are divided. Workers write their rows
-    into `shared` and `pinned` trees themselves; for others, the cages copy.
+    For the same seed, environments behave the same however they are divided. Workers write their
+    rows into `shared` and `pinned` trees themselves; for other memory, the cages copy.
 
     Args:
-        make_env: returns one gymnasium environment. For workers, it can be pickled; a lambda, or
-            a function of the script itself, may be given too (see `ProcessCage`).
+        make_env: returns one gymnasium environment. For workers it has to be possible to pickle
+            it; a lambda, or a function of the script itself, works too (see `ProcessCage`).
         n_envs: number of environments.
-        env_kwargs: for `make_env`.
+        env_kwargs: keyword arguments for `make_env`.
         make_traj_info: returns the summary of a new episode.
-        seed: of the run; each environment gets a SeedSequence of its own from it.
-        n_workers: processes, each with a ProcessCage; at most `n_envs` are made. By default there
-            are as many as physical cores. With one environment, one core or another system than
-            Linux there is one SerialCage instead, as there is with 0 or "serial": environments
-            step in this process then, which is quicker where a step takes some microseconds only.
+        seed: seed of the run; each environment gets a SeedSequence of its own from it.
+        n_workers: number of worker processes, each with a ProcessCage; at most `n_envs` are made.
+            By default there are as many as physical cores. With one environment, one core or
+            another system than Linux there is one SerialCage instead, as with 0 or "serial":
+            environments then step in this process, which is faster where a step takes only some
+            microseconds.
         timeout_s, on_worker_error: as for `ProcessCage`.
 
     Raises:
-        ValueError: n_envs is not positive, n_workers is negative, or seeds are not `n_envs`.
+        ValueError: n_envs is not positive, n_workers is negative, or the number of seeds is not
+            `n_envs`.
+
+    Example:
+        >>> from parllel.testing.toy_envs import Clock
+        >>> [cage.n_envs for cage in build_cages(Clock, n_envs=4, n_workers="serial")]
+        [4]
     """
     seeds = spawn_seeds(seed, n_envs)
     n_workers = _number_of_workers(n_workers, n_envs)
@@ -101,7 +109,7 @@ def _number_of_workers(n_workers: int | Literal["serial"] | None, n_envs: int) -
 
 
 def _make_together(makers: Sequence[Callable[[], Cage]]) -> list[Cage]:
-    """Call all makers at the same time: each waits for its environments to be made."""
+    """Call all makers at the same time: each waits until its environments are made."""
     with ThreadPoolExecutor(len(makers)) as pool:
         futures = [pool.submit(maker) for maker in makers]
     cages = [future.result() for future in futures if future.exception() is None]
@@ -119,17 +127,23 @@ def build_example(
     env_kwargs: Mapping[str, Any] | None = None,
     storage: str | None = None,
 ) -> ArrayDict:
-    """Return one step of an environment that is made for this and closed: a batch of one row.
+    """Return one step of an environment, which is made for this and closed: a batch of one row.
 
     The branches are `observation`, `action`, `reward`, `terminated`, `truncated` and `env_info`,
-    all Arrays of shape [1, ...] with 32-bit numbers at most; rewards are float32. Of the step's
-    info, what is a number or an array of numbers is kept.
+    all Arrays of shape [1, ...] with 32-bit numbers at most; rewards are float32. `env_info` keeps
+    the entries of the step's info that are numbers or arrays of numbers.
 
     Args:
         make_env: returns one gymnasium environment.
-        env_kwargs: for `make_env`.
+        env_kwargs: keyword arguments for `make_env`.
         storage: kind of the memory; `parllel.default_storage()` if left out. An agent's model has
             to be on the same device: `example["reward"].to_torch().device`.
+
+    Example:
+        >>> from parllel.testing.toy_envs import Clock
+        >>> example = build_example(Clock, storage="local")
+        >>> example["observation"].shape, example["reward"].dtype
+        ((1, 2), dtype('float32'))
     """
     with SerialCage(make_env, env_kwargs, seed=0) as cage:
         return example_of(cage, storage=storage)
@@ -141,8 +155,14 @@ def example_of(cage: Cage, *, storage: str | None = None) -> ArrayDict:
     Episodes under way go on; a cage that was never reset is reset first, which seeds it.
 
     Args:
-        cage: of any kind and number of environments.
+        cage: a cage of any kind, with any number of environments.
         storage: as for `build_example`.
+
+    Example:
+        >>> from parllel.testing.toy_envs import Clock
+        >>> cage = SerialCage(Clock, n_envs=3)
+        >>> example_of(cage, storage="local")["reward"].shape
+        (1,)
     """
     cage.random_step_async()
     results = cage.await_step()
@@ -168,32 +188,49 @@ def build_sample_tree(
     batch_shape: Sequence[int],
     storage: str | None = None,
     full_size: int | None = None,
-    frames: Frames | None = None,
+    frames: FrameFills | None = None,
 ) -> ArrayDict:
     """Allocate the tree that a sampler writes, in one block of memory.
 
     Args:
-        example: of `build_example`.
-        agent: steps on the example once, to see what it returns.
-        batch_shape: (T, B): steps and environments.
+        example: one step, as `build_example` returns it.
+        agent: makes one step on the example, which shows the shapes of its results.
+        batch_shape: (T, B), the numbers of steps and environments.
         storage: kind of the memory; that of the example if left out.
-        full_size: rows of a larger ring that the batches fill in turn, a multiple of T.
-        frames: stores each frame once (`FrameArray`) where observations are [stack, ...], the last
-            frames of an environment, the newest one last. It says what fills the stack at the
-            beginning of an episode: "first" (`FrameStackObservation`) or "zero" (its padding type
-            "zero", and ALE's vector environment). Of a tree, a mapping names the leaves that are
-            stacks, as `{"image": "zero"}`. What is no such stack is refused when it is written.
+        full_size: number of rows of a larger ring that the batches fill in turn, a multiple of T.
+        frames: given, each frame is stored once (`FrameArray`). Observations then are stacks
+            [stack, ...] of the last frames of an environment, the newest one last. The word tells
+            what fills a stack at the beginning of an episode: "first" repeats the first frame, as
+            gymnasium's `FrameStackObservation`; "zero" takes zeros, as its padding type "zero"
+            and ALE's vector environment. For a tree of observations, a mapping names the leaves
+            that are stacks, as in `{"image": "zero"}`. Writing anything but such stacks raises
+            ValueError.
 
     Returns:
         The example's branches of shape [T, B, ...] (`observation` with padding 1) and
-        `agent_info`. If the agent gives a value, it has padding 1, and there is `final_value`. For
-        a `RecurrentAgent` there are `valid` [T, B] and `initial_rnn_state` [B, ...] too, and
+        `agent_info`. If the agent gives a value, that has padding 1, and there is `final_value`.
+        For a `RecurrentAgent` there are `valid` [T, B] and `initial_rnn_state` [B, ...] too, and
         `bootstrap_value` [B] if it gives a value; its state is that of one environment afterwards.
 
     Raises:
         TypeError: `frames` is one word for a tree.
-        ValueError: it names what the observation does not have or what is no stack, or is another
-            word.
+        ValueError: `frames` names a leaf that the observation does not have or that is no stack,
+            or is another word.
+
+    Example:
+        >>> from parllel.testing.toy_envs import Clock
+        >>> class Zeros:
+        ...     def step(self, observation, *, deterministic=False):
+        ...         n_envs = len(observation)
+        ...         return np.zeros(n_envs, np.int64), {"value": np.zeros(n_envs, np.float32)}
+        ...     def value(self, observation):
+        ...         return np.zeros(len(observation), np.float32)
+        >>> example = build_example(Clock, storage="local")
+        >>> samples = build_sample_tree(example, Zeros(), batch_shape=(128, 16))
+        >>> samples["observation"].shape, samples["observation"].padding
+        ((128, 16, 2), 1)
+        >>> samples["agent_info"]["value"].shape, samples["final_value"].shape
+        ((128, 16), (128, 16))
     """
     recurrent: Any = agent if hasattr(agent, "rnn_state") else None
     if recurrent is not None:
@@ -223,8 +260,13 @@ def build_eval_tree(samples: ArrayDict, *, n_envs: int) -> ArrayDict:
     It is in memory of the same kind as the tree of training.
 
     Args:
-        samples: the tree of training; only its shapes, dtypes and memory matter.
+        samples: the tree of training, for its shapes, dtypes and kind of memory.
         n_envs: number of environments of the evaluation.
+
+    Example:
+        >>> specs = {name: ArraySpec.of((128, 16), np.float32) for name in _ENV_BRANCHES}
+        >>> build_eval_tree(allocate_tree(ArrayDict(specs)), n_envs=4)["reward"].shape
+        (1, 4)
     """
     specs = ArrayDict({name: dict_map(_eval_spec, samples[name], n_envs) for name in _ENV_BRANCHES})
     return allocate_tree(specs, samples["reward"].storage)
@@ -241,20 +283,20 @@ def _numbers_of(info: Mapping[str, Any]) -> ArrayDict:
     return ArrayDict(kept)
 
 
-def _is_numeric(value: Any) -> bool:
+def _is_numeric(value: object) -> bool:
     try:
         return np.asarray(value).dtype.kind in "biufc"
     except ValueError:  # a ragged list
         return False
 
 
-def _as_row(value: Any, storage: str) -> Array:
+def _as_row(value: ArrayLike, storage: str) -> Array:
     row = Array.from_numpy(value, batch_shape=(1,), storage=storage)
     row[0] = value
     return row
 
 
-def _spec(row: Any, batch_shape: tuple[int, ...], full_size: int | None) -> ArraySpec:
+def _spec(row: Leaf, batch_shape: tuple[int, ...], full_size: int | None) -> ArraySpec:
     values = as_ndarray(row)
     return ArraySpec.of(batch_shape, values.dtype, values.shape[1:], full_size=full_size)
 
@@ -263,8 +305,10 @@ def _padded(spec: ArraySpec) -> ArraySpec:
     return spec.changed(padding=1)
 
 
-def _with_frames(path: TreePath, spec: Any, frames: Frames) -> Any:
-    """Return the specs of an observation, with those of frames where it has stacks of them."""
+def _with_frames(
+    path: TreePath, spec: ArraySpec | ArrayDict, frames: FrameFills
+) -> ArraySpec | ArrayDict:
+    """Return the specs of an observation, with specs of frames for its stacks."""
     text = path_text(path)
     if isinstance(frames, Mapping) and isinstance(spec, ArrayDict):
         unknown = sorted(set(frames) - set(spec))

@@ -1,7 +1,7 @@
-"""The sinks that take a run's numbers; not what the numbers mean, and not the text log.
+"""Sinks: the displays and files that take the numbers of a run; not its text log.
 
-A training loop is given one `MetricsSink` and calls `log(step, values)`. Which displays and files
-that feeds is chosen where the program is put together:
+A training loop is given one `MetricsSink` and calls `log(step, values)`. The displays and files
+behind it are chosen where the program is put together:
 
     with Metrics(ConsoleMetrics(every=10), CsvMetrics("run/metrics.csv")) as metrics:
         metrics.log(2048, {"train/episode_return": 21.5, "train/loss": loss})

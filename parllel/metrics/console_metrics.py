@@ -15,7 +15,12 @@ _GAP = "   "
 class ConsoleMetrics(MetricsSink):
     """Print the newest values, as many to a line as the terminal is wide.
 
-    step         4,096   train/episode_return        21.50   train/loss                0.03125
+    Example:
+        >>> import sys
+        >>> with ConsoleMetrics(every=2, stream=sys.stdout) as metrics:
+        ...     metrics.log(2048, {"train/loss": 0.5})
+        ...     metrics.log(4096, {"train/loss": 0.03125})
+        step         4,096   train/loss      0.03125
     """
 
     def __init__(
@@ -24,10 +29,11 @@ class ConsoleMetrics(MetricsSink):
         """Choose what to print, and how often.
 
         Args:
-          every: int >= 1. Print at every n-th log. Values that came in between are not lost: the
-            newest of each key is printed, and `close` prints what is left.
+          every: int >= 1, the number of logs from one print to the next. Values in between are not
+            lost: the newest value of each key is printed, and `close` prints the rest.
           keys: the metrics to print, all by default.
-          stream: where to; by default whatever `sys.stdout` is at the time. Not closed.
+          stream: the text stream to print to; by default `sys.stdout` at the time of printing. It
+            is not closed.
 
         Raises:
           ValueError: `every` is less than 1.

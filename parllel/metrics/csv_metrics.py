@@ -19,14 +19,29 @@ class CsvMetrics(MetricsSink):
     a value for a column have an empty cell there. NaN is `nan`; floats keep all their digits.
     The file is opened for each row and never held open, so it can be read at any moment, a killed
     run loses nothing, and worker processes inherit no handle.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with CsvMetrics(f"{folder}/metrics.csv") as metrics:
+        ...         metrics.log(128, {"loss": 0.5})
+        ...         metrics.log(256, {"loss": 0.25, "entropy": 1.0})
+        ...     print(Path(folder, "metrics.csv").read_text())
+        step,loss,entropy
+        128,0.5,
+        256,0.25,1.0
+        <BLANKLINE>
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Create the file and its folders, or continue a file of an earlier run.
+        """Create the file and its folders, or continue the file of an earlier run.
+
+        Args:
+          path: the file to write.
 
         Raises:
           OSError: the file cannot be written.
-          ValueError: the file is there and is not one of these.
+          ValueError: the file exists, and CsvMetrics did not write it.
         """
         self._path = Path(path).resolve()
         self._path.parent.mkdir(parents=True, exist_ok=True)

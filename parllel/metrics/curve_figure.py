@@ -15,12 +15,12 @@ from parllel.metrics.metrics_sink import STEP
 _COLOR = "#1f5fa8"
 _INK = "#1f2937"
 _WARNING = "#b45309"
-_QUIET = "#6b7280"  # whatever is not data
+_QUIET = "#6b7280"  # text and lines that are not data
 _WIDTH_IN, _PANEL_IN, _MARGIN_IN, _PAD_IN = 8.0, 3.2, 0.8, 0.12
 _DPI = 150
 _FEW = 40  # up to here points are marked: a line alone hides how many there are
 _SMOOTH_FRACTION = 20  # a mean over a 20th of the run takes the noise and leaves the shape
-_UNITS = {"s": "s", "ms": "ms", "us": "µs", "nbytes": "bytes"}  # endings of keys, as in style.md
+_UNITS = {"s": "s", "ms": "ms", "us": "µs", "nbytes": "bytes"}  # endings of keys
 
 
 def draw_curves(
@@ -34,9 +34,9 @@ def draw_curves(
     """Write a PNG with one panel for each curve, from top to bottom, over one x axis.
 
     Args:
-      path: file to write; what is there is replaced at once, when the picture is complete.
+      path: file to write; an older file is replaced at once, when the picture is complete.
       curves: x [N] and y [N] for each key, N >= 1, in the order of logging.
-      x_key: what x is: "step", or a key.
+      x_key: the meaning of x: "step", or a key.
       smooth: number of points in the moving mean; N // 20 by default.
       title: a line above all panels.
     """
@@ -83,7 +83,7 @@ def _draw_panel(
     axes.set_ylabel(_with_unit(key), color=_INK)
     _make_quiet(axes)
     if not is_finite.any():
-        axes.set_yticks([])  # they would be numbers about nothing
+        axes.set_yticks([])  # without data their numbers would mean nothing
     if axes.get_legend_handles_labels()[0]:  # above the panel: inside, it would cover the curve
         axes.legend(
             loc="lower right",

@@ -1,4 +1,4 @@
-"""LearningCurve: a PNG of how chosen metrics went, drawn when the run ends."""
+"""LearningCurve: a PNG of chosen metrics over the run, drawn when the run ends."""
 
 import logging
 import os
@@ -16,6 +16,15 @@ class LearningCurve(MetricsSink):
     """Keep the points of a few metrics and draw them when closed, one panel for each metric.
 
     A panel shows each logged point and a centred moving mean. Memory: 16 bytes for each point.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with LearningCurve(f"{folder}/curve.png", y=["loss"]) as metrics:
+        ...         metrics.log(128, {"loss": 0.5})
+        ...         metrics.log(256, {"loss": 0.25})
+        ...     Path(folder, "curve.png").exists()
+        True
     """
 
     def __init__(
@@ -27,13 +36,13 @@ class LearningCurve(MetricsSink):
         smooth: int | None = None,
         title: str = "",
     ) -> None:
-        """Choose what to draw, and check that it can be drawn.
+        """Choose the metrics to draw, and check that the picture can be written.
 
         Args:
-          path: where the PNG will be; a PNG that is there stays until the new one is drawn.
+          path: the PNG to write; an older file stays until the new picture is complete.
           x: "step" for environment steps, or a key that is logged together with the y keys.
           y: the keys to draw, from top to bottom.
-          smooth: int >= 1. Number of points in the moving mean; a 20th of all by default.
+          smooth: int >= 1, the number of points in the moving mean; a 20th of all by default.
           title: a line above the panels.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Metrics: the one sink that a training loop is given; it passes every call on to many."""
+"""Metrics: a sink that passes every call on to several others."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,17 +9,24 @@ from parllel.metrics.metrics_sink import MetricsSink
 class Metrics(MetricsSink):
     """Pass each log and the close on to all sinks, in the order given.
 
-    A sink that fails keeps no other from its turn; the error is raised when all had theirs. If
+    A sink that fails does not stop the others: the error is raised after all were called. If
     several fail, the last error is raised and the others are its `__context__`.
 
     `Metrics()` is the null sink: it checks the numbers and keeps none.
+
+    Example:
+        >>> import sys
+        >>> from parllel.metrics import ConsoleMetrics
+        >>> with Metrics(ConsoleMetrics(keys=["loss"], stream=sys.stdout)) as metrics:
+        ...     metrics.log(2048, {"loss": 0.25, "entropy": 0.5})
+        step         2,048   loss       0.2500
     """
 
     def __init__(self, *sinks: MetricsSink) -> None:
         """Own the sinks: closing this closes them.
 
         Raises:
-          TypeError: one of them is no MetricsSink.
+          TypeError: an argument is no MetricsSink.
         """
         for sink in sinks:
             if not isinstance(sink, MetricsSink):

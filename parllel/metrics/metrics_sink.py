@@ -14,6 +14,14 @@ class MetricsSink(ABC):
 
     A new sink implements `_write`, and `_finish` if it has something to do at the end. It is
     called from one thread of one process.
+
+    Example:
+        >>> class Printed(MetricsSink):
+        ...     def _write(self, step, values):
+        ...         print(step, values)
+        >>> with Printed() as metrics:
+        ...     metrics.log(128, {"train/loss": 0.5})
+        128 {'train/loss': 0.5}
     """
 
     _is_closed = False  # here and not in __init__: a sink need not call super().__init__()
@@ -23,10 +31,10 @@ class MetricsSink(ABC):
         """Record the values that were measured at one step.
 
         Args:
-          step: integer >= 0. Environment steps so far, over all environments.
-          values: number for each key: Python or NumPy scalars, 0-d arrays or tensors. NaN and
-            infinities are recorded as they are. A tensor on a GPU is waited for here. Use `/` for
-            groups, `train/loss`, and end a key in its unit, `train/update_s`.
+          step: integer >= 0, the environment steps so far, over all environments.
+          values: a number for each key: Python or NumPy scalars, 0-d arrays or tensors. NaN and
+            infinities are recorded as they are. The host waits for a tensor on a GPU. Use `/` for
+            groups, as in `train/loss`, and end a key in its unit, as in `train/update_s`.
 
         Raises:
           TypeError: the step is not an integer, a key not a string, or a value not a number.

@@ -1,4 +1,4 @@
-"""ProgressBar: how far a run is, how fast it goes, and a few of its numbers, on one line."""
+"""ProgressBar: the progress and speed of a run and a few of its numbers, on one line."""
 
 import threading
 from collections.abc import Sequence
@@ -10,7 +10,16 @@ from parllel.metrics.train_extra import import_from_train_extra
 
 
 class ProgressBar(MetricsSink):
-    """Show a tqdm bar of the environment steps and the newest values of the chosen metrics."""
+    """Show a tqdm bar of the environment steps and the newest values of the chosen metrics.
+
+    Example:
+        >>> import io
+        >>> text = io.StringIO()
+        >>> with ProgressBar(100, show=["loss"], stream=text, is_disabled=False) as metrics:
+        ...     metrics.log(100, {"loss": 0.25})
+        >>> "100%" in text.getvalue(), "loss 0.2500" in text.getvalue()
+        (True, True)
+    """
 
     def __init__(
         self,
@@ -24,11 +33,11 @@ class ProgressBar(MetricsSink):
         """Draw the empty bar.
 
         Args:
-          total_steps: int >= 1. Environment steps of the whole run.
+          total_steps: int >= 1, the environment steps of the whole run.
           show: keys of the metrics to show beside the bar.
-          initial_step: where a continued run goes on, so that its speed is counted from there.
-          is_disabled: None: draw only if the stream is a terminal.
-          stream: where to draw, by default `sys.stderr`. Not closed.
+          initial_step: the step at which a continued run goes on: its speed is counted from there.
+          is_disabled: whether nothing is drawn; None draws if the stream is a terminal.
+          stream: the text stream to draw on, `sys.stderr` by default. It is not closed.
 
         Raises:
           ModuleNotFoundError: tqdm is not installed.
@@ -61,7 +70,7 @@ class ProgressBar(MetricsSink):
         self._bar.close()
 
 
-def _bar_class(tqdm: Any) -> Any:  # Any: tqdm has no type information
+def _bar_class(tqdm: type) -> Any:  # Any: tqdm has no type information
     """Make a tqdm class that leaves the process as it is.
 
     tqdm's own lock fixes multiprocessing's start method for the whole process

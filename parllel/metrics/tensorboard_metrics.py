@@ -15,10 +15,21 @@ class TensorBoardMetrics(MetricsSink):
     Values are float32 there. TensorBoard merges all event files of one folder, so a continued run
     may use its folder again; runs to compare need a folder each. No thread and no open file is
     kept between two logs, so nothing is lost when the run is killed or forks workers.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with TensorBoardMetrics(folder) as metrics:
+        ...         metrics.log(128, {"train/loss": 0.5})
+        ...     [path.name.startswith("events.out.tfevents") for path in Path(folder).iterdir()]
+        [True]
     """
 
     def __init__(self, log_dir: str | os.PathLike[str]) -> None:
         """Create the folder and in it a new event file.
+
+        Args:
+          log_dir: the folder, of one run.
 
         Raises:
           ModuleNotFoundError: tensorboard is not installed.
@@ -34,7 +45,7 @@ class TensorBoardMetrics(MetricsSink):
         )
         self._path = Path(log_dir).resolve() / _event_file_name()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._append("xb", file_version="brain.Event:2")  # what every event file begins with
+        self._append("xb", file_version="brain.Event:2")  # every event file begins with this
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         scalars = [{"tag": key, "simple_value": value} for key, value in values.items()]

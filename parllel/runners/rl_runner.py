@@ -17,14 +17,28 @@ from parllel.tree import ArrayDict
 
 
 class Algorithm(Protocol):
-    """What learns from a batch."""
+    """An object that learns from batches, as `torch.algos.PPO`.
+
+    Example:
+        >>> class MeanReward:  # learns nothing
+        ...     def optimize(self, batch):
+        ...         return {"mean_reward": float(batch["reward"].to_ndarray().mean())}
+        >>> algorithm: Algorithm = MeanReward()
+    """
 
     def optimize(self, batch: ArrayDict) -> Mapping[str, float]:
-        """Learn from one batch; return what is logged of it."""
+        """Learn from one batch; return the numbers to log."""
 
 
 class SavedAgent(Protocol):
-    """An agent that can be written to a file."""
+    """An agent that can be written to a file, as those of `torch.agents`.
+
+    Example:
+        >>> class Fixed:
+        ...     def save(self, path):
+        ...         Path(path).write_text("it has no parameters")
+        >>> agent: SavedAgent = Fixed()
+    """
 
     def save(self, path: str | Path) -> None:
         """Write the agent to a file."""
@@ -32,13 +46,18 @@ class SavedAgent(Protocol):
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to.
+    """The results of a run.
 
     Args:
-        n_steps: environment steps, over all environments.
-        mean_return: over the last episodes of training, `window` at most; NaN with none.
-        n_episodes: episodes that ended in training.
+        n_steps: number of environment steps, over all environments.
+        mean_return: mean return of the last episodes of training, `window` at most; NaN if no
+            episode has ended.
+        n_episodes: number of episodes that ended in training.
         sample_s, learn_s: seconds spent in the sampler, and in transforms and algorithm.
+
+    Example:
+        >>> RunSummary(1024, mean_return=21.5, n_episodes=40, sample_s=0.5, learn_s=1.5).n_steps
+        1024
     """
 
     n_steps: int
@@ -53,21 +72,45 @@ class RLRunner:
 
     Args:
         sampler: collects the batches.
-        algorithm: learns from them.
-        metrics: takes all numbers. `train/...` are means over the last episodes of training,
-            `eval/...` over those of an evaluation, `algo/...` what the algorithm returns,
-            `time/...` seconds; `train/n_restarts`, once there is one, counts environments that
-            failed and were made anew. The caller closes it.
-        n_steps: environment steps over all environments; the last batch is collected whole.
-        transforms: applied to each batch in turn.
-        log_every: batches from one log to the next; of `algo/...`, the last one's are logged.
-        window: episodes of training that are averaged.
-        eval_sampler, eval_every: evaluates after every so many batches, and at the end.
-        agent, checkpoint: where to save whom, after each evaluation and at the end.
+        algorithm: learns from the batches.
+        metrics: takes all numbers; the caller closes it. `train/...` are means over the last
+            episodes of training, `eval/...` means over the episodes of an evaluation, `algo/...`
+            the results of the algorithm, `time/...` seconds. `train/n_restarts` counts the
+            environments that failed and were made anew, once there is one.
+        n_steps: number of environment steps, over all environments; the last batch is collected
+            whole.
+        transforms: functions that are applied to each batch in turn.
+        log_every: number of batches from one log to the next; `algo/...` are those of the last.
+        window: number of episodes of training that are averaged.
+        eval_sampler: plays episodes after every `eval_every` batches, and at the end.
+        eval_every: number of batches from one evaluation to the next.
+        agent: the agent to save after each evaluation and at the end, with a `checkpoint`.
+        checkpoint: the file to save the agent in, in a folder that exists.
 
     Raises:
         ValueError: a count is not positive, or checkpoint is given without agent.
         FileNotFoundError: the checkpoint's folder does not exist.
+
+    Example:
+        >>> import numpy as np
+        >>> from parllel.metrics import Metrics
+        >>> from parllel.patterns import build_cages, build_example, build_sample_tree
+        >>> from parllel.testing.toy_envs import Clock  # pays 1, 2 and 3 in an episode
+        >>> class Zeros:
+        ...     def step(self, observation, *, deterministic=False):
+        ...         return np.zeros(len(observation), np.int64), {}
+        ...     def value(self, observation):
+        ...         return np.zeros(len(observation), np.float32)
+        >>> class MeanReward:  # learns nothing
+        ...     def optimize(self, batch):
+        ...         return {"mean_reward": float(batch["reward"].to_ndarray().mean())}
+        >>> example = build_example(Clock, storage="local")
+        >>> samples = build_sample_tree(example, Zeros(), batch_shape=(4, 2))
+        >>> cages = build_cages(Clock, n_envs=2, n_workers="serial")
+        >>> sampler = BasicSampler(cages, Zeros(), samples)
+        >>> summary = RLRunner(sampler, MeanReward(), Metrics(), n_steps=24).run()
+        >>> summary.n_steps, summary.n_episodes, summary.mean_return
+        (24, 8, 6.0)
     """
 
     def __init__(

@@ -19,6 +19,20 @@ class InPlace:
     Args:
         samples: the sampler's tree.
         columns: the environments of this transfer, as columns of the tree; all by default.
+
+    Example:
+        >>> import numpy as np
+        >>> from parllel.tree import ArrayDict
+        >>> samples = ArrayDict({"action": Array((4, 2), np.int64)})
+        >>> for name in ("reward", "terminated", "truncated"):
+        ...     samples[name] = Array((4, 2), np.float32)
+        >>> samples["observation"] = Array((4, 2), np.float32, padding=1)
+        >>> transfer = InPlace(samples)
+        >>> transfer.move()
+        True
+        >>> transfer.host_rows[0]["observation"][...] = 7  # as environments do in step 0
+        >>> samples["observation"][1].to_ndarray()
+        array([7., 7.], dtype=float32)
     """
 
     def __init__(self, samples: ArrayDict, columns: range | None = None) -> None:
@@ -69,13 +83,13 @@ class InPlace:
         """Do nothing: environments have written the tree."""
 
     def first_rows(self) -> Array | ArrayDict:
-        """Return the tree's row after the batch; whole stacks for leaves that store frames."""
+        """Return the tree's row after the batch; whole samples for rows that have parts."""
         row = self._row("observation", self._batch_T)
         self._first = first_rows(row, row)
         return self._first
 
     def take_first(self) -> None:
-        """Write the stacks to the tree; environments have written all other leaves."""
+        """Write the rows that have parts; environments have written all others."""
         row = self._row("observation", self._batch_T)
         take_first_rows(row, self._first, row)
 

@@ -76,6 +76,19 @@ class Staging:
 
     Raises:
         MemoryError, RuntimeError: as for `pinned` memory.
+
+    Example:
+        >>> from parllel.testing import simulated_cuda
+        >>> with simulated_cuda("lazy"):
+        ...     samples = ArrayDict({"action": Array((4, 2), np.int64, storage="device")})
+        ...     for name in ("reward", "terminated", "truncated"):
+        ...         samples[name] = Array((4, 2), np.float32, storage="device")
+        ...     samples["observation"] = Array((4, 2), np.float32, storage="device", padding=1)
+        ...     staging = Staging(samples)
+        ...     staging.host_rows[0]["observation"][...] = 7  # as environments do in step 0
+        ...     staging.take_outputs(0)
+        ...     samples["observation"][1].to_ndarray()
+        array([7., 7.], dtype=float32)
     """
 
     def __init__(self, samples: ArrayDict, columns: range | None = None) -> None:

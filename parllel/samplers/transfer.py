@@ -17,6 +17,8 @@ class Transfer(Protocol):
     and `await_actions`, lets the environments step, and calls `take_outputs`. Before and after a
     reset it calls `first_rows` and `take_first`.
 
+    `InPlace` and `Staging` are the two transfers of the package; `InPlace` has an example.
+
     Attributes:
         host_rows: the memory of environments, in turn: step t uses item `t % len(host_rows)`.
             Each is a tree of Arrays [B, ...] in host memory with the branch `action`, which

@@ -1,4 +1,4 @@
-"""Tiny environments whose every number is known; worker processes can import them too."""
+"""Tiny environments whose numbers are all known; worker processes can import them too."""
 
 from __future__ import annotations
 
@@ -21,10 +21,18 @@ class Clock(gym.Env[NDArray[np.float32], Any]):
     The first step has number 1, and the first episode number 0. Actions change nothing.
 
     Args:
-        length: steps of an episode.
-        end: the flags that are set at its end: "terminated", "truncated" or "both".
-        reward_type: turns the reward into what the environment returns.
+        length: number of steps in an episode.
+        end: the flags that are set at an episode's end: "terminated", "truncated" or "both".
+        reward_type: converts the reward, a Python integer, to the type that `step` returns.
         reuses_buffer: whether all observations are the same array, overwritten each time.
+
+    Example:
+        >>> env = Clock(length=2)
+        >>> observation, info = env.reset()
+        >>> env.step(0)[:3]
+        (array([0., 1.], dtype=float32), 1.0, False)
+        >>> env.step(0)[:3]
+        (array([0., 2.], dtype=float32), 2.0, True)
     """
 
     observation_space = spaces.Box(0, np.inf, (2,), np.float32)
@@ -51,7 +59,7 @@ class Clock(gym.Env[NDArray[np.float32], Any]):
         self._episode, self._step = self._episode + 1, 0
         return self._observe(), self._info()
 
-    def step(self, action: Any) -> Result:
+    def step(self, action: object) -> Result:
         """Go on by one step."""
         self._step += 1
         is_end = self._step == self._length
@@ -74,6 +82,12 @@ class Walk(gym.Env[NDArray[np.float64], Any]):
 
     Everything is drawn from the generator that `reset(seed=)` seeds. Half of the episodes are
     terminated, half are truncated.
+
+    Example:
+        >>> first, second = Walk(), Walk()
+        >>> _ = first.reset(seed=0), second.reset(seed=0)
+        >>> first.step(1)[1] == second.step(1)[1]
+        True
     """
 
     observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
@@ -90,7 +104,7 @@ class Walk(gym.Env[NDArray[np.float64], Any]):
         self._position = self.np_random.standard_normal(3)
         return self._position.copy(), {"luck": self.np_random.random()}
 
-    def step(self, action: Any) -> Result:
+    def step(self, action: int) -> Result:
         """Move."""
         self._position += action + self.np_random.standard_normal(3)
         reward = float(self._position.sum())
@@ -103,12 +117,18 @@ class Echo(gym.Env[Any, Any]):
     """Show the action that was taken; at the beginning of an episode, a random one.
 
     Args:
-        space: of actions and observations.
-        length: steps of an episode, which is terminated then; none ends by default.
+        space: the space of actions and of observations.
+        length: number of steps after which an episode is terminated; it goes on by default.
         overwrites_action: whether the actions, which must be arrays, are set to 0 afterwards.
 
     Raises:
         ValueError: in `step`, the action is no member of the space.
+
+    Example:
+        >>> env = Echo(spaces.Discrete(5))
+        >>> _ = env.reset(seed=0)
+        >>> env.step(3)[0]
+        3
     """
 
     def __init__(
@@ -132,7 +152,7 @@ class Echo(gym.Env[Any, Any]):
         self._n_steps = 0
         return self.observation_space.sample(), {}
 
-    def step(self, action: Any) -> Result:
+    def step(self, action: Any) -> Result:  # Any: a member of any space
         """Show the action."""
         if not self.action_space.contains(action):
             raise ValueError(f"action: got {action!r}, expected a member of {self.action_space}")
@@ -147,12 +167,19 @@ class Ledger(Clock):
     """Leave a file for each environment that was made and for each that was closed.
 
     Args:
-        folder: for the files `made_*` and `closed_*`.
-        fail_at: which one to be made, from 1 on, raises an error instead.
-        action_space: in place of the usual one.
+        folder: the folder of the files `made_*` and `closed_*`.
+        fail_at: the number of the environment, from 1 on, that raises an error when it is made.
+        action_space: the space of actions, if it is not that of `Clock`.
 
     Raises:
-        OSError: it is the one that fails.
+        OSError: this environment is the one that fails.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Ledger(Path(folder)).close()
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['closed_1', 'made_1']
     """
 
     def __init__(
