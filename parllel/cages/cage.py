@@ -46,7 +46,7 @@ class Outputs(NamedTuple):
 
 
 class Command(NamedTuple):
-    """What environments are told to do. One command can be started many times.
+    """An order that environments carry out. One command can be started many times.
 
     >>> Command("reset", None, Outputs(), Outputs()).max_random_steps
     0
@@ -57,7 +57,7 @@ class Command(NamedTuple):
         outputs: as the caller gave them.
         rows: NumPy arrays over the memory of `outputs`, with a row for each environment.
         max_random_steps: the most random steps that an environment takes after a reset.
-        packed: what a cage with a worker sends for this command.
+        packed: the form in which a cage with a worker sends this command.
     """
 
     kind: str
@@ -224,7 +224,7 @@ class Cage(ABC):
 
     @abstractmethod
     def await_step(self) -> Any:  # Any: a tuple whose length the command decides
-        """Wait for what was started and return its results; None if nothing was."""
+        """Wait for the command that was started and return its results; None if there was none."""
 
     @property
     @abstractmethod

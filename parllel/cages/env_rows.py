@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 Value: TypeAlias = "ArrayLike | Mapping[str, Value] | tuple[Value, ...]"
-"""What an environment takes or gives: an action, an observation or a reward, or n of them."""
+"""An action, an observation or a reward of an environment, or n of them."""
 
 Rows: TypeAlias = "NDArray[Any] | ArrayDict"
 """A row for each environment: a NumPy array [n, ...], or an ArrayDict of such arrays."""

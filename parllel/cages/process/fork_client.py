@@ -29,7 +29,7 @@ _BOOT = (
 
 
 class Forked(NamedTuple):
-    """A worker that was started.
+    """A worker that was started; `ForkClient` has an example.
 
     Args:
         process: the number of its process.
@@ -45,6 +45,19 @@ class Forked(NamedTuple):
 
 class ForkClient:
     """Starts a fork server, and asks it for workers.
+
+    >>> from parllel.cages.process.fork_server import EXIT_CODE
+    >>> from parllel.cages.process.status_page import StatusPage
+    >>> client, page = ForkClient(), StatusPage()
+    >>> ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    >>> worker = client.fork(theirs, page.descriptor)
+    >>> ours.close()  # the worker finds its cage gone, and ends
+    >>> theirs.close()
+    >>> EXIT_CODE.unpack(os.read(worker.exit_pipe, EXIT_CODE.size))
+    (0,)
+    >>> os.close(worker.exit_pipe)
+    >>> page.close()
+    >>> client.close()
 
     Args:
         inherits: whether the server is forked from this process, with all that this has in

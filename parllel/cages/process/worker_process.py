@@ -64,6 +64,18 @@ class WorkerLostError(Exception):
 class WorkerProcess:
     """A worker process. It is sent commands, and its end or its silence is an error.
 
+    >>> import gymnasium as gym
+    >>> import numpy as np
+    >>> from parllel.cages import TrajInfo
+    >>> from parllel.cages.process.task import Surroundings, pack_calls
+    >>> calls = pack_calls(gym.make, {"id": "CartPole-v1"}, TrajInfo)
+    >>> task = Task(Surroundings.of_this_process(), calls, [np.random.SeedSequence(0)], False)
+    >>> worker = WorkerProcess(task, timeout_s=60, start_method="forkserver")
+    >>> (observation_space, action_space), failure = worker.await_ready()
+    >>> action_space
+    Discrete(2)
+    >>> worker.close()
+
     Args:
         task: the environments that the worker makes.
         timeout_s: longest wait for a reply, and for the start.
