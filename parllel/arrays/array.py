@@ -1,56 +1,71 @@
-"""Array: rows of samples in memory of any kind, seen through a window; and the views of it."""
+"""Array: rows of samples in memory of any kind, seen through a window; and its views."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from parllel.arrays.buffer import Buffer
+from parllel.arrays.dlpack import SupportsDLPack
 from parllel.arrays.interop import apart_from, describe, narrow, put_on_device, to_host
-from parllel.arrays.location import Location, is_gathered, keys, locate, shift
+from parllel.arrays.location import Index, Location, is_gathered, keys, locate, shift
 from parllel.arrays.readable import Readable
 from parllel.arrays.spec import ArraySpec
 from parllel.arrays.window import Window
+from parllel.cuda import AnyArray
 from parllel.storages import Memory, allocate
 
-# The way of an integer index, resolved once for each Array: the rows that it may reach with the
-# later axes applied, then start, step and number of them, the columns, and the location around.
+# What an integer index needs, found once for each Array, so that `array[t]` and `array[t, b]` do no
+# more than add and compare (bench/bench_index.py): the rows that the index can reach, with the
+# later axes applied to them; start, step and number of these rows; the number of columns; and the
+# parts of the location before and after the indexed axis.
 _Lead = tuple[NDArray[Any], int, int, int, int, Location, Location]
 
 
 class Array(Readable):
-    """A store of samples: `batch_shape` rows of `feature_shape`, zero at the beginning.
+    """An array of samples in memory of any kind; all elements are zero at first.
 
-    Indices work as in NumPy, with one difference: a negative index means before the beginning.
-    With padding, `array[-1]` is the row before the first and `array[array.last + 1]` the one
-    after the last. Indexing returns a view: writing into it writes into this Array, also with
-    integer arrays and masks.
+    >>> array = Array((3, 2), "float32", padding=1)
+    >>> array[0] = 1
+    >>> array[array.last + 1, 1] = 5  # the row of padding after the last one
+    >>> array.rotate()  # the next batch: the row after the last one is now row 0
+    >>> array[0].to_ndarray()
+    array([0., 5.], dtype=float32)
+    >>> array.close()
 
-    In device memory, writing and rotating are work of the caller's current stream: they return
-    at once, and work of another stream must wait for it (`cuda.Event`). Values in pinned or
-    managed memory are read when the stream gets there, and must stay as they are until then;
-    other values of the host are taken before a write returns. No operation waits for the whole
+    An Array shows a window of T rows. Memory may hold more rows than that: `padding` rows before
+    and after the window, and a ring of `full_size` rows that the window moves through.
+
+    Indices work as in NumPy, with one difference: a negative index means a row before the
+    beginning. With padding, `array[-1]` is the row before the first one, and
+    `array[array.last + 1]` the row after the last one. Indexing returns a view, with integer
+    arrays and masks too: writing into the view writes into this Array.
+
+    In device memory, writing and rotating are work in the caller's current stream. They return at
+    once, and work in another stream must wait for them (`cuda.Event`). A value in pinned or
+    managed memory is read when the stream gets to the write, and must not change before; any other
+    value in host memory is taken before the write returns. No operation waits for the whole
     device.
 
     Args:
         batch_shape: leading dimensions, usually (T, B): steps and environments.
-        dtype: of the elements; any NumPy dtype but object.
-        feature_shape: trailing dimensions, of one sample.
+        dtype: type of the elements, any NumPy dtype but object.
+        feature_shape: trailing dimensions, the shape of one sample.
         storage: kind of memory ("local", "shared", "inherited", "pinned", "managed", "device"), or
-            a block of it to be placed in.
-        padding: rows kept before and after the window, at most T. `rotate` carries them over.
-        full_size: rows of the ring that the window slides over, a multiple of T; T by default.
+            a block of memory that has room for the Array.
+        padding: number of rows before and after the window, at most T. `rotate` keeps them.
+        full_size: number of rows of the ring, a multiple of T; T by default.
 
     Raises:
-        TypeError: dtype is object, or one that memory of this kind can't hold.
-        ValueError: padding is larger than T, full_size is no multiple of T, unknown storage.
+        TypeError: dtype is object, or memory of this kind can't hold it.
+        ValueError: padding is larger than T, full_size is no multiple of T, or storage is unknown.
         CudaUnavailableError: the storage needs a GPU, and there is no usable one.
-        MemoryError: the memory can't be had; nothing was allocated.
+        MemoryError: there is not enough memory; nothing was allocated.
     """
 
     __slots__ = ("_lead", "_window")
@@ -82,11 +97,11 @@ class Array(Readable):
 
     @classmethod
     def from_spec(cls, spec: ArraySpec, storage: str | Memory = "local") -> Array:
-        """Allocate an Array that looks like a spec, of the kind that the spec is of.
+        """Allocate an Array as a spec describes it, of the spec's own kind.
 
         Args:
-            spec: shape, dtype and window of the Array.
-            storage: kind of memory, or a block of it to be placed in.
+            spec: kind, shape, dtype and window of the Array.
+            storage: kind of memory, or a block of memory that has room for the Array.
         """
         if isinstance(spec, KindSpec):
             return spec.make(storage)
@@ -111,15 +126,17 @@ class Array(Readable):
         full_size: int | None = None,
         force_32bit: bool = True,
     ) -> Array:
-        """Make an Array after an example.
+        """Make an Array that fits an example.
 
         Args:
-            example: anything that NumPy or DLPack takes.
-            batch_shape: given, the Array is zero and holds rows like the example. Left out, it is
-                a copy of the example, whose first dimension is the leading one.
-            dtype: of the elements; the example's by default.
+            example: an array of any library, a tensor, a list or a number.
+            batch_shape: leading dimensions of a zeroed Array whose samples look like the example.
+                By default, the Array is a copy of the example, all of whose dimensions are batch
+                dimensions.
+            dtype: type of the elements; the example's type by default.
             storage, padding, full_size: as for `Array`.
-            force_32bit: with no dtype given, halve 64-bit integers, floats and complex numbers.
+            force_32bit: whether 64-bit integers, floats and complex numbers become numbers of half
+                the size; a dtype that is given counts more.
         """
         values = np.asarray(to_host(example))
         if dtype is None:
@@ -137,12 +154,12 @@ class Array(Readable):
         return array
 
     @classmethod
-    def from_dlpack(cls, source: Any, *, n_batch_dims: int | None = None) -> Array:
-        """Return a view of host memory that another library owns. Nothing is copied.
+    def from_dlpack(cls, source: SupportsDLPack, *, n_batch_dims: int | None = None) -> Array:
+        """Return a view of host memory that another library owns, without a copy.
 
         Args:
-            source: anything with `__dlpack__`, e.g. a torch tensor or a NumPy array.
-            n_batch_dims: leading dimensions that are batch dimensions; all by default.
+            source: an object with `__dlpack__`, such as a torch tensor or a NumPy array.
+            n_batch_dims: number of leading dimensions that are batch dimensions; all by default.
 
         Raises:
             BufferError: the memory is not the host's, or NumPy has no such dtype.
@@ -152,7 +169,7 @@ class Array(Readable):
 
     @property
     def spec(self) -> ArraySpec:
-        """What this Array looks like; of a view, without a window of its own."""
+        """Kind, shape, dtype and window of this Array; a view is described as a plain Array."""
         return ArraySpec(
             self.batch_shape, self.dtype, self.feature_shape, self.padding, self.full_size
         )
@@ -167,10 +184,13 @@ class Array(Readable):
         padding: int | None = None,
         full_size: int | None = None,
     ) -> Array:
-        """Return a new, zeroed Array that differs from this one in what is given.
+        """Return a new, zeroed Array like this one, but for the arguments that are given.
 
-        Of a view, the visible shape counts; it has neither padding nor a larger `full_size`. With
-        another T and no `full_size`, the new Array has a ring of T rows.
+        With another T and no `full_size`, the new Array has a ring of T rows. For a view, the new
+        Array has the view's visible shape, no padding and a ring of T rows.
+
+        Args:
+            batch_shape, dtype, feature_shape, storage, padding, full_size: as for `Array`.
         """
         spec = self.spec.changed(
             batch_shape=batch_shape,
@@ -183,7 +203,8 @@ class Array(Readable):
 
     # Indexing, and writing at an index
 
-    def __getitem__(self, index: Any) -> Array:
+    def __getitem__(self, given: Index) -> Array:
+        index: Any = given  # Any: told apart by class, which mypy does not follow
         lead = self._lead
         if lead is None or self._buffer.is_closed:
             lead = self._find_lead()
@@ -201,7 +222,8 @@ class Array(Readable):
                     return self._view(around, rows[row, b, ...])
         return self._view(locate(self._location, self._buffer.extents, index))
 
-    def __setitem__(self, index: Any, value: Any) -> None:
+    def __setitem__(self, given: Index, value: object) -> None:
+        index: Any = given  # Any: as above
         lead = self._lead
         if lead is None or self._buffer.is_closed:
             lead = self._find_lead()
@@ -234,25 +256,25 @@ class Array(Readable):
             raise self._explain(error, value) from error
 
     def row_parts(self, *, checked: bool = False) -> dict[str, Array]:
-        """Return views of the parts that `row_writer` writes, by their names; here there are none.
+        """Return views of the parts that `row_writer` writes, by name; a plain Array has none.
 
         Args:
-            checked: whether the parts that are only read, to compare with, are among them.
+            checked: whether to add the parts that a writer only reads, to check samples.
         """
         return {}
 
-    def write_history(self, index: Any, values: Any) -> None:
-        """Write samples that no row before leads to, as those of an episode under way.
+    def write_history(self, index: Index, values: object) -> None:
+        """Write samples that do not continue the row before, as in the middle of an episode.
 
-        For this kind of Array that is a write like any other.
+        In a plain Array, this is a write like any other.
 
         Args:
-            index: the rows of one time step, as for reading.
-            values: what broadcasts to the rows' shape, of any library.
+            index: index of the rows of one time step.
+            values: samples that broadcast to the shape of these rows, of any library.
         """
         self[index] = values
 
-    def _write_on_device(self, index: Any, value: Any) -> None:
+    def _write_on_device(self, index: Index, value: object) -> None:
         view = self[index]
         try:
             if not view.is_gathered:
@@ -264,11 +286,11 @@ class Array(Readable):
         except ValueError as error:
             raise self._explain(error, value) from error
 
-    def _explain(self, error: ValueError, value: Any) -> ValueError:
+    def _explain(self, error: ValueError, value: object) -> ValueError:
         return ValueError(f"writing {describe(value)} into {self._describe()}: {error}")
 
     def _find_lead(self) -> _Lead:
-        """Resolve the way of an integer index. A view with no such way gets one of no rows."""
+        """Find what an integer index needs; no rows, where integers can't be looked up this way."""
         location, extents = self._location, self._buffer.extents
         place = next((n for n, axis in enumerate(location) if not isinstance(axis, int)), None)
         if place is None or is_gathered(location):
@@ -282,12 +304,12 @@ class Array(Readable):
         self._lead = (rows, axis.start, axis.step, extents[place], n_columns, head, tail)
         return self._lead
 
-    def _write(self, location: Location, value: Any) -> None:
+    def _write(self, location: Location, value: object) -> None:
         first, second = keys(location)
         if second:
             self._buffer.data[first][second] = value
         elif location is self._location:
-            self._elements()[...] = value  # which are remembered for the next write
+            self._elements()[...] = value  # _elements keeps the array for the next write
         else:
             self._buffer.data[first] = value
 
@@ -301,17 +323,17 @@ class Array(Readable):
 
     @property
     def padding(self) -> int:
-        """Rows kept before and after the window; 0 for a view."""
+        """Number of rows before and after the window; 0 for a view."""
         return 0 if self._window is None else self._window.padding
 
     @property
     def full_size(self) -> int:
-        """Rows of the ring; for a view the number of its rows, 0 where it has no dimension."""
+        """Number of rows of the ring; for a view its own rows, 0 where it has no dimension."""
         return self._window.full_size if self._window is not None else (*self.shape, 0)[0]
 
     @property
     def window_begin(self) -> int:
-        """Row of the ring at which the window begins, from 0 to `full_size - T`.
+        """The row of the ring where the window begins, from 0 to `full_size - T`.
 
         Raises:
             TypeError: this is a view.
@@ -322,9 +344,10 @@ class Array(Readable):
     def rotate(self) -> None:
         """Move the window forward by its own length, so that the next batch can be written.
 
-        Behind the end of the ring it begins again, and the `2 * padding` rows around the end are
-        copied to the beginning; otherwise no byte moves. Views that were taken before stay put.
-        In device memory the copy is queued in the caller's current stream.
+        After the end of the ring, the window starts again at row 0, and the `2 * padding` rows
+        around the end are copied to the rows around the beginning. Otherwise no byte moves. Views
+        that were taken before the call keep showing the same rows. In device memory, the copy is
+        queued in the caller's current stream.
 
         Raises:
             TypeError: this is a view.
@@ -334,13 +357,13 @@ class Array(Readable):
             for destination, source in moves:
                 destination[...] = source
 
-    def advance_window(self) -> list[tuple[Any, Any]]:  # Any: arrays of NumPy or CuPy
-        """Move the window as `rotate` does, and return what is left to be done for that.
+    def advance_window(self) -> list[tuple[AnyArray, AnyArray]]:
+        """Move the window as `rotate` does, but leave the copy of rows to the caller.
 
         Returns:
-            The rows at the beginning and those to be copied there, C-contiguous and of the same
-            shape, for each part of the memory; empty where no byte moves. In device memory, rows
-            that overlap those were copied in the caller's current stream; copy on in that one.
+            For each part of the memory a destination and a source, C-contiguous and of the same
+            shape; nothing where no byte has to move. In device memory, a source that would overlap
+            its destination is a copy, made in the caller's current stream; so copy in that stream.
 
         Raises:
             TypeError: this is a view.
@@ -361,10 +384,10 @@ class Array(Readable):
         self._assemble(self._buffer, (window.rows, *self._location[1:]), window)
 
     def move_window(self, window_begin: int) -> None:
-        """Put the window where it was before, as in a ring that was saved. No byte moves.
+        """Put the window at a given row, as in a ring that was saved. No byte moves.
 
         Args:
-            window_begin: row of the ring, as the property gives it.
+            window_begin: the row of the ring where the window shall begin, a multiple of T.
 
         Raises:
             TypeError: this is a view.
@@ -384,7 +407,7 @@ class Array(Readable):
 
     @property
     def full(self) -> Array:
-        """A view of the whole ring, without the padding. It stays put when the window moves."""
+        """A view of the whole ring without the padding, which does not move with the window."""
         window = self._own_window("full")
         return self._view((window.ring, *self._location[1:]))
 
@@ -393,7 +416,7 @@ class Array(Readable):
         """A view of the rows one step later in time.
 
         Raises:
-            IndexError: they lie outside the base buffer; more padding makes room.
+            IndexError: a row lies outside the memory; more padding makes room.
         """
         self._buffer.check_open()
         return self._view(shift(self._location, self._buffer.extents, 1))
@@ -403,7 +426,7 @@ class Array(Readable):
         """A view of the rows one step earlier in time.
 
         Raises:
-            IndexError: they lie outside the base buffer; more padding makes room.
+            IndexError: a row lies outside the memory; more padding makes room.
         """
         self._buffer.check_open()
         return self._view(shift(self._location, self._buffer.extents, -1))
@@ -411,14 +434,15 @@ class Array(Readable):
     # Life
 
     def close(self) -> None:
-        """Give the memory back. Called again, it does nothing.
+        """Give the memory back. A second call does nothing.
 
-        Reading, writing and rotating a closed Array, and taking views of it, raise ValueError.
+        A closed Array raises ValueError when it is read, written, rotated or indexed.
 
-        The other Arrays of the same block keep it until they close too. NumPy arrays and tensors
-        that were taken before stay valid, and keep the memory until they go. Device memory goes
-        back in the order of the stream that allocated it: work in others must be done. Closing
-        pinned memory waits for the caller's current stream, managed memory for the device.
+        A block of memory is given back when all Arrays in it are closed. NumPy arrays and tensors
+        over the memory stay valid, and keep it until they are deleted. Device memory is given back
+        in the order of the stream that allocated it: work in other streams must be done before.
+        Closing pinned memory waits for the caller's current stream, and closing managed memory
+        waits for the device.
         """
         self._data = self._lead = None
         self._buffer.close()
@@ -426,13 +450,16 @@ class Array(Readable):
     def to(self, storage: str | Memory) -> Array:
         """Return a copy of this Array in memory of another kind, with its ring and its padding.
 
-        Of a view, what it shows is copied. From device memory to the host's, the host waits for
-        the caller's current stream; from managed and pinned memory it takes what is there, so wait
-        for streams that write it before. Into device memory, the copy is queued in that stream,
-        behind what it does to device and managed memory; from pinned memory it reads what is there
-        when the stream gets there.
+        The copy of a view has the rows that the view shows. A copy from device memory to host
+        memory waits for the caller's current stream. A copy from managed or pinned memory to host
+        memory waits for nothing: wait for the streams that write the source before. A copy to
+        device memory is queued in the caller's current stream; it reads a source in managed or
+        pinned memory when the stream gets to it.
+
+        Args:
+            storage: kind of memory, or a block of memory that has room for the copy.
         """
-        if not self.batch_shape:  # no Array is allocated without one
+        if not self.batch_shape:  # an element: no Array can be allocated without a batch dimension
             other = Array((1,), self.dtype, feature_shape=self.shape, storage=storage)[0]
             other[...] = self
             return other
@@ -464,12 +491,18 @@ class Array(Readable):
 
 
 class ArrayView(Array):
-    """A part of an Array at a place that never changes; reads and writes go to the Array.
+    """A part of an Array, always of the same rows; reads and writes go to the Array's memory.
+
+    >>> array = Array((3, 2), "int32")
+    >>> view = array[1]
+    >>> view[0] = 7
+    >>> array.to_ndarray().tolist()
+    [[0, 0], [7, 0], [0, 0]]
 
     Args:
-        buffer: of the Array.
-        location: the part of it.
-        data: the same part as a NumPy array, where the caller has it.
+        buffer: memory of the Array.
+        location: the part of the memory that the view shows.
+        data: the same part as a NumPy array, where the caller has it already.
     """
 
     __slots__ = ()
@@ -484,26 +517,40 @@ class ArrayView(Array):
         self._lead = None
 
     def close(self) -> None:
-        """Close this view only. The memory stays with the Array that it is a part of."""
+        """Close this view only; the Array that it is a part of keeps the memory."""
         self._data = self._lead = None
         if not self._buffer.is_closed:
             self._buffer = self._buffer.closed()
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        if self._buffer.is_private:  # no memory to be sent: the values are
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:  # Any: as pickle has it
+        if self._buffer.is_private:  # the memory can't be sent, so its values are
             return _copy_of, (np.array(self), self.dtype, self.n_batch_dims)
         return super().__reduce_ex__(protocol)
 
 
 class KindSpec(ArraySpec, ABC):
-    """What an Array of another kind than the plain one looks like; it makes such Arrays itself.
+    """The spec of a kind of Array that is not plain; it can make such an Array.
 
-    A kind of Array is a subclass of each, of `Array` and of this one. Nothing else has to know it.
+    A new kind is a subclass of `Array` and a subclass of this class. No other code has to know
+    them (tests/summed_array.py shows one). These are the questions that a kind answers in its own
+    way; a plain Array's answers are inherited:
+
+    - the Array: `spec`, `row_source`, `row_writer`, `row_parts`, `n_older_steps`, `write_history`;
+    - the spec: `make`, `kind`, `shape`, `extents`, `nbytes`, `rows_spec`, `row_of`;
+    - the buffer, where a kind has memory beside the rows: `parts`, `copy_from`, `moves_around_end`.
+
+    >>> from parllel.arrays import FrameSpec
+    >>> issubclass(FrameSpec, KindSpec)
+    True
     """
 
     @abstractmethod
     def make(self, storage: str | Memory) -> Array:
-        """Allocate an Array that looks like this, in memory of a kind or in a block of it."""
+        """Allocate an Array as this spec describes it.
+
+        Args:
+            storage: kind of memory, or a block of memory that has room for the Array.
+        """
 
 
 def _copy_of(data: NDArray[Any], dtype: np.dtype[Any], n_batch_dims: int) -> Array:

@@ -1,4 +1,4 @@
-"""Buffer: the base buffer of an Array and of all its views, placed in a block of memory."""
+"""Buffer: the rows of an Array and of all its views, in a block of memory."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from numpy.typing import NDArray
 from parllel import cuda
 from parllel.arrays.interop import PLAIN, put_on_device, to_device, to_host
 from parllel.arrays.window import Window
-from parllel.cuda import AnyArray
+from parllel.cuda import AnyArray, DeviceArray
 from parllel.storages import Memory, Side, aligned, allocate, nbytes_of
 
 _NONE: frozenset[type] = frozenset()
 
 
 class Buffer:
-    """The dense rows that an Array and its views read and write.
+    """The base buffer: all rows that an Array and its views read and write.
+
+    >>> import numpy as np
+    >>> buffer = Buffer.allocate("local", (7, 2), np.dtype(np.float32), n_batch_axes=2)
+    >>> buffer.data.shape, buffer.kind, buffer.side
+    ((7, 2), 'local', 'host')
 
     Args:
-        memory: the block that holds the rows; released by `close`.
-        data: the rows themselves, padding and ring included.
-        n_batch_axes: leading axes that are batch dimensions; the others are features.
-        offset: where `data` begins in the block, in bytes; None where it is no part of it.
+        memory: the block that holds the rows; `close` releases it.
+        data: the rows, ring and padding included, as an array of NumPy or CuPy.
+        n_batch_axes: number of leading axes that are batch dimensions; all others are features.
+        offset: where `data` begins in the block, in bytes; None where it is no part of the block.
     """
 
     __slots__ = (
@@ -35,6 +40,7 @@ class Buffer:
         "extents",
         "is_closed",
         "is_on_host",
+        "is_private",
         "kind",
         "memory",
         "n_batch_axes",
@@ -52,12 +58,14 @@ class Buffer:
         self.n_batch_axes = n_batch_axes
         self._offset = offset
         self._data: NDArray[Any] | None = data
-        # Attributes, not properties: every read and write of an Array asks them.
+        # Attributes, not properties: each read and write of an Array asks for them.
         self.is_closed = False  # whether the memory was released
         self.is_on_host = memory.is_on_host  # whether `data` is NumPy's; otherwise it is CuPy's
+        self.is_private = memory.is_private  # whether another process is sent a copy of the rows
         self.side: Side = memory.side
-        # What can be written as it is, and what makes the rest of it so. On a device each write is
-        # work of a stream, so nothing is.
+        # The classes of values that NumPy can assign as they are, and the function that converts
+        # all other values. On a device no value can be assigned as it is: a write is work in a
+        # stream.
         self.plain, self.accept = (PLAIN, to_host) if memory.is_on_host else (_NONE, to_device)
         memory.acquire()
 
@@ -97,8 +105,8 @@ class Buffer:
         if self.is_closed:
             raise ValueError("the Array is closed: its memory was given back; allocate a new one")
 
-    def device_data(self) -> Any:
-        """Return the rows as a CuPy array over the same memory.
+    def device_data(self) -> DeviceArray:
+        """Return the rows as a CuPy array over the same memory; of device memory it is `data`.
 
         Raises:
             TypeError: no GPU can use memory of this kind.
@@ -133,42 +141,41 @@ class Buffer:
     def copy_from(self, other: Buffer) -> None:
         """Overwrite all rows with those of a buffer of the same kind and shape, in any memory.
 
-        `Array.to` says what waits for what.
+        The docstring of `Array.to` says which side waits for which.
         """
+        source = other.data
+        assert other.memory is not None
         if self.is_on_host:
-            self.data[...] = to_host(other.data)
+            self.data[...] = to_host(source)
         else:
-            assert other.memory is not None
-            source = other.device_data() if other.memory.is_for_gpu else other.data
-            put_on_device(source, out_device=self.data)
+            is_for_gpu = other.memory.is_for_gpu
+            put_on_device(other.device_data() if is_for_gpu else source, out_device=self.data)
 
     def moves_around_end(self, window: Window) -> list[tuple[AnyArray, AnyArray]]:
-        """Return what is left to be copied when a window wraps: `Array.advance_window` says how."""
+        """Return the copies that are left when a window wraps, as `Array.advance_window` does."""
         return [self.around_end(window.full_size)] if window.padding else []
 
     def around_end(self, full_size: int, begin: int = 0) -> tuple[AnyArray, AnyArray]:
-        """Return what a ring copies to its beginning when it is written for another time.
+        """Return the rows around a ring's beginning and the rows around its end.
+
+        The second are copied to the first when the ring is written for another time.
 
         Args:
-            full_size: rows of the ring.
-            begin: first row that takes part; those before it stay.
+            full_size: number of rows of the ring.
+            begin: the first row that takes part; the rows before it stay.
 
         Returns:
-            The rows before the ring's first one and those after it, and the same rows around the
-            end. On a device, rows of which both are parts were copied in the caller's stream.
+            Destination and source of the copy. On a device, a source that overlaps its destination
+            is a copy, made in the caller's current stream.
         """
         data = self.data[begin:]
         n_rows = len(data) - full_size
         destination, source = data[:n_rows], data[full_size:]
-        # A GPU copies in no order, so rows that overlap go through a copy; NumPy sees to it.
+        # A GPU copies rows in no order, so an overlapping source is copied first. NumPy does that
+        # by itself.
         is_overlapping = n_rows > full_size and not self.is_on_host
         with self.in_order():
             return destination, source.copy() if is_overlapping else source
-
-    @property
-    def is_private(self) -> bool:
-        """Whether other processes get a copy of the rows when the buffer is sent to them."""
-        return self.kind == "local"
 
     def close(self) -> None:
         """Release the memory. Called again, it does nothing."""

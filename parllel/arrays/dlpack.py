@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 from numpy.typing import NDArray
 
@@ -20,6 +21,16 @@ _NO_ORDER = -1
 # Flags of DLPack 1, DLPACK_FLAG_BITMASK_*
 _READ_ONLY = 1
 _IS_COPIED = 2
+
+
+class SupportsDLPack(Protocol):
+    """What hands its elements out by DLPack."""
+
+    def __dlpack__(self, *, stream: Any = None) -> Capsule:  # Any: a stream of its own library
+        """Return a capsule of its elements."""
+
+    def __dlpack_device__(self) -> tuple[Any, int]:
+        """Return DLPack's device type, an integer or an enumeration's, and number."""
 
 
 class Exportable(Protocol):
@@ -95,7 +106,12 @@ def export(
 
 
 def _export_to_host(
-    array: Exportable, stream: int | None, *, copy: bool | None, needs_copy: bool, options: Any
+    array: Exportable,
+    stream: int | None,
+    *,
+    copy: bool | None,
+    needs_copy: bool,
+    options: Mapping[str, Any],
 ) -> Capsule:
     if stream is not None:
         raise ValueError(f"stream: got {stream!r}, expected None: memory of the host has no stream")
@@ -109,7 +125,7 @@ def _export_to_host(
     return values.__dlpack__(**options)
 
 
-def _is_versioned(max_version: Any) -> bool:  # Any: checked here
+def _is_versioned(max_version: object) -> bool:
     """Tell whether who asks takes a capsule of DLPack 1."""
     if max_version is None:
         return False
@@ -118,7 +134,7 @@ def _is_versioned(max_version: Any) -> bool:  # Any: checked here
     return bool(max_version[0] >= 1)
 
 
-def _check_device(wanted: Any, array: Exportable) -> tuple[int, int]:  # Any: checked here
+def _check_device(wanted: object, array: Exportable) -> tuple[int, int]:
     own = array.__dlpack_device__()
     if isinstance(wanted, tuple) and wanted and isinstance(wanted[0], Enum):
         wanted = (wanted[0].value, *wanted[1:])
@@ -135,7 +151,7 @@ def _check_device(wanted: Any, array: Exportable) -> tuple[int, int]:  # Any: ch
     return device
 
 
-def _is_pair(value: Any) -> bool:  # Any: checked here
+def _is_pair(value: object) -> TypeGuard[tuple[int, int]]:
     return isinstance(value, tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
 
 

@@ -1,4 +1,4 @@
-"""FrameArray: stacked observations whose frames are stored once; and the views of it."""
+"""FrameArray: stacked observations whose frames are stored once; its spec and its views."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from parllel.arrays.array import Array, ArrayView, KindSpec
+from parllel.arrays.buffer import Buffer
 from parllel.arrays.frame_buffer import Fill, FrameBuffer, FrameLayout, are_first
 from parllel.arrays.frame_writer import FRAMES, IS_FIRST, PREVIOUS, FrameWriter
 from parllel.arrays.interop import side_of, to_device, to_host
-from parllel.arrays.location import Location, keys, row_numbers, rows_of, shift
+from parllel.arrays.location import Index, Location, keys, row_numbers, rows_of, shift
 from parllel.arrays.readable import PickedRows
 from parllel.arrays.spec import ArraySpec
+from parllel.arrays.types import Leaf
 from parllel.arrays.window import Window
+from parllel.cuda import AnyArray, DeviceArray
 from parllel.ops.stack_gather import RowSource, as_range
 from parllel.storages import Memory, Side
 
 
 @dataclass(frozen=True)
 class FrameSpec(KindSpec):
-    """Shape, dtype, window and stacks of a FrameArray, checked; its arguments are those of it.
+    """Shape, dtype, window and stacks of a FrameArray, checked; its arguments are a FrameArray's.
 
     >>> spec = FrameSpec.of((5, 2), "uint8", (84, 84), stack=4)
     >>> spec.shape, spec.n_older_steps
@@ -47,11 +50,14 @@ class FrameSpec(KindSpec):
         stack: int = 4,
         fill: Fill = "first",
     ) -> Self:
-        """Check what a user gives. `feature_shape` is the shape of one frame.
+        """Check the arguments of a FrameArray, and return them as a spec.
+
+        Args:
+            batch_shape, dtype, feature_shape, padding, full_size, stack, fill: as for `FrameArray`.
 
         Raises:
             TypeError, ValueError: as for `ArraySpec`; or stack is no positive integer, or fill is
-                not known.
+                another word.
         """
         plain = ArraySpec.of(batch_shape, dtype, feature_shape, padding, full_size)
         n_frames = operator.index(stack)
@@ -74,14 +80,14 @@ class FrameSpec(KindSpec):
 
     @classmethod
     def of_stacks(cls, spec: ArraySpec, fill: Fill) -> Self:
-        """Return a spec of the same visible shape and window as a plain one.
+        """Return the spec of a FrameArray with the same visible shape and window as a plain Array.
 
         Args:
-            spec: what its Arrays hold are stacks, [stack, *frame_shape].
-            fill: what a stack holds before its episode's beginning.
+            spec: spec of the plain Array, whose samples are stacks, [stack, *frame_shape].
+            fill: content of a stack before the beginning of its episode.
 
         Raises:
-            ValueError: it holds single numbers; or fill is not known.
+            ValueError: samples are single numbers; or fill is another word.
         """
         if not spec.feature_shape:
             raise ValueError("got one number, expected a stack of shape (stack, ...)")
@@ -90,7 +96,11 @@ class FrameSpec(KindSpec):
         return cls.of(spec.batch_shape, spec.dtype, frame_shape, *window, stack, fill)
 
     def make(self, storage: str | Memory = "local") -> FrameArray:
-        """Allocate a FrameArray that looks like this, in memory of a kind or in a block of it."""
+        """Allocate a FrameArray as this spec describes it.
+
+        Args:
+            storage: kind of memory, or a block of memory that has room for the FrameArray.
+        """
         return FrameArray(
             self.batch_shape,
             self.dtype,
@@ -104,12 +114,12 @@ class FrameSpec(KindSpec):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Visible shape: that of stacks."""
+        """Visible shape of the FrameArray, [..., stack, *feature_shape]."""
         return (*self.batch_shape, self.stack, *self.feature_shape)
 
     @property
     def n_older_steps(self) -> int:
-        """How many steps before a row its stack reaches back to, `stack - 1`."""
+        """The number of steps before a row whose frames its stack has, `stack - 1`."""
         return self.stack - 1
 
     def row_of(self, sample: Any) -> Any:  # Any: the spec's own type of sample, indexed
@@ -118,7 +128,7 @@ class FrameSpec(KindSpec):
 
     @property
     def layout(self) -> FrameLayout:
-        """How the frames and their flags lie in memory."""
+        """The way in which the frames and their flags lie in memory."""
         batch_shape = (self.window().n_rows, *self.batch_shape[1:])
         return FrameLayout(batch_shape, self.feature_shape, self.dtype, self.stack, self.fill)
 
@@ -137,48 +147,57 @@ class FrameSpec(KindSpec):
 
 
 class _Shown(NamedTuple):
-    """What a view shows."""
+    """The stacks that a view shows."""
 
     rows: range | NDArray[np.int64]  # numbers of the stacks, one after the other
-    batch_shape: tuple[int, ...]  # that they are reshaped to
-    key: tuple[Any, ...]  # what is shown of each stack; () for all of it
+    batch_shape: tuple[int, ...]  # the shape that the gathered stacks get
+    key: tuple[Any, ...]  # index of the part that is shown of each stack; () for all of it
 
 
 class FrameArray(Array):
-    """A store of stacked observations: each frame is stored once, and reading gathers the stacks.
+    """An Array of stacked frames that stores each frame once; reading gathers the stacks.
 
-    A sample is a stack [stack, *feature_shape], the oldest frame first: the row's own frame and
-    those of the steps before it. A stack does not reach behind the beginning of its episode: there
-    it is filled, as the environments' own wrappers do it. A flag for each row says whether an
-    episode begins with its frame.
+    >>> array = FrameArray((3, 1), "uint8", (2,), stack=2)
+    >>> array.shape
+    (3, 1, 2, 2)
+    >>> array[0] = [[5, 5], [5, 5]]  # an episode begins: the first frame, repeated
+    >>> array[1] = [[5, 5], [6, 6]]
+    >>> array[1, 0].to_ndarray().tolist(), array.frames[1, 0].to_ndarray().tolist()
+    ([[5, 5], [6, 6]], [6, 6])
 
-    It is used as an Array, with these differences:
+    A sample is a stack [stack, *feature_shape] of the row's own frame and the frames of the steps
+    before it, the oldest frame first. A stack has no frame from before the beginning of its
+    episode: in these places it is filled, in the same way as the environments' own wrappers do it.
+    A flag for each row tells whether an episode begins with its frame.
 
-    - Reading copies. `to_ndarray`, `to_torch` and `to_cupy` return new memory (`gather` writes
-      given memory), on the device by one launch in the caller's current stream.
-    - Rows are written as whole stacks (`array[t] = stacks`), which are held against the row before
-      (by the host: of device memory it waits for the current stream), or as single frames with
-      `write_frames`. A part of a stack is not written.
+    A FrameArray is used as an Array, with these differences:
+
+    - Reading copies. `to_ndarray`, `to_torch` and `to_cupy` return new memory, and `gather` writes
+      memory that it is given. On the device, that is one launch in the caller's current stream.
+    - Rows are written as whole stacks (`array[t] = stacks`) or as single frames (`write_frames`).
+      Stacks are compared with the row before by the host, which waits for the current stream where
+      the memory is the device's. A part of a stack can't be written.
     - Integer arrays index the batch dimensions only.
 
-    Writing a row again changes the stacks of the `stack - 1` rows after it. So, in a ring that is
-    written for a second time, the `stack - 1` rows after the newest one show frames of both
-    rounds; all others are what was written.
+    Writing a row again changes the stacks of the `stack - 1` rows after it. So in a ring that is
+    written for the second time, the `stack - 1` rows after the newest one show frames of both
+    rounds. All other rows show what was written.
 
     Args:
         batch_shape: leading dimensions, usually (T, B): steps and environments.
-        dtype: of the elements; any NumPy dtype but object.
-        feature_shape: of one frame. A sample's, as the attribute has it, is that of a stack: the
-            visible shape is `batch_shape + (stack, *feature_shape)`.
-        stack: frames of a stack.
-        fill: what a stack holds before its episode's beginning: "first", the episode's first frame
-            (`padding_type="reset"` of gymnasium's `FrameStackObservation`), or "zero" (its "zero",
-            and what ALE's vector environment does).
+        dtype: type of the elements, any NumPy dtype but object.
+        feature_shape: shape of one frame. The attribute of that name has the shape of a sample,
+            which is a stack: the visible shape is `batch_shape + (stack, *feature_shape)`.
+        stack: number of frames of a stack.
+        fill: content of a stack before the beginning of its episode: "first", the episode's first
+            frame (`padding_type="reset"` of gymnasium's `FrameStackObservation`), or "zero" (the
+            `padding_type` of that name, and ALE's vector environment).
         storage, padding, full_size: as for `Array`. `stack - 1` more rows before the padding hold
-            earlier frames, and with `fill="zero"` one more is the frame of zeros.
+            earlier frames, and with `fill="zero"` one more row holds the frame of zeros.
 
     Raises:
-        TypeError, ValueError, MemoryError: as for `Array`; or stack or fill is not known.
+        TypeError, ValueError, MemoryError: as for `Array`; or stack is no positive integer, or fill
+            is another word.
     """
 
     __slots__ = ("_shown",)
@@ -203,13 +222,13 @@ class FrameArray(Array):
         window = spec.window()
         self._assemble(buffer, (window.rows, *map(range, buffer.extents[1:])), window)
 
-    def _assemble(self, buffer: Any, location: Location, window: Window | None) -> None:
+    def _assemble(self, buffer: Buffer, location: Location, window: Window | None) -> None:
         super()._assemble(buffer, location, window)
         self._shown = None
 
     @property
     def spec(self) -> ArraySpec:
-        """What this Array looks like; of a view, an Array of stacks without a window."""
+        """Shape, dtype, window and stacks; a view is described as a plain Array of stacks."""
         if self._window is None:
             return super().spec
         return FrameSpec(
@@ -224,12 +243,12 @@ class FrameArray(Array):
 
     @property
     def stack(self) -> int:
-        """Frames of a stack."""
+        """Number of frames of a stack."""
         return self._buffer.stack
 
     @property
     def fill(self) -> Fill:
-        """What a stack holds before its episode's beginning: "first" or "zero"."""
+        """Content of a stack before the beginning of its episode: "first" or "zero"."""
         return self._buffer.fill
 
     @property
@@ -239,7 +258,7 @@ class FrameArray(Array):
 
     @property
     def allocated_nbytes(self) -> int:
-        """Bytes of all frames and flags: ring, padding, and the frames before it."""
+        """Bytes of all frames and flags: of the ring, the padding, and the frames before it."""
         buffer = self._buffer
         n_flags = int(np.prod(buffer.is_first.extents))
         return n_flags * (int(np.prod(self.frame_shape)) * self.dtype.itemsize + 1)
@@ -248,7 +267,7 @@ class FrameArray(Array):
 
     @property
     def frames(self) -> Array:
-        """A view of the rows' own frames, [..., *frame_shape], without those before them.
+        """A view of the rows' own frames, [..., *frame_shape], without the frames before them.
 
         Raises:
             ValueError: this view shows parts of stacks.
@@ -258,23 +277,23 @@ class FrameArray(Array):
 
     @property
     def is_first(self) -> Array:
-        """A view of the rows' flags, bool [...]: whether an episode begins with the frame.
+        """A view of the rows' flags, bool [...], which tell where an episode begins.
 
         Raises:
             ValueError: this view shows parts of stacks.
         """
         return ArrayView(self._buffer.is_first, self._head())
 
-    def write_frames(self, index: Any, frames: Any, *, is_first: Any) -> None:
+    def write_frames(self, index: Index, frames: object, *, is_first: object) -> None:
         """Write the newest frame of each stack, and nothing else of it.
 
-        The frames before are those that the earlier rows hold by the time of reading.
+        The other frames of a stack are those of the rows before, when the stack is read.
 
         Args:
-            index: of rows, as for reading; `...` for all.
-            frames: what broadcasts to [..., *frame_shape], of any library.
-            is_first: what broadcasts to bool [...]. Whether the frame is the first one of its
-                episode: the one of a reset, not the last one of the episode before.
+            index: index of the rows; `...` for all rows.
+            frames: frames that broadcast to [..., *frame_shape], of any library.
+            is_first: flags that broadcast to bool [...]. True where the frame is the first of its
+                episode, as a reset returns it; the last frame of the episode before is not.
         """
         rows = self[index]
         rows.frames[...] = frames
@@ -282,14 +301,14 @@ class FrameArray(Array):
 
     @property
     def row_writer(self) -> FrameWriter:
-        """How environments write stacks: the newest frame of each, and its flag."""
+        """The writer for environments, which writes the newest frame of a stack and its flag."""
         return FrameWriter(self.dtype, self.frame_shape, self.stack, self.fill)
 
     def row_parts(self, *, checked: bool = False) -> dict[str, Array]:
         """Return the rows' own frames and flags, as `Array` does.
 
         Args:
-            checked: whether the frames one step before are among them, which are compared.
+            checked: whether to add the frames one step before, with which stacks are compared.
 
         Raises:
             ValueError: this view shows parts of stacks.
@@ -299,34 +318,34 @@ class FrameArray(Array):
             parts[PREVIOUS] = self.frames.previous
         return parts
 
-    def write_history(self, index: Any, stacks: ArrayLike) -> None:
-        """Write stacks that no row before leads to, as those of an episode under way.
+    def write_history(self, index: Index, values: object) -> None:
+        """Write stacks that do not continue the row before, as in the middle of an episode.
 
-        Where all of them are those of first frames, that is what is written. Otherwise all their
-        frames are, the older ones to the `stack - 1` rows before: their own stacks, and those of
-        the rows after them, are lost.
+        Where all stacks look like the first ones of an episode, they are written as such. Otherwise
+        all their frames are written, the older ones to the `stack - 1` rows before. The stacks of
+        these rows, and of the rows after them up to this one, are lost.
 
         Args:
-            index: of rows of one time step, as for reading.
-            stacks: what broadcasts to [..., stack, *frame_shape].
+            index: index of the rows of one time step.
+            values: stacks that broadcast to [..., stack, *frame_shape], of any library.
         """
         rows = self[index]
         head, buffer = rows._head(), self._buffer
-        values = buffer.fit(to_host(stacks), rows.shape)
-        if are_first(self._flat(values, rows._find_shown().rows), self.fill).all():
-            rows.frames[...] = values.take(-1, axis=rows.n_batch_dims)
+        stacks = buffer.fit(to_host(values), rows.shape)
+        if are_first(self._flat(stacks, rows._find_shown().rows), self.fill).all():
+            rows.frames[...] = stacks.take(-1, axis=rows.n_batch_dims)
             rows.is_first[...] = True
             return
         whole = tuple(map(range, buffer.frame_shape))
         for back in range(self.stack):
             place = shift(head, buffer.is_first.extents, -back)
-            older = values.take(self.stack - 1 - back, axis=rows.n_batch_dims)
+            older = stacks.take(self.stack - 1 - back, axis=rows.n_batch_dims)
             ArrayView(buffer.frames, (*place, *whole))[...] = older
             if back < self.stack - 1:
                 ArrayView(buffer.is_first, place)[...] = False
 
     def _head(self) -> Location:
-        """Return where the rows lie among all frames.
+        """Return the location of the rows among all frames.
 
         Raises:
             ValueError: this view shows parts of stacks.
@@ -342,19 +361,21 @@ class FrameArray(Array):
 
     # Reading
 
-    def gather(self, *, out_stacks: Any) -> None:
-        """Write what this view shows into memory that is kept.
+    def gather(self, *, out_stacks: Leaf) -> None:
+        """Write the stacks that this view shows into memory that is given.
 
-        On the host, the stacks are there when this returns. On a GPU it is one launch in the
-        caller's current stream, with a copy of the rows' numbers before it where they are no range.
+        On the host, the stacks are written when this returns. On a GPU, the gather is one launch in
+        the caller's current stream, and before it the numbers of the rows are copied to the device
+        where they are no range.
 
         Args:
-            out_stacks: array of NumPy or CuPy, tensor or Array, C-contiguous, of this shape and
-                dtype. Where it is decides where the work is done.
+            out_stacks: array, tensor or Array of this shape and dtype, C-contiguous, overwritten.
+                The side that its memory belongs to does the work.
 
         Raises:
-            TypeError: `out_stacks` is where this memory can't be read.
-            ValueError: it does not fit, or this view shows parts of stacks.
+            TypeError: that side can't read this memory.
+            ValueError: `out_stacks` has another shape, dtype or layout, or this view shows parts of
+                stacks.
         """
         if isinstance(out_stacks, Array) and out_stacks.is_gathered:
             raise ValueError("out_stacks: got a view that is gathered, expected memory of its own")
@@ -370,13 +391,14 @@ class FrameArray(Array):
             )
         self._buffer.read(rows, side, out=self._flat(out, rows))
 
-    def _flat(self, stacks: Any, rows: Any) -> Any:  # Any: of NumPy or CuPy; range or integers
+    def _flat(self, stacks: AnyArray, rows: range | NDArray[np.int64]) -> AnyArray:
         return stacks.reshape(len(rows), self.stack, *self.frame_shape)
 
-    def to_cupy(self) -> Any:  # Any: cupy.ndarray
+    def to_cupy(self) -> DeviceArray:
         """Return the visible elements in a new CuPy array, gathered by one launch.
 
-        Waits for nothing: of pinned and managed memory, the caller keeps host and streams apart.
+        The call waits for nothing. In pinned and managed memory, the caller must see to it that the
+        host and the streams do not use the same rows at the same time.
 
         Raises:
             TypeError: no GPU can use memory of this kind.
@@ -385,7 +407,7 @@ class FrameArray(Array):
 
     @property
     def is_gathered(self) -> bool:
-        """True: reading gathers a copy."""
+        """True, since reading always gathers a copy."""
         return True
 
     @property
@@ -394,13 +416,13 @@ class FrameArray(Array):
         return self.stack - 1
 
     def row_source(self, side: Side) -> RowSource:
-        """Return the frames of the rows that this view shows, for a gather of stacks.
+        """Return the frames of the rows that this view shows, as the source of gathers of stacks.
 
-        Rows are counted over the batch dimensions together. The memory is this Array's own: what
-        is written later is gathered then.
+        Rows are numbered over all batch dimensions together. The source is this Array's own memory,
+        so that a later gather reads what was written until then.
 
         Args:
-            side: where the rows are gathered, "host" or "gpu".
+            side: the side that gathers, "host" or "gpu".
 
         Raises:
             TypeError: that side can't use the memory.
@@ -415,19 +437,20 @@ class FrameArray(Array):
         return self._buffer.source(side)[rows.start : rows.stop]
 
     def picked_rows(self) -> PickedRows | None:
-        """Return the stacks that a view made with integer arrays shows, as `Array` does.
+        """Return the stacks that integer arrays picked for this view; None for any other view.
 
-        The rows are a `RowSource`. None where the arrays don't stand on all batch dimensions.
+        The rows are a `RowSource`. None is returned as well where the arrays are not on all batch
+        dimensions.
         """
         found = rows_of(self._location, self._buffer.extents)
         if found is None or found[0] != self._buffer.n_batch_axes:
             return None
         return PickedRows(self._buffer.source(self._buffer.data_side), found[1])
 
-    def _elements(self) -> Any:  # Any: an array of NumPy or CuPy
+    def _elements(self) -> AnyArray:
         return self._gathered(self._buffer.data_side)
 
-    def _gathered(self, side: Side) -> Any:  # Any: as above
+    def _gathered(self, side: Side) -> AnyArray:
         rows, batch_shape, key = self._find_shown()
         stacks = self._buffer.read(rows, side)
         stacks = stacks.reshape(*batch_shape, *stacks.shape[1:])
@@ -441,7 +464,7 @@ class FrameArray(Array):
         return self._shown
 
     def _key(self) -> tuple[Any, ...]:
-        """Return the index of what is shown of each stack; () for all of it."""
+        """Return the index of the part that is shown of each stack; () for all of it."""
         n_axes, extents = self._buffer.n_batch_axes, self._buffer.extents
         # An integer beside integer arrays is one of them, of no dimension.
         axes = (a if isinstance(a, range) else int(a) for a in self._location[n_axes:])
@@ -459,17 +482,17 @@ class FrameArray(Array):
             )
         return FrameView(self._buffer, location)
 
-    def __getitem__(self, index: Any) -> FrameArray:
+    def __getitem__(self, index: Index) -> FrameArray:
         view = super().__getitem__(index)
         assert isinstance(view, FrameArray)
         return view
 
     def _find_lead(self) -> Any:  # Any: as Array has it
-        """Return a way of no rows: there is no element to be looked up."""
+        """Return no rows: an element of a stack does not lie in memory, so it is not looked up."""
         self._lead = (self._buffer.data, 0, 0, 0, 0, (), ())
         return self._lead
 
-    def _write(self, location: Location, value: Any) -> None:
+    def _write(self, location: Location, value: object) -> None:
         view = self._view(location)
         view._head()  # refuses parts of stacks
         rows = np.asarray(view._find_shown().rows, np.int64)
@@ -485,11 +508,15 @@ class FrameArray(Array):
 
 
 class FrameView(FrameArray, ArrayView):
-    """A part of a FrameArray at a place that never changes.
+    """A part of a FrameArray, always of the same rows.
+
+    >>> array = FrameArray((3, 1), "uint8", (2,), stack=2)
+    >>> array[1:].shape
+    (2, 1, 2, 2)
 
     Args:
-        buffer: of the FrameArray.
-        location: the part of it.
+        buffer: memory of the FrameArray.
+        location: the part of the memory that the view shows.
     """
 
     __slots__ = ()

@@ -18,20 +18,24 @@ from parllel.ops.stack_gather import RowSource, StackGather
 from parllel.storages import Memory, Side, aligned, allocate, nbytes_of
 
 Fill: TypeAlias = Literal["first", "zero"]
-"""What a stack holds before its episode's beginning: the first frame, or zeros."""
+"""Content of a stack before the beginning of its episode: the episode's first frame, or zeros."""
 
 _FLAG = np.dtype(np.bool_)
 
 
 class FrameLayout(NamedTuple):
-    """How the frames of some rows, and the flags beside them, lie in memory.
+    """The sizes of a FrameArray's memory: the frames of all rows, and a flag for each.
+
+    >>> layout = FrameLayout((6, 2), (84, 84), np.dtype(np.uint8), stack=4, fill="zero")
+    >>> layout.n_head, layout.extents
+    (4, (10, 2, 84, 84))
 
     Args:
-        batch_shape: rows of the base buffer, padding and ring included, and the columns.
+        batch_shape: number of rows, ring and padding included, and the other batch dimensions.
         frame_shape: shape of one frame.
-        dtype: of the elements.
-        stack: frames of a stack.
-        fill: what a stack holds before its episode's beginning.
+        dtype: type of the elements.
+        stack: number of frames of a stack.
+        fill: content of a stack before the beginning of its episode.
     """
 
     batch_shape: tuple[int, ...]
@@ -42,12 +46,12 @@ class FrameLayout(NamedTuple):
 
     @property
     def n_blank(self) -> int:
-        """Rows at the beginning that stay zero, to fill stacks with."""
+        """Number of rows at the beginning that stay zero, to fill stacks with."""
         return 1 if self.fill == "zero" else 0
 
     @property
     def n_head(self) -> int:
-        """Rows before the first one: the blank one, and frames that stacks reach back to."""
+        """Number of rows before the first one: the blank row, and frames that older rows have."""
         return self.n_blank + self.stack - 1
 
     @property
@@ -57,7 +61,7 @@ class FrameLayout(NamedTuple):
 
     @property
     def flag_extents(self) -> tuple[int, ...]:
-        """Shape of the flags beside them."""
+        """Shape of all flags."""
         n_rows, *columns = self.batch_shape
         return (self.n_head + n_rows, *columns)
 
@@ -69,16 +73,20 @@ class FrameLayout(NamedTuple):
 
 
 class FrameBuffer(Buffer):
-    """Frames that are read as stacks; its `extents` are those of the stacks.
+    """Frames that are read as stacks; its `extents` are the shape of all stacks.
 
-    The first rows of both parts are no rows of the stacks: with `fill="zero"` one that stays zero,
-    then `stack - 1` that hold the frames before the first row. Row numbers count the others.
+    >>> layout = FrameLayout((6, 2), (84, 84), np.dtype(np.uint8), stack=4, fill="first")
+    >>> FrameBuffer.of_layout(layout, "local").extents
+    (6, 2, 4, 84, 84)
+
+    The first rows of both parts are no rows of their own: with `fill="zero"` one row that stays
+    zero, then `stack - 1` rows with the frames before the first row. Row numbers do not count them.
 
     Args:
-        frames: [n_head + n_rows, ..., *frame_shape].
-        is_first: bool [n_head + n_rows, ...]. Whether a frame is the first one of its episode.
-        stack: frames of a stack.
-        fill: what stands in a stack before its episode's beginning.
+        frames: buffer [n_head + n_rows, ..., *frame_shape].
+        is_first: buffer of bool [n_head + n_rows, ...], which tells what frames begin an episode.
+        stack: number of frames of a stack.
+        fill: content of a stack before the beginning of its episode.
     """
 
     __slots__ = ("_gathers", "fill", "frames", "is_first", "n_columns", "n_head", "stack")
@@ -96,13 +104,13 @@ class FrameBuffer(Buffer):
         columns, frame_shape = others[: n_axes - 1], others[n_axes - 1 :]
         self.extents = (n_rows - self.n_head, *columns, stack, *frame_shape)
         self.n_columns = math.prod(columns)
-        # What is written is held against what is there, which the host does.
+        # The host compares what is written with the row before, so all values come to the host.
         self.plain, self.accept = PLAIN, to_host
         self._gathers: dict[Side, StackGather] = {}  # by the side that gathers
 
     @classmethod
     def of_layout(cls, layout: FrameLayout, storage: str | Memory) -> FrameBuffer:
-        """Return a zeroed buffer in new memory of a kind, or in the next parts of a given block."""
+        """Return a zeroed buffer in new memory of a kind, or in the next part of a given block."""
         wanted = aligned(layout.nbytes)
         memory = storage if isinstance(storage, Memory) else allocate(storage, wanted)
         n_axes = len(layout.batch_shape)
@@ -110,7 +118,9 @@ class FrameBuffer(Buffer):
         is_first = Buffer.allocate(memory, layout.flag_extents, _FLAG, n_axes)
         buffer = cls(frames, is_first, layout.stack, layout.fill)
         if memory.side == "gpu":
-            buffer._gather("gpu")  # in the stream that zeroes the memory, not in a later one
+            # Now, so that the gather's table is copied in the stream that zeroes the memory: a
+            # later stream would not be ordered after it.
+            buffer._gather("gpu")
         return buffer
 
     @property
@@ -124,7 +134,7 @@ class FrameBuffer(Buffer):
         return {"frames": self.frames.data, "is_first": self.is_first.data}
 
     def source(self, side: Side) -> RowSource:
-        """Return the frames of all rows as a kernel of that side reads them."""
+        """Return the frames of all rows, as a gather on a given side reads them."""
         self.check_open()
         parts = (self.frames, self.is_first)
         frames, flags = (part.on_side(side) for part in parts)
@@ -143,9 +153,9 @@ class FrameBuffer(Buffer):
         """Gather the stacks of the rows of an index, on a GPU by one launch.
 
         Args:
-            index: as `StackGather.run` takes it.
-            side: where stacks are gathered; on "gpu", arrays of CuPy are given and returned.
-            out: array [n, stack, *frame_shape] to write; a new one by default.
+            index: range or integers [n], the rows whose stacks are gathered.
+            side: the side that gathers; for "gpu", `out` and the result are CuPy arrays.
+            out: array [n, stack, *frame_shape], overwritten; a new array by default.
         """
         self.check_open()
         gather = self._gather(side)
@@ -165,29 +175,31 @@ class FrameBuffer(Buffer):
             gather = self._gathers[side] = StackGather([self.source(side)])
         return gather
 
-    def fit(self, value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Return a value of the host broadcast to a shape, C-contiguous, of this dtype."""
-        is_fit = isinstance(value, np.ndarray) and (value.shape, value.dtype) == (shape, self.dtype)
-        if is_fit and value.flags.c_contiguous:
-            values: NDArray[Any] = value
-            return values
-        values = np.empty(shape, self.dtype)
+    def fit(self, value: object, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return a value of the host broadcast to a shape, C-contiguous and of this dtype."""
+        if (
+            isinstance(value, np.ndarray)
+            and (value.shape, value.dtype) == (shape, self.dtype)
+            and value.flags.c_contiguous
+        ):
+            return value
+        values: NDArray[Any] = np.empty(shape, self.dtype)
         values[...] = value
         return values
 
     def write(self, rows: NDArray[np.int64], stacks: NDArray[Any]) -> None:
         """Write whole stacks: the newest frame of each, and whether an episode begins with it.
 
-        In device memory, the frames around are copied to the host and back, which waits for the
-        current stream.
+        In device memory, the frames around these rows are copied to the host and back, and the host
+        waits for the current stream.
 
         Args:
-            rows: [n], in any order; earlier time steps are written first.
-            stacks: [n, stack, *frame_shape], C-contiguous, of this dtype.
+            rows: int64 [n], numbers of the rows in any order; earlier steps are written first.
+            stacks: [n, stack, *frame_shape], C-contiguous and of this dtype.
 
         Raises:
-            ValueError: a stack neither goes on with the row before nor begins an episode. It was
-                not written, nor were those of later time steps.
+            ValueError: a stack neither continues the row before nor begins an episode. Neither this
+                stack nor a stack of a later step was written.
         """
         self.check_open()
         steps = rows // max(self.n_columns, 1)
@@ -207,7 +219,7 @@ class FrameBuffer(Buffer):
                 )
 
     def _write_step(self, rows: NDArray[np.int64], stacks: NDArray[Any]) -> int | None:
-        """Write stacks of one time step; or nothing, and return the number of a wrong one."""
+        """Write stacks of one time step; where one is wrong, write none and return its number."""
         source = self.source("host")
         frames, flags = source.frames, source.is_first
         assert flags is not None
@@ -249,9 +261,9 @@ class FrameBuffer(Buffer):
         self.is_first.copy_from(other.is_first)
 
     def moves_around_end(self, window: Window) -> list[tuple[AnyArray, AnyArray]]:
-        """Return what is left to be copied when a window wraps, of frames and of flags.
+        """Return the copies that are left when a window wraps, of frames and of flags.
 
-        The frames before the first row are among it; the blank one stays.
+        The frames before the first row are copied, too; the blank row stays.
         """
         n_before = self.stack - 1
         if not (n_before + window.padding and window.full_size):
@@ -260,7 +272,7 @@ class FrameBuffer(Buffer):
         return [part.around_end(window.full_size, n_blank) for part in (self.frames, self.is_first)]
 
     def close(self) -> None:
-        """Release the memory. Called again, it does nothing."""
+        """Release the memory. A second call does nothing."""
         self._gathers = {}
         self.frames.close()
         self.is_first.close()
@@ -279,14 +291,14 @@ class FrameBuffer(Buffer):
 
 
 def are_first(stacks: NDArray[Any], fill: Fill) -> NDArray[np.bool_]:
-    """Tell which stacks are those of a first frame: bool [n].
+    """Return bool [n], which stacks look like the first ones of an episode.
 
-    A stack that looks so and goes on with the row before it may be taken for a first one: the
-    frames that are left out of it and of later stacks are the same as those that fill them.
+    A stack that only looks so, and continues the row before, may be taken for a first one: the
+    frames that it and the stacks after it are filled with are the same as those they should have.
 
     Args:
         stacks: [n, stack, *frame_shape].
-        fill: what stands before a first frame.
+        fill: content of a stack before the beginning of its episode.
     """
     values = _bytes_of(stacks)
     expected = values[:, -1:] if fill == "first" else np.zeros_like(values[:1, :1])

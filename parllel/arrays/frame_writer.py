@@ -1,8 +1,4 @@
-"""FrameWriter: how stacks that environments give become single frames in rows of a FrameArray.
-
-Each environment's newest frame is written, and whether its stack is that of an episode's first
-frame, which shows in the stack itself.
-"""
+"""FrameWriter: it writes the stacks of environments as single frames in rows of a FrameArray."""
 
 from __future__ import annotations
 
@@ -25,13 +21,21 @@ LAST = "last"  # the frames written last; kept from step to step
 
 @dataclass(frozen=True)
 class FrameWriter(RowWriter):
-    """Writes the newest frame of each stack, and whether an episode begins with it.
+    """Writes the newest frame of each stack, and a flag that tells whether an episode begins.
+
+    A stack that is filled like the first one of an episode is taken for one.
+
+    >>> writer = FrameWriter(np.dtype(np.uint8), (2,), stack=2, fill="first")
+    >>> parts = {FRAMES: np.zeros((1, 2), np.uint8), IS_FIRST: np.zeros(1, bool)}
+    >>> writer.write(parts, [np.array([[5, 5], [5, 5]])])
+    >>> parts["frames"].tolist(), parts["is_first"].tolist()
+    ([[5, 5]], [True])
 
     Args:
-        dtype: of the elements.
+        dtype: type of the elements.
         frame_shape: shape of one frame.
-        stack: frames of a stack.
-        fill: what a stack holds before its episode's beginning.
+        stack: number of frames of a stack.
+        fill: content of a stack before the beginning of its episode.
     """
 
     dtype: np.dtype[Any]
@@ -42,25 +46,25 @@ class FrameWriter(RowWriter):
     only_read = frozenset({PREVIOUS})
 
     def part_specs(self, batch_shape: Sequence[int]) -> dict[str, ArraySpec]:
-        """Return what frames and flags look like for rows in memory of their own."""
+        """Return the specs of frames and flags, for rows in memory of their own."""
         frames = ArraySpec.of(batch_shape, self.dtype, self.frame_shape)
         return {FRAMES: frames, IS_FIRST: ArraySpec.of(batch_shape, np.bool_)}
 
     def kept_specs(self, batch_shape: Sequence[int]) -> dict[str, ArraySpec]:
-        """Return what is kept: the frames written last, which the next stacks go on from."""
+        """Return the spec of the frames written last, which the next stacks must continue."""
         return {LAST: ArraySpec.of(batch_shape, self.dtype, self.frame_shape)}
 
     def write(self, parts: Mapping[str, NDArray[Any]], samples: Sequence[NDArray[Any]]) -> None:
-        """Write one stack of each environment, as `RowWriter` has it.
+        """Write one stack of each environment.
 
         Args:
-            parts: frames [n, *frame_shape], flags [n], and the frames one step before, under one of
-                their two names, where stacks are compared with them.
-            samples: n stacks, [stack, *frame_shape].
+            parts: frames [n, *frame_shape] and flags [n], overwritten; and the frames one step
+                before, `PREVIOUS` or `LAST`, where stacks are compared with them.
+            samples: n stacks [stack, *frame_shape].
 
         Raises:
-            ValueError: a stack has another number of frames; or it is not that of a first frame,
-                and does not go on with the frame before. What was written before it stays.
+            ValueError: a stack has another number of frames; or it neither begins an episode nor
+                continues the frame before. The stacks before it are written.
         """
         frames, is_first, last = parts[FRAMES], parts[IS_FIRST], parts.get(LAST)
         previous = parts.get(PREVIOUS, last)
@@ -87,7 +91,7 @@ class FrameWriter(RowWriter):
         return {LAST: samples.take(self.stack - 1, axis=axis)}
 
     def _is_first(self, stack: NDArray[Any]) -> bool:
-        """Whether a stack is a first frame's; in most stacks the second newest frame tells."""
+        """Whether a stack begins an episode; for most stacks the second newest frame tells."""
         older = reversed(stack[:-1])
         if self.fill == "first":
             return all(_are_equal(frame, stack[-1]) for frame in older)
@@ -95,7 +99,7 @@ class FrameWriter(RowWriter):
 
 
 def _are_equal(frame: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether two frames have the same bytes, for which memory is compared at once."""
+    """Whether two frames have the same bytes, which takes one comparison of memory."""
     if frame.dtype != other.dtype:
         frame = frame.astype(other.dtype)
     return frame.tobytes() == other.tobytes()

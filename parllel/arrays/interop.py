@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from parllel import cuda
 from parllel.cuda import AnyArray, DeviceArray
@@ -46,7 +46,7 @@ def side_of(value: object) -> Side:
     return "gpu" if hasattr(value, "__cuda_array_interface__") else "host"
 
 
-def to_host(value: Any) -> Any:
+def to_host(value: object) -> Any:  # Any: an array of NumPy, or what it takes as it is
     """Return a value as NumPy takes it: tensors and arrays of any device come to the host.
 
     From a device they are copied in the caller's current stream, and the host waits for it.
@@ -64,7 +64,7 @@ def to_host(value: Any) -> Any:
     return np.from_dlpack(value)
 
 
-def to_device(value: Any) -> Any:
+def to_device(value: object) -> DeviceArray:
     """Return a value as CuPy takes it. The host waits for nothing.
 
     Values of the host are copied in the caller's current stream; what a GPU can use is taken as it
@@ -74,7 +74,7 @@ def to_device(value: Any) -> Any:
     return cuda.to_device(found) if isinstance(found, np.ndarray) else found
 
 
-def put_on_device(value: Any, *, out_device: DeviceArray) -> None:
+def put_on_device(value: object, *, out_device: DeviceArray) -> None:
     """Write a value, taken as `to_device` does, in the caller's current stream.
 
     Values of the host that are like the place go there by one copy, without memory between.
@@ -95,7 +95,7 @@ def put_on_device(value: Any, *, out_device: DeviceArray) -> None:
             out_device[...] = cuda.to_device(found)
 
 
-def apart_from(written: DeviceArray, value: Any) -> Any:
+def apart_from(written: DeviceArray, value: DeviceArray) -> DeviceArray:
     """Return a value for a write as CuPy takes it: a copy of its own where it shares bytes.
 
     A GPU copies in no order, so that bytes might be written before they are read.
@@ -104,13 +104,13 @@ def apart_from(written: DeviceArray, value: Any) -> Any:
     return value.copy() if is_shared else value
 
 
-def _for_gpu(value: Any) -> Any:
+def _for_gpu(value: object) -> AnyArray:
     """Return a value as a scalar, as a CuPy array where a GPU can use it, or as one of NumPy."""
     if value.__class__ in _SCALARS:
         return value
     if is_tensor(value):
         return cuda.array_over(plain(value)) if value.is_cuda else to_host(value)
-    if getattr(value, "is_for_gpu", False):
+    if hasattr(value, "to_cupy") and getattr(value, "is_for_gpu", False):
         return value.to_cupy()
     if hasattr(value, "__cuda_array_interface__"):
         return cuda.array_over(value)
@@ -127,7 +127,7 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
     return values.float() if is_short else values
 
 
-def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
+def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     """Whether a value is a torch tensor. Asking does not import torch."""
     module = sys.modules.get("torch")
     return module is not None and isinstance(value, module.Tensor)
@@ -180,9 +180,10 @@ def _from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
         return plain(tensor).numpy(force=True)
 
 
-def describe(value: ArrayLike) -> str:
+def describe(value: object) -> str:
     """Return what messages call a value that could not be written."""
     try:
-        return f"a value of shape {np.shape(value)}"
+        shape = value.shape if hasattr(value, "shape") else np.asarray(value).shape
+        return f"a value of shape {tuple(shape)}"
     except ValueError:  # a ragged list
         return "a list of lists of different lengths"

@@ -17,14 +17,17 @@ import math
 import operator
 from collections.abc import Sequence
 from itertools import takewhile
+from types import EllipsisType
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Axis: TypeAlias = int | range | NDArray[np.intp]
 Location: TypeAlias = tuple[Axis, ...]
 _Entry: TypeAlias = int | slice | NDArray[Any]
+Index: TypeAlias = slice | EllipsisType | ArrayLike | tuple[slice | EllipsisType | ArrayLike, ...]
+"""What an Array is indexed with: integers, slices, `...`, integer arrays and boolean masks."""
 
 _EVERYTHING = slice(None)
 
@@ -36,7 +39,7 @@ class _Apart(np.ndarray[Any, Any]):
     """
 
 
-def locate(location: Location, extents: Sequence[int], index: Any) -> Location:
+def locate(location: Location, extents: Sequence[int], index: object) -> Location:
     """Return the location that `index` leads to.
 
     Args:
@@ -262,7 +265,7 @@ def _outside(axis: range, extent: int, index: int) -> str:
     )
 
 
-def _entries(index: Any, location: Location) -> tuple[list[_Entry], int | None]:
+def _entries(index: object, location: Location) -> tuple[list[_Entry], int | None]:
     """Return one integer, slice or integer array for each indexed dimension of the view.
 
     And the place among them of a `...` that spans nothing.
@@ -291,14 +294,14 @@ def _entries(index: Any, location: Location) -> tuple[list[_Entry], int | None]:
     return entries, split
 
 
-def _width(entry: Any) -> int:
+def _width(entry: object) -> int:
     """Return how many dimensions an entry consumes."""
     if entry is Ellipsis:
         return 0
     return entry.ndim if isinstance(entry, np.ndarray) and entry.dtype == bool else 1
 
 
-def _entry(item: Any) -> _Entry:
+def _entry(item: object) -> _Entry:
     """Return an item of an index as an integer, a slice, an integer array or a mask."""
     if isinstance(item, slice):
         return item
@@ -328,7 +331,7 @@ def _mask_entries(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> list[_Entr
     return list(mask.nonzero())
 
 
-def _wrong_kind(item: Any) -> str:
+def _wrong_kind(item: object) -> str:
     return (
         f"index: got {item!r} ({type(item).__name__}), expected integers, slices, `...`, integer"
         " arrays or boolean masks; for new axes and other NumPy tricks index to_ndarray()"

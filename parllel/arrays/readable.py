@@ -1,4 +1,4 @@
-"""Readable: what an Array tells about itself, and how its elements are read out."""
+"""Readable: the half of an Array that reads; a file of its own, since one would be too long."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from parllel.arrays.dlpack import Capsule, DLDevice, export
 from parllel.arrays.interop import flat_rows, to_tensor
 from parllel.arrays.location import Location, count_dims, is_gathered, keys, rows_of, shape_of
 from parllel.arrays.row_writer import RowWriter
-from parllel.cuda import AnyArray
+from parllel.cuda import AnyArray, DeviceArray
 from parllel.ops.stack_gather import RowSource
 from parllel.storages import Memory, Side
 
@@ -23,19 +23,25 @@ if TYPE_CHECKING:
 
 
 class PickedRows(NamedTuple):
-    """Whole rows of a base buffer that integer arrays pick.
+    """Whole rows of an Array's memory that integer arrays pick.
 
     Args:
-        rows: of NumPy or CuPy, [m, ...]. All rows of the buffer.
-        numbers: intp [n]. Which of them.
+        rows: [m, ...], all rows of the memory, in NumPy's or CuPy's array; or their frames.
+        numbers: intp [n], the numbers of the rows that are picked.
     """
 
-    rows: Any
+    rows: AnyArray | RowSource
     numbers: NDArray[np.intp]
 
 
 class Readable:
-    """The elements of a buffer at a location, for reading."""
+    """The properties of an Array, and the ways to read its elements.
+
+    >>> from parllel import Array
+    >>> array = Array((3, 2), "float32", feature_shape=(4,))
+    >>> array.shape, array.batch_shape, array.side, array.n_older_steps
+    ((3, 2, 4), (3, 2), 'host', 0)
+    """
 
     __slots__ = ("__weakref__", "_buffer", "_data", "_location")
 
@@ -70,12 +76,12 @@ class Readable:
 
     @property
     def allocated_nbytes(self) -> int:
-        """Bytes of the whole base buffer: ring and padding."""
+        """Bytes of all rows, those of the ring and the padding included."""
         return math.prod(self._buffer.extents) * self.dtype.itemsize
 
     @property
     def memory_parts(self) -> dict[str, AnyArray]:
-        """All of the base buffer, ring and padding: arrays over its parts of memory, by name."""
+        """All rows, ring and padding included: an array over each part of the memory, by name."""
         return self._buffer.parts
 
     @property
@@ -100,17 +106,17 @@ class Readable:
 
     @property
     def side(self) -> Side:
-        """Which side works on the rows: "gpu" for `device` and `managed`, "host" for all others."""
+        """The side that works on the rows: "gpu" for `device` and `managed`, "host" for others."""
         return self._buffer.side
 
     @property
     def is_on_host(self) -> bool:
-        """Whether the host can read and write the memory: all but `device`."""
+        """Whether the host can read and write the memory, as it can all but `device`."""
         return self._buffer.is_on_host
 
     @property
     def is_for_gpu(self) -> bool:
-        """Whether a GPU can use the memory: `device`, `managed` and `pinned`."""
+        """Whether a GPU can read and write the memory: `device`, `managed` and `pinned`."""
         memory = self._buffer.memory
         return memory is not None and memory.is_for_gpu
 
@@ -121,7 +127,7 @@ class Readable:
 
     @property
     def memory(self) -> Memory:
-        """The block of memory that the base buffer was placed in.
+        """The block of memory that holds the rows.
 
         Raises:
             ValueError: the Array was closed.
@@ -148,12 +154,12 @@ class Readable:
     def to_ndarray(self) -> NDArray[Any]:
         """Return the visible elements as a NumPy array over the same memory.
 
-        It is a copy, read-only, so that a write that would be lost raises, of a view made with
-        integer arrays or a mask, and of device memory: there it is made in the caller's current
-        stream, and the host waits for that stream.
+        For device memory, and for a view made with integer arrays or a mask, the result is a
+        copy. It is read-only, so that a write, which would be lost, raises. A copy of device
+        memory is made in the caller's current stream, and the host waits for that stream.
 
-        Of pinned and managed memory it waits for nothing: before you touch what a stream writes
-        or reads there, wait for that stream, or for an event behind that work.
+        For pinned and managed memory, the call waits for nothing: before the host touches rows
+        that a stream reads or writes, wait for that stream, or for an event after its work.
 
         Raises:
             ValueError: the Array was closed.
@@ -169,12 +175,13 @@ class Readable:
         values.flags.writeable = False
         return values
 
-    def to_cupy(self) -> Any:  # Any: cupy.ndarray
+    def to_cupy(self) -> DeviceArray:
         """Return the visible elements as a CuPy array over the same memory.
 
-        Waits for nothing. Of a view made with integer arrays or a mask it is a copy, gathered in
-        the caller's current stream; work in another one must wait for it (`cuda.Event`). Of
-        pinned and managed memory, the caller keeps host and streams apart.
+        The call waits for nothing. For a view made with integer arrays or a mask, the result is a
+        copy, gathered in the caller's current stream; work in another stream must wait for it
+        (`cuda.Event`). In pinned and managed memory, the caller must see to it that the host and
+        the streams do not use the same rows at the same time.
 
         Raises:
             TypeError: no GPU can use memory of this kind.
@@ -187,22 +194,20 @@ class Readable:
     def to_torch(self) -> torch.Tensor:
         """Return the visible elements as a torch tensor over the same memory.
 
-        Device memory (by DLPack) and managed memory (by the CUDA array interface: torch refuses it
-        by DLPack) give a CUDA tensor, other memory one of the CPU. A tensor over pinned memory
-        is pinned for torch in the process that owns the memory: `tensor.is_pinned()` asks CUDA
-        what kind of memory is at the tensor's address, whoever locked it. So
-        `tensor.to("cuda", non_blocking=True)` is asynchronous, and the memory must stay as it is
+        Device and managed memory give a CUDA tensor, all other memory a CPU tensor. In the process
+        that owns pinned memory, torch knows that the tensor is pinned, too (`is_pinned()`). So
+        `tensor.to("cuda", non_blocking=True)` is asynchronous, and the memory must not change
         until that copy is done.
 
-        Of a view made with integer arrays or a mask it is a gathered copy. Waits for nothing:
-        torch's work in its current stream comes behind what the Array's own work queued in the
-        caller's, which is the same one as soon as torch uses CUDA.
+        For a view made with integer arrays or a mask, the tensor is a copy. The call waits for
+        nothing: torch's current stream is the caller's current stream as soon as torch uses CUDA,
+        so that torch's work comes after the Array's own work.
 
         Raises:
-            CudaUnavailableError: the memory is CUDA's, and torch can use no device; its build may
-                be for CPUs.
-            TypeError: torch has no such dtype.
-            ValueError: the view has a negative step, which torch does not know; or the Array was
+            CudaUnavailableError: the memory is CUDA's, and torch can use no device; it may be a
+                build for CPUs.
+            TypeError: torch does not have the dtype.
+            ValueError: the view has a negative step, which torch does not have; or the Array was
                 closed.
         """
         if self._buffer.side == "host":
@@ -231,40 +236,43 @@ class Readable:
     ) -> Capsule:
         """Return the visible elements as a DLPack capsule over the same memory.
 
-        Strides go out as they are: those of a view, and negative ones too. NumPy and CuPy take
-        them; `torch.from_dlpack` of torch 2.13 ends the process (pytorch issue 188023), where
-        `to_torch` raises.
+        The capsule has the strides of the view, negative ones included. NumPy and CuPy take them;
+        `torch.from_dlpack` of torch 2.13 ends the process (pytorch issue 188023), where `to_torch`
+        raises.
 
-        Of a view made with integer arrays or a mask, and of device memory that is asked for on
-        the host, it is a copy: read-only, so that a write that would be lost raises, unless
-        `copy=True` asks for a copy.
+        For a view made with integer arrays or a mask, and for device memory that is wanted on the
+        host, the capsule holds a copy. It is read-only, so that a write, which would be lost,
+        raises; with `copy=True` it is writable.
 
         Args:
-            stream: of the receiver, for device and managed memory: it is made to wait for the
-                caller's current one, and the host is not. None and 1 are the legacy default
-                stream, 2 is the per-thread default stream, -1 asks for no order, any other number
-                is a stream's address. For memory of the host: None.
-            max_version: newest DLPack that the receiver knows; with (1, 0) or newer it gets a
-                capsule of DLPack 1, which can say read-only and copied.
-            dl_device: where the receiver wants the elements: as `__dlpack_device__` says, or
-                (1, 0) for the host. There the host waits for the caller's current stream.
-            copy: True: always copy, False: never, None: where it is necessary. Device memory is
-                copied in the receiver's stream, and the caller's waits for that.
+            stream: the receiver's stream, for device and managed memory. It waits for the caller's
+                current stream; the host does not. None and 1 are the legacy default stream, 2 is
+                the per-thread default stream, -1 asks for no order, any other number is the address
+                of a stream. For host memory: None.
+            max_version: the newest DLPack that the receiver knows. With (1, 0) or newer it gets a
+                capsule of DLPack 1, which can say that the elements are read-only or a copy.
+            dl_device: the device that the receiver wants the elements on: that of
+                `__dlpack_device__`, or (1, 0) for the host, which waits for the caller's current
+                stream then.
+            copy: True for a copy always, False for never, None where a copy is necessary. Device
+                memory is copied in the receiver's stream, and the caller's stream waits for that.
 
         Raises:
-            BufferError: the dtype or the device can't be handed out; a copy is necessary and
-                `copy` is False (also a ValueError); or it is read-only, and `max_version` too old
-                to say so.
-            TypeError: an argument is of the wrong kind.
-            ValueError: the stream is not one; memory of the host has none; the Array was closed.
+            BufferError: DLPack does not have the dtype or the device; or a copy is necessary and
+                `copy` is False (this error is a ValueError, too); or the copy is read-only, and
+                `max_version` is too old to say so.
+            TypeError: an argument has the wrong type.
+            ValueError: there is no such stream, or host memory was asked for with a stream, or the
+                Array was closed.
         """
         return export(self, stream=stream, max_version=max_version, dl_device=dl_device, copy=copy)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """Return DLPack's device type and number.
 
-        (2, number) for device memory, (13, number) for managed memory, (1, 0) for all other: also
-        pinned memory is the host's, as what DLPack has for it (3) is refused by most.
+        That is (2, number) for device memory, (13, number) for managed memory and (1, 0) for all
+        other memory. DLPack has a type of its own for pinned memory (3), but most libraries refuse
+        it.
         """
         buffer = self._buffer
         data = buffer.on_side(buffer.side)
@@ -275,17 +283,17 @@ class Readable:
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """The CUDA array interface, version 3, of memory that a GPU can use.
 
-        Its stream is the caller's current one: work of the receiver in another stream, or on the
-        host, must wait for it. CuPy and Numba make the host wait.
+        It names the caller's current stream: the receiver's work in another stream, or on the host,
+        must wait for that stream. CuPy and Numba make the host wait.
 
         Raises:
-            AttributeError: no GPU can use the memory; or integer arrays or a mask made the view,
-                whose gathered copy nobody would keep.
+            AttributeError: no GPU can use the memory; or the view was made with integer arrays or a
+                mask, and no object would keep the copy alive.
         """
         if self.is_gathered:
             raise AttributeError(
                 "__cuda_array_interface__: a view made with integer arrays or a mask is gathered"
-                " when it is read, and nobody would keep the copy; use to_cupy() or to_torch()"
+                " when it is read, and no object would keep the copy; use to_cupy() or to_torch()"
             )
         try:
             return cuda.array_interface(self.to_cupy())
@@ -293,10 +301,10 @@ class Readable:
             raise AttributeError(str(error)) from error
 
     def picked_rows(self) -> PickedRows | None:
-        """Return the rows that a view made with integer arrays shows; None for any other view.
+        """Return the rows that integer arrays picked for this view; None for any other view.
 
-        The arrays are on the leading axes, all others are shown whole, and rows follow each other
-        in memory without gaps.
+        None is returned as well where the arrays are not on the leading axes, where other axes are
+        not shown whole, and where the memory has gaps between rows.
         """
         found, data = rows_of(self._location, self._buffer.extents), self._buffer.data
         if found is None or not data.flags.c_contiguous:
@@ -307,17 +315,17 @@ class Readable:
 
     @property
     def n_older_steps(self) -> int:
-        """How many steps before a row are a part of its sample; 0 for this kind of Array."""
+        """The number of steps before a row that belong to its sample, too; 0 for a plain Array."""
         return 0
 
     def row_source(self, side: Side) -> RowSource:
-        """Return the rows of this view as a gather reads them: its first two axes taken together.
+        """Return the rows of this view as the source of gathers, with T and B taken together.
 
-        The memory is this Array's own, and what is written later is gathered then; but a copy
-        where the rows do not follow each other in memory.
+        The source is this Array's own memory, so that a later gather reads what was written until
+        then. Only where the rows do not follow each other in memory it is a copy, made now.
 
         Args:
-            side: where the rows are gathered, "host" or "gpu".
+            side: the side that gathers, "host" or "gpu".
 
         Raises:
             TypeError: that side can't use the memory.
@@ -326,9 +334,9 @@ class Readable:
 
     @property
     def row_writer(self) -> RowWriter | None:
-        """How environments write the rows where a row is stored in several parts (`row_parts`).
+        """The writer for environments, where a row is stored in several parts (`row_parts`).
 
-        None is the answer of this kind of Array: environments write the rows as they are.
+        A plain Array has none: environments write its rows as they are.
         """
         return None
 
@@ -341,7 +349,7 @@ class Readable:
                 self._data = data
         return data
 
-    def _pick(self, data: Any) -> Any:  # Any: an array of NumPy or CuPy
+    def _pick(self, data: AnyArray) -> AnyArray:
         first, second = keys(self._location)
         if not second:
             return data[first]

@@ -1,4 +1,4 @@
-"""RowWriter: how environments write rows of an Array that stores a row in several parts."""
+"""RowWriter: it writes samples of environments to rows that are stored in several parts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from parllel.arrays.spec import ArraySpec
 
 
 class RowWriter(ABC):
-    """How samples of environments become rows of an Array that stores a row in several parts.
+    """Writes samples of environments to rows of an Array that stores a row in several parts.
 
-    It holds no memory. It is sent to worker processes, which write the parts as NumPy arrays. So
-    it must be possible to pickle it, and writers that do the same must be equal and have the same
-    hash, as frozen dataclasses of the same values.
+    A writer has no memory of its own. It is sent to worker processes, which write the parts as
+    NumPy arrays, so it must be possible to pickle it. Writers that do the same must be equal and
+    have the same hash, as frozen dataclasses of the same values.
 
-    Parts have names. There are those that a row consists of, and there may be two kinds beside
-    them: parts that are only read (`only_read`), which are given where the rows are those of the
-    Array itself; and parts that are kept from one set of rows to the next (`kept_specs`), which are
-    given where several sets of rows are written in turn and then copied to the Array.
+    Parts have names. Beside the parts of a row, there may be others: parts that are only read
+    (`only_read`), where the rows are in the Array itself; and parts that are kept from one step to
+    the next (`kept_specs`), where steps are written in turn to memory outside the Array.
+
+    >>> from parllel import FrameArray
+    >>> writer = FrameArray((5, 2), "uint8", (84, 84)).row_writer
+    >>> list(writer.part_specs((2,))), writer.only_read
+    (['frames', 'is_first'], frozenset({'previous'}))
     """
 
     only_read: frozenset[str] = frozenset()
@@ -29,10 +33,18 @@ class RowWriter(ABC):
 
     @abstractmethod
     def part_specs(self, batch_shape: Sequence[int]) -> dict[str, ArraySpec]:
-        """Return what the parts look like for rows in memory of their own, by their names."""
+        """Return the specs of the parts by name, for rows in memory of their own.
+
+        Args:
+            batch_shape: (n, ...), the number of rows first.
+        """
 
     def kept_specs(self, batch_shape: Sequence[int]) -> dict[str, ArraySpec]:
-        """Return what is kept beside such rows, from one set of them to the next: nothing."""
+        """Return the specs of the parts that are kept from step to step, by name; none by default.
+
+        Args:
+            batch_shape: (n, ...), the number of rows first.
+        """
         return {}
 
     @abstractmethod
@@ -40,17 +52,17 @@ class RowWriter(ABC):
         """Write one sample of each environment.
 
         Args:
-            parts: arrays [n, ...] by their names.
-            samples: n of them, or an array [n, ...].
+            parts: NumPy arrays [n, ...] by name, overwritten.
+            samples: n samples, or an array [n, ...].
 
         Raises:
-            ValueError: a sample can't be stored. Those before it are written.
+            ValueError: a sample can't be stored. The samples before it are written.
         """
 
     def kept_of(self, samples: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return what is kept of samples that did not go through `write`: nothing.
+        """Return the kept parts for samples that were written in another way; none by default.
 
         Args:
-            samples: array [n, ...].
+            samples: [n, ...], one sample of each environment.
         """
         return {}

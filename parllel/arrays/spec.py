@@ -1,4 +1,4 @@
-"""ArraySpec: what an Array looks like before it has memory."""
+"""ArraySpec: kind, shape, dtype and window of an Array, before it has memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ class ArraySpec:
         padding: int = 0,
         full_size: int | None = None,
     ) -> Self:
-        """Check what a user gives. `full_size` is T by default.
+        """Check the arguments of an Array, and return them as a spec.
+
+        Args:
+            batch_shape, dtype, feature_shape, padding, full_size: as for `Array`.
 
         Raises:
             TypeError: dtype is object, or a length is no integer.
@@ -61,9 +64,12 @@ class ArraySpec:
         return spec
 
     def changed(self, **changes: Any) -> Self:
-        """Return a spec that differs from this one in the arguments of `of` that are not None.
+        """Return a spec like this one, but for the arguments that are given and not None.
 
         With another T and no `full_size`, the ring has T rows.
+
+        Args:
+            changes: arguments of `of`.
         """
         given = {name: value for name, value in changes.items() if value is not None}
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -77,27 +83,27 @@ class ArraySpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Visible shape of the Array: its batch dimensions, and those of one sample."""
+        """Visible shape of the Array: its batch dimensions and the shape of one sample."""
         return self.batch_shape + self.feature_shape
 
     @property
     def n_older_steps(self) -> int:
-        """How many steps before a row are a part of its sample, as those of stacked frames are."""
+        """The number of steps before a row that belong to its sample, too."""
         return 0
 
     def rows_spec(self, n_rows: int) -> ArraySpec:
-        """Return what some rows look like as they are stored, without the steps before them.
+        """Return the spec of some rows as they are stored, without the steps before them.
 
         Args:
-            n_rows: number of rows; each is one environment's at one step.
+            n_rows: number of rows, each of one environment at one step.
         """
         return ArraySpec.of((n_rows, *self.batch_shape[2:]), self.dtype, self.feature_shape)
 
     def row_of(self, sample: Value) -> Value:
-        """Return what of a sample its own row stores; with no older steps, that is all of it.
+        """Return the part of a sample that its own row stores; in a plain Array, all of it.
 
         Args:
-            sample: one environment's at one step.
+            sample: a sample of one environment at one step.
         """
         return sample
 
@@ -112,7 +118,7 @@ class ArraySpec:
         return nbytes_of(self.extents, self.dtype)
 
     def to_entry(self) -> dict[str, Any]:
-        """Return what a saved file says of the Array beside its dtype, in JSON's types."""
+        """Return the entry for a saved file: kind, shape and window, without dtype, for JSON."""
         entry = {field.name: getattr(self, field.name) for field in fields(self)}
         del entry["dtype"]
         return {"kind": self.kind, **entry}

@@ -1,4 +1,4 @@
-"""Window: the part of a base buffer's time axis that an Array shows, and how it moves."""
+"""Window: the rows of a base buffer that an Array shows, and how the window moves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Window:
-    """A window of `length` rows that slides over a ring of `full_size` rows.
+    """A window of `length` rows that moves through a ring of `full_size` rows.
+
+    >>> window = Window(length=2, full_size=4, padding=1)
+    >>> window.rows, window.n_rows
+    (range(1, 3), 6)
+    >>> window.advance(), window.rows, window.advance(), window.rows
+    (False, range(3, 5), True, range(1, 3))
 
     The base buffer holds `padding` rows before the ring and `padding` rows behind it:
 
@@ -15,10 +21,10 @@ class Window:
                    before the ring | the ring             | behind the ring
 
     Args:
-        length: rows that are visible, T.
-        full_size: rows of the ring, a multiple of `length`.
-        padding: rows on each side of the ring, at most `length`.
-        offset: where the window begins in the ring.
+        length: number of visible rows, T.
+        full_size: number of rows of the ring, a multiple of `length`.
+        padding: number of rows on each side of the ring, at most `length`.
+        offset: row of the ring where the window begins.
     """
 
     length: int
@@ -40,7 +46,7 @@ class Window:
 
     @property
     def n_rows(self) -> int:
-        """Rows of the base buffer, the padding on both sides included."""
+        """Number of rows of the base buffer, with the padding on both sides."""
         return self.full_size + 2 * self.padding
 
     @property
@@ -55,7 +61,7 @@ class Window:
         return range(self.padding, self.padding + self.full_size)
 
     def advance(self) -> bool:
-        """Move on by the window's own length. Return whether it wrapped to the beginning."""
+        """Move on by the window's own length; return whether it started again at row 0."""
         self.offset += self.length
         if self.offset < self.full_size:
             return False
@@ -63,7 +69,7 @@ class Window:
         return True
 
     def move(self, begin: int) -> None:
-        """Move to a row of the ring, a multiple of the window's own length."""
+        """Move to a row of the ring that is a multiple of the window's own length."""
         if begin not in range(0, self.full_size, max(self.length, 1)):
             raise ValueError(
                 f"window_begin: got {begin}, expected a multiple of {self.length} below"
@@ -72,5 +78,5 @@ class Window:
         self.offset = begin
 
     def reset(self) -> None:
-        """Move to the end of the ring, from where the next `advance` lands at its beginning."""
+        """Move to the end of the ring, so that the next `advance` leads to its beginning."""
         self.offset = self.full_size - self.length

@@ -13,7 +13,7 @@ import numpy as np
 from parllel import cuda
 from parllel.arrays import Array
 from parllel.replays.replay_buffer import ReplayBuffer
-from parllel.storages import allocate
+from parllel.storages import KINDS, allocate
 from parllel.tree import ArrayDict
 
 # The number of a minibatch to fill; an event to set when all before it are filled; None: the end.
@@ -84,7 +84,7 @@ class Prefetcher:
         _check(replay, n_batches, storage)
         self._replay = replay
         self._timeout_s = timeout_s
-        self._stream = cuda.new_stream() if storage == "device" else None
+        self._stream = cuda.new_stream() if KINDS[storage].side == "gpu" else None
         self._batches: list[PrefetchedBatch] = [
             HostBatch(replay, batch_size)
             if self._stream is None
@@ -336,7 +336,7 @@ def _fill_batches(
 
 
 def _check(replay: ReplayBuffer, n_batches: int, storage: str) -> None:
-    if replay.storage == "device":
+    if replay.side == "gpu":
         raise ValueError(
             "replay: its tree is in memory of the GPU; call sample(), which waits for nothing"
         )

@@ -19,6 +19,7 @@ class Local(Memory):
     """
 
     kind = "local"
+    is_private = True
 
     def __init__(self, nbytes: int) -> None:
         check_available("local", nbytes)

@@ -49,7 +49,7 @@ class Memory:
     release closes the block. A block that nobody closes goes with its last reference. Arrays of
     NumPy over a closed block keep their bytes until they go.
 
-    Three questions tell the kinds of memory apart, so that no other code compares their names:
+    Four questions tell the kinds of memory apart, so that no other code compares their names:
 
     - `side`: "host" or "gpu", which of them works on the rows. It decides whether a kernel is
       launched, or its twin runs on the CPU.
@@ -57,6 +57,7 @@ class Memory:
       Of managed memory this is true, although the GPU works on it.
     - `is_for_gpu`: a GPU can read and write the bytes, so `device_array` returns an array of CuPy.
       Of pinned memory this is true, although the host works on it.
+    - `is_private`: an Array that is sent to another process takes its values there, not its bytes.
 
     Args:
         block: uint8 [nbytes]. The memory itself, an array of NumPy or CuPy.
@@ -67,6 +68,7 @@ class Memory:
     side: ClassVar[Side] = "host"
     is_on_host: ClassVar[bool] = True
     is_for_gpu: ClassVar[bool] = False
+    is_private: ClassVar[bool] = False
 
     def __init__(self, block: NDArray[np.uint8], taken: int = 0) -> None:
         self.nbytes = block.nbytes
