@@ -1,4 +1,4 @@
-"""DLPack: how the elements of an Array are handed out, as the array API standard 2023.12 has it."""
+"""DLPack: export of an Array's elements, as the array API standard 2023.12 describes it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _IS_COPIED = 2
 
 
 class SupportsDLPack(Protocol):
-    """What hands its elements out by DLPack."""
+    """An object that exports its elements by DLPack."""
 
     def __dlpack__(self, *, stream: Any = None) -> Capsule:  # Any: a stream of its own library
         """Return a capsule of its elements."""
@@ -34,11 +34,11 @@ class SupportsDLPack(Protocol):
 
 
 class Exportable(Protocol):
-    """What `export` asks of an Array."""
+    """The questions that `export` asks an Array."""
 
     @property
     def side(self) -> Side:
-        """Which side works on the memory."""
+        """The side that works on the memory."""
 
     @property
     def is_on_host(self) -> bool:
@@ -59,10 +59,13 @@ class Exportable(Protocol):
 
 
 class CopyRefusedError(BufferError, ValueError):
-    """`copy=False`, and the elements can't be handed out without a copy.
+    """The elements can't be exported without a copy, and the receiver asked for none.
 
-    Both errors at once: the standard asks for the one under `copy`, for the other under
-    `dl_device`.
+    It is a BufferError and a ValueError: the standard wants the one where it describes `copy`, and
+    the other where it describes `dl_device`.
+
+    >>> issubclass(CopyRefusedError, BufferError) and issubclass(CopyRefusedError, ValueError)
+    True
     """
 
 
@@ -74,7 +77,7 @@ def export(
     dl_device: DLDevice | None,
     copy: bool | None,
 ) -> Capsule:
-    """Return a capsule of an Array's elements: `Array.__dlpack__` says what and when."""
+    """Return a capsule of an Array's elements; arguments and errors are those of `__dlpack__`."""
     if copy is not None and not isinstance(copy, bool):
         raise TypeError(f"copy: got {copy!r}, expected True, False or None")
     is_versioned = _is_versioned(max_version)
@@ -116,7 +119,7 @@ def _export_to_host(
     if stream is not None:
         raise ValueError(f"stream: got {stream!r}, expected None: memory of the host has no stream")
     if array.side == "gpu" and array.is_on_host:  # managed memory
-        cuda.synchronize()  # who asks for memory of the host knows of no stream to wait for
+        cuda.synchronize()  # a receiver on the host can't wait for a stream
     values = array.to_ndarray()
     if needs_copy:
         values.flags.writeable = copy is True
@@ -126,7 +129,7 @@ def _export_to_host(
 
 
 def _is_versioned(max_version: object) -> bool:
-    """Tell whether who asks takes a capsule of DLPack 1."""
+    """Whether the receiver takes a capsule of DLPack 1."""
     if max_version is None:
         return False
     if not _is_pair(max_version):
@@ -161,8 +164,12 @@ def _describe_copy(array: Exportable) -> str:
     return "device memory can't be handed to the host without a copy"
 
 
+# The flags are set in the capsule itself, because no library sets them here: CuPy has no read-only
+# arrays, NumPy 2.0 sets no flags, and later ones call a copy only what they copied themselves, so
+# that a gather would be copied twice. Without the flags, what is written to a copy would be lost
+# without an error (tests/arrays/test_dlpack.py).
 class _Versioned(ctypes.Structure):
-    """How a DLManagedTensorVersioned begins."""
+    """The first members of a DLManagedTensorVersioned."""
 
     _fields_ = (
         ("major", ctypes.c_uint32),
@@ -179,5 +186,5 @@ _address_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char
 
 
 def _mark(capsule: Capsule, flags: int) -> None:
-    """Set flags that neither NumPy nor CuPy sets: they do not know that they hold a copy."""
+    """Set flags of a capsule that neither NumPy nor CuPy sets."""
     _Versioned.from_address(_address_in(capsule, b"dltensor_versioned")).flags |= flags

@@ -1,4 +1,4 @@
-"""How values of other libraries come in and go out, without importing those libraries."""
+"""Conversion of values between libraries, without importing libraries that are not in use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from parllel.storages import Side
 if TYPE_CHECKING:
     import torch
 
-# What a NumPy assignment takes as it is: asked before anything slower.
+# Classes of values that a NumPy assignment takes as they are. It is asked first, since all other
+# questions about a value are slower.
 PLAIN = frozenset(
     {
         np.ndarray, int, float, bool, list, tuple, np.bool_, np.uint8, np.int32, np.int64,
@@ -26,7 +27,8 @@ PLAIN = frozenset(
 
 _SCALARS = PLAIN - {np.ndarray, list, tuple}
 
-_FLOATS = ("torch.float16", "torch.float32", "torch.float64")  # that NumPy and CuPy have, too
+# The floats that NumPy and CuPy have, too.
+_FLOATS = ("torch.float16", "torch.float32", "torch.float64")
 
 _NARROW = {
     "float64": np.float32,
@@ -37,7 +39,7 @@ _NARROW = {
 
 
 def side_of(value: object) -> Side:
-    """Return which side works on a value: "gpu" on device and managed memory of any library."""
+    """Return the side that works on a value: "gpu" for device and managed memory of any library."""
     if isinstance(value, np.ndarray):
         return "host"
     side: Side | None = getattr(value, "side", None)
@@ -47,9 +49,9 @@ def side_of(value: object) -> Side:
 
 
 def to_host(value: object) -> Any:  # Any: an array of NumPy, or what it takes as it is
-    """Return a value as NumPy takes it: tensors and arrays of any device come to the host.
+    """Return a value that NumPy can use; a tensor or array on a device is copied to the host.
 
-    From a device they are copied in the caller's current stream, and the host waits for it.
+    That copy is made in the caller's current stream, and the host waits for the stream.
     """
     if value.__class__ in PLAIN:
         return value
@@ -65,19 +67,24 @@ def to_host(value: object) -> Any:  # Any: an array of NumPy, or what it takes a
 
 
 def to_device(value: object) -> DeviceArray:
-    """Return a value as CuPy takes it. The host waits for nothing.
+    """Return a value that CuPy can use. The host waits for nothing.
 
-    Values of the host are copied in the caller's current stream; what a GPU can use is taken as it
-    is, and that stream waits for the one that its owner names.
+    A value of the host is copied to the device in the caller's current stream. Memory that a GPU
+    can use is not copied: the caller's current stream waits for the stream that its owner names.
     """
     found = _for_gpu(value)
     return cuda.to_device(found) if isinstance(found, np.ndarray) else found
 
 
 def put_on_device(value: object, *, out_device: DeviceArray) -> None:
-    """Write a value, taken as `to_device` does, in the caller's current stream.
+    """Write a value of any library to an array of CuPy, in the caller's current stream.
 
-    Values of the host that are like the place go there by one copy, without memory between.
+    A value of the host that has the array's shape and dtype is written by one copy, without memory
+    in between. The stream waits as in `to_device`.
+
+    Args:
+        value: value that broadcasts to the array's shape.
+        out_device: array of CuPy, overwritten.
 
     Raises:
         ValueError: the value's shape does not broadcast.
@@ -96,16 +103,16 @@ def put_on_device(value: object, *, out_device: DeviceArray) -> None:
 
 
 def apart_from(written: DeviceArray, value: DeviceArray) -> DeviceArray:
-    """Return a value for a write as CuPy takes it: a copy of its own where it shares bytes.
+    """Return a value that can be written to an array of CuPy: a copy where the two share bytes.
 
-    A GPU copies in no order, so that bytes might be written before they are read.
+    A GPU copies elements in no order, so that shared bytes could be written before they are read.
     """
     is_shared = cuda.is_device_array(value) and cuda.may_share_memory(value, written)
     return value.copy() if is_shared else value
 
 
 def _for_gpu(value: object) -> AnyArray:
-    """Return a value as a scalar, as a CuPy array where a GPU can use it, or as one of NumPy."""
+    """Return a value as a scalar, as a CuPy array where a GPU can use it, else as a NumPy array."""
     if value.__class__ in _SCALARS:
         return value
     if is_tensor(value):
@@ -118,9 +125,9 @@ def _for_gpu(value: object) -> AnyArray:
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor's values without what its memory does not show, such as a gradient.
+    """Return a tensor of the same values, without a gradient or a pending conjugation or sign.
 
-    NumPy and CuPy have no bfloat16, nor shorter floats; widening them to float32 is exact.
+    NumPy and CuPy have neither bfloat16 nor shorter floats; these become float32, which is exact.
     """
     values = tensor.detach().resolve_conj().resolve_neg()
     is_short = values.is_floating_point() and str(values.dtype) not in _FLOATS
@@ -128,7 +135,7 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
-    """Whether a value is a torch tensor. Asking does not import torch."""
+    """Whether a value is a torch tensor. The question does not import torch."""
     module = sys.modules.get("torch")
     return module is not None and isinstance(value, module.Tensor)
 
@@ -137,8 +144,8 @@ def to_tensor(data: NDArray[Any]) -> torch.Tensor:
     """Return a torch tensor over the same memory.
 
     Raises:
-        ValueError: torch knows no negative strides.
-        TypeError: torch has no such dtype.
+        ValueError: a stride is negative, which torch does not have.
+        TypeError: torch does not have the dtype.
     """
     import torch
 
@@ -152,11 +159,11 @@ def to_tensor(data: NDArray[Any]) -> torch.Tensor:
 
 
 def flat_rows(values: AnyArray) -> AnyArray:
-    """Return an array's rows with its first two axes taken together, each row contiguous.
+    """Return the rows of an array with T and B taken together, [T * B, ...], C-contiguous.
 
     Args:
-        values: [T, B, ...], of NumPy or CuPy. Where its rows have gaps inside or between steps,
-            the result is a copy, on a GPU in the caller's current stream.
+        values: [T, B, ...], an array of NumPy or CuPy. Where it is not contiguous, the result is a
+            copy, on a GPU made in the caller's current stream.
     """
     in_order = nullcontext() if isinstance(values, np.ndarray) else cuda.use_stream()
     with in_order:
@@ -165,7 +172,7 @@ def flat_rows(values: AnyArray) -> AnyArray:
 
 
 def narrow(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the 32-bit counterpart of a 64-bit dtype, and any other dtype as it is."""
+    """Return the dtype of half the size for a 64-bit dtype, and any other dtype as it is."""
     return np.dtype(_NARROW.get(dtype.name, dtype))
 
 
@@ -181,7 +188,7 @@ def _from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def describe(value: object) -> str:
-    """Return what messages call a value that could not be written."""
+    """Return the words of error messages for a value that could not be written."""
     try:
         shape = value.shape if hasattr(value, "shape") else np.asarray(value).shape
         return f"a value of shape {tuple(shape)}"

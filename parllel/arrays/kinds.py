@@ -20,12 +20,12 @@ def spec_from_entry(
     """Return the spec of an Array that was saved.
 
     Args:
-        entry: what `ArraySpec.to_entry` returned, read from JSON.
-        dtype: of the elements.
-        kinds: the specs of kinds of Array that are not the package's own.
+        entry: result of `ArraySpec.to_entry`, read from JSON.
+        dtype: type of the elements.
+        kinds: the spec's classes of kinds of Array that are not in the package.
 
     Raises:
-        KeyError, TypeError, ValueError: it is no such entry, or its kind is not known.
+        KeyError, TypeError, ValueError: it is no such entry, or its kind is unknown.
     """
     known = {each.kind: each for each in (*KINDS, *kinds)}
     arguments = dict(entry)
@@ -42,10 +42,10 @@ def stacked_spec(spec: ArraySpec, fill: Fill) -> ArraySpec:
     """Return the spec of an Array that stores each frame of its stacks once.
 
     Args:
-        spec: what its Arrays hold are stacks, [stack, *frame_shape].
-        fill: what a stack holds before its episode's beginning, "first" or "zero".
+        spec: spec of a plain Array, whose samples are stacks, [stack, *frame_shape].
+        fill: content of a stack before the beginning of its episode, "first" or "zero".
 
     Raises:
-        ValueError: it holds single numbers; or fill is another word.
+        ValueError: samples are single numbers; or fill is another word.
     """
     return FrameSpec.of_stacks(spec, fill)

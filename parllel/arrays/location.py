@@ -1,14 +1,15 @@
-"""The location algebra: where in a base buffer a view lies, and where an index leads from there.
+"""The location algebra: the part of a base buffer that a view shows, and how an index changes it.
 
 A location has one entry for each axis of the base buffer:
 
-- `int`: an earlier index chose this position; the axis is gone from the view.
+- `int`: an earlier index chose this position; the view does not have the axis any more.
 - `range`: the view shows these positions.
 - integer array: the view shows these positions; all arrays of a location broadcast together, as
-  in NumPy's advanced indexing. An array of no dimension is an integer of the same index.
+  in NumPy's advanced indexing. An array of no dimension is an integer that was given with them.
 
-Indices count from the view's beginning in the view's own direction, so a negative index means
-before the beginning. Positions count from the base buffer's beginning and are never negative.
+Indices count from the view's beginning in the view's own direction, so a negative index means a
+position before the beginning. Positions count from the base buffer's beginning and are never
+negative.
 """
 
 from __future__ import annotations
@@ -27,30 +28,33 @@ Axis: TypeAlias = int | range | NDArray[np.intp]
 Location: TypeAlias = tuple[Axis, ...]
 _Entry: TypeAlias = int | slice | NDArray[Any]
 Index: TypeAlias = slice | EllipsisType | ArrayLike | tuple[slice | EllipsisType | ArrayLike, ...]
-"""What an Array is indexed with: integers, slices, `...`, integer arrays and boolean masks."""
+"""Index of an Array: integers, slices, `...`, integer arrays and boolean masks."""
 
 _EVERYTHING = slice(None)
 
 
 class _Apart(np.ndarray[Any, Any]):
-    """An array of a location that `...` stood before, spanning nothing.
+    """An array of a location that was given after a `...` which stands for no axis.
 
-    NumPy has such an array apart from those before it, as if there were a range between them.
+    NumPy treats such an array and the arrays before it as if a range stood between them.
     """
 
 
 def locate(location: Location, extents: Sequence[int], index: object) -> Location:
-    """Return the location that `index` leads to.
+    """Return the location that an index leads to.
+
+    >>> locate((range(1, 4), range(2)), (5, 2), (-1, slice(None)))
+    (0, range(0, 2))
 
     Args:
-        location: of the view that is indexed.
+        location: location of the view that is indexed.
         extents: length of each axis of the base buffer.
-        index: what NumPy takes: integers, slices, Ellipsis, integer arrays, boolean masks.
+        index: index of the view, as `Index` says.
 
     Raises:
-        IndexError: a position outside the base buffer, too many indices, a mask of another shape,
-            arrays that don't broadcast, or an index of another kind; any but `...` on a view made
-            with integer arrays.
+        IndexError: a position is outside the base buffer, there are too many indices, a mask has
+            another shape, arrays don't broadcast, or an index has another type; or the view was
+            made with integer arrays, and the index is not `...`.
     """
     entries, split = _entries(index, location)
     if is_gathered(location):
@@ -83,10 +87,15 @@ def locate(location: Location, extents: Sequence[int], index: object) -> Locatio
 
 
 def shift(location: Location, extents: Sequence[int], by: int) -> Location:
-    """Return the location `by` rows later in time, which is the base buffer's first axis.
+    """Return the location some rows later in time, which is the base buffer's first axis.
+
+    Args:
+        location: location of a view.
+        extents: length of each axis of the base buffer.
+        by: number of rows; negative for a location earlier in time.
 
     Raises:
-        IndexError: a row of it would lie outside the base buffer.
+        IndexError: a row would lie outside the base buffer.
     """
     side = "next" if by > 0 else "previous"
     if not location:
@@ -107,15 +116,15 @@ def shift(location: Location, extents: Sequence[int], by: int) -> Location:
 
 
 def is_gathered(location: Location) -> bool:
-    """Whether integer arrays are part of the location, so that reading it gathers a copy."""
+    """Whether integer arrays are part of a location, so that reading it gathers a copy."""
     return any(isinstance(axis, np.ndarray) for axis in location)
 
 
 def keys(location: Location) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return two indices for the base buffer, to be applied one after the other.
+    """Return two NumPy indices that lead from the base buffer to a location, one after the other.
 
-    The first picks what earlier indices chose (a view in NumPy), the second does the rest. Apart,
-    they keep an integer of an earlier index from joining the arrays of a later one.
+    The first applies the integers of earlier indices and gives a NumPy view. The second applies the
+    rest, `()` where there is none. In one index, NumPy would let these integers join the arrays.
     """
     if not is_gathered(location):
         return (*map(_key, location), Ellipsis), ()
@@ -130,9 +139,13 @@ def keys(location: Location) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 def rows_of(location: Location, extents: Sequence[int]) -> tuple[int, NDArray[np.intp]] | None:
     """Return the whole rows that integer arrays pick.
 
+    Args:
+        location: location of a view.
+        extents: length of each axis of the base buffer.
+
     Returns:
-        How many leading axes the arrays are on, k, and the rows' numbers, [n], counted over these
-        axes together; None where the location is no such pick.
+        The number of leading axes that the arrays are on, and intp [n], the numbers of the rows
+        over these axes together; None where the location does not pick whole rows.
     """
     n_axes = sum(1 for _ in takewhile(lambda axis: isinstance(axis, np.ndarray), location))
     rest = location[n_axes:]
@@ -143,15 +156,16 @@ def rows_of(location: Location, extents: Sequence[int]) -> tuple[int, NDArray[np
 
 
 def row_numbers(location: Location, extents: Sequence[int], n_axes: int) -> NDArray[np.int64]:
-    """Return the numbers of the rows that a view shows, counted over the first axes together.
+    """Return the numbers of the rows that a view shows, over the first axes together.
 
     Args:
-        location: of the view; arrays of one dimension or more stand on the first axes only.
+        location: location of the view; it has arrays of one dimension or more on the first axes
+            only.
         extents: length of each axis of the base buffer.
-        n_axes: how many axes count rows.
+        n_axes: number of axes that rows are numbered over.
 
     Returns:
-        As many dimensions as the view has that stem from these axes, in the view's order.
+        int64, with the dimensions of the view that stem from these axes, in the view's order.
     """
     dims = [number for _, number in _dimensions(location) if number < n_axes]
     numbers = np.zeros((), np.int64)
@@ -177,13 +191,13 @@ def shape_of(location: Location) -> tuple[int, ...]:
 
 
 def count_dims(location: Location, n_axes: int) -> int:
-    """Return how many leading dimensions of the view stem from the first `n_axes` base axes."""
+    """Return the number of leading dimensions of a view that stem from the first axes."""
     numbers = (number for _, number in _dimensions(location))
     return sum(1 for _ in takewhile(lambda number: number < n_axes, numbers))
 
 
 def _are_neighbours(location: Sequence[Axis]) -> bool:
-    """Whether neither a range nor `...` stands between the location's arrays."""
+    """Whether neither a range nor a `...` stands between the arrays of a location."""
     live = [axis for axis in location if not isinstance(axis, int)]
     places = [place for place, axis in enumerate(live) if isinstance(axis, np.ndarray)]
     is_set_apart = any(isinstance(live[place], _Apart) for place in places[1:])
@@ -191,7 +205,7 @@ def _are_neighbours(location: Sequence[Axis]) -> bool:
 
 
 def _dimensions(location: Location) -> list[tuple[int, int]]:
-    """Return for each dimension of the view its length and the base axis it stems from."""
+    """Return the length of each dimension of a view, and the base axis that it stems from."""
     live = [(n, axis) for n, axis in enumerate(location) if not isinstance(axis, int)]
     ranges = [(len(axis), n) for n, axis in live if isinstance(axis, range)]
     arrays = [(n, axis) for n, axis in live if isinstance(axis, np.ndarray)]
@@ -237,7 +251,7 @@ def _check_together(arrays: list[NDArray[np.intp]]) -> None:
 
 
 def _locate_slice(axis: range, extent: int, index: slice) -> range:
-    """Translate the ends to the base buffer, where NumPy's rules cut them off."""
+    """Return the positions of a slice, whose ends are cut off at the base buffer's ends."""
     step = 1 if index.step is None else operator.index(index.step)
     if step == 0:
         raise ValueError("slice step: got 0, expected any other integer")
@@ -266,9 +280,9 @@ def _outside(axis: range, extent: int, index: int) -> str:
 
 
 def _entries(index: object, location: Location) -> tuple[list[_Entry], int | None]:
-    """Return one integer, slice or integer array for each indexed dimension of the view.
+    """Return one integer, slice or integer array for each indexed dimension of a view.
 
-    And the place among them of a `...` that spans nothing.
+    The second result is the position among them of a `...` that stands for no dimension.
     """
     shape = shape_of(location)
     items = index if isinstance(index, tuple) else (index,)
@@ -295,7 +309,7 @@ def _entries(index: object, location: Location) -> tuple[list[_Entry], int | Non
 
 
 def _width(entry: object) -> int:
-    """Return how many dimensions an entry consumes."""
+    """Return the number of dimensions that an entry indexes."""
     if entry is Ellipsis:
         return 0
     return entry.ndim if isinstance(entry, np.ndarray) and entry.dtype == bool else 1
