@@ -332,7 +332,7 @@ def test_the_array_interface_names_the_callers_stream(
 def test_a_gathered_view_has_no_array_interface(kind: str, lazy: Simulation) -> None:
     view = counted(kind)[[1, 2]]
     assert not hasattr(view, "__cuda_array_interface__")
-    with pytest.raises(AttributeError, match=r"nobody would keep the copy; use to_cupy\(\)"):
+    with pytest.raises(AttributeError, match=r"no object would keep the copy; use to_cupy\(\)"):
         _ = view.__cuda_array_interface__
 
 
