@@ -203,8 +203,9 @@ class Array(Readable):
 
     # Indexing, and writing at an index
 
-    def __getitem__(self, given: Index) -> Array:
-        index: Any = given  # Any: told apart by class, which mypy does not follow
+    # Any: an `Index`, told apart by its class, which mypy does not follow.
+
+    def __getitem__(self, index: Any) -> Array:
         lead = self._lead
         if lead is None or self._buffer.is_closed:
             lead = self._find_lead()
@@ -222,8 +223,7 @@ class Array(Readable):
                     return self._view(around, rows[row, b, ...])
         return self._view(locate(self._location, self._buffer.extents, index))
 
-    def __setitem__(self, given: Index, value: object) -> None:
-        index: Any = given  # Any: as above
+    def __setitem__(self, index: Any, value: object) -> None:
         lead = self._lead
         if lead is None or self._buffer.is_closed:
             lead = self._find_lead()

@@ -113,17 +113,16 @@ class ArrayDict(MutableMapping[str, Any]):
         values = value if value.__class__ is dict else _as_mapping(value)
         if has_arrays(index) and values is not None and self._scatter(index, values):
             return
-        path: TreePath = ()
+        name = None  # a path is made only for an error: making one for each leaf took 5 % of a write
         try:
             if values is None:
                 values = dict.fromkeys(self._items, value)
             elif values.keys() != self._items.keys():
                 raise KeyError(self._describe_difference(values))
             for name, item in self._items.items():
-                path = (name,)
                 item[index] = values[name]
         except Exception as error:
-            raise_at(path, error)
+            raise_at(() if name is None else (name,), error)
 
     def _scatter(self, index: Any, values: Mapping[str, Any]) -> bool:
         """Write rows that integer arrays pick, all leaves at once where that is possible."""
