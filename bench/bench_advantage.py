@@ -53,7 +53,7 @@ def plain_loop(
     discount: np.float32,
     decay: np.float32,
 ) -> None:
-    """Do what anybody would write: environment by environment, backwards, with branches."""
+    """Compute it in the plainest way: environment by environment, backwards, with branches."""
     steps, width = reward.shape
     for b in range(width):
         advantage = np.float32(0)
@@ -129,7 +129,7 @@ def make_contestants(batches: dict[str, Batch]) -> dict[str, Callable[[], object
 
 
 def check_results(batches: dict[str, Batch]) -> None:
-    """Let nobody win by computing something else; small differences are roundings."""
+    """Refuse a contestant that computes something else; small differences are roundings."""
     for name, batch in batches.items():
         for ours, theirs in zip(batches[OURS][5:], batch[5:], strict=True):
             np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-4, err_msg=name)

@@ -159,7 +159,7 @@ def alternating(first_core: int = -1) -> Callable[[], object]:
 
 
 class ByHand:
-    """The loop that anybody would write: the same network, Gumbel noise, preallocated NumPy."""
+    """The plainest loop: the same network, Gumbel noise, preallocated NumPy."""
 
     def __init__(self, first_core: int = -1) -> None:
         self.env = make_env(B, N_CORES, first_core)

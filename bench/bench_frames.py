@@ -110,7 +110,7 @@ def measure() -> dict[str, list[float]]:
 def check_results(
     contestants: dict[str, Callable[[], None]], outputs: dict[str, list[Bytes]]
 ) -> None:
-    """Let nobody win by gathering something else."""
+    """Refuse a contestant that gathers something else."""
     for _ in range(N_MINIBATCHES):
         for contestant in contestants.values():
             contestant()

@@ -112,7 +112,7 @@ def race(
 
 
 def check_observations(contestant: Contestant) -> None:
-    """Let nobody win by gathering something else."""
+    """Refuse a contestant that gathers something else."""
     replay, minibatch = contestant.buffer, contestant.sample()
     observation = replay.samples["observation"]
     ring = observation.full[0 : observation.full_size + 1].to_ndarray()

@@ -106,10 +106,10 @@ OPERATIONS = {
 
 
 def measure(tree: Tree, *, repeats: int) -> dict[str, list[float]]:
-    """Time all contestants, each with arrays of its own, and each in the others' places.
+    """Time all contestants, each with arrays of its own, and each with the others' arrays too.
 
-    Where the system happens to place an array makes up to 1.6 times: whoever keeps a lucky place
-    looks faster than it is.
+    The address that an array happens to get makes up to 1.6 times: a contestant that keeps a lucky
+    one would look faster than it is.
     """
     rng = np.random.default_rng(1)
     minibatches = [rng.permutation(tree.n_rows)[: tree.n_picked] for _ in range(N_MINIBATCHES)]
@@ -137,7 +137,7 @@ def new_place(tree: Tree) -> tuple[Leaves, Leaves]:
 
 
 def check_results(tree: Tree, minibatches: Sequence[Index]) -> None:
-    """Let nobody win by copying something else."""
+    """Refuse a contestant that copies something else."""
     for ours, theirs, _ in OPERATIONS.values():
         results = []
         for name in (ours, theirs):

@@ -45,7 +45,7 @@ def loop_of_parllel() -> Callable[[], object]:
 
 
 class ByHand:
-    """The loop that anybody would write: the same model, Gumbel noise, preallocated NumPy."""
+    """The plainest loop: the same model, Gumbel noise, preallocated NumPy."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)

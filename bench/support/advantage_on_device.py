@@ -34,7 +34,7 @@ def check_results(
     batches: dict[str, list[Any]],  # Any: cupy.ndarray
     calls: dict[str, Callable[[], object]],
 ) -> None:
-    """Let nobody win by computing something else; small differences are roundings."""
+    """Refuse a contestant that computes something else; small differences are roundings."""
     expected = random_batch(*size)
     numpy_loop(*expected, np.float32(DISCOUNT), np.float32(DISCOUNT * GAE_LAMBDA))
     for name, call in calls.items():

@@ -10,7 +10,7 @@ from parllel import cuda
 
 # 4 times the largest L2 cache that there is: reading as much leaves nothing else in it.
 FLUSH_NBYTES = 2**29
-# Together they take 0.6 ms at 3.4 TB/s, and longer on other GPUs: meanwhile the host queues a call.
+# Together they take 0.6 ms at 3.4 TB/s, and longer on other GPUs, while the host queues a call.
 N_FLUSHES = 4
 
 

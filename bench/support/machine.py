@@ -1,4 +1,4 @@
-"""What a bench ran on: the processor and its load, versions, the commit; nothing of GPUs."""
+"""The machine of a bench: processor and its load, versions, commit; nothing about GPUs."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ _PACKAGES = ("numpy", "numba", "llvmlite", "torch", "cupy-cuda12x", "cupy-cuda13
 
 
 def describe_machine() -> dict[str, str]:
-    """Return what tells one run from another, by what it is."""
+    """Return the facts that tell one run from another, by their names."""
     return {
         "processor": _processor(),
         "load": f"{os.getloadavg()[0]:.1f}",

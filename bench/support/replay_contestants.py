@@ -24,11 +24,11 @@ END_CHANCE = 0.01  # of a step to end its episode
 
 
 class Kind(NamedTuple):
-    """What observations look like.
+    """A kind of observation.
 
     Args:
-        dtype: of the elements.
-        shape: of an observation.
+        dtype: type of the elements.
+        shape: shape of an observation.
         are_frames: whether each frame is stored once, and observations are stacks of them.
     """
 

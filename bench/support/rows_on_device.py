@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from parllel import cuda
-from parllel.ops import row_copy
+from parllel.ops import launching
 from parllel.ops.row_copy import RowCopy
 from support.device_report import DeviceReport, device_copy
 from support.row_trees import Tree, random_leaves
@@ -74,7 +74,7 @@ def race_rows(report: DeviceReport, trees: Sequence[Tree]) -> None:
 
 
 def check_results(arrays: RowArrays) -> None:
-    """Let nobody win by copying something else."""
+    """Refuse a contestant that copies something else."""
     for operation in OPERATIONS:
         picked = [leaf.copy() for leaf in arrays.host_picked]
         leaves = [leaf.copy() for leaf in arrays.host_leaves]
@@ -144,13 +144,13 @@ def on_each(arguments: Sequence[Any], function: Callable[[Any], object]) -> Call
 
 @contextmanager
 def blocks_of(threads: int) -> Iterator[None]:
-    """Let the library launch blocks of another size meanwhile: its constant is not tuned yet."""
-    kept = row_copy._THREADS
-    row_copy._THREADS = threads
+    """Let the library launch blocks of another size inside the `with` block, to tune it."""
+    kept = launching.THREADS
+    launching.THREADS = threads
     try:
         yield
     finally:
-        row_copy._THREADS = kept
+        launching.THREADS = kept
 
 
 def with_blocks_of(threads: int, call: Callable[[], object]) -> Callable[[], object]:
@@ -161,7 +161,7 @@ def with_blocks_of(threads: int, call: Callable[[], object]) -> Callable[[], obj
     return sized_call
 
 
-# What they have to compute
+# The right results
 
 
 def gather_by_numpy(picked: Host, leaf: Host, index: Host, part: slice) -> None:
@@ -177,13 +177,13 @@ def write_by_numpy(picked: Host, leaf: Host, index: Host, part: slice) -> None:
 
 
 class Operation(NamedTuple):
-    """Something that is done with rows.
+    """An operation on rows, and the contestants that perform it.
 
     Args:
-        name: what it is called.
-        contestants: returns who does it.
-        by_numpy: what they have to compute, for one leaf.
-        rival: torch's way among them.
+        name: name of the operation.
+        contestants: returns a function for each contestant, by its name.
+        by_numpy: computes the right result of one leaf.
+        rival: name of the contestant of torch.
     """
 
     name: str

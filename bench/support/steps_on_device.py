@@ -69,7 +69,7 @@ def race_steps(report: DeviceReport, numbers_of_envs: Sequence[int]) -> None:
 
 
 def check_results(n_envs: int) -> None:
-    """Let nobody win by copying something else."""
+    """Refuse a contestant that copies something else."""
     for name in (OURS, TORCH):
         arrays = StepArrays(n_envs)
         call = contestants(arrays)[name]
@@ -83,7 +83,7 @@ def check_results(n_envs: int) -> None:
 
 
 def contestants(arrays: StepArrays) -> dict[str, Callable[[], object]]:
-    """Return who writes the step to the tree, to the next of its rows with each call."""
+    """Return the contestants: each call writes the step to the next row of the tree."""
     written = [flatten(leaf.to_cupy()) for _, leaf in arrays.tree.walk()]
     read = [leaf.to_cupy() for _, leaf in arrays.step.walk()]
     copy, B = RowCopy(written, read), arrays.n_envs

@@ -28,7 +28,7 @@ def interleave(
     Every contestant is warmed up (and with that compiled) first. A fast one is called as often as
     it takes to fill `sample_s`; the sample is then the mean of these calls. The order is shuffled
     in each round. Give each contestant arrays of its own: those that a neighbour has just read are
-    in a cache, and whoever shares them looks faster than it is.
+    in a cache, and a contestant that shares them looks faster than it is.
 
     Args:
         contestants: name -> a function without arguments that does the work once.
@@ -69,11 +69,11 @@ def ratio(seconds: Mapping[str, Sequence[float]], name: str, reference: str) -> 
 
 
 class Summary(NamedTuple):
-    """What a contestant's samples come to.
+    """A summary of a contestant's samples.
 
     Args:
-        median_us, first_quartile_us, third_quartile_us: of the time of one call.
-        n_samples: how many there are.
+        median_us, first_quartile_us, third_quartile_us: quartiles of the time of one call.
+        n_samples: number of samples.
         times: reference -> how many times longer this one takes.
     """
 
@@ -103,7 +103,7 @@ def summarize(
 
 
 def print_title(title: str) -> dict[str, str]:
-    """Print what was measured, then on which machine, with which versions, at which commit.
+    """Print the title, then the machine, the versions and the commit.
 
     Returns:
         The description of the machine.

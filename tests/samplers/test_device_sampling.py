@@ -322,7 +322,7 @@ def test_closing_waits_until_the_gpu_has_read_the_last_step(kind: type[BasicSamp
     assert whole_ring(samples) == expected
 
 
-# What a step costs
+# The cost of a step
 
 
 class DeviceAgent:
@@ -438,7 +438,7 @@ def test_a_tree_that_is_only_partly_on_the_device_is_refused() -> None:
             Sampler(make_cages(Walk, (B,)), QueueingAgent("device"), samples)
 
 
-# What the GPU has yet to read
+# Rows that the GPU has yet to read
 
 
 @on_a_device

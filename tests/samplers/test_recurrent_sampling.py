@@ -200,7 +200,7 @@ def test_a_state_may_be_a_tuple() -> None:
     assert count.sum() > 0
 
 
-def test_branches_that_nobody_wants_are_not_needed() -> None:
+def test_branches_for_values_may_be_left_out() -> None:
     agent = Summing()
     samples = build_sample_tree(build_example(Walk), agent, batch_shape=(T, B))
     for name in ("valid", "bootstrap_value", "final_value"):

@@ -1,4 +1,4 @@
-"""The contracts of memory: they take storages of somebody else's, and they find faults."""
+"""The contracts of memory: they take storages from outside the package, and they find faults."""
 
 import tempfile
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from parllel.testing.contracts.array_law_contract import ArrayLawContract
 from parllel.testing.contracts.storage_contract import StorageContract
 from parllel.testing.contracts.tree_contract import TreeContract
 
-# A storage of somebody else's
+# A storage from outside the package
 
 
 class InFile(Memory):
@@ -117,7 +117,7 @@ FAULTS: list[tuple[type[Memory], Callable[..., None], tuple[Any, ...]]] = [
     (Generous, StorageContract.test_a_block_that_is_used_up_raises_memory_error, ()),
     (NeverClosed, StorageContract.test_a_block_is_closed_with_the_last_of_its_arrays, ()),
     (ClosedEarly, StorageContract.test_a_block_is_closed_with_the_last_of_its_arrays, ()),
-    (Kept, StorageContract.test_a_block_that_nobody_closes_goes_with_its_last_reference, ()),
+    (Kept, StorageContract.test_a_block_that_is_never_closed_goes_with_its_last_reference, ()),
     (Unchecked, StorageContract.test_an_absurd_size_is_a_memory_error, (200,)),
     (Misnamed, StorageContract.test_the_kind_goes_by_its_name, ()),
 ]

@@ -6,7 +6,7 @@ import copy
 import functools
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from numpy.typing import DTypeLike, NDArray
 from parllel import cuda
 from parllel.arrays import Array
 from parllel.storages import allocate
+
+_Value = TypeVar("_Value")
 
 COMPUTABLE_DTYPES = ("f4", "i8", "?", "u1", "c8", "f2")
 OTHER_DTYPES = ("M8[s]", "m8[s]", "S3", "U2", ">i4", "f4,i2")
@@ -33,14 +35,14 @@ class ArrayCase:
     """Kind of the memory: a name in `parllel.storages.KINDS`."""
 
     sends: ClassVar[Literal["values", "memory", "nothing"]] = "values"
-    """What the pickle of an Array carries: a copy of its values; its memory, so that the process
-    that made it gets the same one back; or nothing, and pickling raises."""
+    """The content of an Array's pickle: a copy of its values; its memory, so that the process
+    that made it gets the same memory back; or nothing, and pickling raises an error."""
 
     dtypes: ClassVar[Sequence[str]] = COMPUTABLE_DTYPES + OTHER_DTYPES
-    """Which of the dtypes that tests use the memory can hold. Others raise TypeError."""
+    """The dtypes, among those of the tests, that the memory can hold. Others raise TypeError."""
 
     n_examples: ClassVar[int] = 100
-    """On how many examples each law is tried."""
+    """Number of examples on which each law is tried."""
 
     @functools.cached_property
     def is_on_host(self) -> bool:
@@ -59,7 +61,7 @@ class ArrayCase:
         return Array(batch_shape, dtype, storage=self.storage, **options)
 
     def counted(self, T: int = 5, B: int = 4, **options: Any) -> Array:
-        """Return a float32 Array of which each element is its place: 0, 1, 2, ..."""
+        """Return a float32 Array whose elements count up: 0, 1, 2, ..."""
         array = self.array((T, B), **options)
         array[...] = np.arange(T * B).reshape(T, B)
         return array
@@ -76,12 +78,12 @@ class ArrayCase:
             cuda.synchronize()
 
     def read(self, array: Array) -> NDArray[Any]:
-        """Return what an Array shows, after the work that writes it."""
+        """Return the values of an Array, after the work that writes them."""
         self.settle()
         return array.to_ndarray()
 
-    def assert_shows(self, array: Array, expected: Any) -> None:
-        """Check what an Array shows, and that its shape is that of what it shows."""
+    def assert_shows(self, array: Array, expected: object) -> None:
+        """Check the values of an Array, and that it says the shape that they have."""
         values = self.read(array)
         assert array.shape == values.shape
         assert_array_equal(
@@ -100,14 +102,15 @@ class ArrayCase:
         tried(given(*examples)(law))()
 
 
-def values_of(array: Any) -> NDArray[Any]:
+def values_of(array: object) -> NDArray[Any]:
     """Return the values of a NumPy array, or of a tensor of any device."""
     return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
 
 
-def clone(value: Any) -> Any:
-    """Return what another process would receive."""
-    return pickle.loads(pickle.dumps(value))
+def clone(value: _Value) -> _Value:
+    """Return the object that another process would receive."""
+    copy_of_value: _Value = pickle.loads(pickle.dumps(value))
+    return copy_of_value
 
 
 def whole(array: Array) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +18,10 @@ PLAIN = st.integers(-9, 9)
 
 
 class ArrayIndexContract(ArrayCase):
-    """What indices promise: where they lead, and what is written there."""
+    """Indices lead to the elements that the model names, for reading and for writing."""
 
     def assert_follows(self, view: Array, model: Model) -> None:
-        """Check that a view shows what its model says."""
+        """Check that a view shows the elements that its model names."""
         self.assert_shows(view, model.shown)
 
     # The law
@@ -66,7 +65,7 @@ class ArrayIndexContract(ArrayCase):
         self.hold(law, views(self.storage), st.data(), st.booleans())
 
     def test_plain_integers_go_where_the_model_says(self) -> None:
-        def law(case: Case, index: Any, by: int) -> None:
+        def law(case: Case, index: object, by: int) -> None:
             """Python integers have a short way of their own, for reading and for writing."""
             view, base, model = case
             assume(len(model.live) >= (1 if isinstance(index, int) else 2))
@@ -159,7 +158,7 @@ class ArrayIndexContract(ArrayCase):
         self.hold(law, views(self.storage), st.data())
 
 
-def is_legal(model: Model, index: Any) -> bool:
+def is_legal(model: Model, index: object) -> bool:
     """Tell whether a view has an index."""
     try:
         model[index]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -14,10 +12,10 @@ from parllel.testing.contracts.index_examples import FAR
 
 
 class ArrayIndexRulesContract(ArrayCase):
-    """What single indices lead to, and which ones are refused."""
+    """Single indices lead to the elements that are written out here, or are refused."""
 
     def numbered(self, T: int = 5, B: int = 4, **options: int) -> Array:
-        """Return an Array of which each element is its index: 10 * t + b."""
+        """Return an Array whose element at [t, b] is 10 * t + b."""
         array = self.array((T, B), np.int32, **options)
         steps = np.arange(-array.padding, T + array.padding)
         array[-array.padding : T + array.padding] = 10 * steps[:, None] + np.arange(B)
@@ -142,7 +140,7 @@ class ArrayIndexRulesContract(ArrayCase):
             *(FAR * np.ones(1, object), np.zeros(2), [[0.0]]),
         ],
     )
-    def test_an_index_of_another_kind_raises_index_error(self, index: Any) -> None:
+    def test_an_index_of_another_kind_raises_index_error(self, index: object) -> None:
         array = self.numbered()
         with pytest.raises(IndexError, match="expected integers"):
             array[index]
@@ -152,7 +150,7 @@ class ArrayIndexRulesContract(ArrayCase):
     @pytest.mark.parametrize(
         "index", [5, -2, (0, 4), (0, -1), [0, 5], (slice(None), [0, 4]), (0, [4])]
     )
-    def test_an_integer_outside_the_base_raises_index_error(self, index: Any) -> None:
+    def test_an_integer_outside_the_base_raises_index_error(self, index: object) -> None:
         array = self.numbered(padding=1)
         index = 6 if isinstance(index, int) and index > 0 else index
         index = [0, 6] if isinstance(index, list) else index
@@ -188,7 +186,7 @@ class ArrayIndexRulesContract(ArrayCase):
             np.uint64(2**64 - 1),
         ],
     )
-    def test_a_huge_integer_is_outside_and_never_wraps_around(self, index: Any) -> None:
+    def test_a_huge_integer_is_outside_and_never_wraps_around(self, index: object) -> None:
         array = self.array((8, 8), np.int32, padding=1)
         for view in (array, array[::4], array[::4, ::4], array[::-2]):
             with pytest.raises(IndexError):
@@ -209,7 +207,7 @@ class ArrayIndexRulesContract(ArrayCase):
             ((np.ones(5, bool), np.ones(4, bool)), r"shapes \(5,\) and \(4,\)"),
         ],
     )
-    def test_an_index_of_a_wrong_shape_raises_index_error(self, index: Any, what: str) -> None:
+    def test_an_index_of_a_wrong_shape_raises_index_error(self, index: object, what: str) -> None:
         array = self.numbered()
         with pytest.raises(IndexError, match=what):
             array[index]

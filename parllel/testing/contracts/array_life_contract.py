@@ -18,7 +18,7 @@ from parllel.testing.contracts.array_window_contract import each_view
 
 
 class ArrayLifeContract(ArrayCase):
-    """What becomes of Arrays that are copied, sent, closed and dropped."""
+    """Arrays are copied, sent to other processes, closed and dropped."""
 
     # Copies
 

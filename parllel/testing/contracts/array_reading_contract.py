@@ -21,9 +21,9 @@ from parllel.testing.contracts.array_case import (
 
 
 class ArrayReadingContract(ArrayCase):
-    """What Arrays tell of themselves, and promise whoever reads them."""
+    """Arrays say what they are, and hand their values to NumPy, torch and others."""
 
-    # What a new Array is
+    # New Arrays
 
     @pytest.mark.parametrize("dtype", COMPUTABLE_DTYPES + OTHER_DTYPES)
     def test_a_new_array_is_zero(self, dtype: str) -> None:

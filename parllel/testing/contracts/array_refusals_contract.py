@@ -58,7 +58,7 @@ class ArrayRefusalsContract(ArrayCase):
         ],
     )
     def test_a_value_of_a_wrong_shape_raises_an_error_with_both_shapes(
-        self, index: Any, value: Any, got: str, expected: str
+        self, index: object, value: object, got: str, expected: str
     ) -> None:
         array = self.counted()
         with pytest.raises(ValueError, match=r"^writing a value of shape") as caught:

@@ -72,9 +72,9 @@ def some_values(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
 
 
 class ArrayWindowContract(ArrayCase):
-    """What the windows of Arrays promise, and their views in time."""
+    """Windows rotate, padding carries rows over, and views stay where they were taken."""
 
-    # The description, cell by cell
+    # The first examples of docs/arrays_and_trees.ipynb, step by step
 
     def test_cell_padding(self) -> None:
         array = self.array((5, 4), np.float32, padding=1)
@@ -138,7 +138,7 @@ class ArrayWindowContract(ArrayCase):
 
     def test_rows_written_around_the_window_are_found_after_it_moved(self) -> None:
         def law(case: tuple[int, int, int, list[set[int]]]) -> None:
-            """What was written for a time is read at that time, within the padding of the window.
+            """Values written for a time are read at that time, within the window's padding.
 
             The same holds for the rows that were written ahead of the window, into the next batch.
             """

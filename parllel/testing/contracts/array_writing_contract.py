@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from parllel.arrays import Array
+from parllel.arrays import Array, Leaf
 from parllel.storages import KINDS
 from parllel.testing.contracts.array_case import ArrayCase
 
@@ -53,7 +53,7 @@ VALUES: list[Callable[[ArrayCase], Any]] = [
 class OnlyDLPack:
     """Hands its memory out through DLPack and in no other way."""
 
-    def __init__(self, owner: Any) -> None:
+    def __init__(self, owner: Leaf) -> None:
         self._owner = owner
 
     def __dlpack__(self, **options: Any) -> Any:
@@ -64,15 +64,15 @@ class OnlyDLPack:
         return device
 
 
-def as_ndarray(value: Any) -> NDArray[Any]:
-    """Return what NumPy would write for a value."""
+def as_ndarray(value: object) -> NDArray[Any]:
+    """Return the array that NumPy would write for a value."""
     if isinstance(value, torch.Tensor):
         return value.detach().double().cpu().numpy()
     return value.to_ndarray() if isinstance(value, Array) else np.asarray(value)
 
 
 class ArrayWritingContract(ArrayCase):
-    """What Arrays promise whoever writes into them."""
+    """Values of any library are written into Arrays by NumPy's rules."""
 
     @pytest.mark.parametrize("make_value", VALUES)
     def test_anything_that_looks_like_an_array_can_be_written(

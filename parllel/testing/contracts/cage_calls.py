@@ -1,55 +1,63 @@
-"""How the contract of cages calls them, and how it compares what they give."""
+"""Calls of cages that wait for the results, and comparisons of results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parllel.arrays import Array
 from parllel.cages import Cage, TrajInfo, as_tree
+from parllel.cages.env_rows import Value
 from parllel.tree import ArrayDict, leaves_of, path_text
 
 
 @dataclass(slots=True)
 class DiaryInfo(TrajInfo):
-    """A TrajInfo that keeps what it was told at each step."""
+    """A TrajInfo that keeps the arguments of each step."""
 
     entries: list[tuple[Any, ...]] = field(default_factory=list, init=False)
 
     def step(
         self,
-        observation: Any,
-        action: Any,
-        reward: Any,
+        observation: Value,
+        action: Value,
+        reward: SupportsFloat,
         terminated: bool,
         truncated: bool,
         info: dict[str, Any],
     ) -> None:
         """Take in one step."""
         TrajInfo.step(self, observation, action, reward, terminated, truncated, info)
-        told = (list(observation), int(action), float(reward), terminated, truncated, info["step"])
+        told = (
+            np.asarray(observation).tolist(),
+            int(np.asarray(action)),
+            float(reward),
+            terminated,
+            truncated,
+            info["step"],
+        )
         self.entries.append(told)
 
 
-def reset(cage: Cage, **places: Any) -> Any:
+def reset(cage: Cage, **outputs: Any) -> Any:
     """Reset and wait."""
-    cage.reset_async(**places)
+    cage.reset_async(**outputs)
     return cage.await_step()
 
 
-def step(cage: Cage, action: Any, **places: Any) -> Any:
+def step(cage: Cage, action: Value, **outputs: Any) -> Any:
     """Step and wait."""
-    cage.step_async(action, **places)
+    cage.step_async(action, **outputs)
     return cage.await_step()
 
 
-def random_step(cage: Cage, **places: Any) -> Any:
+def random_step(cage: Cage, **outputs: Any) -> Any:
     """Take a random step and wait."""
-    cage.random_step_async(**places)
+    cage.random_step_async(**outputs)
     return cage.await_step()
 
 
@@ -63,23 +71,23 @@ def floats(*values: float) -> NDArray[np.float32]:
     return np.array(values, np.float32)
 
 
-def assert_rows(value: Any, row: Any, n_envs: int) -> None:
+def assert_rows(value: object, row: object, n_envs: int) -> None:
     """Check that a result is this row, or this row for each of several environments.
 
     A row of NumPy says the dtype too.
     """
     expected = np.asarray(row) if n_envs == 1 else np.stack([np.asarray(row)] * n_envs)
     has_dtype = isinstance(row, np.generic | np.ndarray)
-    assert np.shape(value) == expected.shape
+    assert np.asarray(value).shape == expected.shape
     np.testing.assert_array_equal(np.asarray(value), expected, strict=has_dtype)
 
 
-def flat(value: Any) -> dict[str, NDArray[Any]]:
+def flat(value: object) -> dict[str, NDArray[Any]]:
     """Return the leaves of an array, a tree or a tuple by the text of their paths."""
     return {path_text(path): np.asarray(leaf) for path, leaf in leaves_of(as_tree(value))}
 
 
-def assert_same(value: Any, expected: Any) -> None:
+def assert_same(value: object, expected: object) -> None:
     """Check that two values have the same form, dtypes and bits."""
     got, wanted = flat(value), flat(expected)
     assert got.keys() == wanted.keys()
@@ -88,7 +96,7 @@ def assert_same(value: Any, expected: Any) -> None:
 
 
 def rollout(cages: Sequence[Cage], n_steps: int = 40, storage: str = "local") -> ArrayDict:
-    """Return what a reset and random steps of `Walk` environments write, all cages side by side.
+    """Return the outputs of a reset and random steps of `Walk` environments, cages side by side.
 
     The branches are [n_steps, B, ...]; `observation` has a row more, and `final_obs` has a branch
     for each true final observation, named by step and column.

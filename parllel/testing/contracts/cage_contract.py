@@ -29,7 +29,7 @@ from parllel.tree import dict_map
 
 
 class CageContract(CageResultsContract):
-    """What a cage promises: of single calls, seeds, episodes, mistakes and its end.
+    """The promises of a cage about single calls, seeds, episodes, mistakes and its end.
 
     To test a cage, subclass it in a test module, under a name that begins with `Test`, and give
     it `make_cage`. The environments it uses are those of `parllel.testing.toy_envs`.

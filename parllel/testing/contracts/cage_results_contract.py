@@ -1,4 +1,4 @@
-"""CageResultsContract: the part of the contract of cages that is about single calls."""
+"""CageResultsContract: the tests of cages that look at single calls."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from numpy.typing import DTypeLike
 
 from parllel.arrays import Array
 from parllel.cages import Cage, Seed, TrajInfo
@@ -46,7 +47,7 @@ any_space = pytest.mark.parametrize("space", SPACES, ids=str)
 
 
 class CageResultsContract(ABC):
-    """What a cage promises for each call: what it returns, writes and leaves alone."""
+    """The promises of a cage for each call: its results, its outputs, and what stays untouched."""
 
     storage: ClassVar[str] = "local"
     """Kind of the memory that the cage is given to write to."""
@@ -63,13 +64,15 @@ class CageResultsContract(ABC):
     ) -> Cage:
         """Return a new cage, which the test closes."""
 
-    def array(self, n_envs: int, feature_shape: Sequence[int] = (), dtype: Any = "f4") -> Array:
+    def array(
+        self, n_envs: int, feature_shape: Sequence[int] = (), dtype: DTypeLike = "f4"
+    ) -> Array:
         """Return an Array of four rows of the environments: [4, ...] of one, [4, n, ...] of n."""
         batch_shape = (4,) if n_envs == 1 else (4, n_envs)
         return Array(batch_shape, dtype, feature_shape=feature_shape, storage=self.storage)
 
     def places(self, n_envs: int) -> ArrayDict:
-        """Return places for everything that a `Clock` gives, under the names of the arguments."""
+        """Return outputs for all results of a `Clock`, under the names of the arguments."""
         info = {"step": self.array(n_envs), "nested": {"double": self.array(n_envs)}}
         return ArrayDict(
             {
@@ -81,7 +84,7 @@ class CageResultsContract(ABC):
             }
         )
 
-    # What a call returns, and what it writes
+    # Results and outputs of a call
 
     @any_number
     def test_reset_returns_observation_and_info(self, n_envs: int) -> None:
@@ -221,7 +224,9 @@ class CageResultsContract(ABC):
 
     @any_number
     @pytest.mark.parametrize("reward_type", [int, float, np.float32, np.float64, np.int8, np.array])
-    def test_a_reward_may_be_of_any_type(self, reward_type: Any, n_envs: int) -> None:
+    def test_a_reward_may_be_of_any_type(
+        self, reward_type: Callable[[int], object], n_envs: int
+    ) -> None:
         place = self.array(n_envs)
         with self.make_cage(Clock, {"reward_type": reward_type}, n_envs=n_envs) as cage:
             reset(cage)

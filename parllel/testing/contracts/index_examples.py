@@ -1,4 +1,4 @@
-"""What Hypothesis draws to try the law of indices: Arrays, views of them, and indices."""
+"""Hypothesis strategies for the law of indices: Arrays, views of them, and indices."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Case(NamedTuple):
     """A view to be held to its model.
 
     Args:
-        view: of an Array.
+        view: a view of an Array.
         base: a view of the Array's whole base buffer, where each element is its flat position.
-        model: what the view has to show.
+        model: the elements that the view has to show.
     """
 
     view: Array
@@ -109,7 +109,7 @@ def integer_arrays(draw: st.DrawFn, axis: Axis, extent: int, shape: tuple[int, .
 
 @st.composite
 def indices(draw: st.DrawFn, model: Model) -> Any:
-    """Draw an index of the view: any mixture of what is legal."""
+    """Draw an index of the view: any mixture of legal items."""
     n_dims = len(model.live)
     n_used = draw(st.sampled_from(range(n_dims, -1, -1)))
     at = draw(st.sampled_from([n_used, *range(n_used + 1)]))  # where `...` may stand

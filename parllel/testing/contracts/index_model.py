@@ -1,8 +1,8 @@
 """The model of indices: every index on every view, by naive arithmetic and plain NumPy.
 
 The model of a view knows, for each axis of the base buffer, where the view begins and how it goes
-on. Every element of the base buffer holds its own flat position, so that what a view shows tells
-which elements it shows. NumPy itself decides how integers, slices and arrays combine.
+on. Every element of the base buffer holds its own flat position, so that the values of a view
+tell which elements it shows. NumPy itself decides how integers, slices and arrays combine.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What a view shows, as flat positions of the base buffer."""
+    """The elements that a view shows, as flat positions of the base buffer."""
 
     extents: tuple[int, ...]
     n_batch_axes: int
     fixed: dict[int, int]  # base axis -> the position that an earlier index chose
-    live: dict[int, Axis]  # base axis -> what the view shows of it; empty once gathered
+    live: dict[int, Axis]  # base axis -> the part that the view shows; empty once gathered
     shown: NDArray[Any]
     rows: list[int]  # of the base buffer, whether or not the other axes show anything of them
     n_batch_dims: int
     is_gathered: bool = False
 
-    def __getitem__(self, index: Any) -> Model:
+    def __getitem__(self, index: object) -> Model:
         """Return the model of `view[index]`, or raise IndexError."""
         items, split = spread(index, len(self.live))
         translated = dict(zip(self.live, map(self.translate, self.live, items), strict=True))
@@ -58,7 +58,7 @@ class Model:
         live = {n: e for n, e in translated.items() if isinstance(e, Axis)}
         return self.place(fixed, live)
 
-    def translate(self, number: int, item: Any) -> int | Axis | NDArray[Any]:
+    def translate(self, number: int, item: object) -> int | Axis | NDArray[Any]:
         """Return where an item of an index leads to on one axis of the base buffer."""
         axis, extent = self.live[number], self.extents[number]
         if isinstance(item, slice):
@@ -120,12 +120,12 @@ def walk(axis: Axis, extent: int, item: slice) -> Axis:
     return Axis(start, stride, length)
 
 
-def spread(index: Any, n_dims: int) -> tuple[list[Any], int | None]:
-    """Return one item for each dimension, and where `...` stands that spans none of them.
+def spread(index: object, n_dims: int) -> tuple[list[Any], int | None]:
+    """Return one item for each dimension, and the position of a `...` that spans none of them.
 
     Any other `...` is filled up, and masks are the indices that they stand for.
     """
-    given = list(index) if isinstance(index, tuple) else [index]
+    given: list[Any] = list(index) if isinstance(index, tuple) else [index]
     n_given = sum(np.ndim(item) if is_mask(item) else 1 for item in given if item is not Ellipsis)
     rest = [slice(None)] * (n_dims - n_given)
     items: list[Any] = []
@@ -148,13 +148,13 @@ def split_at(place: int | None, key: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(items) if place is None else (*items[:place], ..., *items[place:])
 
 
-def is_mask(item: Any) -> bool:
+def is_mask(item: object) -> bool:
     """Tell whether an item of an index is a mask, or a list of one."""
     return not isinstance(item, slice) and item is not Ellipsis and np.asarray(item).dtype == bool
 
 
 def as_key(entry: int | Axis | NDArray[Any]) -> Any:
-    """Return what NumPy calls the entry."""
+    """Return the entry as NumPy takes it in an index."""
     if not isinstance(entry, Axis):
         return entry
     if not entry.length:

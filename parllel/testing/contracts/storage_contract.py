@@ -15,7 +15,7 @@ from parllel.testing.contracts.array_case import ArrayCase, clone
 
 
 class StorageContract(ArrayCase):
-    """What a block of memory promises the Arrays that are placed in it.
+    """The promises of a block of memory to the Arrays that lie in it.
 
     To test a storage of your own, see `ArrayContract`.
     """
@@ -119,7 +119,7 @@ class StorageContract(ArrayCase):
         with pytest.raises(ValueError, match=f"{self.storage} memory: it is closed"):
             Array((1,), np.float32, storage=block)
 
-    def test_a_block_that_nobody_closes_goes_with_its_last_reference(self) -> None:
+    def test_a_block_that_is_never_closed_goes_with_its_last_reference(self) -> None:
         block = allocate(self.storage, 4 * 1024)
         array, gone = self.counted_in(block), weakref.ref(block)
         view = array[1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 from hypothesis import strategies as st
@@ -13,6 +14,9 @@ from parllel.testing.contracts.array_case import ArrayCase
 from parllel.tree import ArrayDict, allocate_tree, dict_map, path_text
 
 T, B = 10, 5
+Forms: TypeAlias = dict[str, Any]
+"""(dtype, feature_shape, seed of the values) for each leaf of a tree; or more of such trees."""
+
 PATHS = ["observation", "action.pinky", "action.the_brain", "done"]
 SPECS: dict[str, Any] = {
     "observation": (np.float32, (4,)),
@@ -35,14 +39,14 @@ class TreeCase(ArrayCase):
     """Trees of Arrays in memory of one kind."""
 
     def tree(self, **window: Any) -> ArrayDict:
-        """Return the description's tree, [10, 5, ...], numbered, in one block of memory."""
+        """Return a tree of observations, actions and flags, [10, 5, ...], all numbered."""
 
         def spec(form: tuple[Any, tuple[int, ...]]) -> ArraySpec:
             return ArraySpec.of((T, B), *form, **window)
 
         return numbered(allocate_tree(dict_map(spec, SPECS), self.storage))
 
-    def tree_of(self, forms: Any) -> ArrayDict:
+    def tree_of(self, forms: Forms) -> ArrayDict:
         """Return a tree of Arrays [4, 3, ...], each in memory of its own, with random values."""
 
         def leaf(form: tuple[Any, tuple[int, ...], int]) -> Array:
@@ -58,7 +62,7 @@ class TreeCase(ArrayCase):
         self.settle()
         return leaves(tree.to_ndarray())
 
-    def assert_holds(self, tree: ArrayDict, expected: Any) -> None:
+    def assert_holds(self, tree: ArrayDict, expected: ArrayDict | Mapping[str, Any]) -> None:
         """Check the names, dtypes and values of a tree, given as a tree or by paths."""
         got = self.values(tree)
         wanted = self.values(expected) if isinstance(expected, ArrayDict) else expected

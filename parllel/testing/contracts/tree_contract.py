@@ -12,13 +12,13 @@ from numpy.testing import assert_array_equal
 from parllel.arrays import ArraySpec
 from parllel.storages import KINDS, Memory
 from parllel.testing.contracts.array_case import clone, whole
-from parllel.testing.contracts.tree_case import PATHS, TREES, T, leaves
+from parllel.testing.contracts.tree_case import PATHS, TREES, Forms, T, leaves
 from parllel.testing.contracts.tree_rows_contract import TreeRowsContract
 from parllel.tree import ArrayDict, allocate_tree
 
 
 class TreeContract(TreeRowsContract):
-    """What a tree of Arrays promises: of its rows, its windows and its memory.
+    """The promises of a tree of Arrays about its rows, its windows and its memory.
 
     To test a storage of your own, see `ArrayContract`.
     """
@@ -187,7 +187,7 @@ class TreeContract(TreeRowsContract):
             self.assert_holds(copy.deepcopy(tree[2:4, 1]), tree[2:4, 1])
 
     def test_a_tree_survives_copying_and_conversion(self) -> None:
-        def law(forms: Any) -> None:
+        def law(forms: Forms) -> None:
             tree = self.tree_of(forms)
             self.assert_holds(copy.deepcopy(tree), tree)
             self.assert_holds(tree.to_ndarray(), tree)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -39,7 +37,7 @@ class TreeRefusalsContract(TreeCase):
         ],
     )
     def test_wrong_names_raise_key_error_with_path_missing_and_unknown(
-        self, values: Any, message: str
+        self, values: object, message: str
     ) -> None:
         tree = self.tree()
         for index in (0, [0, 1]):
@@ -47,7 +45,7 @@ class TreeRefusalsContract(TreeCase):
                 tree[index] = values
 
     @pytest.mark.parametrize("index", [0, [0, 1], ...], ids=str)
-    def test_wrong_names_at_the_top_leave_the_tree_as_it_was(self, index: Any) -> None:
+    def test_wrong_names_at_the_top_leave_the_tree_as_it_was(self, index: object) -> None:
         tree = self.tree()
         before = {path: values.copy() for path, values in self.values(tree).items()}
         with pytest.raises(KeyError):
@@ -55,7 +53,7 @@ class TreeRefusalsContract(TreeCase):
         self.assert_holds(tree, before)
 
     @pytest.mark.parametrize("index", [0, [0]], ids=str)
-    def test_errors_name_the_leaf(self, index: Any) -> None:
+    def test_errors_name_the_leaf(self, index: object) -> None:
         values = new_values(B) | {"action": {"pinky": np.zeros(7), "the_brain": 0}}
         with pytest.raises(ValueError, match=r"^action\.pinky: writing a value of shape \(7,\)"):
             self.tree()[index] = values

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from parllel.testing.contracts.array_case import values_of
-from parllel.testing.contracts.tree_case import TREES, B, T, TreeCase, leaves
+from parllel.testing.contracts.tree_case import TREES, B, Forms, T, TreeCase, leaves
 from parllel.testing.contracts.tree_values import CONVERTERS, new_values
 from parllel.tree import ArrayDict
 
@@ -26,7 +26,7 @@ each_index = pytest.mark.parametrize("index", INDICES, ids=str)
 
 
 class TreeRowsContract(TreeCase):
-    """What a tree of Arrays promises whoever indexes it and writes into it."""
+    """Indices and values reach every leaf of a tree of Arrays."""
 
     # Reading and writing
 
@@ -39,13 +39,13 @@ class TreeRowsContract(TreeCase):
             assert values.astype(bool).sum() == values[0, 1].size
 
     @each_index
-    def test_an_index_goes_to_every_leaf(self, index: Any) -> None:
+    def test_an_index_goes_to_every_leaf(self, index: object) -> None:
         tree = self.tree()
         expected = {path: values[index] for path, values in self.values(tree).items()}
         self.assert_holds(tree[index], expected)
 
     @each_index
-    def test_an_index_is_written_in_every_leaf(self, index: Any) -> None:
+    def test_an_index_is_written_in_every_leaf(self, index: object) -> None:
         tree, source = self.tree(), self.tree()
         tree[...] = 0
         expected = self.values(tree.apply(copy.deepcopy))
@@ -94,7 +94,7 @@ class TreeRowsContract(TreeCase):
         assert (values["action.the_brain"][rows] == 8).all()
 
     def test_indexing_a_tree_is_indexing_its_leaves(self) -> None:
-        def law(forms: Any, index: Any) -> None:
+        def law(forms: Forms, index: object) -> None:
             tree = self.tree_of(forms)
             expected = {path: values[index] for path, values in self.values(tree).items()}
             got = self.values(tree[index])
@@ -105,7 +105,7 @@ class TreeRowsContract(TreeCase):
         self.hold(law, TREES, st.sampled_from(INDICES))
 
     def test_what_was_written_into_a_tree_is_read_from_it(self) -> None:
-        def law(forms: Any, index: Any) -> None:
+        def law(forms: Forms, index: object) -> None:
             tree = self.tree_of(forms)
             other = tree.new_array()
             other[index] = tree[index]
@@ -118,7 +118,7 @@ class TreeRowsContract(TreeCase):
     @pytest.mark.parametrize("convert", CONVERTERS)
     @pytest.mark.parametrize("index", [2, [2], (slice(2, 3), slice(None))], ids=str)
     def test_named_values_are_written_by_name(
-        self, index: Any, convert: Callable[[dict[str, Any]], Any]
+        self, index: object, convert: Callable[[dict[str, Any]], Any]
     ) -> None:
         tree, values = self.tree(), new_values(B)
         before = {path: values.copy() for path, values in self.values(tree).items()}
