@@ -29,7 +29,6 @@ from parllel.metrics import (
     ProgressBar,
     TensorBoardMetrics,
 )
-from parllel.metrics.curve_figure import moving_mean
 
 RETURN = "train/episode_return"
 LOSS = "train/loss"
@@ -755,11 +754,14 @@ def test_curve_refuses_what_it_cannot_draw(options: dict[str, object], message: 
         LearningCurve(**({"path": "c.png"} | options))  # type: ignore[arg-type]
 
 
+@needs("matplotlib")
 @given(
     st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(math.nan), st.just(math.inf)), min_size=1),
     st.data(),
 )
 def test_moving_mean_is_the_mean_of_the_window(y: list[float], data: st.DataObject) -> None:
+    from parllel.metrics.curve_figure import moving_mean
+
     window = data.draw(st.integers(1, len(y)))
     expected = []
     for i, value in enumerate(y):
