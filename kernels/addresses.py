@@ -8,9 +8,15 @@ of the numbers' size.
 
 import ctypes
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+
+# llvmlite and Numba's types are not typed, so these are Any to a type checker.
+Builder: TypeAlias = Any  # llvmlite.ir.IRBuilder, which writes instructions
+Value: TypeAlias = Any  # llvmlite.ir.Value, the result of an instruction
+LlvmType: TypeAlias = Any  # llvmlite.ir.Type
+NumbaType: TypeAlias = Any  # of numba.types
 
 WORDS_AT_ONCE = 4
 
@@ -90,8 +96,9 @@ def copy_16(destination: int, source: int) -> None:
 def copy_4_of_16(destination: int, source: int, step: int) -> None:
     """Copy 4 words of 16 bytes, `step` bytes from one to the next, on both sides.
 
-    All four are read before the first is written: nobody waits four times for memory. A compiler
-    may not do that by itself, because it cannot know that a write leaves the next word alone.
+    All four are read before the first is written, so that memory is waited for once and not four
+    times. A compiler may not do that by itself, because it cannot know that a write leaves the
+    next word alone.
     """
     for word in range(WORDS_AT_ONCE):
         copy_16(destination + word * step, source + word * step)
@@ -151,7 +158,7 @@ def scalar_intrinsics(
     from llvmlite import ir
     from numba import types
 
-    def pointer(element: Any) -> Any:  # Any: llvmlite is untyped
+    def pointer(element: LlvmType) -> LlvmType:
         return ir.PointerType(element, addrspace=address_space)
 
     whole, half, byte = (pointer(ir.IntType(bits)) for bits in (64, 32, 8))
@@ -169,20 +176,20 @@ def scalar_intrinsics(
 
 
 class _Access(NamedTuple):
-    """Loads and stores of one type; addresses are integers. `Any`: llvmlite is untyped."""
+    """Loads and stores of one type; addresses are integers."""
 
-    pointer: Any
+    pointer: LlvmType
     alignment: int
 
-    def load(self, builder: Any, address: Any) -> Any:
+    def load(self, builder: Builder, address: Value) -> Value:
         value = builder.load(builder.inttoptr(address, self.pointer))
         value.align = self.alignment
         return value
 
-    def store(self, builder: Any, address: Any, value: Any) -> None:
+    def store(self, builder: Builder, address: Value, value: Value) -> None:
         builder.store(value, builder.inttoptr(address, self.pointer)).align = self.alignment
 
-    def copy(self, builder: Any, destination: Any, source: Any) -> None:
+    def copy(self, builder: Builder, destination: Value, source: Value) -> None:
         self.store(builder, destination, self.load(builder, source))
 
 
@@ -235,7 +242,12 @@ def _copy_words_intrinsic(
 
 
 def _copy_words(
-    builder: Any, word: _Access, line: _Access | None, destination: Any, source: Any, step: Any
+    builder: Builder,
+    word: _Access,
+    line: _Access | None,
+    destination: Value,
+    source: Value,
+    step: Value,
 ) -> None:
     """Generate the copy of 4 words that lie a step apart, or of the line that they make up."""
     if line is not None:
@@ -252,7 +264,9 @@ def _copy_words(
         word.store(builder, builder.add(destination, offset), value)
 
 
-def _load(intrinsic: Callable[..., Any], pointer: Any, stored: Any, given: Any) -> object:
+def _load(
+    intrinsic: Callable[..., Any], pointer: LlvmType, stored: NumbaType, given: NumbaType
+) -> object:
     from numba import types
 
     @intrinsic
@@ -266,7 +280,9 @@ def _load(intrinsic: Callable[..., Any], pointer: Any, stored: Any, given: Any) 
     return load
 
 
-def _store(intrinsic: Callable[..., Any], pointer: Any, given: Any, stored: Any) -> object:
+def _store(
+    intrinsic: Callable[..., Any], pointer: LlvmType, given: NumbaType, stored: NumbaType
+) -> object:
     from numba import types
 
     @intrinsic
@@ -282,7 +298,7 @@ def _store(intrinsic: Callable[..., Any], pointer: Any, given: Any, stored: Any)
 
 
 def _change(
-    intrinsic: Callable[..., Any], pointer: Any, operation: str, has_threads: bool
+    intrinsic: Callable[..., Any], pointer: LlvmType, operation: str, has_threads: bool
 ) -> object:
     from numba import types
 

@@ -1,10 +1,26 @@
-"""What a kernel asks of its arrays at its boundary: checks that raise, with what was expected."""
+"""Checks of a kernel's arguments at its boundary: they raise, and say what was expected."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+
+class Shaped(Protocol):
+    """An array of NumPy, CuPy or parllel, as far as a check of its shape and dtype needs it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:  # Any: of every kind
+        """Type of the elements."""
 
 
 def is_apart(array: npt.NDArray[np.generic], other: npt.NDArray[np.generic]) -> bool:
@@ -22,8 +38,8 @@ def check_is_ndarray(name: str, array: object) -> None:
         )
 
 
-def check_dtype(name: str, array: Any, expected: type[np.float32 | np.bool_]) -> None:
-    """Raise ValueError unless an array of NumPy or CuPy has a dtype."""
+def check_dtype(name: str, array: Shaped, expected: type[np.float32 | np.bool_]) -> None:
+    """Raise ValueError unless an array has the dtype that is expected."""
     if array.dtype != expected:
         raise ValueError(
             f"{name}: dtype {array.dtype}, expected {np.dtype(expected)}; "
@@ -31,8 +47,8 @@ def check_dtype(name: str, array: Any, expected: type[np.float32 | np.bool_]) ->
         )
 
 
-def check_shape(name: str, array: Any, expected: tuple[int, ...], meaning: str) -> None:
-    """Raise ValueError unless an array of NumPy or CuPy has a shape; `meaning` explains it."""
+def check_shape(name: str, array: Shaped, expected: tuple[int, ...], meaning: str) -> None:
+    """Raise ValueError unless an array has the shape that is expected; `meaning` explains it."""
     if array.shape != expected:
         raise ValueError(f"{name}: shape {array.shape}, expected {expected} = {meaning}")
 

@@ -2,11 +2,11 @@
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from parllel.kernels.array_checks import check_shape
+from parllel.kernels.array_checks import Shaped, check_shape
 
 LANES = 128  # numbers side by side: a GPU joins their loads, a CPU takes them in vectors
 LENGTH = 32  # numbers of a lane: few, for many threads; 128 lanes of them fit into a CPU's L1
@@ -77,7 +77,7 @@ class Weights(NamedTuple):
         return cls(*map(np.float32, numbers))
 
 
-def check_update(rows: Any, kept: Any, scratch: Any) -> None:
+def check_update(rows: Shaped, kept: Shaped, scratch: Shaped) -> None:
     """Raise ValueError if the shapes of arrays of NumPy or CuPy do not go together."""
     if rows.ndim != 2:
         raise ValueError(f"rows: shape {rows.shape}, expected two axes, (n_rows, F)")
@@ -85,7 +85,7 @@ def check_update(rows: Any, kept: Any, scratch: Any) -> None:
     expected = (N_KEPT, count_copies(n_features), n_features)
     check_shape("out_kept", kept, expected, "(N_KEPT, count_copies(F), F)")
     n_scratch = lay_out(*rows.shape).n_scratch
-    if scratch.ndim != 2 or len(scratch) != N_PLANES or scratch.shape[1] < n_scratch:
+    if scratch.ndim != 2 or scratch.shape[0] != N_PLANES or scratch.shape[1] < n_scratch:
         raise ValueError(
             f"out_scratch: shape {scratch.shape}, expected ({N_PLANES}, {n_scratch}) or longer"
         )

@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from parllel.kernels.array_checks import (
+    Shaped,
     check_dtype,
     check_is_ndarray,
     check_layout,
@@ -56,7 +56,9 @@ def normalize(values: Floats, kept: Floats, *, low: float, high: float, out_valu
         raise AssertionError("the compiled entry refuses what no check finds wrong") from mismatch
 
 
-def check_normalize(values: Any, kept: Any, low: float, high: float, out_values: Any) -> None:
+def check_normalize(
+    values: Shaped, kept: Shaped, low: float, high: float, out_values: Shaped
+) -> None:
     """Raise if arrays of NumPy or CuPy do not go together, or the bounds are none.
 
     Raises:
@@ -75,7 +77,7 @@ def check_normalize(values: Any, kept: Any, low: float, high: float, out_values:
         raise ValueError(f"bounds: got low {low} and high {high}, expected low <= high")
 
 
-def is_kept_for(values: Any, kept: Any) -> bool:
+def is_kept_for(values: Shaped, kept: Shaped) -> bool:
     """Return whether moments have the features of the values."""
     features = kept.shape[2:]
     has_features: bool = values.shape[values.ndim - len(features) :] == features

@@ -1,8 +1,9 @@
-"""The CUDA layer: the one part of the package that talks to CuPy; no Array, no storage kind.
+"""The CUDA layer: the one part of the package that talks to CuPy; no Array, no kind of memory.
 
-Importing it imports neither CuPy nor torch nor NVML, and starts nothing. All work goes to the
-caller's current stream (`current_stream`) unless a stream is given, and nothing here waits for
-the whole device. What a function waits for, and who owns the memory, is in its docstring.
+Importing it imports neither CuPy nor torch nor NVML, and starts nothing. A stream is a queue of
+work on a GPU, which runs in the order in which it was queued. All work goes to the caller's
+current stream (`current_stream`) unless a stream is given, and no function waits for the whole
+device unless it says so. Docstrings say what a function waits for, and what owns the memory.
 """
 
 from parllel.cuda.copies import copy_to_device, copy_to_host, to_device, to_host

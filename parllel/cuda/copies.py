@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from parllel.cuda.counters import counters
 from parllel.cuda.library import DeviceArray, library
-from parllel.cuda.streams import use_stream
+from parllel.cuda.streams import AnyStream, use_stream
 
 
 def copy_to_device(
     host: NDArray[Any],
     *,
     out_device: DeviceArray,
-    stream: Any = None,  # Any: of CuPy, of torch, or None
+    stream: AnyStream | None = None,
 ) -> None:
     """Copy host values into device memory, in a stream, the caller's current one by default.
 
@@ -44,7 +44,7 @@ def copy_to_host(
     device: DeviceArray,
     *,
     out_host: NDArray[Any],
-    stream: Any = None,  # Any: of CuPy, of torch, or None
+    stream: AnyStream | None = None,
 ) -> None:
     """Copy device values into host memory, in a stream, the caller's current one by default.
 
@@ -67,7 +67,7 @@ def copy_to_host(
         device.get(stream=used, out=out_host, blocking=False)
 
 
-def to_device(host: Any, *, stream: Any = None) -> DeviceArray:  # Any: all that NumPy takes
+def to_device(host: ArrayLike, *, stream: AnyStream | None = None) -> DeviceArray:
     """Return a new device array with host values, written in a stream, asynchronously.
 
     Page-locked values are read when the stream gets there, others before the call returns.
@@ -86,7 +86,7 @@ def to_device(host: Any, *, stream: Any = None) -> DeviceArray:  # Any: all that
         return cupy.asarray(values)
 
 
-def to_host(device: DeviceArray, *, stream: Any = None) -> NDArray[Any]:  # Any: as above
+def to_host(device: DeviceArray, *, stream: AnyStream | None = None) -> NDArray[Any]:
     """Return device values in a new NumPy array, copied in a stream, the caller's current one.
 
     The host waits for the stream. An array that is not contiguous is gathered on the device first.

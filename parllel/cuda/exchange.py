@@ -12,14 +12,14 @@ from parllel.cuda.streams import LEGACY, current_stream, order_streams, stream_a
 _NO_ORDER = -1
 
 
-def is_device_array(value: Any) -> bool:  # Any: a question about all values
+def is_device_array(value: object) -> bool:
     """Whether a value is an array of CuPy. Asking does not import CuPy."""
     ndarray = getattr(sys.modules.get("cupy"), "ndarray", None)
     return ndarray is not None and isinstance(value, ndarray)
 
 
 def hand_over(number: int | None) -> Stream:
-    """Make the stream of who receives memory wait for the caller's current one, and return it.
+    """Make the stream of a library that receives memory wait for the caller's current one.
 
     The host does not wait.
 

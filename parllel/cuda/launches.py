@@ -12,7 +12,7 @@ import numpy as np
 import parllel.kernels
 from parllel.cuda.counters import counters
 from parllel.cuda.library import DeviceArray, Library, library
-from parllel.cuda.streams import use_stream
+from parllel.cuda.streams import AnyStream, use_stream
 
 PTX = Path(parllel.kernels.__file__).with_name("parllel.ptx")
 
@@ -23,7 +23,7 @@ def launch(
     block: tuple[int, ...],
     args: Sequence[np.generic | DeviceArray],
     *,
-    stream: Any = None,  # Any: of CuPy, of torch, or None
+    stream: AnyStream | None = None,
 ) -> None:
     """Queue a kernel in a stream, the caller's current one by default. Returns at once.
 

@@ -1,14 +1,19 @@
-"""Streams and events: which stream the caller's work goes to, and who waits for whom."""
+"""Streams and events: which stream the caller's work goes to, and which one waits for another."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from parllel.cuda.counters import counters
 from parllel.cuda.library import Stream, library
+
+if TYPE_CHECKING:
+    import torch
+
+AnyStream: TypeAlias = "Stream | torch.cuda.Stream"  # of CuPy, which ships no types, or of torch
 
 LEGACY = 1  # cudaStreamLegacy: the legacy default stream's other name, where 0 is not allowed
 
@@ -30,7 +35,7 @@ def current_stream() -> Stream:
     return current if current.ptr == address else stream_at(address)
 
 
-def as_stream(stream: Any) -> Stream:  # Any: of CuPy, of torch, or None
+def as_stream(stream: AnyStream | None) -> Stream:
     """Return a stream of CuPy or torch as CuPy's kind; the caller's current one for None.
 
     The stream is not copied: its owner must keep it as long as there is work in it.
@@ -52,7 +57,7 @@ def as_stream(stream: Any) -> Stream:  # Any: of CuPy, of torch, or None
 
 
 @contextmanager
-def use_stream(stream: Any = None) -> Iterator[Stream]:  # Any: of CuPy, of torch, or None
+def use_stream(stream: AnyStream | None = None) -> Iterator[Stream]:
     """Make a stream the current one of this thread: for parllel, for CuPy, and for torch.
 
     Without a stream, CuPy is sent to where the caller's work goes already. Torch follows where it
@@ -114,7 +119,7 @@ def device_of(stream: Stream | None) -> AbstractContextManager[object]:
     return context
 
 
-def synchronize(stream: Any = None) -> None:  # Any: of CuPy, of torch, or None
+def synchronize(stream: AnyStream | None = None) -> None:
     """Make the host wait until all work of one stream is done, the caller's current one.
 
     Other streams, and the rest of the device, go on.
@@ -135,7 +140,7 @@ class Event:
     def __init__(self) -> None:
         self._event = library().cuda.Event(disable_timing=True)
 
-    def record(self, stream: Any = None) -> Self:  # Any: of CuPy, of torch, or None
+    def record(self, stream: AnyStream | None = None) -> Self:
         """Move the mark behind all that is now in a stream. Returns at once.
 
         Waits that were asked for before keep waiting for the mark's former place.
@@ -149,7 +154,7 @@ class Event:
         is_reached: bool = self._event.done
         return is_reached
 
-    def wait(self, stream: Any = None) -> None:  # Any: of CuPy, of torch, or None
+    def wait(self, stream: AnyStream | None = None) -> None:
         """Make the later work of a stream wait for the mark. The host does not wait."""
         counters.event_waits += 1
         as_stream(stream).wait_event(self._event)

@@ -1,4 +1,4 @@
-"""What is shared with torch: device memory as tensors, and one allocator for both."""
+"""Sharing with torch: device memory as tensors, and one allocator for both."""
 
 from __future__ import annotations
 

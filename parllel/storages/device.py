@@ -19,6 +19,14 @@ class Device(Memory):
     that uses the memory must wait for an event first, and be done before the memory is closed.
     Only this process can use it.
 
+    >>> from parllel import Array
+    >>> from parllel.testing import simulated_cuda
+    >>> with simulated_cuda():  # on a GPU, leave this line out
+    ...     array = Array((2, 3), np.float32, storage="device")
+    ...     array[...] = 1
+    ...     float(array.to_cupy()[1, 2])
+    1.0
+
     Args:
         nbytes: size of the block.
 

@@ -26,6 +26,18 @@ class Inherited(Memory):
     It needs no descriptor. Pickling sends its name; only a process that inherited the block can
     receive it.
 
+    >>> import multiprocessing
+    >>> from parllel import Array
+    >>> array = Array((2,), np.int64, storage="inherited")
+    >>> def work() -> None:
+    ...     array[...] = 7
+    >>> process = multiprocessing.get_context("fork").Process(target=work)
+    >>> process.start()
+    >>> process.join()
+    >>> array.to_ndarray().tolist()
+    [7, 7]
+    >>> array.close()
+
     Args:
         nbytes: size of the block, reserved at once.
 
@@ -52,7 +64,7 @@ class Inherited(Memory):
 
 
 def inherited_blocks() -> weakref.WeakSet[Inherited]:
-    """Return the blocks that a child inherits which this process forks now."""
+    """Return the blocks that a child would inherit if this process forked it now."""
     return weakref.WeakSet(block for block in _blocks.values() if not block.is_closed)
 
 

@@ -11,6 +11,10 @@ from parllel.storages.storage import ALIGNMENT, Memory
 class Local(Memory):
     """Ordinary memory. Other processes get copies of it, never the memory itself.
 
+    >>> from parllel import Array
+    >>> Array((2, 3), np.float32, storage="local").storage
+    'local'
+
     Args:
         nbytes: size of the block.
 

@@ -19,6 +19,15 @@ class Managed(Memory):
     Making it waits for the caller's current stream, and CUDA lets giving it back wait for the
     whole device: do neither in a loop. Only this process can use it.
 
+    >>> from parllel import Array
+    >>> from parllel.testing import simulated_cuda
+    >>> with simulated_cuda():  # on a GPU, leave this line out
+    ...     array = Array((3,), np.float32, storage="managed")
+    ...     array.to_cupy().fill(2)
+    ...     cuda.synchronize()
+    ...     array.to_ndarray().tolist()
+    [2.0, 2.0, 2.0]
+
     Args:
         nbytes: size of the block.
 

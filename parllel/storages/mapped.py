@@ -17,7 +17,7 @@ class Mapped(Memory):
     """Arrays in .npy files as one block of memory, copied on write: the files never change.
 
     Pages come from a file when they are first used, so files that are larger than the memory can
-    be read. It is no kind that a word names: give the block itself as `storage`. Buffers are
+    be read. No word names this kind of memory: give the block itself as `storage`. Buffers are
     placed over whole files, in their order, and have to have the shapes and dtypes of the files.
 
     Args:

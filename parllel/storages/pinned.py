@@ -20,6 +20,14 @@ class Pinned(Shared):
     Closing makes the host wait for the caller's current stream; wait for others that use the
     memory before. Locking and unlocking pages is slow: allocate once.
 
+    >>> from parllel import Array
+    >>> from parllel.testing import simulated_cuda
+    >>> with simulated_cuda():  # on a GPU, leave this line out
+    ...     array = Array((3,), np.float32, storage="pinned")
+    ...     array[...] = 3
+    ...     cuda.to_device(array.to_ndarray()).get().tolist()
+    [3.0, 3.0, 3.0]
+
     Args:
         nbytes: size of the block.
 

@@ -28,8 +28,20 @@ _mapped: weakref.WeakValueDictionary[tuple[int, int], Shared] = weakref.WeakValu
 class Shared(Memory):
     """Memory that other processes can map, under fork, forkserver and spawn.
 
-    The file has no name: it goes with the last process that holds it, however that one dies.
-    Pickling sends a descriptor of the file, never its content.
+    The file has no name: the system frees it with the last process that holds it, however that
+    process ends. Pickling sends a descriptor of the file, never its content.
+
+    >>> import multiprocessing
+    >>> from parllel import Array
+    >>> array = Array((2,), np.int64, storage="shared")
+    >>> def work() -> None:
+    ...     array[...] = 7
+    >>> process = multiprocessing.get_context("fork").Process(target=work)
+    >>> process.start()
+    >>> process.join()
+    >>> array.to_ndarray().tolist()
+    [7, 7]
+    >>> array.close()
 
     Args:
         nbytes: size of the block, reserved at once.
@@ -56,7 +68,7 @@ class Shared(Memory):
 
     @property
     def descriptor(self) -> int:
-        """Of the file; it stays the block's. Another process can map the same bytes with it.
+        """Descriptor of the file, which the block keeps. Another process can map the bytes with it.
 
         Raises:
             ValueError: the block is closed.

@@ -46,8 +46,19 @@ class Memory:
     """One zeroed block of memory, shared by the Arrays that were placed in it.
 
     Each Array acquires the block when it is placed and releases it when it closes; the last
-    release closes the block. A block that nobody closes goes with its last reference. Arrays of
-    NumPy over a closed block keep their bytes until they go.
+    release closes the block. A block that is never closed is freed with its last reference. Arrays
+    of NumPy over a closed block keep their bytes as long as they live.
+
+    >>> from parllel import Array
+    >>> from parllel.storages import allocate
+    >>> block = allocate("local", 1024)
+    >>> first, second = (Array((16,), np.float32, storage=block) for _ in range(2))
+    >>> block.side, block.is_closed
+    ('host', False)
+    >>> first.close()
+    >>> second.close()
+    >>> block.is_closed
+    True
 
     Four questions tell the kinds of memory apart, so that no other code compares their names:
 

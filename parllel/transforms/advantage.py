@@ -1,4 +1,4 @@
-"""EstimateAdvantage and NormalizeAdvantage: what a policy gradient is weighted with."""
+"""EstimateAdvantage and NormalizeAdvantage: the weights of a policy gradient."""
 
 from __future__ import annotations
 
@@ -23,8 +23,24 @@ class EstimateAdvantage:
     In device and managed memory it is one launch in the caller's current stream; nothing waits
     for it.
 
+    >>> import numpy as np
+    >>> batch = ArrayDict(
+    ...     {
+    ...         "reward": Array((3, 1), np.float32),
+    ...         "terminated": Array((3, 1), bool),
+    ...         "truncated": Array((3, 1), bool),
+    ...         "final_value": Array((3, 1), np.float32),
+    ...         "agent_info": {"value": Array((3, 1), np.float32, padding=1)},
+    ...     }
+    ... )
+    >>> batch["reward"][...] = 1
+    >>> batch["terminated"][1] = True  # the first episode ends with the second step
+    >>> batch = EstimateAdvantage(discount=0.5, gae_lambda=1.0)(batch)
+    >>> batch["return_"].to_ndarray()[:, 0].tolist()
+    [1.5, 1.0, 1.0]
+
     Args:
-        discount: per step, in [0, 1].
+        discount: float in [0, 1], of rewards for each step.
         gae_lambda: lambda of the paper, in [0, 1]: 0 takes one reward and a value, 1 all rewards.
 
     Source: Schulman et al. 2016, arXiv:1506.02438, eq. 16.
@@ -43,9 +59,9 @@ class EstimateAdvantage:
         """Return the batch with `advantage` and `return_`, overwritten by the next call.
 
         Args:
-            batch: float32 [T, B] `reward`, `final_value` and `agent_info.value`, the last one
-                with row T behind it; bool [T, B] `terminated` and `truncated`. All on the host,
-                or all on the device.
+            batch: a tree with float32 [T, B] `reward`, `final_value` and `agent_info.value`, which
+                has a row T of padding; and bool [T, B] `terminated` and `truncated`. The host
+                works on all of them, or a GPU does.
         """
         value = batch["agent_info"]["value"]
         inputs = {
@@ -74,8 +90,14 @@ class NormalizeAdvantage:
     In device and managed memory it is three launches in the caller's current stream (four for
     more than 8,000 advantages); nothing waits for them. Equal advantages become zeros.
 
+    >>> import numpy as np
+    >>> batch = ArrayDict({"advantage": Array((2, 2), np.float32)})
+    >>> batch["advantage"][0] = 4
+    >>> NormalizeAdvantage()(batch)["advantage"].to_ndarray().tolist()
+    [[1.0, 1.0], [-1.0, -1.0]]
+
     Args:
-        epsilon: added to the standard deviation; 0 or more.
+        epsilon: float, 0 or more, added to the standard deviation.
 
     Raises:
         ValueError: epsilon is negative.
@@ -91,7 +113,7 @@ class NormalizeAdvantage:
         """Return the batch with the new `advantage`, overwritten by the next call.
 
         Args:
-            batch: with `advantage`, float32 [T, B].
+            batch: a tree with `advantage`, float32 [T, B].
         """
         advantage = batch["advantage"]
         if self._moments is None or self._moments.storage != advantage.storage:

@@ -1,4 +1,4 @@
-"""ClipRewards: bounds on what the agent learns from."""
+"""ClipRewards: bounds on the rewards that an agent learns from."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ class ClipRewards:
     NaN stays NaN. In device and managed memory it is one launch in the caller's current stream;
     nothing waits for it.
 
+    >>> batch = ArrayDict({"reward": Array((1, 3), np.float32)})
+    >>> batch["reward"][...] = [[-5, 0.5, 2]]
+    >>> ClipRewards()(batch)["reward"].to_ndarray().tolist()
+    [[-1.0, 0.5, 1.0]]
+
     Args:
-        low, high: bounds, low < high.
+        low, high: float, the bounds, low < high.
 
     Raises:
         ValueError: low is not less than high.
@@ -36,7 +41,7 @@ class ClipRewards:
         """Return the batch with the clipped `reward`, overwritten by the next call.
 
         Args:
-            batch: with `reward`, float32 [T, B, ...].
+            batch: a tree with `reward`, float32 [T, B, ...].
 
         Raises:
             ValueError: the reward is not float32.

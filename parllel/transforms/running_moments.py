@@ -1,4 +1,4 @@
-"""RunningMoments: mean and variance of all rows that were ever seen."""
+"""RunningMoments: mean and variance of all rows that it was given."""
 
 from __future__ import annotations
 
@@ -48,10 +48,19 @@ class RunningMoments:
     `normalize` is one, in the caller's current stream, which should be the same one each time.
     Nothing waits for them, and only rows of a new shape make them allocate.
 
+    >>> rows = Array((2, 2), np.float32, feature_shape=(3,))
+    >>> rows[0] = 2
+    >>> moments = RunningMoments(rows)
+    >>> moments.update(rows)
+    >>> moments.count, moments.mean.to_ndarray().tolist()
+    (4, [1.0, 1.0, 1.0])
+    >>> moments.normalize(rows)[0, 0].to_ndarray().tolist()
+    [1.0, 1.0, 1.0]
+
     Args:
-        like: float32 [..., F...], an Array like those that will come; its features and its kind
-            of memory count.
-        epsilon: added to the standard deviation that `normalize` divides by; 0 or more.
+        like: float32 [..., F...], an Array like those that will be given; its features and its
+            kind of memory count.
+        epsilon: float, 0 or more, added to the standard deviation that `normalize` divides by.
         feature_shape: other features than those of `like`: trailing dimensions, each element of
             which has a mean of its own; `()` for one mean of all numbers.
 
@@ -103,7 +112,7 @@ class RunningMoments:
 
     @property
     def storage(self) -> str:
-        """Kind of the moments' memory."""
+        """Kind of the memory that the moments are in."""
         return self._kept.storage
 
     @property
@@ -193,7 +202,7 @@ class RunningMoments:
         """Restore moments that `state_dict` returned, of any kind of memory, bit for bit.
 
         Args:
-            state: `count`, and float32 [F...] `shift`, `offset` and `m2`.
+            state: mapping with `count`, and float32 [F...] `shift`, `offset` and `m2`.
 
         Raises:
             KeyError: an entry is missing.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ class BaseMemory:
     """
 
     def __init__(
-        self, region: Region, size: int, *, owner: Any = None, drops: Memory | None = None
+        self, region: Region, size: int, *, owner: object = None, drops: Memory | None = None
     ) -> None:
         self._region = region
         self.ptr = region.address
@@ -49,7 +48,7 @@ class BaseMemory:
 class UnownedMemory(BaseMemory):
     """Stands in for cupy.cuda.UnownedMemory."""
 
-    def __init__(self, ptr: int, size: int, owner: Any, device_id: int = -1) -> None:
+    def __init__(self, ptr: int, size: int, owner: object, device_id: int = -1) -> None:
         region = device().memory.find(ptr)
         if region is None:
             raise OutOfBoundsError(

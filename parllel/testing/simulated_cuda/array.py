@@ -178,7 +178,7 @@ class ndarray:  # noqa: N801  # CuPy's name
 
     # Views, and copies on the device
 
-    def __getitem__(self, slices: Any) -> ndarray:
+    def __getitem__(self, slices: object) -> ndarray:
         index = Index(slices, self.shape, _source)
         if not index.is_gathered:
             return self._view(self._values[index.example()])
@@ -192,7 +192,7 @@ class ndarray:  # noqa: N801  # CuPy's name
         )
         return out
 
-    def __setitem__(self, slices: Any, value: Any) -> None:
+    def __setitem__(self, slices: object, value: object) -> None:
         index = Index(slices, self.shape, _source)
         if not index.is_gathered:
             self._view(self._values[index.example()])._assign(value)
@@ -209,7 +209,7 @@ class ndarray:  # noqa: N801  # CuPy's name
     def __iter__(self) -> Iterator[ndarray]:
         return (self[row] for row in range(len(self)))
 
-    def fill(self, value: Any) -> None:
+    def fill(self, value: object) -> None:
         """Set all elements to a scalar, in the current stream."""
         if isinstance(value, ndarray):
             raise TypeError("fill: got an array, expected a scalar")
@@ -257,7 +257,7 @@ class ndarray:  # noqa: N801  # CuPy's name
     def _checks(self) -> tuple[Check, ...]:
         return (self._memory._region.check,)
 
-    def _assign(self, value: Any) -> None:
+    def _assign(self, value: object) -> None:
         target, (source, checks) = self._values, self._fit(value, self.shape)
         is_same_form = source.shape == target.shape and source.strides == target.strides
         is_copied_as_bytes = is_same_form and self.flags.c_contiguous and source.dtype == self.dtype
@@ -320,7 +320,7 @@ class _DeviceValues:
         return self._values
 
 
-def _source(item: Any) -> Source | None:
+def _source(item: object) -> Source | None:
     return _DeviceValues(item) if isinstance(item, ndarray) else None
 
 

@@ -101,7 +101,7 @@ def array_interface(array: Transferable) -> dict[str, Any]:
 
 def to_dlpack(
     array: Transferable,
-    stream: Any,
+    stream: object,
     max_version: tuple[int, int] | None,
     dl_device: tuple[int, int] | None,
     copy: bool | None,

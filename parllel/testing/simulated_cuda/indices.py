@@ -33,7 +33,7 @@ class Index:
     """
 
     def __init__(
-        self, given: Any, shape: tuple[int, ...], as_source: Callable[[Any], Source | None]
+        self, given: object, shape: tuple[int, ...], as_source: Callable[[object], Source | None]
     ) -> None:
         self._entries: list[Any] = []
         self._sources: dict[int, tuple[Source, int, tuple[int, ...]]] = {}
@@ -84,7 +84,7 @@ def _width(item: Any) -> int:
 
 
 def _sources_of(
-    item: Any, as_source: Callable[[Any], Source | None]
+    item: Any, as_source: Callable[[object], Source | None]
 ) -> list[tuple[Source, tuple[int, ...]]]:
     source = as_source(item)
     if source is not None:

@@ -108,7 +108,7 @@ def _parameters(ptx: str, name: str) -> list[tuple[str, int]] | None:
     return [("f" if each["kind"] == "f" else "i", int(each["bits"]) // 8) for each in found]
 
 
-def _kind(argument: Any) -> tuple[str, int]:
+def _kind(argument: object) -> tuple[str, int]:
     if isinstance(argument, ndarray | MemoryPointer):
         return "i", 8
     if isinstance(argument, np.generic):
@@ -121,7 +121,7 @@ def _text(parameter: tuple[str, int]) -> str:
     return f"a {'float' if kind == 'f' else 'integer or address'} of {nbytes} bytes"
 
 
-def _argument(argument: Any) -> Any:
+def _argument(argument: object) -> Any:
     """Return what the twin gets: NumPy's view of an array, an address for a pointer."""
     if isinstance(argument, ndarray):
         return argument._values
