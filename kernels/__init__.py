@@ -1,1 +1,1 @@
-"""Kernel bodies and what compiles them; imports no other parllel module."""
+"""Kernels: bodies of loops, and what compiles them. They import no other module of parllel."""

@@ -44,12 +44,13 @@ def estimate_advantage(
     A[t] = d[t] + discount * gae_lambda * (1 - done[t]) * A[t + 1],  A[T] = 0
     return[t] = A[t] + value[t],  done = terminated | truncated
 
-    A time limit is no end of the task: a truncated episode is bootstrapped with the value of its
-    own last observation. value[t + 1] will not do, it belongs to the next episode already, as
-    environments reset in the same step. Where both flags are set, terminated wins. With a lambda
-    of 1 and values of 0 both results are the plain discounted returns.
+    A truncated episode was cut off, for example by a time limit, before the task ended: its value
+    estimate goes on with the value of its own last observation. value[t + 1] would be wrong there,
+    because environments reset in the same step, so it belongs to the next episode. Where both
+    flags are set, terminated wins. With a lambda of 1 and values of 0 both results are the plain
+    discounted returns.
 
-    All arrays are C-contiguous and in host memory. What the formulas do not use may hold
+    All arrays are C-contiguous and in host memory. Elements that the formulas do not use may hold
     anything, also NaN. Runs in the calling thread, without the GIL, and allocates nothing. The
     first call compiles, or loads what an earlier process compiled.
 
@@ -98,7 +99,7 @@ class GaePointers(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What an argument must be; `meaning` is the shape in words."""
+    """The dtype and shape that an argument must have; `meaning` is the shape in words."""
 
     dtype: type[np.float32 | np.bool_]
     shape: tuple[int, int]
@@ -106,7 +107,7 @@ class Expected(NamedTuple):
 
 
 def expected_arrays(steps: int, width: int) -> dict[str, Expected]:
-    """Return what the arrays of a batch must be, in host or in device memory, by their names."""
+    """Return the dtypes and shapes that a batch's arrays must have, by their names."""
     hint = "reward's shape is (T, B), and value's row T follows the batch's last action"
     floats = Expected(np.float32, (steps, width), f"(T, B); {hint}")
     expected = dict.fromkeys(GaePointers._fields, floats)
@@ -125,14 +126,15 @@ def estimate_step(
 ) -> np.float32:
     """Write the results of one step of one environment; return its advantage.
 
-    What a flag rules out is computed all the same and then not selected: only so do neighbours
-    share a vector. It costs nothing but the reading of `final_value`.
+    Values that a flag rules out are computed all the same, and then not selected. Without
+    branches, the compiler computes neighbours together in a vector
+    (`test_rows_are_computed_in_vectors`). It costs the reading of `final_value`.
 
     Args:
         batch: pointers to the arrays.
         discount: float32. Python's float would make float64 of all that follows.
         decay: float32. discount * gae_lambda.
-        at: the step's place in a [T, B] array; `at + width` is the environment's next step.
+        at: the step's index into a flat [T, B] array; `at + width` is the environment's next step.
         width: B, the number of environments.
         carry: the environment's advantage at its next step.
     """

@@ -36,7 +36,7 @@ ROWS_AT_ONCE = 8
 
 
 class Stacks(NamedTuple):
-    """One leaf: frames in memory, and where the stacks of them are written.
+    """One leaf: where its frames lie, and where the stacks of them are written.
 
     Row i has the frame at `source + i * stride` and the flag at `is_first + i`. The row one step
     earlier in time is row `i - n_columns`. The `n_frames - 1` steps before row 0 must be in
@@ -45,7 +45,7 @@ class Stacks(NamedTuple):
     A leaf of plain rows is one of stacks of 1 frame; it needs no flags.
 
     Args:
-        n_rows: what an index of the leaf is below.
+        n_rows: number that an index of the leaf must be below.
         destination: address of the first stack to write; stacks follow each other without gaps.
         source: address of row 0's frame.
         stride: bytes from a row's frame to the next row's.
@@ -56,7 +56,7 @@ class Stacks(NamedTuple):
         blank: address of the frame that fills a stack before an episode's beginning; 0 where the
             episode's first frame does.
         rows: address of int64 numbers of rows: an index picks among them; 0 where it names rows
-            itself. A number -1 - s below 0 is the stack s beside the rows. Nobody checks them.
+            itself. A number -1 - s below 0 is the stack s beside the rows. They are not checked.
         beside: address of frames, without gaps, that follow the rows beside which they are: frame
             s is the newest of the stack s. 0 where there are none.
         beside_rows: address of int64 numbers: row beside_rows[s] has the frame before frame s.
@@ -79,17 +79,18 @@ class Stacks(NamedTuple):
 class StackTable:
     """Where the stacks of all leaves are read and written; made once, used for many gathers.
 
-    It knows no memory: who makes one keeps the memory alive, and gives the table only to what can
-    reach the addresses. Outputs share no byte with each other or with what is read.
+    It holds addresses only: its maker keeps the memory alive, and gives the table only to a
+    processor that can reach the addresses. Outputs share no byte with each other, nor with what is
+    read.
 
     Args:
-        leaves: one for each leaf.
+        leaves: for each leaf its addresses and sizes.
 
     Attributes:
         entries: int64 [n_leaves, 11], read-only: the leaves without `n_rows`. The format of the
             kernel.
         address: of the entries in host memory.
-        n_rows: what an index of all leaves is below.
+        n_rows: number that an index of all leaves must be below.
 
     Raises:
         ValueError: no leaf, or stacks of no frame.

@@ -1,4 +1,4 @@
-"""What is kept of a feature's moments, and how the numbers of rows are shared out to threads."""
+"""The numbers that are kept of a feature, and how the numbers of rows are divided among threads."""
 
 import functools
 import math
@@ -12,8 +12,8 @@ LANES = 128  # numbers side by side: a GPU joins their loads, a CPU takes them i
 LENGTH = 32  # numbers of a lane: few, for many threads; 128 lanes of them fit into a CPU's L1
 FEWEST_TO_GROUP = 257  # parts of a feature; one thread merges fewer, which saves a launch
 
-# What is kept of a feature. Deviations are counted from the first number that was ever seen, or
-# else a large mean would leave no digits for a small variance.
+# The numbers that are kept of a feature. Deviations are counted from the first number that was ever
+# seen, or else a large mean would leave no digits for a small variance.
 SHIFT = 0  # that number
 OFFSET = 1  # mean - SHIFT
 M2 = 2  # sum of squared deviations from the mean
@@ -26,7 +26,7 @@ N_PLANES = 3  # of what is known of a part: how many numbers, mean, M2
 
 
 class Layout(NamedTuple):
-    """How numbers are shared out to lanes; the same for all targets, as the roundings depend on it.
+    """How numbers are divided among lanes: alike on all targets, as roundings depend on it.
 
     The numbers of all rows, one after the other, are cut into blocks of LENGTH lines of `width`
     numbers. A lane is a column of a block, and has one part of a feature's numbers.
@@ -40,7 +40,7 @@ class Layout(NamedTuple):
 
     @property
     def n_scratch(self) -> int:
-        """Parts that are kept for a while."""
+        """Number of parts that are kept until they are merged."""
         return self.n_parts + self.n_groups
 
 
@@ -62,7 +62,7 @@ def lay_out(n_rows: int, n_features: int) -> Layout:
 
 
 class Weights(NamedTuple):
-    """What the numbers of rows mean for a merge; float32, and computed once, in double."""
+    """Weights of old and new rows in a merge; float32, computed once, in double precision."""
 
     weight: np.float32  # new / all
     cross: np.float32  # old * new / all; 0 if and only if there are no old ones

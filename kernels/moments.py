@@ -53,11 +53,11 @@ def update_moments(
     mean = mean_a + d * k / (n + k)
     M2 = M2_a + M2_b + d**2 * n * k / (n + k),  variance = M2 / (n + k)
 
-    The moments of the new rows come from parts in the same way: of each part the mean, then the
-    deviations from it, whose sum takes away what the mean was rounded by.
+    The moments of the new rows are merged from those of parts in the same way. Of each part the
+    mean is computed first, then the deviations from it; their sum corrects the mean's rounding.
 
     A NaN or an infinity makes NaN of all moments of its feature, now and after later updates.
-    Numbers whose deviations' squares overflow or underflow float32 are not looked after. Runs in
+    Numbers whose deviations' squares overflow or underflow float32 give wrong moments. Runs in
     the calling thread, without the GIL, and allocates nothing. All arrays are C-contiguous and in
     host memory.
 

@@ -1,11 +1,11 @@
 """Random numbers as a function of a key and a counter: the same ones on every target, in any order.
 
-No state is shared between threads, and none is changed: who draws counts.
+There is no state that threads would have to share: the caller counts what it draws.
 """
 
 from typing import NamedTuple
 
-# Of the paper: multipliers of the two products, and what is added to the key in each round.
+# From the paper: multipliers of the two products, and what is added to the key in each round.
 _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 _N_ROUNDS = 10
@@ -26,7 +26,7 @@ class Words(NamedTuple):
 
 
 class Key(NamedTuple):
-    """What makes a sequence of random numbers another one: two numbers in [0, 2**32)."""
+    """The choice of a sequence of random numbers: two numbers in [0, 2**32)."""
 
     a: int
     b: int

@@ -1,7 +1,7 @@
 """Prioritized draws of transitions, their weights, and their priorities: four kernels, CPU twins.
 
 Only transitions that can be sampled have a priority above 0 (`refresh`), so a draw by priority
-(`draw_leaf`) is never repeated. What the priorities are is changed from errors (`update_item`).
+(`draw_leaf`) is never repeated. Priorities are updated from errors (`update_item`).
 """
 
 import functools
@@ -63,9 +63,11 @@ def refresh(ring: Ring, tree: SumTree, begin: int, item: int) -> None:
     One that can be sampled from now on gets the largest priority that there ever was.
 
     Args:
-        ring, tree: of the replay buffer.
+        ring: the ring that the step is in.
+        tree: priorities of its places.
         begin: number of the first step that is looked at.
-        item: which one of these it is, all environments of a step in turn.
+        item: index of the step among those that are looked at; steps of the same number, one for
+            each environment, follow each other.
     """
     number, column = begin + item // ring.table.width, item % ring.table.width
     leaf = find_place(ring, number, column)
@@ -135,7 +137,7 @@ def weigh(priority: int, smallest: int, beta: np.float32) -> np.float32:
 
 
 def read_tree(table: int) -> SumTree:
-    """Return what lies at an address."""
+    """Return the table at an address."""
     return SumTree(
         load_int64(table), load_int64(table + 8), load_int64(table + 16), load_int64(table + 24)
     )

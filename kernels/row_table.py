@@ -1,4 +1,4 @@
-"""Where the rows of a tree's leaves lie, in integers; copying them is the business of `rows`."""
+"""Where the rows of a tree's leaves lie, in integers, and which rows an index names; no copies."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -36,8 +36,13 @@ class Rows(NamedTuple):
 class RowTable:
     """Where the rows of all leaves lie on both sides of a copy; made once, used for many copies.
 
-    A table of integers knows no memory. Who makes one of `Rows` keeps the memory alive and gives
-    the table only to what can reach the addresses. A table of arrays holds on to them.
+    A table made of `Rows` holds addresses only: its maker keeps the memory alive, and gives the
+    table only to a processor that can reach the addresses. A table made of arrays keeps them.
+
+    >>> written, read = np.zeros((4, 2)), np.ones((3, 2))
+    >>> table = RowTable.of_arrays([written], [read], names=["reward"])
+    >>> table.n_destination, table.n_source, table.is_apart
+    (4, 3, True)
 
     Args:
         destination: for each leaf the rows that copies write. Leaves share no byte.

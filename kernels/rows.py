@@ -114,10 +114,10 @@ def copy_row(destination: int, source: int, nbytes: int, bits: int, lane: int, l
         destination: address of the row to write.
         source: address of the row to read.
         nbytes: bytes in the row.
-        bits: words whose size divides it are allowed: `address_bits`, or 0 where a processor
-            takes words from any address.
-        lane: who asks.
-        lanes: how many share the row.
+        bits: a number that is a multiple of the sizes of the words that may be used:
+            `address_bits`, or 0 where the processor loads words from any address.
+        lane: number of the thread among those that share the row.
+        lanes: number of threads that share the row.
     """
     done = 0
     if bits & 15 == 0:

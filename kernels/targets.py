@@ -1,9 +1,9 @@
-"""Turn kernel bodies, plain Python functions, into compiled code; no body is in here.
+"""Turn kernel bodies, plain Python functions, into compiled code. It holds no body itself.
 
 A body works on pointers and scalars, so that any target can compile it. It takes them from
-`pointer_to`, or addresses with the functions of `addresses`, and knows no target. Its
-types are `numpy.float32` and the like: Python's own numbers would make float64 of float32. A kernel
-is an entry for each target and its parts: functions which an entry and later parts call by name,
+`pointer_to`, or addresses with the functions of `addresses`, and knows no target. Its types are
+`numpy.float32` and the like: Python's own numbers would make float64 of float32. A kernel consists
+of an entry for each target, and of parts: functions which an entry and later parts call by name,
 and which are inlined, as a GPU target demands. `twin` compiles for the CPU, `ptx` for GPUs.
 """
 
@@ -56,7 +56,7 @@ class ThreadPosition(NamedTuple):
     threadIdx: Axes  # noqa: N815
 
 
-# What an entry for GPUs asks for its position. As plain Python it is the only thread of a grid.
+# An entry for GPUs asks this name for its position; in plain Python it is a grid's only thread.
 cuda = ThreadPosition(
     gridDim=Axes(1, 1), blockIdx=Axes(0, 0), blockDim=Axes(1, 1), threadIdx=Axes(0, 0)
 )
@@ -130,7 +130,7 @@ def launch_plainly(
 
 
 def twin(
-    entry: Callable[..., Any],  # Any: an entry's result is its own affair
+    entry: Callable[..., Any],  # Any: each entry has its own result
     signature: str,
     *,
     parts: Sequence[Callable[..., Any]] = (),

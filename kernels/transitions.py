@@ -24,13 +24,13 @@ from parllel.kernels.addresses import (
 from parllel.kernels.philox import Key, Words, draw_below, philox
 from parllel.kernels.targets import DeviceEntry, cuda, twin
 
-# Random draws before all places are gone through. Where one in a hundred can be sampled, 1 draw in
-# 20,000 comes to that.
+# Random draws before all places are looked at in turn. Where one in a hundred can be sampled, 1
+# draw in 20,000 comes to that.
 N_TRIES = 1000
 
 
 class RingTable(NamedTuple):
-    """What stays as it is of a ring: addresses of its leaves, [n_rows, width], and numbers.
+    """The part of a ring that never changes: addresses of its leaves, [n_rows, width], and sizes.
 
     In memory, one int64 after the other: the first argument of the kernels.
     """
@@ -47,7 +47,7 @@ class RingTable(NamedTuple):
 
 
 class Ring(NamedTuple):
-    """A ring, and what of it holds samples."""
+    """A ring, and which of its steps hold samples."""
 
     table: RingTable
     first: int  # number of the oldest step that is there
@@ -56,7 +56,7 @@ class Ring(NamedTuple):
 
 
 class Seed(NamedTuple):
-    """What makes the random numbers of one minibatch."""
+    """Key and counter of the random numbers of one minibatch."""
 
     key_a: int
     key_b: int
@@ -89,7 +89,7 @@ class NStepSpan(NamedTuple):
 
 
 def read_ring_table(table: int) -> RingTable:
-    """Return what lies at an address."""
+    """Return the table at an address."""
     return RingTable(
         load_int64(table),
         load_int64(table + 8),
@@ -104,7 +104,7 @@ def read_ring_table(table: int) -> RingTable:
 
 
 def read_transitions(table: int) -> Transitions:
-    """Return what lies at an address."""
+    """Return the table at an address."""
     return Transitions(
         load_int64(table),
         load_int64(table + 8),
@@ -169,7 +169,7 @@ def write_transition(ring: Ring, number: int, column: int, out: Transitions, ite
 
 
 def write_nothing(out: Transitions, item: int) -> None:
-    """Make a transition one that shows as NaN in whatever is learned from it."""
+    """Write NaN to an item's return and discount, which shows in all that is learned from it."""
     store_int64(out.next_row + item * 8, load_int64(out.row + item * 8))
     store_float32(out.n_step_return + item * 4, np.float32(np.nan))
     store_float32(out.n_step_discount + item * 4, np.float32(np.nan))
@@ -184,13 +184,16 @@ def draw_words(seed: Seed, item: int, tried: int) -> Words:
 def draw_transition(ring: Ring, seed: Seed, drawn: int, out: Transitions, item: int) -> bool:
     """Write a transition that can be sampled, each with the same probability.
 
-    Steps are drawn until one is found. After `N_TRIES` all are gone through, from the last drawn
-    one on; if there is none, `write_nothing` is left and False is returned.
+    Steps are drawn until one is found. After `N_TRIES` draws, all steps are looked at in turn,
+    beginning with the last drawn one. If none can be sampled, the item is that of `write_nothing`,
+    and False is returned.
 
     Args:
-        ring, seed, out: of the minibatch.
-        drawn: the first one that was drawn; steps are counted from the oldest that is there.
-        item: number of the transition in the minibatch.
+        ring: what to draw from.
+        seed: key and counter of the minibatch.
+        drawn: number of the step to try first, counted from the oldest that is there.
+        out: where transitions are written.
+        item: index of the transition in the minibatch.
     """
     width, n_drawn_from = ring.table.width, (ring.stop - ring.first) * ring.table.width
     is_found = False

@@ -24,7 +24,7 @@ class PageLock:
 
     Copies between it and the device are asynchronous, and kernels can use it in place. Only the
     process that made the lock may hand the memory to CUDA; others that map it just read and
-    write. The lock keeps `block` alive, but does not own the memory. A lock that nobody releases
+    write. The lock keeps `block` alive, but does not own the memory. A lock that is never released
     goes with its last reference, and waits for the current stream before.
 
     Making and releasing a lock is synchronous and slow (it touches every page): do it once. The

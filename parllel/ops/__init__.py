@@ -1,1 +1,1 @@
-"""What a kernel does to memory: by its twin on the host, by a launch on a GPU."""
+"""Operations on memory: a kernel's twin does the work on the host, a launch does it on a GPU."""

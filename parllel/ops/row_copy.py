@@ -1,4 +1,4 @@
-"""Copies of rows of whole trees: all leaves in one call of the `rows` kernel, or in one launch."""
+"""RowCopy: copies of rows of many arrays in one call of the `rows` kernel, or in one launch."""
 
 from __future__ import annotations
 
@@ -26,15 +26,20 @@ class RowCopy:
 
     destination[leaf][d[i]] = source[leaf][s[i]] for all i
 
-    The arrays are NumPy's, and rows are copied when `run` returns; or all of them are CuPy's, over
-    device memory or mapped host memory, and each run is one launch in the caller's current stream.
-    The table of leaves goes to the device here, once, in the stream that is current: who runs in
-    another one orders it behind that.
+    Of arrays of NumPy, rows are copied when `run` returns. Of arrays of CuPy, over device memory
+    or mapped host memory, each run is one launch in the caller's current stream. The constructor
+    copies a table of the leaves to the device in the stream that is current: a run in another
+    stream must wait for that copy.
+
+    >>> written, read = np.zeros((3, 2)), np.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> RowCopy([written], [read]).run(np.array([2, 0]), range(2))
+    >>> written.tolist()
+    [[3.0, 4.0], [0.0, 0.0], [1.0, 2.0]]
 
     Args:
-        destination: for each leaf an array [n, ...] of rows to write.
-        source: for each leaf an array [m, ...] of rows to read, of the same dtype and row shape.
-        names: what errors call the leaves.
+        destination: for each leaf an array [n, ...], the rows to write.
+        source: for each leaf an array [m, ...], the rows to read, of the same dtype and row shape.
+        names: for each leaf a name, by which errors call it.
 
     Raises:
         TypeError: some arrays are NumPy's and some are CuPy's.
@@ -60,12 +65,12 @@ class RowCopy:
         self._lanes = count_lanes(int(self._table.entries[:, -1].max()))
 
     def run(self, destination_index: AnyIndex, source_index: AnyIndex) -> None:
-        """Copy the rows of one index to the rows of another.
+        """Copy the source rows that one index names to the destination rows that another names.
 
         Args:
-            destination_index, source_index: range, or integers [k]. Of arrays of CuPy it may be a
-                contiguous device array, int64 [k], too: then neither index is checked, and a row
-                outside a leaf is read from, or written to, somewhere else. Integers of the host
+            destination_index, source_index: range, or integers [k]. For arrays of CuPy an index
+                may also be a contiguous device array, int64 [k]. Neither index is checked then, so
+                that a row outside a leaf reads or overwrites other memory. Integers of the host
                 are copied to the device first.
 
         Raises:
@@ -105,13 +110,13 @@ def prepare_gather(
 ) -> Callable[[AnyIndex], None]:
     """Return a function that gathers the rows of an index to the destination's first rows.
 
-    It is called many times, as `RowCopy.run`, or as `StackGather.run` where a source is one of
-    frames: all leaves at once, in one launch.
+    The function may be called many times. It gathers all leaves at once, by one launch for arrays
+    of CuPy: as `RowCopy.run` does, or as `StackGather.run` where a source holds single frames.
 
     Args:
-        destination: for each leaf an array [n, ...] of rows, or [n, stack, ...] of stacks.
-        source: for each leaf an array [m, ...] of rows, or what stacks are gathered from.
-        names: what errors call the leaves.
+        destination: for each leaf an array [n, ...] for rows, or [n, stack, ...] for stacks.
+        source: for each leaf an array [m, ...] of rows, or the frames that stacks are made of.
+        names: for each leaf a name, by which errors call it.
 
     Raises:
         TypeError, ValueError: as `RowCopy` and `StackGather`.

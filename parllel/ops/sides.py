@@ -21,15 +21,15 @@ from parllel.storages import Side
 AnyIndex: TypeAlias = Index | DeviceArray  # rows: a range, integers [n], or a device's int64 [n]
 
 
-def common_side(who: str, arrays: Sequence[AnyArray]) -> Side:
+def common_side(name: str, arrays: Sequence[AnyArray]) -> Side:
     """Return the side that arrays are worked on: "host" for NumPy's, "gpu" for all others.
 
     Raises:
-        TypeError: some arrays are NumPy's, and some are not. The message begins with `who`.
+        TypeError: some arrays are NumPy's, and some are not. The message begins with `name`.
     """
     are_on_host = {isinstance(array, np.ndarray) for array in arrays}
     if len(are_on_host) > 1:
-        raise TypeError(f"{who}: got arrays of NumPy and of CuPy, expected one kind")
+        raise TypeError(f"{name}: got arrays of NumPy and of CuPy, expected one kind")
     return "host" if True in are_on_host else "gpu"
 
 

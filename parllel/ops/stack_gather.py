@@ -28,6 +28,8 @@ from parllel.ops.sides import (
 class RowSource:
     """Single frames that stacks are gathered from; without flags, plain rows.
 
+    A stack is made of a row's frame and of those before it, as far as the episode goes back.
+
     Args:
         frames: [n, ...], C-contiguous, a frame for each row. The `stack - 1` time steps before row
             0 lie before it in memory. Plain rows may have gaps between them.
@@ -37,8 +39,9 @@ class RowSource:
         stack: frames of a stack, 1 or more.
         blank: [1, ...], the frame that fills a stack before its episode's beginning; None where
             the episode's first frame does.
-        rows: int64 [k], C-contiguous. What an index picks from, instead of the rows themselves. A
-            number -1 - s stands for the stack s beside the rows. Nobody checks the numbers.
+        rows: int64 [k], C-contiguous. Numbers of rows, among which an index picks; without it an
+            index names rows itself. A number -1 - s stands for the stack s beside the rows. The
+            numbers are not checked.
         beside: [m, ...], C-contiguous. Frames that follow others of the rows, and have no row.
         beside_rows: int64 [m], C-contiguous. The row whose frame comes before; None for plain rows.
     """
@@ -58,7 +61,7 @@ class RowSource:
         return replace(self, frames=self.frames[rows], is_first=is_first)
 
     def __len__(self) -> int:
-        """Return what an index is below."""
+        """Return the number that an index must be below."""
         return len(self.frames if self.rows is None else self.rows)
 
     @property
@@ -81,7 +84,7 @@ class RowSource:
 
     @property
     def arrays(self) -> list[AnyArray]:
-        """All that a gather reads."""
+        """The arrays that a gather reads."""
         optional = (self.is_first, self.blank, self.rows, self.beside, self.beside_rows)
         return [self.frames, *(array for array in optional if array is not None)]
 
@@ -104,13 +107,19 @@ class RowSource:
 class StackGather:
     """A gather of stacks, and of plain rows beside them: all leaves of a tree at once.
 
-    The arrays are NumPy's, and stacks are gathered when `run` returns; or all of them are CuPy's,
-    over device memory or mapped host memory, and each run is one launch in the caller's current
-    stream. The table of leaves goes to the device here, once, in the stream that is current: who
-    runs in another one orders it behind that.
+    Of arrays of NumPy, stacks are gathered when `run` returns. Of arrays of CuPy, over device
+    memory or mapped host memory, each run is one launch in the caller's current stream. The
+    constructor copies a table of the leaves to the device in the stream that is current: a run in
+    another stream must wait for that copy.
+
+    >>> frames, is_first = np.arange(5.0).reshape(5, 1), np.array([True, False, False, True, False])
+    >>> stacks = np.zeros((2, 3, 1))
+    >>> StackGather([RowSource(frames, is_first, stack=3)], [stacks]).run(np.array([2, 4]))
+    >>> stacks[:, :, 0].tolist()
+    [[0.0, 1.0, 2.0], [3.0, 3.0, 4.0]]
 
     Args:
-        sources: one for each leaf.
+        sources: for each leaf the frames or rows to read.
         outputs: for each leaf a C-contiguous array [n, ...] of stacks or rows to write. None: there
             is one leaf, and each run is given its output.
 
@@ -145,9 +154,9 @@ class StackGather:
         """Gather the stacks of the rows of an index to the outputs' first rows.
 
         Args:
-            index: range, or integers [k]. Of arrays of CuPy it may be a contiguous device array,
-                int64 [k], too: then it is not checked, and a row outside a leaf is read from
-                somewhere else. Integers of the host are copied to the device first.
+            index: range, or integers [k]. For arrays of CuPy it may also be a contiguous device
+                array, int64 [k]. It is not checked then, so that a row outside a leaf reads other
+                memory. Integers of the host are copied to the device first.
             out: C-contiguous array [k, ...], where the outputs are not given to all runs.
 
         Raises:

@@ -12,7 +12,7 @@ from parllel.arrays import Array, ArraySpec
 from parllel.arrays.interop import flat_rows, side_of, to_device
 from parllel.ops.row_copy import prepare_gather
 from parllel.ops.stack_gather import RowSource
-from parllel.storages import Side
+from parllel.storages import Side, storage_for
 from parllel.tree import ArrayDict, allocate_tree, path_text
 from parllel.tree.leaves import as_ndarray
 
@@ -69,7 +69,7 @@ class Minibatches:
                 f"n_minibatches: got {self._n_minibatches}, expected at most {n_rows}, the rows of"
                 " the batch"
             )
-        self._fit_outputs(flat.apply(_spec, size), "device" if on_gpu else "local")
+        self._fit_outputs(flat.apply(_spec, size), storage_for("gpu" if on_gpu else "host"))
         written = self._out.to_cupy() if on_gpu else self._out.to_ndarray()
         names = [path_text(path) for path, _ in flat.walk()]
         gather = prepare_gather(_leaves(written), _leaves(flat), names=names)

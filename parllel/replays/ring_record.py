@@ -12,7 +12,7 @@ import numpy as np
 from parllel.arrays import Array
 from parllel.arrays.interop import side_of
 from parllel.replays.final_obs import FinalObs, spec_of
-from parllel.storages import Side
+from parllel.storages import Side, storage_for
 from parllel.tree import ArrayDict, leaves_of, path_text
 from parllel.tree.leaves import describe_leaf
 
@@ -59,7 +59,7 @@ class RingRecord:
         self.n_steps = operator.index(n_steps)
         self._is_on_gpu = any(side_of(leaf) == "gpu" for _, leaf in samples.walk())
         self.side: Side = "gpu" if self._is_on_gpu else "host"
-        self.storage = "device" if self._is_on_gpu else "local"  # of minibatches and the table
+        self.storage = storage_for(self.side)  # of minibatches and the table
         specs = RingRecord.make_specs(samples, n_final_obs)
         self.final_obs = FinalObs(specs, self.storage, samples["observation"])
         # Steps before one that are a part of its samples, and so no other step's alone.

@@ -20,12 +20,12 @@ class Launch(NamedTuple):
 
 
 class Device:
-    """What one simulation's device consists of.
+    """The parts of one simulation's device.
 
     Args:
         engine: its streams.
-        memory: what it can reach.
-        kernels: what runs in the place of its kernels, by name.
+        memory: the memory that it can reach.
+        kernels: the functions that run in the place of its kernels, by the kernels' names.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class BaseMemory:
         region: the memory.
         size: bytes of it.
         owner: kept alive as long as this object.
-        drops: where the region is freed; None for memory that somebody else owns.
+        drops: where the region is freed; None for memory that another object owns.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Engine: the streams of one simulated device, the work queued in them, and who needs whom.
+"""Engine: the streams of one simulated device, the work in them, and which work needs which.
 
 The rules are CUDA's. Work of one stream runs in its order. Work of different streams is not
 ordered, with two exceptions: a stream that was told to wait for an event, and the legacy default
@@ -68,7 +68,7 @@ class StreamQueue:
 
 
 class Schedule(Protocol):
-    """What the engine asks when it has queued something, and when the host looks or waits."""
+    """The choice of moments at which queued work runs: the engine asks it at each event."""
 
     def queued(self, engine: Engine, operation: Operation) -> None:
         """Run what shall run now that an operation was queued."""

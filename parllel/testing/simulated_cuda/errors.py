@@ -1,4 +1,4 @@
-"""What a simulation raises when a program does something that a GPU would punish, or hide."""
+"""Errors of a simulation, for programs that a GPU would punish, or whose faults it would hide."""
 
 
 class SimulationError(RuntimeError):

@@ -22,7 +22,7 @@ class Source(Protocol):
 
 
 class Index:
-    """What stands between the brackets, ready to be applied now or later.
+    """The items between the brackets of an index, ready to be applied now or later.
 
     Integers in arrays that lie outside are wrapped, as CuPy does it: nothing is raised.
 

@@ -69,14 +69,14 @@ class Region:
             raise UseAfterFreeError(f"{who}: it uses {self} after it was {verb}")
 
     def check_guards(self) -> None:
-        """Raise if somebody wrote beside the region."""
+        """Raise if bytes beside the region were written."""
         if self._guarded is not None:
             guarded, n = self._guarded, _GUARD_NBYTES
             if (guarded[:n] != _GUARD).any() or (guarded[-n:] != _GUARD).any():
                 raise OutOfBoundsError(f"a kernel or a copy wrote beside {self}")
 
     def check_poison(self) -> None:
-        """Raise if somebody wrote into the region after it was freed."""
+        """Raise if the region was written after it was freed."""
         if self.is_gone and self.kind != "page-locked" and (self.data != FREED).any():
             raise UseAfterFreeError(f"a kernel or a copy wrote into {self} after it was freed")
 
@@ -200,7 +200,7 @@ class Memory:
             raise LeakError(f"still there: {', '.join(map(repr, live))}")
 
     def check_all(self) -> None:
-        """Raise if somebody wrote beside a block or into a freed one."""
+        """Raise if bytes beside a block, or of a freed one, were written."""
         for region in self._regions.values():
             region.check_guards()
             region.check_poison()

@@ -24,7 +24,7 @@ class Eager:
 
 
 class Lazy:
-    """Nothing runs before somebody waits for it, as on a GPU that is always busy elsewhere."""
+    """Work runs only when the host waits for it, as on a GPU that is always busy elsewhere."""
 
     def queued(self, engine: Engine, operation: Operation) -> None:
         """Run nothing."""
@@ -65,7 +65,7 @@ class Random:
         return operation.is_done
 
     def awaited(self, engine: Engine, operation: Operation) -> None:
-        """Run it; other streams go on meanwhile, or not."""
+        """Run it; the work of other streams goes on at the same time, or not."""
         if self._random.random() < 0.5:
             engine.run_needed(operation)
         while not operation.is_done:

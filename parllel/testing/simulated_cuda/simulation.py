@@ -19,7 +19,7 @@ _CAPACITY = 2**32  # bytes
 
 
 class Simulation:
-    """What a test can ask a running simulation.
+    """A running simulation, as a test sees it.
 
     Args:
         device: the simulated device.
@@ -30,7 +30,7 @@ class Simulation:
 
     @property
     def counters(self) -> Counters:
-        """What reached the device, whoever sent it: also work that did not go through parllel.
+        """Counts of all work that reached the device, also of work that did not go through parllel.
 
         A copy for which the host waits counts as a synchronization of its stream.
         """
@@ -85,15 +85,25 @@ def simulated_cuda(
     raises. The default stream is the legacy one. At the end all work runs, and what was written
     beside a block or into freed memory raises.
 
-    For the whole process `import cupy` gives the stand-in meanwhile; one simulation at a time.
+    While it runs, `import cupy` gives the stand-in in the whole process. Only one simulation can
+    run at a time.
+
+    >>> import numpy as np
+    >>> from parllel import cuda
+    >>> with simulated_cuda("lazy") as simulation:
+    ...     array = cuda.to_device(np.arange(3))
+    ...     n_waiting = simulation.n_pending
+    ...     numbers = cuda.to_host(array)  # waits for the copy to the device, too
+    >>> n_waiting, numbers.tolist()
+    (1, [0, 1, 2])
 
     Args:
         schedule: "eager": work runs at once. "lazy": work runs when the host waits for it, and
             what it needs before. "random": in any order that CUDA's rules allow.
         seed: of the random order.
-        kernels: what a launch runs, by the kernel's name, beside parllel's own: a function of
-            grid, block and the launch's arguments. For an array it gets NumPy's view of the
-            memory, for a pointer the address, for all else what was given.
+        kernels: functions that launches run, by the kernels' names, beside parllel's own. They
+            are called with grid, block and the launch's arguments: NumPy's view of the memory for
+            an array, the address for a pointer, and all else as it was given.
         capacity: bytes of device memory.
 
     Raises:

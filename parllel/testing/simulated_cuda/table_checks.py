@@ -42,10 +42,10 @@ def integers_at(address: int, n: int) -> NDArray[np.int64]:
     return region.data[start : start + nbytes].view(np.int64)
 
 
-def check_rows(who: str, address: int, stride: int, span: tuple[int, int], nbytes: int) -> None:
+def check_rows(what: str, address: int, stride: int, span: tuple[int, int], nbytes: int) -> None:
     """Raise unless the device may use the rows from the lowest to the highest."""
     ends = [address + row * stride for row in span]
-    device().memory.check(min(ends), max(ends) + nbytes - min(ends), who)
+    device().memory.check(min(ends), max(ends) + nbytes - min(ends), what)
 
 
 def check_rows_kernel(grid: Sizes, table: Argument, n_rows: Argument, *picks: Argument) -> None:
@@ -74,12 +74,12 @@ def check_frames_kernel(
     for number, leaf in enumerate(frames.Frames(*entry) for entry in leaves):
         if n_rows:
             nbytes, outputs = leaf.n_frames * leaf.nbytes, (0, int(n_rows) - 1)
-            who = f"frames, leaf {number}"
-            check_rows(f"{who}, written", begin + leaf.destination, nbytes, outputs, nbytes)
-            _check_frames(who, leaf, span)
+            what = f"frames, leaf {number}"
+            check_rows(f"{what}, written", begin + leaf.destination, nbytes, outputs, nbytes)
+            _check_frames(what, leaf, span)
 
 
-def _check_frames(who: str, leaf: frames.Frames, span: tuple[int, int]) -> None:
+def _check_frames(what: str, leaf: frames.Frames, span: tuple[int, int]) -> None:
     """Check what stacks are made of."""
     rows = np.array(span)
     if leaf.rows:
@@ -89,16 +89,16 @@ def _check_frames(who: str, leaf: frames.Frames, span: tuple[int, int]) -> None:
         rows = rows[rows >= 0]
         if beside.size:
             ends = int(beside.min()), int(beside.max())
-            check_rows(f"{who}, beside", leaf.beside, leaf.nbytes, ends, leaf.nbytes)
+            check_rows(f"{what}, beside", leaf.beside, leaf.nbytes, ends, leaf.nbytes)
             if leaf.n_frames > 1:
                 rows = np.concatenate([rows, integers_at(leaf.beside_rows, ends[1] + 1)[beside]])
     if rows.size:
         read = int(rows.min()) - (leaf.n_frames - 1) * leaf.n_columns, int(rows.max())
-        check_rows(f"{who}, read", leaf.source, leaf.stride, read, leaf.nbytes)
+        check_rows(f"{what}, read", leaf.source, leaf.stride, read, leaf.nbytes)
         if leaf.n_frames > 1:
-            check_rows(f"{who}, flags", leaf.is_first, 1, read, 1)
+            check_rows(f"{what}, flags", leaf.is_first, 1, read, 1)
     if leaf.blank:
-        check_rows(f"{who}, blank", leaf.blank, 0, (0, 0), leaf.nbytes)
+        check_rows(f"{what}, blank", leaf.blank, 0, (0, 0), leaf.nbytes)
 
 
 def _span(n_rows: int, vector: int, start: int, step: int) -> tuple[int, int]:
@@ -144,14 +144,14 @@ def check_weigh_priorities(
     check_rows("weigh_priorities", address_of(weights), 4, (0, int(n_items) - 1), 4)
 
 
-def check_ring_and_sums(who: str, grid: Sizes, *arguments: Argument) -> None:
+def check_ring_and_sums(what: str, grid: Sizes, *arguments: Argument) -> None:
     """Check the tables of a kernel whose first arguments are a ring and a tree of sums."""
     ring, _, _, _, tree, *_ = arguments
-    _check_ring(who, ring)
-    _check_sums(who, tree)
+    _check_ring(what, ring)
+    _check_sums(what, tree)
 
 
-def _check_ring(who: str, table: Argument) -> None:
+def _check_ring(what: str, table: Argument) -> None:
     numbers = integers_at(address_of(table), len(RingTable._fields))
     leaves = RingTable(*numbers.tolist())
     n = leaves.n_rows * leaves.width
@@ -162,22 +162,22 @@ def _check_ring(who: str, table: Argument) -> None:
         (leaves.valid, n if leaves.valid_stride else 1),
         (leaves.final_slot, 4 * n),
     ):
-        check_rows(who, address, nbytes, (0, 0), nbytes)
+        check_rows(what, address, nbytes, (0, 0), nbytes)
 
 
-def _check_sums(who: str, table: Argument) -> None:
+def _check_sums(what: str, table: Argument) -> None:
     tree = SumTree(*integers_at(address_of(table), len(SumTree._fields)).tolist())
     offsets = integers_at(tree.offsets, tree.n_levels)
     integers_at(tree.sums, int(offsets[-1]) + 1)
-    check_rows(who, tree.largest, 8, (0, 0), 8)
+    check_rows(what, tree.largest, 8, (0, 0), 8)
 
 
-def _check_arrays(who: str, table: Argument, sizes: Sequence[int], n_items: int) -> None:
+def _check_arrays(what: str, table: Argument, sizes: Sequence[int], n_items: int) -> None:
     """Check arrays of items of these sizes, at the addresses of a table."""
     for address, size in zip(
         integers_at(address_of(table), len(sizes)).tolist(), sizes, strict=True
     ):
-        check_rows(who, address, size, (0, n_items - 1), size)
+        check_rows(what, address, size, (0, n_items - 1), size)
 
 
 CHECKS: Mapping[str, Callable[..., None]] = {
