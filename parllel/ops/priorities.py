@@ -33,12 +33,21 @@ class Priorities:
     def __init__(self, sums: AnyArray, largest: AnyArray, n_places: int) -> None:
         self._side = common_side("priorities", (sums, largest))
         offsets = lay_out(n_places)
-        self._arrays = (sums, make_table(offsets[:-1].tolist(), self._side), largest)  # kept alive
+        table = make_table(offsets[:-1].tolist(), self._side)
+        self._arrays: tuple[AnyArray, ...] = (
+            sums,
+            table,
+            largest,
+        )  # kept alive: kernels know addresses
         begin, offsets_begin, largest_begin = map(address_of, self._arrays)
         tree = SumTree(begin, offsets_begin, len(offsets) - 1, largest_begin)
         self._table = make_table(tree, self._side)
         self.argument = as_argument(self._table)
         self.limit = find_limit(n_places)
+
+    def release(self) -> None:
+        """Let go of the arrays, so that their memory can be freed. No op may be given this then."""
+        self._arrays = ()
 
 
 def count_numbers(n_places: int) -> int:

@@ -152,6 +152,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def close(self) -> None:
         """Give back what the buffer allocated. The sample tree stays open."""
         super().close()
+        self._priorities.release()
         self.priorities.close()
         # Its arrays would keep the memory of a device (test_closing_gives_the_sums_back).
         vars(self).pop("_priorities", None)
