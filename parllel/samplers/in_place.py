@@ -91,6 +91,7 @@ class InPlace:
     def take_first(self) -> None:
         """Write the rows that have parts; environments have written all others."""
         row = self._row("observation", self._batch_T)
+        assert self._first is not None  # first_rows is called before
         take_first_rows(row, self._first, row)
 
     def close(self) -> None:

@@ -193,6 +193,7 @@ class Staging:
         """Launch the copy of the first observations to the row after the batch."""
         self._copy(self._steps[0].first_to_tree, self._batch_T - 1)
         self._is_taken.record()
+        assert self._first is not None  # first_rows is called before
         take_first_rows(self._first_row(), self._first, self._steps[0].rows["observation"])
 
     def _first_row(self) -> Array | ArrayDict:

@@ -1,4 +1,4 @@
-"""RowParts: rows of an Array that stores a row in several parts, as environments write them."""
+"""RowParts: rows that environments write in several parts, where an Array stores them so."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ from parllel.tree.array_dict import ArrayDict
 
 
 class RowParts(ArrayDict):
-    """The parts of some rows, one branch for each, and how samples are written to them.
+    """A tree of the parts of some rows, with the writer that writes samples to them.
 
-    A worker knows memory and trees of it, and no kind of Array: it gets the rows of such a leaf as
-    a tree of plain arrays, with the writer that the kind of Array brings.
+    A worker does not know the kinds of Array. It gets the rows of such an Array as a tree of NumPy
+    arrays, and the writer that the kind of Array has.
+
+    >>> import numpy as np
+    >>> from parllel import FrameArray
+    >>> array = FrameArray((3, 1), "uint8", (2,), stack=2)
+    >>> parts = written_rows(array[0]).to_ndarray()
+    >>> parts.write(np.full((1, 2, 2), 5))
+    >>> {name: part.tolist() for name, part in parts.items()}
+    {'frames': [[5, 5]], 'is_first': [True]}
 
     Args:
-        parts: arrays [n, ...] by their names, or what `apply` made of them.
-        writer: writes samples to the parts.
+        parts: arrays [n, ...] by name, or the results of a function that was applied to them.
+        writer: object that writes samples to the parts.
     """
 
     __slots__ = ("writer",)
@@ -30,13 +38,13 @@ class RowParts(ArrayDict):
         self.writer = writer
 
     def write(self, samples: Sequence[Any]) -> None:
-        """Write one sample of each environment; the parts are arrays of NumPy.
+        """Write one sample of each environment, where the parts are NumPy arrays.
 
         Args:
-            samples: n of them, or an array [n, ...].
+            samples: n samples, or an array [n, ...].
 
         Raises:
-            ValueError: a sample can't be stored. Those before it are written.
+            ValueError: a sample can't be stored. The samples before it are written.
         """
         self.writer.write(self._items, samples)
 
@@ -57,21 +65,21 @@ class RowParts(ArrayDict):
 
 
 def written_rows(leaf: Array, *, checked: bool = False) -> Array | RowParts:
-    """Return what is written of some rows: the rows themselves, or their parts.
+    """Return the rows that environments write: the leaf itself, or its parts.
 
     Args:
-        leaf: the rows.
-        checked: whether parts that are only read, to compare with, are among them.
+        leaf: rows of an Array of any kind.
+        checked: whether to add the parts that a writer only reads, to check samples.
     """
     writer = leaf.row_writer
     return leaf if writer is None else RowParts(leaf.row_parts(checked=checked), writer)
 
 
 def written_specs(leaf: Array, n_envs: int) -> ArraySpec | RowParts:
-    """Return what one step of some environments looks like, in memory of its own.
+    """Return the specs of one step of some environments, in memory outside the leaf.
 
     Args:
-        leaf: [T, B, ...], which the step is brought to.
+        leaf: Array [T, B, ...] that the step is copied to later.
         n_envs: number of environments.
     """
     batch_shape, writer = (n_envs, *leaf.batch_shape[2:]), leaf.row_writer
@@ -81,7 +89,11 @@ def written_specs(leaf: Array, n_envs: int) -> ArraySpec | RowParts:
 
 
 def kept_specs(specs: ArrayDict) -> ArrayDict:
-    """Return what `allocate_kept` allocates for steps of these specs (`written_specs`)."""
+    """Return the specs of the parts that `allocate_kept` allocates.
+
+    Args:
+        specs: tree of `written_specs`.
+    """
     kept = ArrayDict()
     for number, (branch,) in enumerate(_branches_of_parts(specs)):
         batch_shape = next(iter(branch.values())).batch_shape
@@ -90,11 +102,11 @@ def kept_specs(specs: ArrayDict) -> ArrayDict:
 
 
 def allocate_kept(steps: Sequence[ArrayDict], memory: Memory) -> None:
-    """Give steps whose memory is written in turn the parts that are kept from one to the next.
+    """Add the parts that are kept from step to step, where steps are written in turn.
 
     Args:
-        steps: trees of `written_specs`, alike; they get the same parts.
-        memory: block with room for `kept_specs`.
+        steps: trees of the same `written_specs`, allocated; all of them get the same kept parts.
+        memory: block of memory that has room for `kept_specs`.
     """
     for branches in _branches_of_parts(*steps):
         batch_shape = next(iter(branches[0].values())).batch_shape
@@ -104,35 +116,38 @@ def allocate_kept(steps: Sequence[ArrayDict], memory: Memory) -> None:
                 branch[name] = part
 
 
-def first_rows(rows: Any, places: Any) -> Any:
-    """Return where first observations are written to: whole samples, where rows have parts.
+def first_rows(rows: Array | ArrayDict, written: Array | ArrayDict) -> Array | ArrayDict:
+    """Return memory for first observations; where rows have parts, it is for whole samples.
 
-    They may come from the middle of an episode.
+    A first observation may come from the middle of an episode, so that its parts are not enough.
 
     Args:
-        rows: of the tree's observation.
-        places: for other leaves.
+        rows: rows of the tree's branch `observation`.
+        written: the rows that environments write later, as they are returned for other leaves.
     """
     if isinstance(rows, ArrayDict):
-        return ArrayDict({name: first_rows(row, places[name]) for name, row in rows.items()})
-    return places if rows.row_writer is None else Array.from_spec(rows.spec)
+        return ArrayDict({name: first_rows(row, written[name]) for name, row in rows.items()})
+    return written if rows.row_writer is None else Array.from_spec(rows.spec)
 
 
-def take_first_rows(rows: Any, first: Any, places: Any) -> None:
-    """Write first observations to rows that have parts, and what is kept of them.
+def take_first_rows(
+    rows: Array | ArrayDict, first: Array | ArrayDict, written: Array | ArrayDict
+) -> None:
+    """Write first observations to rows that have parts, and to the parts that are kept.
 
     Args:
-        rows, places: as `first_rows` got them.
-        first: what it returned, written. Rows without parts are left alone.
+        rows, written: arguments of `first_rows`.
+        first: its result, after environments have written it. Rows without parts stay as they are.
     """
     if isinstance(rows, ArrayDict):
         for name, row in rows.items():
-            take_first_rows(row, first[name], places[name])
+            take_first_rows(row, first[name], written[name])
     elif rows.row_writer is not None:
+        assert isinstance(first, Array)
         rows.write_history(..., first)
         for name, values in rows.row_writer.kept_of(first.to_ndarray()).items():
-            if isinstance(places, RowParts) and name in places:
-                places[name][...] = values
+            if isinstance(written, RowParts) and name in written:
+                written[name][...] = values
 
 
 def _branches_of_parts(*trees: ArrayDict) -> Iterator[tuple[RowParts, ...]]:
