@@ -3,9 +3,11 @@
 import asyncio
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +114,13 @@ def execute(notebook: Any, folder: Path) -> None:
 
 
 @pytest.fixture
-def private_jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def private_jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Keep the user's Jupyter and IPython out: neither read their settings nor write history."""
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
-    return tmp_path
+    with open(os.devnull) as nothing:  # Jupyter asks stdin for its encoding: it may be closed
+        monkeypatch.setattr(sys, "stdin", nothing)
+        yield tmp_path
 
 
 @needs("nbformat", "nbclient", "ipykernel")
