@@ -1,39 +1,43 @@
-"""Minibatches: random parts of a batch, gathered for learning."""
+"""Minibatches: random parts of a batch, which are gathered for learning."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
 
 import numpy as np
 
 from parllel import cuda
-from parllel.arrays import Array, ArraySpec
+from parllel.arrays import Array, ArraySpec, Leaf
 from parllel.arrays.interop import flat_rows, side_of, to_device
+from parllel.cuda import AnyArray
 from parllel.ops.row_copy import prepare_gather
 from parllel.ops.stack_gather import RowSource
 from parllel.storages import Side, storage_for
 from parllel.tree import ArrayDict, allocate_tree, path_text
 from parllel.tree.leaves import as_ndarray
 
-AnyArray: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
-
 
 class Minibatches:
     """Cut batches into random parts; each pass over a batch visits every row once.
 
-    The T and B dimensions are flattened. All minibatches have the same size and are gathered into
-    the same memory, which is kept from batch to batch: each overwrites the one before. A batch in
-    device memory is gathered there, with one launch for each minibatch and one copy of the order
-    for each pass, in the caller's current stream; nothing waits for it.
+    The T and B dimensions are flattened: a row is one environment's step. All minibatches have the
+    same size and are gathered into the same memory, which is kept from batch to batch: each
+    minibatch overwrites the one before. A batch in device memory is gathered there, with one
+    launch for each minibatch and one copy of the order for each pass, in the caller's current
+    stream; the host does not wait.
 
     Args:
-        n_minibatches: parts of a pass. Rows that do not fill a whole part are left out, other
-            ones in each pass.
-        rng: draws the order.
+        n_minibatches: number of parts of a pass. Rows that do not fill a whole part are left out;
+            in each pass these are other rows.
+        rng: generator of the order of rows.
 
     Raises:
         ValueError: n_minibatches is not positive.
+
+    >>> batch = ArrayDict({"reward": Array.from_numpy(np.arange(6).reshape(3, 2))})
+    >>> minibatches = Minibatches(2, np.random.default_rng(0))
+    >>> sorted(number for part in minibatches.of(batch) for number in part["reward"].tolist())
+    [0, 1, 2, 3, 4, 5]
     """
 
     def __init__(self, n_minibatches: int, rng: np.random.Generator) -> None:
@@ -48,8 +52,8 @@ class Minibatches:
         """Yield the minibatches of some passes over a batch, each in a new random order.
 
         Args:
-            batch: tree of leaves [T, B, ...], which stays what it is meanwhile.
-            n_passes: how often each row comes.
+            batch: tree of leaves [T, B, ...], which must not change before the last minibatch.
+            n_passes: number of passes.
 
         Yields:
             Trees of torch tensors [rows, ...], rows = T * B // n_minibatches.
@@ -89,8 +93,8 @@ class Minibatches:
             self._tensors = self._out.to_torch()
 
 
-def _flatten(leaf: Any, side: Side) -> RowSource:
-    """Return the rows of a leaf of any library, T and B taken together."""
+def _flatten(leaf: Leaf, side: Side) -> RowSource:
+    """Return the rows of a leaf of any library, with T and B as one dimension."""
     if isinstance(leaf, Array):
         return leaf.row_source(side)
     return RowSource(flat_rows(to_device(leaf) if side == "gpu" else as_ndarray(leaf)))
@@ -105,7 +109,7 @@ def _leaves(tree: ArrayDict) -> Sequence[AnyArray]:
 
 
 def _count_rows(flat: ArrayDict) -> int:
-    """Return the rows that all leaves have."""
+    """Return the number of rows, which all leaves must have."""
     counts = {path_text(path): len(leaf) for path, leaf in flat.walk()}
     if len(set(counts.values())) != 1:
         raise ValueError(f"batch: got leaves of {counts} rows, expected as many in all, and a leaf")

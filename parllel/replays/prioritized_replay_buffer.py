@@ -1,4 +1,4 @@
-"""PrioritizedReplayBuffer: transitions with large errors come more often."""
+"""PrioritizedReplayBuffer: transitions with large errors are drawn more often."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from parllel.arrays import ArraySpec
+from parllel.arrays import ArraySpec, Leaf
 from parllel.arrays.interop import to_device, to_host
 from parllel.kernels.sum_tree import ONE
 from parllel.ops.priorities import (
@@ -30,25 +30,46 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     P[i] = p[i] / sum_k p[k],  p = (abs(error) + epsilon) ** alpha
     weight[i] = (N * P[i]) ** -beta / max_j (N * P[j]) ** -beta,  j in the minibatch
 
-    Transitions are stratified: each is drawn from another one of equal shares of all priorities.
-    A transition that was never updated has the largest priority that there ever was, 1 at first.
-    What can't be sampled (`ReplayBuffer`) has none.
+    Draws are stratified: the sum of all priorities is cut into as many equal parts as a minibatch
+    has transitions, and one transition is drawn from each part. A transition that was never
+    updated has the largest priority that there ever was, 1 at first. Transitions that can't be
+    sampled (`ReplayBuffer`) have no priority.
 
     Minibatches have the branch `weight`, float32, too. In device memory they are three launches.
 
     Args:
         samples, rng, n_steps, discount, n_final_obs: as for `ReplayBuffer`.
-        alpha: how much priorities count: 0 not at all.
-        beta: how far weights undo that, 1 wholly. An attribute, to be changed in training.
-        epsilon: added to errors, so that none is never drawn.
+        alpha: exponent of priorities, 0 or more; with 0 all transitions come equally often.
+        beta: exponent of weights, 0 or more; with 1 they undo priorities wholly. It is an
+            attribute too, which may be changed in training.
+        epsilon: number of 0 or more that is added to errors, so that each transition may be drawn.
 
     Raises:
         TypeError, ValueError, MemoryError: as for `ReplayBuffer`; or a number is out of range.
 
     Source: Schaul et al. 2016, arXiv:1511.05952, algorithm 1 and section 3.3.
     Error: priorities are kept as integers, rounded down to multiples of 2**-24, at least one and
-        at most 2**37 / (places of the ring). Sums and shares of them are exact, and a probability
+        at most 2**37 / (steps of the ring). Sums and shares of them are exact, and a probability
         is off by 2**-62 (`test_draws_are_those_of_exact_arithmetic`).
+
+    >>> from parllel import Array
+    >>> samples = ArrayDict(
+    ...     {
+    ...         "observation": Array((2, 1), np.float32, full_size=4, padding=1),
+    ...         "reward": Array((2, 1), np.float32, full_size=4),
+    ...         "terminated": Array((2, 1), bool, full_size=4),
+    ...         "truncated": Array((2, 1), bool, full_size=4),
+    ...     }
+    ... )
+    >>> replay = PrioritizedReplayBuffer(samples, rng=np.random.default_rng(0))
+    >>> replay.restart()  # a sampler calls this and the next three methods
+    >>> replay.begin_batch()
+    >>> samples.rotate()
+    >>> replay.end_batch()
+    >>> minibatch = replay.sample(4)
+    >>> minibatch["weight"]
+    tensor([1., 1., 1., 1.])
+    >>> replay.update_priorities(minibatch["index"], error=np.float32([2, 2, 9, 9]))
     """
 
     _extra: ClassVar[Mapping[str, np.dtype[Any]]] = {"weight": np.dtype(np.float32)}
@@ -83,7 +104,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     @staticmethod
     def make_specs(samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
-        """Return the specs of what a buffer allocates beside a tree, as `ReplayBuffer` does."""
+        """Return the specs of the memory that a buffer allocates beside a tree (`ReplayBuffer`)."""
         specs = ReplayBuffer.make_specs(samples, n_final_obs)
         n_numbers = count_numbers(math.prod(specs["slot"].batch_shape))
         specs["priorities"] = ArrayDict(
@@ -96,7 +117,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     @property
     def beta(self) -> float:
-        """How far weights undo priorities, in the minibatches that are drawn from now on."""
+        """Exponent of the weights, for the minibatches that are drawn from now on."""
         return self._beta
 
     @beta.setter
@@ -105,18 +126,18 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self._settle()
         self._beta = float(beta)  # what JSON can hold
 
-    def update_priorities(self, index: Any, error: Any) -> None:
+    def update_priorities(self, index: Leaf, error: Leaf) -> None:
         """Give transitions the priorities of new errors. On a device it is one launch.
 
-        One that was overwritten since it was drawn keeps out of it. One that is given twice gets
-        the priority of either error on a device, of the later one in host memory.
+        A transition that was overwritten since it was drawn is left out. One that is given twice
+        gets the priority of the later error in host memory, and of either one on a device.
 
         Args:
-            index: int64 [n], of a minibatch.
-            error: float32 [n], of any sign; what is no number counts as the largest.
+            index: int64 [n], the transitions to update, as the minibatch's `index` numbers them.
+            error: float32 [n], their errors, of any sign; NaN counts as the largest error.
 
         Raises:
-            ValueError: they are no vectors of the same length, or of other dtypes.
+            ValueError: the arguments are no vectors of the same length, or have other dtypes.
         """
         convert = to_device if self._is_on_gpu else to_host
         index, error = convert(index), convert(error)
@@ -145,12 +166,12 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         )
 
     def describe(self) -> TreeDescription:
-        """Return what the sample tree, the buffer and its priorities take."""
+        """Return the memory of the sample tree, of the buffer and of its priorities."""
         replay = ArrayDict({**self.final_obs.tree, "priorities": self.priorities})
         return ArrayDict({"samples": self.samples, "replay": replay}).describe()
 
     def close(self) -> None:
-        """Give back what the buffer allocated. The sample tree stays open."""
+        """Free the buffer's memory, as `ReplayBuffer.close` does. The sample tree stays open."""
         super().close()
         self._priorities.release()
         self.priorities.close()

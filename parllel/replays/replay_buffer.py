@@ -24,37 +24,58 @@ from parllel.tree import ArrayDict, SavedTree, TreeDescription, open_tree, save_
 class ReplayBuffer(RingRecord):
     """Draw minibatches of transitions, each with the same probability, from a sample tree's ring.
 
-    The tree is the storage: a sampler that is given the buffer (`replay=`) writes batches of T
-    steps into the ring, in turn, and tells the buffer what is there. Each observation is stored
-    once, and each frame of stacked ones (`FrameArray`). The observation that follows a step is the
-    next row of the same leaf, or, where an episode ended, a final observation, which the buffer
-    keeps in a table.
+    The sample tree is the storage. Its leaves are rings of `full_size` rows, into which a sampler
+    writes batches of T steps, one after the other. A sampler that is given the buffer (`replay=`)
+    tells it which steps are there. Each observation is stored once, and each frame of stacked
+    observations too (`FrameArray`). The observation that follows a step is the next row of the
+    same leaf. Where an episode ended, that row belongs to the next episode, so the buffer keeps
+    the final observation in a table.
 
-    A transition begins at a step and has `n_steps` steps, or fewer where the episode ends. It is
-    never sampled where one of its steps was not written yet or is being overwritten, where the
-    tree has a branch `valid` and one of its steps is not, and where it ends an episode whose
-    final observation was not given. The branch `valid` speaks of steps, not of their observations.
+    A transition begins at a step and has `n_steps` steps, or fewer where the episode ends. It
+    can't be sampled in four cases: one of its steps was not written yet; one of them is being
+    overwritten; the tree has a branch `valid`, and one of its steps is not valid; or it ends an
+    episode whose final observation was not given. The branch `valid` is about steps, not about
+    their observations.
 
-    A buffer belongs to one thread. A `Prefetcher`, which draws in another one, is waited for where
-    the buffer changes.
+    A buffer belongs to one thread. A `Prefetcher` draws in another thread; the buffer waits for it
+    before it changes.
 
-    Drawing takes time in proportion to the minibatch, whatever the size of the ring: a place is
-    drawn again until it can be sampled. Only where hardly any can, all are gone through.
+    The time of a draw is in proportion to the minibatch, whatever the size of the ring: a step is
+    drawn at random until one can be sampled. Only where hardly any can be, a walk through all
+    steps finds one.
 
     Args:
-        samples: leaves [T, B, ...] of the same T, B and `full_size`; with `observation` (padding
-            of 1 or more), `reward` (float32 [T, B]), `terminated` and `truncated` (bool [T, B]).
-        rng: draws a key, once. What is sampled is a function of the key and of the number of the
-            minibatch, by Philox4x32-10, and the same in every kind of memory.
-        n_steps: steps of a transition.
-        discount: per step, in [0, 1].
-        n_final_obs: rows of the table, for episodes that ended in the ring; by default one for
-            each 16 steps, for each 80 where observations have more than 1 KiB. If it is full, the
-            oldest steps are forgotten earlier.
+        samples: tree of Arrays [T, B, ...] with the same T, B and `full_size`. It has the branches
+            `observation` (padding of 1 or more), `reward` (float32 [T, B]), `terminated` and
+            `truncated` (bool [T, B]), and any others.
+        rng: generator of a key, which is drawn once. A minibatch is a function of the key and of
+            its own number, by Philox4x32-10, and the same in every kind of memory.
+        n_steps: number of steps of a transition.
+        discount: factor for each step, in [0, 1].
+        n_final_obs: number of rows of the table of final observations. By default there is one
+            for each 16 steps of the ring, or for each 80 where observations have more than 1 KiB.
+            If the table is full, the oldest steps are forgotten earlier.
 
     Raises:
         TypeError, ValueError: the tree is not like that, or a number is out of range.
-        MemoryError: of the table.
+        MemoryError: there is no memory for the table.
+
+    >>> from parllel import Array
+    >>> samples = ArrayDict(
+    ...     {
+    ...         "observation": Array((2, 1), np.float32, full_size=4, padding=1),
+    ...         "reward": Array((2, 1), np.float32, full_size=4),
+    ...         "terminated": Array((2, 1), bool, full_size=4),
+    ...         "truncated": Array((2, 1), bool, full_size=4),
+    ...     }
+    ... )
+    >>> replay = ReplayBuffer(samples, rng=np.random.default_rng(0))
+    >>> replay.restart()  # a sampler calls this and the next three methods
+    >>> replay.begin_batch()
+    >>> samples.rotate()
+    >>> replay.end_batch()
+    >>> len(replay), sorted(replay.sample(batch_size=8))[:3]
+    (2, ['index', 'n_step_discount', 'n_step_return'])
     """
 
     _extra: ClassVar[Mapping[str, np.dtype[Any]]] = {}  # branches of minibatches beside `DRAWN`
@@ -89,9 +110,9 @@ class ReplayBuffer(RingRecord):
         return SampledRing(**{"valid": None, **rings}, width=self.batch_B, n_steps=self.n_steps)
 
     def describe(self) -> TreeDescription:
-        """Return what the sample tree and the buffer take, as `make_specs` promises it.
+        """Return the memory of the sample tree and of the buffer, as `make_specs` announces it.
 
-        Minibatches come on top.
+        The memory of minibatches comes on top.
         """
         return ArrayDict({"samples": self.samples, "replay": self.final_obs.tree}).describe()
 
@@ -100,28 +121,28 @@ class ReplayBuffer(RingRecord):
     def sample(self, batch_size: int) -> ArrayDict:
         """Return a minibatch of transitions, in memory that the next call overwrites.
 
-        In host memory it is there when this returns. On a device it is queued in the caller's
-        current stream as two launches (the draw, and the gather of the whole tree); nothing is
-        copied to or from the host, and nothing is waited for.
+        In host memory it is complete when this returns. On a device it is queued in the caller's
+        current stream as two launches, the draw and the gather of the whole tree; no byte is
+        copied to or from the host, and the host does not wait.
 
         Args:
             batch_size: number of transitions.
 
         Returns:
-            Tree of torch tensors [batch_size, ...], with the tree's branches for the first step
-            of each transition, and
+            Tree of torch tensors [batch_size, ...]. It has the sample tree's branches, which are
+            those of the first step of each transition, and
 
-            - `next_observation`: what followed the last step;
-            - `n_step_return`: float32, sum of discount**k * reward of the k-th step;
-            - `n_step_discount`: float32, what the value of `next_observation` is to be multiplied
-              with: discount ** (number of steps), and 0 where the last step terminated;
-            - `terminated`, `truncated`: of the last step;
-            - `index`: int64, which names the transition.
+            - `next_observation`: the observation after the last step;
+            - `n_step_return`: float32, the sum of discount**k * reward of the k-th step;
+            - `n_step_discount`: float32, the factor for the value of `next_observation`:
+              discount ** (number of steps), and 0 where the last step terminated;
+            - `terminated`, `truncated`: bool, the flags of the last step;
+            - `index`: int64, the number of the transition.
 
         Raises:
-            RuntimeError: there are fewer than `n_steps` steps, or, in host memory, none can be
-                sampled. On a device, `n_step_return` and `n_step_discount` are NaN then. Or the
-                buffer is closed.
+            RuntimeError: there are fewer than `n_steps` steps; the buffer is closed; or, in host
+                memory, no transition can be sampled. On a device, `n_step_return` and
+                `n_step_discount` are NaN in this case.
             ValueError: batch_size is not positive.
         """
         self._settle()
@@ -131,7 +152,12 @@ class ReplayBuffer(RingRecord):
         return self._outputs.tensors
 
     def make_memory(self, batch_size: int, storage: str | None = None) -> TransitionMemory:
-        """Return memory for `sample_into`; of the kind that `sample` uses if none is given."""
+        """Return memory for `sample_into`.
+
+        Args:
+            batch_size: number of transitions.
+            storage: kind of the memory; by default the kind that `sample` uses.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}, expected 1 or more")
         return TransitionMemory(
@@ -155,7 +181,7 @@ class ReplayBuffer(RingRecord):
         outputs.gather()
 
     def _draw(self, outputs: TransitionMemory) -> int:
-        """Choose the transitions, and write what they are made of; return how many are missing."""
+        """Choose transitions, and write their rows and returns; return how many were not found."""
         return draw_transitions(self._ring, self._steps(), self._seed(), outputs.drawn)
 
     def _steps(self) -> Steps:
@@ -167,10 +193,10 @@ class ReplayBuffer(RingRecord):
     # Saved and resumed
 
     def save(self, folder: str | Path) -> None:
-        """Save the ring, and all that the next minibatches depend on, as `tree.save_tree` does.
+        """Save the ring, and all else that the next minibatches depend on (`tree.save_tree`).
 
-        What a `Prefetcher` has drawn ahead is drawn again afterwards, here as in a run that goes
-        on from the save: both have the same minibatches.
+        Minibatches that a `Prefetcher` has drawn ahead are drawn again after the save, here and in
+        a run that goes on from it: both have the same minibatches.
 
         Raises:
             OSError: the disk is full, or the like; the last save is what it was.
@@ -184,14 +210,14 @@ class ReplayBuffer(RingRecord):
         self._discard_drawn()
 
     def load(self, folder: str | Path) -> None:
-        """Go on where a buffer was saved: the ring of the tree is overwritten, too.
+        """Go on where a buffer was saved. This overwrites the ring of the sample tree, too.
 
-        What a `Prefetcher` has drawn ahead is forgotten.
+        Minibatches that a `Prefetcher` has drawn ahead are dropped.
 
         Raises:
             FileNotFoundError: nothing was saved there.
-            KeyError, ValueError: it is a save of another tree, or of a buffer with other settings;
-                nothing was changed.
+            KeyError, ValueError: another tree, or a buffer with other settings, was saved; nothing
+                was changed.
         """
         self._settle()
         saved = open_tree(folder)
@@ -204,7 +230,7 @@ class ReplayBuffer(RingRecord):
     def open(cls, folder: str | Path) -> Self:
         """Return a saved buffer over the files of its ring, which are read when they are used.
 
-        What is written to the ring stays in this process: the files never change.
+        Rows that are written to the ring stay in this process: the files never change.
 
         Raises:
             FileNotFoundError, KeyError, ValueError: as for `load`; or another class saved it.
@@ -262,9 +288,9 @@ class ReplayBuffer(RingRecord):
             watcher.discard()
 
     def close(self) -> None:
-        """Give back what the buffer allocated, and close its prefetchers. It can't be used then.
+        """Free the buffer's memory, and close its prefetchers. It can't be used afterwards.
 
-        The sample tree stays open. Called again, it does nothing.
+        The sample tree stays open. A second call does nothing.
         """
         for watcher in list(self.watchers):
             watcher.close()
@@ -275,7 +301,7 @@ class ReplayBuffer(RingRecord):
 
 
 def _check_names(samples: ArrayDict, own: Iterable[str]) -> None:
-    """Raise where a tree has branches of the same names as what minibatches have beside it."""
+    """Raise where a tree has branches with the names that minibatches have for their own ones."""
     taken = [name for name in own if name in samples and name not in ("terminated", "truncated")]
     if taken:
         raise ValueError(f"samples: minibatches have branches {taken} of their own; rename these")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from numpy.typing import NDArray
 
@@ -26,17 +26,19 @@ from parllel.tree.tree_description import TreeDescription, describe_tree
 
 
 class ArrayDict(MutableMapping[str, Any]):
-    """A dictionary of arrays, or of further ArrayDicts, which acts on all leaves at once.
+    """A tree: a dictionary of arrays, or of further ArrayDicts, which acts on all leaves at once.
 
     A name picks a branch (`tree["action"]`); any other index goes to every leaf (`tree[0, 1]`).
-    Attributes and methods of the leaves are those of the tree: `tree.dtype` is a tree of dtypes,
-    and `tree.mean(axis=0)` calls every leaf's `mean` and returns a tree of results.
+    A leaf is an array at the end of a branch. Attributes and methods of the leaves are those of
+    the tree: `tree.dtype` is a tree of dtypes, and `tree.mean(axis=0)` calls every leaf's `mean`
+    and returns a tree of results.
 
     Leaves are Arrays, NumPy arrays, torch tensors, JAX arrays, or anything that acts like them.
-    An error that a leaf raises names its path (`observation.camera`).
+    The message of an error that a leaf raises begins with its path (`observation.camera`).
 
     In device memory, writing, gathering and rotating are work of the caller's current stream, as
-    of Arrays: they return at once. What integer arrays pick goes in one launch for all leaves.
+    they are for Arrays: they return at once. Rows that integer arrays pick are gathered by one
+    launch for all leaves.
 
     Args:
         items: names and leaves, as `dict` takes them. Mappings in it become ArrayDicts; leaves
@@ -44,6 +46,14 @@ class ArrayDict(MutableMapping[str, Any]):
 
     Raises:
         TypeError: a name is no string.
+
+    >>> import numpy as np
+    >>> tree = ArrayDict({"reward": np.zeros(3), "observation": {"camera": np.zeros((3, 2))}})
+    >>> tree[1] = {"reward": 5, "observation": {"camera": [6, 7]}}
+    >>> tree["observation"]["camera"][1], tree.sum()["reward"]
+    (array([6., 7.]), np.float64(5.0))
+    >>> [path for path, leaf in tree.walk()]
+    [('reward',), ('observation', 'camera')]
     """
 
     __slots__ = ("__weakref__", "_items")
@@ -88,7 +98,7 @@ class ArrayDict(MutableMapping[str, Any]):
 
     # Indexing
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: object) -> Any:
         if isinstance(index, str):
             return self._branch(index)
         out = ArrayDict()
@@ -106,7 +116,7 @@ class ArrayDict(MutableMapping[str, Any]):
         except KeyError:
             raise KeyError(f"{name}: no such branch, expected one of {list(self._items)}") from None
 
-    def __setitem__(self, index: Any, value: Any) -> None:
+    def __setitem__(self, index: object, value: object) -> None:
         if isinstance(index, str):
             self._items[index] = ArrayDict(value) if _is_foreign_mapping(value) else value
             return
@@ -124,13 +134,16 @@ class ArrayDict(MutableMapping[str, Any]):
         except Exception as error:
             raise_at(() if name is None else (name,), error)
 
-    def _scatter(self, index: Any, values: Mapping[str, Any]) -> bool:
-        """Write rows that integer arrays pick, all leaves at once where that is possible."""
+    def _scatter(self, index: object, values: Mapping[str, Any]) -> bool:
+        """Write the rows that integer arrays pick, all leaves at once; tell whether that worked."""
         flat, views = dict(ArrayDict(values).walk()), dict(self[index].walk())
         return views.keys() == flat.keys() and scatter(views, flat)
 
     def _gathered(self) -> ArrayDict:
-        """Return what integer arrays picked, all leaves at once where that pays; else itself."""
+        """Return the rows that integer arrays pick, gathered at once where that is quicker.
+
+        Where it does not, return this tree.
+        """
         gathered = gather(dict(self.walk()))
         if gathered is None:
             return self
@@ -147,7 +160,7 @@ class ArrayDict(MutableMapping[str, Any]):
 
     # All leaves at once
 
-    def apply(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> ArrayDict:
+    def apply(self, function: Callable[..., Any], *args: object, **kwargs: object) -> ArrayDict:
         """Call `function(leaf, *args, **kwargs)` for all leaves; return the tree of results."""
         out = ArrayDict()
         for name, item in self._items.items():
@@ -167,15 +180,15 @@ class ArrayDict(MutableMapping[str, Any]):
             raise AttributeError(f"ArrayDict has no attribute {name!r}")
         return self.apply(getattr, name)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> ArrayDict:
+    def __call__(self, *args: object, **kwargs: object) -> ArrayDict:
         """Call every leaf: `tree.mean(axis=0)` calls the tree of the leaves' methods."""
         return self.apply(call, *args, **kwargs)
 
     def to_ndarray(self) -> ArrayDict:
         """Return the tree of NumPy arrays over the same memory, where the host can read it.
 
-        Of device memory they are read-only copies, for which the host waits (`Array.to_ndarray`);
-        what integer arrays pick is a read-only copy too.
+        Leaves in device memory become read-only copies, for which the host waits
+        (`Array.to_ndarray`); rows that integer arrays pick become read-only copies too.
         """
         source = self._gathered()
         arrays = source.apply(as_ndarray)
@@ -186,15 +199,16 @@ class ArrayDict(MutableMapping[str, Any]):
     def to_torch(self) -> ArrayDict:
         """Return the tree of torch tensors over the same memory. Waits for nothing.
 
-        What integer arrays pick is gathered: in device memory, the same rows of all leaves by one
-        launch in the caller's current stream.
+        Rows that integer arrays pick are gathered: in device memory, the same rows of all leaves
+        by one launch in the caller's current stream.
         """
         return self._gathered().apply(as_tensor)
 
     def rotate(self) -> None:
         """Rotate all leaves (`Array.rotate`).
 
-        What wraps in device memory is copied in one launch, in the caller's current stream.
+        Where windows wrap in device memory, one launch in the caller's current stream copies the
+        rows around the end of all rings.
         """
         self._check_arrays("rotate")
         on_device = {path: leaf for path, leaf in self.walk() if not leaf.is_on_host}
@@ -230,14 +244,14 @@ class ArrayDict(MutableMapping[str, Any]):
                 text = path_text(path)
                 raise TypeError(f"{text}: {what} got a {type(leaf).__name__}, expected an Array")
 
-    def to(self, *args: Any, **kwargs: Any) -> ArrayDict:
+    def to(self, *args: object, **kwargs: object) -> ArrayDict:
         """Return a copy of a tree of Arrays in one block of memory of another kind.
 
-        `tree.to("device")`: each leaf keeps its ring, its padding and its window. The copies are
-        queued, or waited for, as `Array.to` has it; each leaf is one.
+        `tree.to("device")`: each leaf keeps its ring, its padding and its window. There is one
+        copy for each leaf, which is queued or waited for as `Array.to` tells.
 
-        With anything else than a kind of memory, the leaves' own `to` is called: a tree of tensors
-        goes to a device with `tree.to(device=...)`.
+        With another argument than a kind of memory, the leaves' own `to` is called: a tree of
+        tensors goes to a device with `tree.to(device=...)`.
 
         Raises:
             CudaUnavailableError: the kind of memory needs a GPU, and there is no usable one.
@@ -245,17 +259,17 @@ class ArrayDict(MutableMapping[str, Any]):
                 allocated.
             TypeError: a leaf is no Array.
         """
-        is_kind = len(args) == 1 and isinstance(args[0], str) and args[0] in KINDS
-        if kwargs or not is_kind:
+        kind = args[0] if len(args) == 1 and not kwargs else None
+        if not isinstance(kind, str) or kind not in KINDS:
             return self.apply(call_method, "to", *args, **kwargs)
-        return self.apply(call_method, "to", _allocate_for(self.apply(_changed_spec), args[0]))
+        return self.apply(call_method, "to", _allocate_for(self.apply(_changed_spec), kind))
 
-    def new_array(self, *, storage: str | None = None, **changes: Any) -> ArrayDict:
+    def new_array(self, *, storage: str | None = None, **changes: object) -> ArrayDict:
         """Return a new, zeroed tree of Arrays like these leaves, all in one block of memory.
 
         Args:
             storage: kind of the memory; the leaves' own by default.
-            changes: as for `Array.new_array`, for all leaves.
+            changes: arguments of `Array.new_array`, for all leaves.
 
         Raises:
             TypeError: a leaf is no Array, an argument is unknown, or the leaves differ in storage
@@ -271,10 +285,10 @@ class ArrayDict(MutableMapping[str, Any]):
     # Showing and sending
 
     def describe(self, storage: str | None = None) -> TreeDescription:
-        """Return what the leaves are and the memory that they take; `print` shows a table.
+        """Return a description of the leaves and of their memory; `print` shows it as a table.
 
         Leaves may be specs: the bytes are then those that `allocate_tree` will allocate. Where
-        leaves are, or would be, on a device, its size is asked for, which starts a context.
+        leaves are, or would be, on a device, this asks for its size, which starts a context.
 
         Args:
             storage: kind of the memory that specs are meant for.
@@ -310,14 +324,22 @@ Rows: TypeAlias = "Leaf | ArrayDict"
 """A leaf, or a tree of leaves: what one branch of a sample tree may be."""
 
 
-def dict_map(function: Callable[..., Any], tree: Any, *args: Any, **kwargs: Any) -> Any:
+def dict_map(function: Callable[..., Any], tree: object, *args: object, **kwargs: object) -> Any:
     """Call `function(leaf, *args, **kwargs)` for a leaf, or for all leaves of a tree.
 
     Args:
-        function: what to call.
-        tree: an ArrayDict or another mapping, which gives an ArrayDict of results; anything else
-            is a leaf, and its result is returned.
-        args, kwargs: passed on.
+        function: the function to call.
+        tree: an ArrayDict or another mapping, for which an ArrayDict of results is returned; any
+            other value is a leaf, and its result is returned.
+        args, kwargs: further arguments of each call.
+
+    >>> dict_map(lambda leaf, n: leaf + n, {"a": 1, "b": {"c": 2}}, 10)
+    ArrayDict({
+        'a': 11,
+        'b': ArrayDict({
+            'c': 12,
+        }),
+    })
     """
     if isinstance(tree, Array):  # asked first: it is the common case, and quickly told
         return function(tree, *args, **kwargs)
@@ -327,11 +349,11 @@ def dict_map(function: Callable[..., Any], tree: Any, *args: Any, **kwargs: Any)
     return function(tree, *args, **kwargs)
 
 
-def leaves_of(value: Any) -> list[tuple[TreePath, Any]]:
-    """Return the leaves of a tree with their paths; of a single leaf itself, with the path `()`.
+def leaves_of(value: object) -> list[tuple[TreePath, Any]]:
+    """Return the leaves of a tree with their paths, or a single leaf with the path `()`.
 
     Args:
-        value: an ArrayDict; anything else is a leaf.
+        value: an ArrayDict; any other value is a leaf.
     """
     return list(value.walk()) if isinstance(value, ArrayDict) else [((), value)]
 
@@ -339,10 +361,11 @@ def leaves_of(value: Any) -> list[tuple[TreePath, Any]]:
 def allocate_tree(specs: ArrayDict, storage: str = "local") -> ArrayDict:
     """Allocate a zeroed tree of Arrays in one block of memory.
 
-    Device memory is zeroed in the caller's current stream, and belongs to it; nobody waits.
+    Device memory is zeroed in the caller's current stream, and belongs to it; the host does not
+    wait.
 
     Args:
-        specs: tree of `ArraySpec`.
+        specs: a tree whose leaves are `ArraySpec`.
         storage: kind of the memory.
 
     Raises:
@@ -369,7 +392,7 @@ def _lock(values: NDArray[Any]) -> None:
     values.flags.writeable = False  # a copy: a write would be lost
 
 
-def _rotate_on_host(leaf: Any) -> None:
+def _rotate_on_host(leaf: Array) -> None:
     if leaf.is_on_host:
         leaf.rotate()
 
@@ -381,17 +404,17 @@ def _advance_window(path: TreePath, leaf: Array) -> list[tuple[Any, Any]]:
         raise_at(path, error)
 
 
-def _changed_spec(leaf: Any, **changes: Any) -> ArraySpec:
+def _changed_spec(leaf: object, **changes: object) -> ArraySpec:
     if not isinstance(leaf, Array):
         raise TypeError(f"new_array: got a {type(leaf).__name__}, expected an Array")
     return leaf.spec.changed(**changes)
 
 
-def _is_foreign_mapping(value: Any) -> bool:
+def _is_foreign_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping) and not isinstance(value, ArrayDict)
 
 
-def _as_mapping(value: Any) -> Mapping[str, Any] | None:
+def _as_mapping(value: object) -> Mapping[str, Any] | None:
     """Return the named parts of a value; None for a value without names."""
     if isinstance(value, ArrayDict):
         return value._items

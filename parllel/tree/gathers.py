@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from parllel import cuda
 from parllel.arrays import Array
 from parllel.arrays.interop import to_device, to_host
+from parllel.cuda import AnyArray
 from parllel.ops.row_copy import RowCopy, prepare_gather
 from parllel.ops.stack_gather import RowSource
 from parllel.tree.path import TreePath, path_text
@@ -24,7 +25,7 @@ AnyArrays: TypeAlias = dict[TreePath, Any]  # numpy.ndarray, cupy.ndarray or a R
 _FEWEST_ON_HOST = 4096
 
 
-def has_arrays(index: Any) -> bool:
+def has_arrays(index: object) -> bool:
     """Whether integer arrays, lists or masks, of any library, are part of an index."""
     if index.__class__ is int:
         return False
@@ -33,10 +34,10 @@ def has_arrays(index: Any) -> bool:
 
 
 def gather(views: Mapping[TreePath, Any]) -> AnyArrays | None:
-    """Return what views show that were made with the same integer arrays, in new memory.
+    """Return the rows that views show in new memory, if the same integer arrays made all of them.
 
-    All views at once: in device memory by one launch in the caller's current stream, in host
-    memory by the kernel's twin.
+    All views are gathered at once: in device memory by one launch in the caller's current stream,
+    in host memory by the kernel's twin.
 
     Args:
         views: Arrays by path.
@@ -59,20 +60,20 @@ def gather(views: Mapping[TreePath, Any]) -> AnyArrays | None:
 
 
 def scatter(views: Mapping[TreePath, Any], values: Mapping[TreePath, Any]) -> bool:
-    """Write values to views that were made with the same integer arrays.
+    """Write values to views, if the same integer arrays made all of them.
 
-    All views at once, as `gather`; values of the host are copied to device memory before, one
-    copy for each. Where a row is picked twice, it gets the later one of its values in host memory,
-    and bytes of either one in device memory.
+    All views are written at once, as `gather` reads them; values of the host are copied to device
+    memory before, with one copy for each. Where a row is picked twice, it gets the later one of
+    its values in host memory, and bytes of either one in device memory.
 
     Args:
         views: Arrays by path.
-        values: by the same paths.
+        values: arrays of any library, or Arrays, by the same paths.
 
     Returns:
-        Whether it was done: not where `gather` gives None, where a value has another shape or
-        dtype than its view, where memory that is written overlaps other memory of the copy, or
-        into stacks of frames.
+        Whether the values were written. They are not where `gather` returns None, where a value
+        has another shape or dtype than its view, where memory that is written overlaps other
+        memory of the copy, and where views show stacks of frames.
     """
     found = _find_rows(views)
     if found is None or _has_stacks(found[0]):
@@ -126,12 +127,12 @@ def _has_stacks(rows: AnyArrays) -> bool:
     return any(isinstance(each, RowSource) for each in rows.values())
 
 
-def _may_overlap(value: Any, rows: Any) -> bool:  # Any: both of NumPy, or both of CuPy
+def _may_overlap(value: AnyArray, rows: AnyArray) -> bool:
     if isinstance(value, np.ndarray):
         return np.may_share_memory(value, rows)
     return cuda.may_share_memory(value, rows)
 
 
-def _as_rows(values: Any, like: Any) -> Any:  # Any: of NumPy or CuPy
+def _as_rows(values: AnyArray, like: AnyArray | RowSource) -> AnyArray:
     n_rows = values.size // max(1, math.prod(like.shape[1:]))
     return values.reshape(n_rows, *like.shape[1:])

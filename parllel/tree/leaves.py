@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parllel import cuda
-from parllel.arrays import Array
+from parllel.arrays import Array, Leaf
 from parllel.arrays.interop import is_tensor, to_host, to_tensor
 
 if TYPE_CHECKING:
     import torch
 
 
-def as_ndarray(leaf: Any) -> NDArray[Any]:
+def as_ndarray(leaf: Leaf) -> NDArray[Any]:
     """Return a leaf as a NumPy array, over the same memory where the host can read it.
 
-    Of a device's memory it is a copy, for which the host waits (`Array.to_ndarray`).
+    For memory of a device it is a copy, for which the host waits (`Array.to_ndarray`).
     """
     if isinstance(leaf, Array):
         return leaf.to_ndarray()
@@ -28,7 +29,7 @@ def as_ndarray(leaf: Any) -> NDArray[Any]:
     return values
 
 
-def as_tensor(leaf: Any) -> torch.Tensor:
+def as_tensor(leaf: Leaf) -> torch.Tensor:
     """Return a leaf as a torch tensor over the same memory. Waits for nothing."""
     if isinstance(leaf, Array):
         return leaf.to_torch()
@@ -43,7 +44,7 @@ def as_tensor(leaf: Any) -> torch.Tensor:
     return from_dlpack(leaf)  # by way of NumPy, JAX arrays would be read-only, and torch would warn
 
 
-def describe_leaf(leaf: Any) -> tuple[str, str, str, str]:
+def describe_leaf(leaf: object) -> tuple[str, str, str, str]:
     """Return a leaf's dtype, shape, storage (or device) and the bytes that it holds."""
     where = getattr(leaf, "storage", None) if isinstance(leaf, Array) else _device(leaf)
     nbytes = leaf.allocated_nbytes if isinstance(leaf, Array) else getattr(leaf, "nbytes", 0)
@@ -51,20 +52,25 @@ def describe_leaf(leaf: Any) -> tuple[str, str, str, str]:
     return str(getattr(leaf, "dtype", type(leaf).__name__)), str(shape), str(where), f"{nbytes:,}"
 
 
-def empty_rows(leaf: Any, n_rows: int) -> NDArray[Any]:
-    """Return a new NumPy array of another number of rows like a leaf's, not initialized."""
+def empty_rows(leaf: Leaf, n_rows: int) -> NDArray[Any]:
+    """Return a new NumPy array with rows like those of a leaf; its values are not set.
+
+    Args:
+        leaf: array [m, ...], the example of the rows.
+        n_rows: number of rows of the new array.
+    """
     return np.empty((n_rows, *leaf.shape[1:]), leaf.dtype)
 
 
-def call(leaf: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call a leaf."""
+def call(leaf: Callable[..., Any], *args: object, **kwargs: object) -> Any:
+    """Call a leaf, as one of `tree.mean`, a tree of bound methods."""
     return leaf(*args, **kwargs)
 
 
-def call_method(leaf: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+def call_method(leaf: object, name: str, *args: object, **kwargs: object) -> Any:
     """Call a leaf's method."""
     return getattr(leaf, name)(*args, **kwargs)
 
 
-def _device(leaf: Any) -> str:
+def _device(leaf: object) -> str:
     return "local" if isinstance(leaf, np.ndarray) else str(getattr(leaf, "device", "-"))

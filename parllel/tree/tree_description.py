@@ -1,9 +1,9 @@
-"""TreeDescription: what the leaves of a tree are, and how much memory they take."""
+"""TreeDescription: dtypes, shapes and places of a tree's leaves, and the memory they take."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from parllel import cuda
 from parllel.arrays import Array, ArraySpec
@@ -16,24 +16,41 @@ _TITLES = ("path", "dtype", "shape", "rows", "storage", "bytes")
 
 
 class LeafDescription(NamedTuple):
-    """One leaf."""
+    """What a leaf is, and the memory that it takes.
+
+    Args:
+        path: names that lead to the leaf.
+        dtype, shape: the leaf's, as text.
+        rows: number of rows of the base buffer, ring and padding; for a view, of what it shows.
+        storage: kind of the memory; "-" for a spec that has none yet.
+        nbytes: bytes that the leaf takes of a block of memory; for a view, those that it shows.
+    """
 
     path: TreePath
     dtype: str
     shape: str
-    rows: int  # of the base buffer: ring and padding; of a view, what it shows
-    storage: str  # "-" where a spec has none yet
-    nbytes: int  # that it takes of a block of memory; of a view, what it shows
+    rows: int
+    storage: str
+    nbytes: int
 
 
 @dataclass(frozen=True)
 class TreeDescription:
-    """What a tree holds, or will hold: a table as text, and the same as numbers.
+    """A table of a tree's leaves and of their bytes: `str` shows it, the attributes are numbers.
 
     Args:
-        leaves: in the tree's order.
-        device_total_nbytes: memory of the current device; None where there is no device, or where
-            no leaf uses it.
+        leaves: descriptions of the leaves, in the tree's order.
+        device_total_nbytes: bytes of the current device's memory; None where there is no device,
+            or where no leaf uses it.
+
+    >>> from parllel import Array, ArrayDict
+    >>> tree = ArrayDict({"reward": Array((3, 2), "float32", padding=1)})
+    >>> print(tree.describe())
+    path    dtype    shape   rows  storage  bytes
+    reward  float32  (3, 2)     5  local      256
+    total                                     256
+    >>> tree.describe().nbytes
+    256
     """
 
     leaves: tuple[LeafDescription, ...]
@@ -41,12 +58,12 @@ class TreeDescription:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all leaves: what a block of memory for them is allocated with."""
+        """Bytes of all leaves: the size of a block of memory that holds them."""
         return sum(leaf.nbytes for leaf in self.leaves)
 
     @property
     def device_share(self) -> float | None:
-        """Share of the device's memory that the leaves in it take; None without a device."""
+        """Part of the device's memory that the leaves in it take, from 0; None without a device."""
         if self.device_total_nbytes is None:
             return None
         used = sum(leaf.nbytes for leaf in self.leaves if _is_on_gpu(leaf.storage))
@@ -65,15 +82,20 @@ class TreeDescription:
         return "\n".join(lines)
 
 
-def describe_tree(leaves: list[tuple[TreePath, Any]], storage: str | None) -> TreeDescription:
-    """Describe leaves by their paths; `storage` is where leaves that are specs would be."""
+def describe_tree(leaves: list[tuple[TreePath, object]], storage: str | None) -> TreeDescription:
+    """Describe leaves.
+
+    Args:
+        leaves: leaves or specs, each with its path.
+        storage: kind of the memory that specs are meant for.
+    """
     described = tuple(_describe(path, leaf, storage) for path, leaf in leaves)
     uses_device = any(_is_on_gpu(leaf.storage) for leaf in described)
     has_device = uses_device and cuda.is_available()
     return TreeDescription(described, cuda.total_nbytes() if has_device else None)
 
 
-def _describe(path: TreePath, leaf: Any, storage: str | None) -> LeafDescription:
+def _describe(path: TreePath, leaf: object, storage: str | None) -> LeafDescription:
     if isinstance(leaf, ArraySpec):
         return _describe_spec(path, leaf, storage or "-")
     if isinstance(leaf, Array) and not isinstance(leaf, ArrayView):
