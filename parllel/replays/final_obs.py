@@ -17,28 +17,38 @@ _BRANCH, _PLACE = "observation", "place"
 
 
 class FinalObs:
-    """A table with a row for each episode that ended in a ring, of a size that never changes.
+    """A table of fixed size, with one row for each episode that ended in a ring.
 
-    Where an episode ends, the ring's next row holds the first observation of the next one. The
-    final one gets a row of the table, a slot, and its step the slot's number. Slots are used in
-    turn: a full table forgets the oldest episode's end. Of stacked frames the newest one is kept:
-    those before it are in the ring.
+    Where an episode ends, the ring's next row holds the first observation of the next episode. The
+    final observation gets a row of the table, which is called a slot, and its step gets the slot's
+    number. Slots are used in turn: a full table forgets the end of the oldest episode. For stacked
+    frames, a slot keeps the newest frame only, because those before it are in the ring.
 
     Args:
-        specs: of `make_specs`.
+        specs: the specs that `make_specs` returned.
         storage: kind of the memory.
-        observation: of the ring, an Array or a tree.
+        observation: the branch of the ring, an Array or a tree.
 
     Attributes:
-        tree: ArrayDict of the table; of `place`, int64 [n_slots], the places in the ring of the
-            steps that own slots; and of `slot`, int32 [n_rows, B]: -1 where no final observation
-            was given. What it holds where no episode ended means nothing.
-        owner: int64 [n_slots], in host memory. Number of the step that owns a slot; -1 for a
-            free one. `owner_array` is the Array of it.
-        n_added: final observations that were ever added.
+        tree: ArrayDict with three branches: `observation`, the table; `place`, int64 [n_slots],
+            where in the ring (row * B + column) the step lies that owns a slot; and `slot`, int32
+            [n_rows, B], the slot of each step, -1 where no final observation was given. The values
+            of `slot` where no episode ended have no meaning.
+        owner: int64 [n_slots], in host memory: the number of the step that owns a slot, or -1.
+        owner_array: the Array of `owner`.
+        n_added: number of final observations that were ever added.
+
+    >>> observation = Array((2, 3), np.float32, feature_shape=(4,), full_size=6, padding=1)
+    >>> table = FinalObs(FinalObs.make_specs(observation, n_slots=5), "local", observation)
+    >>> table.begin(number=0, n_steps=2)
+    >>> table.add(1, {2: np.ones(4)})  # the episode of column 2 ended with step 1
+    0
+    >>> table.end()
+    >>> table.slot[:2].to_ndarray().tolist(), table.table[0].to_ndarray()
+    ([[-1, -1, -1], [-1, -1, 0]], array([1., 1., 1., 1.], dtype=float32))
     """
 
-    def __init__(self, specs: ArrayDict, storage: str, observation: Any) -> None:
+    def __init__(self, specs: ArrayDict, storage: str, observation: Array | ArrayDict) -> None:
         self.tree = allocate_tree(specs, storage)
         self._table = ArrayDict({name: self.tree[name] for name in (_BRANCH, _PLACE)})
         self._slot: Array = self.tree["slot"]
@@ -57,8 +67,13 @@ class FinalObs:
         self._has_parts = any(leaf.row_writer is not None for _, leaf in leaves_of(observation))
 
     @staticmethod
-    def make_specs(observation: Any, n_slots: int) -> ArrayDict:
-        """Return what the table takes, for a ring's `observation`: an Array, a spec, or a tree."""
+    def make_specs(observation: Array | ArraySpec | ArrayDict, n_slots: int) -> ArrayDict:
+        """Return the specs of the table and of what lies beside it.
+
+        Args:
+            observation: the branch of the ring: an Array, a spec, or a tree of such.
+            n_slots: number of rows of the table.
+        """
         leaves = ArrayDict({_BRANCH: observation}).apply(spec_of)
         ring = next(leaf for _, leaf in leaves.walk())
         specs = leaves.apply(ArraySpec.rows_spec, n_slots)
@@ -72,13 +87,14 @@ class FinalObs:
         return sum(leaf[0].nbytes for _, leaf in self._table.walk())
 
     @property
-    def table(self) -> Any:
+    def table(self) -> Array | ArrayDict:
         """The table: an Array [n_slots, ...] or a tree of such, as the ring's `observation` is."""
-        return self.tree[_BRANCH]
+        table: Array | ArrayDict = self.tree[_BRANCH]
+        return table
 
     @property
     def place(self) -> Array:
-        """Where the step that owns a slot lies, int64 [n_slots]."""
+        """Where in the ring the step lies that owns a slot, int64 [n_slots]."""
         place: Array = self.tree[_PLACE]
         return place
 
@@ -88,12 +104,13 @@ class FinalObs:
         return self._slot
 
     def begin(self, number: int, n_steps: int, *, keeps: bool = False) -> None:
-        """Begin to write the ends of some steps.
+        """Begin to write the slots of some steps.
 
         Args:
-            number: of the first of these steps.
-            n_steps: how many they are; the ring's end is not between them.
-            keeps: what was given for these steps before. The host waits for it then.
+            number: number of the first of these steps.
+            n_steps: number of steps, which don't reach over the ring's end.
+            keeps: whether final observations that these steps have stay. Then the host waits for
+                the slots of a device.
         """
         self._begin = number
         row = number % self._n_rows
@@ -105,12 +122,12 @@ class FinalObs:
         """Keep the final observations of a step.
 
         Args:
-            step: counted from the first of the steps that are being written.
-            final_obs: by the column of the environment.
+            step: the step, counted from the first one that is being written.
+            final_obs: the final observations by the columns of their environments.
 
         Returns:
-            Number of the first step whose final observation is still there, and those of all that
-            follow; 0 where nothing was forgotten.
+            Number of the oldest step from which on no final observation was forgotten for these;
+            0 where none was forgotten.
         """
         n_slots, oldest = len(self.owner), 0
         first_place = (self._begin + step) % self._n_rows * self._width
@@ -129,11 +146,11 @@ class FinalObs:
         return oldest
 
     def refuse(self, step: int) -> None:
-        """Give a step's final observations up, so that it can't be sampled."""
+        """Take its final observations from a step, so that it can't be sampled."""
         self._slots[step] = -1
 
     def end(self) -> None:
-        """Write the slots of the steps; what a device needs is copied there and launched."""
+        """Write the slots of the steps; into device memory, all rows of the table in one launch."""
         row = self._begin % self._n_rows
         self._slot[row : row + len(self._slots)] = self._slots
         if self._pending:
@@ -144,7 +161,7 @@ class FinalObs:
             self._pending = {}
 
     def warn_once(self, n_steps: int) -> None:
-        """Say that the table is too small, the first time that it costs something."""
+        """Log that the table is too small, when steps are forgotten for it for the first time."""
         if not self._has_warned:
             self._has_warned = True
             _logger.warning(
@@ -157,8 +174,8 @@ class FinalObs:
             )
 
 
-def spec_of(leaf: Any) -> ArraySpec:
-    """Return the spec of an Array; a spec is its own."""
+def spec_of(leaf: Array | ArraySpec) -> ArraySpec:
+    """Return the spec of an Array, or a spec itself."""
     return leaf.spec if isinstance(leaf, Array) else leaf
 
 
@@ -166,8 +183,8 @@ def _host_rows(leaf: Array, n_rows: int) -> Any:
     return np.zeros((n_rows, *leaf.shape[1:]), leaf.dtype)
 
 
-def _row_of(observation: Any, specs: Any) -> Any:
-    """Return what of an observation the table keeps: what its own row of the ring stores."""
+def _row_of(observation: Any, specs: ArrayDict | ArraySpec) -> Any:  # Any: of an environment
+    """Return the part of an observation that the table keeps: that of its own row in the ring."""
     if isinstance(specs, ArrayDict):
         return {name: _row_of(observation[name], each) for name, each in specs.items()}
     return specs.row_of(observation)

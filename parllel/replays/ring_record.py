@@ -1,4 +1,4 @@
-"""RingRecord: which steps of a sample tree's ring are there, as its sampler tells."""
+"""RingRecord: the steps that are in a sample tree's ring, as its sampler tells."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _MOST_SLOTS = 2**31 - 1  # their numbers are int32
 
 
 class Watcher(Protocol):
-    """Who draws minibatches in another thread."""
+    """A drawer of minibatches in another thread, which the buffer waits for before it changes."""
 
     def settle(self) -> None:
-        """Wait until no minibatch is being drawn: the buffer is about to change."""
+        """Wait until no minibatch is being drawn, because the buffer is about to change."""
 
     def discard(self) -> None:
-        """Forget what was drawn ahead: the buffer was saved, or is another one now."""
+        """Drop the minibatches that were drawn ahead: the buffer was saved, or loaded."""
 
     def close(self) -> None:
-        """Draw no more."""
+        """Stop drawing: the buffer is about to free its memory."""
 
 
 class RingRecord:
@@ -43,10 +43,28 @@ class RingRecord:
     `number % full_size`. The oldest ones are overwritten.
 
     Args:
-        samples: of a replay buffer.
-        n_steps: of a transition: so many steps before a batch depend on it.
-        n_final_obs: rows of the table; by default one for each 16 steps of the ring, for each 80
-            where observations have more than 1 KiB.
+        samples: the sample tree of a replay buffer.
+        n_steps: number of steps of a transition: so many steps before a batch depend on it.
+        n_final_obs: number of rows of the table of final observations; by default one for each 16
+            steps of the ring, or for each 80 where observations have more than 1 KiB.
+
+    >>> samples = ArrayDict(
+    ...     {
+    ...         "observation": Array((2, 1), np.float32, full_size=4, padding=1),
+    ...         "reward": Array((2, 1), np.float32, full_size=4),
+    ...         "terminated": Array((2, 1), bool, full_size=4),
+    ...         "truncated": Array((2, 1), bool, full_size=4),
+    ...     }
+    ... )
+    >>> record = RingRecord(samples, n_steps=1, n_final_obs=None)
+    >>> record.restart()
+    >>> for _ in range(2):
+    ...     record.begin_batch()
+    ...     samples.rotate()  # and then the batch is written
+    ...     record.end_batch()
+    ...     print(len(record))
+    2
+    4
     """
 
     def __init__(self, samples: ArrayDict, *, n_steps: int, n_final_obs: int | None) -> None:
@@ -72,9 +90,13 @@ class RingRecord:
 
     @staticmethod
     def make_specs(samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
-        """Return the specs of what a buffer allocates beside a tree, of Arrays or specs.
+        """Return the specs of the memory that a buffer allocates beside a tree.
 
-        In memory of the same kind; 8 bytes of the host for each final observation come on top.
+        It is of the tree's kind. In host memory, 8 bytes for each final observation come on top.
+
+        Args:
+            samples: the sample tree, with Arrays or with specs as leaves.
+            n_final_obs: as for the constructor.
         """
         specs = [spec_of(leaf) for _, leaf in leaves_of(samples["observation"])]
         n_columns = specs[0].batch_shape[1]
@@ -84,16 +106,17 @@ class RingRecord:
         return FinalObs.make_specs(samples["observation"], n_final_obs or usual)
 
     def __len__(self) -> int:
-        """Return the number of steps that are there, of all environments together."""
+        """Return the number of steps in the ring, of all environments together."""
         n_steps: int = max(0, self._stop - self._first) * self.batch_B
         return n_steps
 
     def restart(self) -> None:
         """Prepare the tree for a reset of all environments, which will write first observations.
 
-        What is there stays. Episodes that the reset cuts off count as truncated at their last
-        step; their observations are copied to the host, and from there to the table. Of stacked
-        frames the last `stack - 1` steps are given up before: the reset may write their frames.
+        The steps in the ring stay. Episodes that the reset cuts off count as truncated at their
+        last step; the observations after it are copied to the host, and from there to the table.
+        With stacked frames, the last `stack - 1` steps are lost before, because the reset may
+        write their frames.
         """
         self._settle()
         if self._stop > self._first:
@@ -103,7 +126,7 @@ class RingRecord:
         self._is_writing = False
 
     def begin_batch(self) -> None:
-        """Forget the steps that the next batch overwrites. Call it before the tree is rotated."""
+        """Forget the steps that the next batch overwrites. Call it before the rotation."""
         self._settle()
         self._forget(self._oldest_after(self._stop + self.batch_T))
         self.final_obs.begin(self._stop, self.batch_T)
@@ -113,11 +136,12 @@ class RingRecord:
         """Keep the true final observations of the episodes that ended with step t of the batch.
 
         Args:
-            t: step of the batch.
-            final_obs: by the column of the environment, as `Cage.final_obs`.
+            t: step of the batch, from 0.
+            final_obs: the final observations by the columns of their environments, as
+                `Cage.final_obs` has them.
 
         Raises:
-            IndexError: there is no such step or column.
+            IndexError: the batch has no such step or column.
             RuntimeError: no batch was begun.
         """
         self._settle()
@@ -138,7 +162,7 @@ class RingRecord:
             self._forget(oldest)
 
     def end_batch(self) -> None:
-        """Make the steps of a batch that was written ones that can be sampled.
+        """Let the steps of the batch that was written be sampled.
 
         Raises:
             RuntimeError: no batch was begun, or the tree's window is not where it has to lie.
@@ -156,22 +180,25 @@ class RingRecord:
         self._change_steps(self._stop - self.batch_T - self.n_steps + 1, self._stop)
 
     def _settle(self) -> None:
-        """Wait until nothing draws: before the buffer changes, or is read as a whole."""
+        """Wait until no thread draws, before the buffer changes or is read as a whole."""
         self._check_open()
         for watcher in list(self.watchers):
             watcher.settle()
 
     def _check_open(self) -> None:
-        """Raise if the memory was given back: kernels know nothing of it but addresses."""
+        """Raise if the memory was given back: kernels know its addresses only, and can't tell."""
         if self._is_closed:
             raise RuntimeError("replay: the buffer is closed; make a new one, or open a saved one")
 
     def _oldest_after(self, stop: int) -> int:
-        """Return the oldest step that is whole where the next one to be written is `stop`.
+        """Return the number of the oldest step that is complete when `stop` is written next.
 
-        The last step's next observation lies in row `stop`, and that of the ring's last row
-        behind the ring: only there it does not overwrite another observation, nor a frame that
-        the stacks of the next rows have. Row 0 has frames before it of its own.
+        The observation after the last step lies in row `stop`, where it overwrites the observation
+        of an older step, and a frame of the stacks of the next rows. After the ring's last row it
+        lies behind the ring, and overwrites nothing; row 0 has frames of its own before it.
+
+        Args:
+            stop: number of the step that is written next.
         """
         row = stop % self.full_size
         n_lost = 1 + min(self._n_older, self.full_size - 1 - row) if row else 0
@@ -183,7 +210,7 @@ class RingRecord:
             self._change_steps(former, self._first)
 
     def _change_steps(self, begin: int, stop: int) -> None:
-        """Hear of steps that can be sampled now, or not any more: from `begin` to `stop`."""
+        """React to steps from `begin` to `stop` that can be sampled now, or not any more."""
 
     def _cut_episodes(self) -> None:
         last = self._stop - 1 - self._n_older
@@ -240,7 +267,7 @@ def _check_tree(samples: ArrayDict) -> None:
 
 
 def _check_steps(samples: ArrayDict) -> None:
-    """Refuse leaves that the kernel can't read."""
+    """Raise where a kernel can't read a leaf: its dtype and dimensions are fixed."""
     for name in ("reward", "terminated", "truncated", *(["valid"] if "valid" in samples else [])):
         leaf, dtype = samples[name], np.dtype(np.float32 if name == "reward" else bool)
         if not isinstance(leaf, Array) or leaf.ndim != 2 or leaf.dtype != dtype:
@@ -249,7 +276,7 @@ def _check_steps(samples: ArrayDict) -> None:
 
 
 def _check_numbers(n_steps: int, n_final_obs: int | None, full_size: int) -> None:
-    """Raise unless numbers are in range."""
+    """Raise where a number is out of range."""
     if not 1 <= n_steps <= full_size:
         raise ValueError(
             f"n_steps: got {n_steps}, expected 1 to {full_size} = full_size, the steps of the ring"

@@ -1,4 +1,4 @@
-"""TransitionMemory: memory that minibatches of transitions are gathered into, again and again."""
+"""TransitionMemory: memory of a minibatch of transitions, which is written again and again."""
 
 from __future__ import annotations
 
@@ -33,16 +33,28 @@ class TransitionMemory:
     """One minibatch of transitions, in a block of memory of its own.
 
     Args:
-        sources: of `find_sources`.
-        batch_size: transitions.
-        storage: kind of the memory: the sources' own, or another kind of the host.
-        extra: names and dtypes of further branches [batch_size], for who draws.
+        sources: the sources that `find_sources` returned.
+        batch_size: number of transitions.
+        storage: kind of the memory: that of the sources, or another kind of host memory.
+        extra: names and dtypes of further branches [batch_size], which the draw writes.
 
     Attributes:
-        tree: Arrays [batch_size, ...]: what `sources` has, and `DRAWN`.
-        drawn: what a draw writes of the tree, and the rows that are gathered then.
+        tree: Arrays [batch_size, ...], with the branches of `sources`, of `DRAWN` and of `extra`.
+        tensors: the same memory as a tree of torch tensors.
+        drawn: the arrays that a draw writes: some branches of the tree, and the rows that `gather`
+            reads next.
         extra: the extra branches by name, as arrays of NumPy or CuPy.
         memory: the block.
+
+    A replay buffer makes it: `ReplayBuffer.make_memory`.
+
+    >>> from parllel.ops.stack_gather import RowSource
+    >>> rewards = np.float32([5, 6, 7])
+    >>> sources = ArrayDict({"reward": RowSource(rewards), NEXT: RowSource(rewards)})
+    >>> memory = TransitionMemory(sources, 2, "local", extra={})
+    >>> memory.gather()  # of row 0: no draw has written other rows yet
+    >>> memory.tensors["reward"], memory.tensors[NEXT]
+    (tensor([5., 5.]), tensor([5., 5.]))
     """
 
     def __init__(
@@ -62,7 +74,7 @@ class TransitionMemory:
         self.batch_size = batch_size
         first = next(source for _, source in sources.walk())
         self._is_on_gpu = not isinstance(first.frames, np.ndarray)
-        # Row and next row of each transition: the index vectors.
+        # The row and the next row of each transition, and what else a draw needs for each.
         vectors = Array((3, batch_size), np.int64, storage=storage if self._is_on_gpu else "local")
         rows, next_rows, scratch = (_read(vectors[number], self._is_on_gpu) for number in range(3))
         branches = {name: _read(self.tree[name], self._is_on_gpu) for name in (*DRAWN, *extra)}
@@ -91,22 +103,26 @@ class TransitionMemory:
         return StackGather(picked, [_read(written[path], self._is_on_gpu) for path in leaves])
 
     def gather(self) -> None:
-        """Gather what was drawn: in host memory when this returns, on a device in one launch.
+        """Gather the rows that were drawn, for all branches.
 
-        The launch goes to the caller's current stream; nothing waits for it.
+        In host memory they are there when this returns. On a device it is one launch in the
+        caller's current stream; the host does not wait.
         """
         self._gather.run(self._rows)
 
     def close(self) -> None:
-        """Give the memory back. Tensors that were taken before stay valid."""
+        """Free the memory. Tensors that were taken before stay valid."""
         self.tree.close()
 
 
 def find_sources(samples: ArrayDict, final_obs: FinalObs, *, on_gpu: bool) -> ArrayDict:
-    """Return the `RowSource` of each leaf of a minibatch: the tree's branches, `NEXT`.
+    """Return the tree of a minibatch with a `RowSource`, the rows to gather from, for each leaf.
 
-    An observation that follows a step lies in the next row of the same leaf, or among the final
-    observations. This is where leaves of the ring are read; whatever kind of Array they are.
+    Args:
+        samples: the sample tree.
+        final_obs: the final observations beside its ring. The branch `next_observation` is read
+            from the next row of the ring, or from these.
+        on_gpu: whether a GPU gathers.
     """
     kept: Mapping[str, Any] = {
         name: branch for name, branch in samples.items() if name not in NOT_GATHERED
@@ -124,18 +140,18 @@ def find_sources(samples: ArrayDict, final_obs: FinalObs, *, on_gpu: bool) -> Ar
 
 
 def ring_of(leaf: Array, *, on_gpu: bool) -> AnyArray:
-    """Return the rows of a leaf's ring over its memory, T and B taken together."""
+    """Return the rows of a leaf's ring over its memory, with T and B as one dimension."""
     rows: AnyArray = _ring_source(leaf, 0, on_gpu).frames
     return rows
 
 
 def count_bytes(specs: ArrayDict) -> int:
-    """Return the bytes of a block for all leaves of a tree of specs."""
+    """Return the size in bytes of a block of memory for all leaves of a tree of specs."""
     return sum(aligned(spec.nbytes) for _, spec in specs.walk())
 
 
 def _ring_source(leaf: Array, n_behind: int, on_gpu: bool) -> RowSource:
-    """Return the rows of a ring, and of the padding behind it, T and B taken together."""
+    """Return the rows of a ring and of the padding behind it, with T and B as one dimension."""
     rows = leaf.full[0 : leaf.full_size + n_behind]
     return rows.row_source("gpu" if on_gpu else "host")
 
