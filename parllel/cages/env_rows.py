@@ -55,9 +55,10 @@ def write_column(out: Rows, values: Sequence[Any]) -> None:
     Raises:
         TypeError, ValueError: a value does not fit, with the environment's number in a note.
     """
-    if isinstance(out, RowParts):
-        out.write(values)
-    elif isinstance(out, ArrayDict):
+    if isinstance(out, ArrayDict):
+        if isinstance(out, RowParts):
+            out.write(values)
+            return
         for name, branch in out.items():
             write_column(branch, [_member(value, name) for value in values])
     elif out.ndim == 1:
