@@ -60,6 +60,9 @@ def test_rows_out_of_reach_have_one_stand_in_for_all_commands_alike(forms: Comma
     assert packed[4].copies_in == []
     assert all(each.copies_out[0][1] is stand_in for each in packed)
     assert forms.n_blocks == 2
+    reset = Command("reset", None, *(step_to(rewards[0])[2:4]))
+    assert forms.pack(reset, None).form == 1
+    assert forms.n_blocks == 2  # another form with the same stand-in
 
 
 def test_a_block_that_was_closed_is_none_though_a_command_still_has_it(forms: CommandForms) -> None:

@@ -973,6 +973,7 @@ def report(*cages):
     workers = [cage._worker.process for cage in cages]
     stat = Path(f"/proc/{workers[0]}/stat").read_text()
     print(*workers, stat.rpartition(")")[2].split()[1], flush=True)
+    sys.stdin.readline()  # until the test has looked at the processes
 
 cages = [ProcessCage(Faulty, {"fault": "hang", "at": 1}, n_envs=2, timeout_s=2) for _ in range(2)]
 for cage in cages:
@@ -1028,6 +1029,9 @@ def test_a_program_leaves_no_process_and_no_file_behind(how: str, tmp_path: Path
         assert len(processes) == 3, program.communicate()
         named = [name for number in processes for name in named_memory(number)]
         inputs = {os.readlink(f"/proc/{number}/fd/0") for number in processes}
+        assert program.stdin is not None
+        program.stdin.write("\n")
+        program.stdin.flush()
         if how.startswith("Ctrl-C"):
             time.sleep(0.1)  # until it waits
             os.killpg(program.pid, signal.SIGINT)
