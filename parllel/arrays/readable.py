@@ -330,6 +330,8 @@ class Readable:
         Raises:
             TypeError: that side can't use the memory.
         """
+        if side == self._buffer.data_side:
+            return RowSource(flat_rows(self._elements()))  # which are looked up once
         return RowSource(flat_rows(self._pick(self._buffer.on_side(side))))
 
     @property

@@ -110,7 +110,8 @@ def _leaves(tree: ArrayDict) -> Sequence[AnyArray]:
 
 def _count_rows(flat: ArrayDict) -> int:
     """Return the number of rows, which all leaves must have."""
-    counts = {path_text(path): len(leaf) for path, leaf in flat.walk()}
-    if len(set(counts.values())) != 1:
+    sizes = {len(leaf) for _, leaf in flat.walk()}
+    if len(sizes) != 1:
+        counts = {path_text(path): len(leaf) for path, leaf in flat.walk()}
         raise ValueError(f"batch: got leaves of {counts} rows, expected as many in all, and a leaf")
-    return next(iter(counts.values()))
+    return sizes.pop()

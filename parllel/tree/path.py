@@ -17,6 +17,9 @@ def path_text(path: TreePath) -> str:
     >>> path_text(("a.b", "c"))
     "'a.b'.c"
     """
+    text = ".".join(path)
+    if text.count(".") == len(path) - 1 and "'" not in text and '"' not in text and "" not in path:
+        return text  # nearly all: errors and launches name all leaves
     return ".".join(name if _is_plain(name) else repr(name) for name in path)
 
 
