@@ -89,7 +89,7 @@ class StackTable:
     Attributes:
         entries: int64 [n_leaves, 11], read-only: the leaves without `n_rows`. The format of the
             kernel.
-        address: of the entries in host memory.
+        address: address of the entries in host memory.
         n_rows: number that an index of all leaves must be below.
 
     Raises:

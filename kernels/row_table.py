@@ -53,7 +53,7 @@ class RowTable:
     Attributes:
         entries: int64 [n_leaves, 5], read-only: destination address and stride, source address and
             stride, bytes in a row. The format of the kernel.
-        address: of the entries in host memory.
+        address: address of the entries in host memory.
         n_destination, n_source: rows that all leaves have; an index is below.
         is_apart: no leaf's source shares a byte with its destination.
         names: one for each leaf.
@@ -126,7 +126,8 @@ def rows_at(
     """Return the rows of an array anywhere in memory; None where a row is not contiguous.
 
     Args:
-        address: of the first element, which is not the lowest one where a stride is negative.
+        address: address of the first element, which is not the lowest address where a stride is
+            negative.
         shape: at least one axis; the first one counts rows.
         strides: one for each axis, in bytes.
         itemsize: bytes in an element.

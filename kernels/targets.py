@@ -69,7 +69,7 @@ class DeviceEntry(NamedTuple):
     of this folder that has one as a global name has a kernel: `find_entries` needs no list.
 
     Args:
-        name: of the entry in the PTX module, by which it is launched.
+        name: name of the entry in the PTX module, by which it is launched.
         entry: a plain function.
         signature: in Numba's notation; pointers are `CPointer(float32)` and the like, and an
             address is an int64.

@@ -24,7 +24,7 @@ def hand_over(number: int | None) -> Stream:
     The host does not wait.
 
     Args:
-        number: of the stream, as DLPack has it: None and 1 are the legacy default stream, 2 is the
+        number: stream, as DLPack numbers it: None and 1 are the legacy default stream, 2 is the
             per-thread default stream, -1 asks for no order, any other number is an address.
 
     Returns:

@@ -32,7 +32,7 @@ def launch(
     goes back to the pool earlier is safe only if it belongs to the same stream.
 
     Args:
-        name: of an entry in the PTX module.
+        name: name of an entry in the PTX module.
         grid, block: blocks, and threads of a block; one to three numbers each.
         args: NumPy scalars of exactly the entry's types, an address as `numpy.int64`; or device
             arrays, of which the kernel gets the address.

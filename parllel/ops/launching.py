@@ -63,11 +63,11 @@ def launch_leaves(
     """Launch a kernel whose grid is (groups of rows, leaves), and whose block is (lanes, a group).
 
     Args:
-        name: of the kernel.
+        name: name of the kernel's entry.
         n_rows: rows of each leaf; with none, nothing may be launched.
         n_leaves: leaves in the kernel's table.
         lanes: threads that share a row, of `count_lanes`.
-        arguments: of the kernel.
+        arguments: the kernel's own arguments.
     """
     rows_per_block = THREADS // lanes
     groups = min(-(-n_rows // rows_per_block), MOST_BLOCKS)

@@ -64,8 +64,8 @@ def refresh_priorities(
 
     Args:
         ring, steps: what can be sampled.
-        priorities: of the ring's places, updated. A step that can be sampled from now on gets the
-            largest priority that there ever was.
+        priorities: the priorities of all steps of the ring, updated. A step that can be sampled
+            from now on gets the largest priority that there ever was.
         begin: number of the first step to look at.
         n_steps: how many steps to look at, from that one on.
     """
@@ -89,7 +89,7 @@ def update_priorities(
 
     Args:
         ring, steps: what can be sampled; a transition that can't be keeps having no priority.
-        priorities: of the ring's places, updated.
+        priorities: the priorities of all steps of the ring, updated.
         index: int64 [n], C-contiguous, the transitions to update, by their identity.
         error: float32 [n], C-contiguous, of any sign; what is no number counts as the largest.
         alpha, epsilon: 0 or more.
@@ -107,7 +107,7 @@ def draw_by_priority(
 
     Args:
         ring, steps: what to draw from; one step at least.
-        priorities: of the ring's places.
+        priorities: the priorities of all steps of the ring.
         seed: key of the random numbers, and the number of the minibatch.
         out: what is overwritten, on the same side; its scratch with the priorities drawn.
 

@@ -115,7 +115,7 @@ def copy_from_host(values: NDArray[Any], *, out: AnyArray) -> None:
 
     Args:
         values: any shape and dtype, C-contiguous.
-        out: of the same shape and dtype, overwritten.
+        out: array of the same shape and dtype, overwritten.
     """
     if isinstance(out, np.ndarray):
         out[...] = values

@@ -26,7 +26,7 @@ def check_available(kind: str, nbytes: int, *, elsewhere: int = 0) -> None:
     an error.
 
     Args:
-        kind: of the memory, for the message.
+        kind: kind of the memory, for the message.
         nbytes: what is wanted.
         elsewhere: free bytes that memory of this kind may have beside those of the host.
     """

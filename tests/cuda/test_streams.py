@@ -1,6 +1,6 @@
-"""Which stream the work of Arrays and trees goes to, and who waits: on simulated CUDA.
+"""Streams of the work of Arrays and trees, and the waits for it, on simulated CUDA.
 
-Nothing here ran on a GPU. Under the lazy schedule work runs only when somebody waits for it, so a
+Nothing here ran on a GPU. Under the lazy schedule work runs only when it is waited for, so a
 stream that is never waited for shows where work did not go; random orders show what lacks a wait.
 """
 

@@ -686,7 +686,9 @@ def test_a_copy_to_memory_that_is_not_locked_ends_before_the_call() -> None:
         values, host = cuda.to_device(np.arange(3)), np.zeros(3, int)
         cuda.copy_to_host(values, out_host=host)
         assert host.tolist() == [0, 1, 2]
-        assert simulation.counters.stream_synchronizations == 1  # the wait that nobody asked for
+        assert (
+            simulation.counters.stream_synchronizations == 1
+        )  # a wait that the program did not ask for
 
 
 def test_an_array_that_is_not_contiguous_is_gathered_in_the_current_stream() -> None:
@@ -695,7 +697,7 @@ def test_an_array_that_is_not_contiguous_is_gathered_in_the_current_stream() -> 
         cuda.synchronize()
         with cuda.use_stream(side):
             array.fill(1)
-        assert array[::2].get(stream=side).tolist() != [1, 1]  # nobody ordered them
+        assert array[::2].get(stream=side).tolist() != [1, 1]  # no event orders them
         assert array.get(stream=side).tolist() == [1] * 4
 
 

@@ -25,11 +25,13 @@ from parllel.testing.contracts.tree_values import new_values
 from parllel.tree import allocate_tree
 
 T, B = 10, 5
-SCALAR = 42 * T * B  # the description's value: its mean over T * B rows is 42 where one row has it
+SCALAR = (
+    42 * T * B
+)  # the value that the notebook writes: the mean over T * B rows is 42 where one row has it
 
 
 def make_tree(storage: str = "local", **window: Any) -> ArrayDict:
-    """Return the description's tree."""
+    """Return the tree of the notebook docs/arrays_and_trees.ipynb."""
     return ArrayDict(
         {
             "observation": Array((T, B, 4), np.float32, storage=storage, **window),

@@ -117,7 +117,7 @@ class Engine:
         """Add work to the stream at an address.
 
         Args:
-            address: of the stream.
+            address: address of the stream.
             name: what the work does, for messages.
             action: does it.
             checks: asked, with a description, before it runs.

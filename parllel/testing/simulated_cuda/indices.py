@@ -28,7 +28,7 @@ class Index:
 
     Args:
         given: the index.
-        shape: of the indexed array.
+        shape: shape of the indexed array.
         as_source: makes a source of a device array; None for all else.
     """
 

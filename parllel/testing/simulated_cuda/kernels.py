@@ -30,7 +30,7 @@ class RawModule:
     """Stands in for cupy.RawModule of a PTX file.
 
     Args:
-        path: of the file. A launch's arguments are held against the entry's parameters in it,
+        path: path of the file. A launch's arguments are held against the entry's parameters in it,
             where the file is there and has the entry.
     """
 
@@ -54,7 +54,7 @@ class RawKernel:
     """Stands in for cupy.RawKernel.
 
     Args:
-        name: of the kernel, and of its twin.
+        name: name of the kernel and of its twin.
         parameters: kind and bytes of each parameter, where they are known.
     """
 

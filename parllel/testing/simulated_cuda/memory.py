@@ -62,11 +62,11 @@ class Region:
         """Address behind the last byte."""
         return self.address + self.data.nbytes
 
-    def check(self, who: str) -> None:
+    def check(self, name: str) -> None:
         """Raise if the region can't be used any more."""
         if self.is_gone:
             verb = "unlocked" if self.kind == "page-locked" else "freed"
-            raise UseAfterFreeError(f"{who}: it uses {self} after it was {verb}")
+            raise UseAfterFreeError(f"{name}: it uses {self} after it was {verb}")
 
     def check_guards(self) -> None:
         """Raise if bytes beside the region were written."""
@@ -165,14 +165,16 @@ class Memory:
             return None
         return region
 
-    def check(self, address: int, nbytes: int, who: str) -> None:
+    def check(self, address: int, nbytes: int, name: str) -> None:
         """Raise unless the device may use these bytes now."""
         region = self.find(address)
         if region is None:
-            raise OutOfBoundsError(f"{who}: no memory of the device at {address:#x}")
-        region.check(who)
+            raise OutOfBoundsError(f"{name}: no memory of the device at {address:#x}")
+        region.check(name)
         if address + nbytes > region.end:
-            raise OutOfBoundsError(f"{who}: {nbytes:,} bytes at {address:#x} reach beyond {region}")
+            raise OutOfBoundsError(
+                f"{name}: {nbytes:,} bytes at {address:#x} reach beyond {region}"
+            )
 
     def collect(self) -> None:
         """Queue the freeing of all blocks that were dropped."""

@@ -45,7 +45,7 @@ class Random:
     """Any legal order, drawn anew for each seed: from nearly lazy to nearly eager.
 
     Args:
-        seed: of the order. The same seed and the same calls give the same order.
+        seed: seed of the order. The same seed and the same calls give the same order.
     """
 
     def __init__(self, seed: int) -> None:

@@ -52,14 +52,14 @@ class Simulation:
         self._device.memory.collect()
         return self._device.memory.used
 
-    def check(self, address: int, nbytes: int, who: str) -> None:
+    def check(self, address: int, nbytes: int, name: str) -> None:
         """Raise unless the device may use these bytes; for twins that take addresses.
 
         Raises:
             UseAfterFreeError: they were freed, or their pages unlocked.
             OutOfBoundsError: no block of device memory and no locked pages hold all of them.
         """
-        self._device.memory.check(address, nbytes, who)
+        self._device.memory.check(address, nbytes, name)
 
     def assert_no_leaks(self) -> None:
         """Run all work; raise if a block is still allocated, or host memory still locked.
@@ -100,7 +100,7 @@ def simulated_cuda(
     Args:
         schedule: "eager": work runs at once. "lazy": work runs when the host waits for it, and
             what it needs before. "random": in any order that CUDA's rules allow.
-        seed: of the random order.
+        seed: seed of the random order.
         kernels: functions that launches run, by the kernels' names, beside parllel's own. They
             are called with grid, block and the launch's arguments: NumPy's view of the memory for
             an array, the address for a pointer, and all else as it was given.

@@ -29,7 +29,7 @@ def run(kernel: DeviceEntry, grid: Sizes, block: Sizes, *arguments: object) -> N
 
     Args:
         kernel: what to run.
-        grid, block: of the launch; any grid does everything.
+        grid, block: sizes of the launch; any grid does all the work.
         arguments: as the kernel's entry has them: NumPy's view of a device array, the address of
             a pointer, or a scalar of NumPy.
     """
