@@ -11,6 +11,10 @@ class Counters:
 
     Counts are exact where one thread at a time works on the GPU, as in parllel's own loops.
 
+    >>> before = Counters(launches=2)
+    >>> Counters(launches=5, event_waits=1).since(before)
+    Counters(launches=3, copies_to_device=0, bytes_to_device=0, copies_to_host=0, ...)
+
     Args:
         launches: kernels launched.
         copies_to_device, bytes_to_device: copies from the host, and their bytes.

@@ -22,7 +22,12 @@ OLDEST_CAPABILITY = 75  # kernels/parllel.ptx is made for sm_75
 
 
 class CudaUnavailableError(RuntimeError):
-    """There is no CUDA device that this process can use; the message says why, and what to do."""
+    """There is no CUDA device that this process can use; the message says why, and what to do.
+
+    >>> raise CudaUnavailableError("CUDA is not available: CuPy is not installed; ...")
+    Traceback (most recent call last):
+    parllel.cuda.library.CudaUnavailableError: CUDA is not available: CuPy is not installed; ...
+    """
 
 
 def library() -> Library:

@@ -27,6 +27,13 @@ class PageLock:
     write. The lock keeps `block` alive, but does not own the memory. A lock that is never released
     goes with its last reference, and waits for the current stream before.
 
+    >>> from parllel.testing.simulated_cuda import simulated_cuda
+    >>> with simulated_cuda("lazy"):
+    ...     lock = PageLock(np.arange(3, dtype=np.uint8))
+    ...     print(lock.device_view().get())  # the device reads the host's bytes
+    ...     lock.release()
+    [0 1 2]
+
     Making and releasing a lock is synchronous and slow (it touches every page): do it once. The
     host waits for no stream.
 

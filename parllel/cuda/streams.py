@@ -133,6 +133,16 @@ class Event:
 
     An event that was never recorded counts as reached.
 
+    >>> import numpy as np
+    >>> from parllel import cuda
+    >>> from parllel.testing.simulated_cuda import simulated_cuda
+    >>> with simulated_cuda("lazy"):
+    ...     array = cuda.to_device(np.arange(3))
+    ...     event = Event().record()
+    ...     event.synchronize()  # the host waits until the copy is done
+    ...     print(event.query())
+    True
+
     Raises:
         CudaUnavailableError: there is no usable device.
     """

@@ -32,7 +32,13 @@ def _address_of(array: NDArray[Any]) -> int:
 
 
 class MemoryKind(Protocol):
-    """A kind of memory: what allocates blocks of it, and says which side works on them."""
+    """A kind of memory: what allocates blocks of it, and says which side works on them.
+
+    >>> from parllel.storages import KINDS
+    >>> kind: MemoryKind = KINDS["local"]
+    >>> kind.side, kind(256).nbytes
+    ('host', 256)
+    """
 
     @property
     def side(self) -> Side:

@@ -15,6 +15,18 @@ class Transform(Protocol):
 
     It returns a tree that shares the unchanged leaves of the batch. New leaves are its own
     Arrays, which its next call overwrites.
+
+    >>> import numpy as np
+    >>> from parllel import Array
+    >>> class Shift:
+    ...     def __call__(self, batch):
+    ...         batch["reward"][...] = batch["reward"].to_ndarray() - 1
+    ...         return batch
+    >>> transform: Transform = Shift()
+    >>> batch = ArrayDict({"reward": Array((2, 1), np.float32)})
+    >>> transform(batch)["reward"].to_ndarray()
+    array([[-1.],
+           [-1.]], dtype=float32)
     """
 
     def __call__(self, batch: ArrayDict) -> ArrayDict:

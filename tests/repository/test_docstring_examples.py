@@ -1,9 +1,12 @@
-"""The `>>>` examples of the package's docstrings run, and give what they show."""
+"""The `>>>` examples of docstrings give what they show, and each public class has one."""
 
 import doctest
 import importlib
+import inspect
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -70,3 +73,35 @@ def test_an_example_that_gives_something_else_or_raises_is_found() -> None:
     assert "Got:\n    2" in faults(Wrong, "Wrong")
     assert "ZeroDivisionError" in faults(Raising, "Raising")
     assert faults(Right, "Right") == ""
+
+
+# Public classes
+
+
+def faces() -> list[str]:
+    """List the packages whose `__init__.py` exports names."""
+    paths = sorted(path.parent for path in PACKAGE.rglob("__init__.py"))
+    return [".".join(path.relative_to(PACKAGE.parent).parts) for path in paths]
+
+
+def classes_without_example(face: object) -> list[str]:
+    """List the public classes of a face whose docstrings have no example."""
+    public = [getattr(face, name) for name in getattr(face, "__all__", ())]
+    classes = [each for each in public if inspect.isclass(each) and each is not Any]
+    return [each.__qualname__ for each in classes if ">>>" not in (each.__doc__ or "")]
+
+
+@pytest.mark.parametrize("face", faces())
+def test_each_public_class_has_an_example(face: str) -> None:
+    assert classes_without_example(importlib.import_module(face)) == []
+
+
+def test_a_class_without_example_is_found() -> None:
+    class Shown:
+        """>>> 1"""
+
+    class Told:
+        """Say it in words."""
+
+    face = SimpleNamespace(__all__=["Shown", "Told"], Shown=Shown, Told=Told)
+    assert classes_without_example(face) == [Told.__qualname__]

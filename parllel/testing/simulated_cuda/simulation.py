@@ -21,6 +21,13 @@ _CAPACITY = 2**32  # bytes
 class Simulation:
     """A running simulation, as a test sees it.
 
+    >>> from parllel import Array
+    >>> with simulated_cuda("lazy") as simulation:
+    ...     array = Array((4, 3), "f4", storage="device")
+    ...     array[...] = 1
+    ...     print(simulation.n_pending > 0)  # nothing has waited for the write
+    True
+
     Args:
         device: the simulated device.
     """

@@ -15,7 +15,16 @@ from parllel.tree import ArrayDict
 
 
 class PPOAgent(Protocol):
-    """An agent that PPO can train."""
+    """An agent that PPO can train.
+
+    >>> class Undecided:
+    ...     def evaluate(self, observation, action):
+    ...         zeros = torch.zeros(len(action))
+    ...         return Evaluation(log_prob=zeros, entropy=zeros, value=zeros)
+    >>> agent: PPOAgent = Undecided()
+    >>> agent.evaluate(torch.ones(2, 4), torch.tensor([0, 1])).value
+    tensor([0., 0.])
+    """
 
     def evaluate(self, observation: Tensor | ArrayDict, action: Tensor) -> Evaluation:
         """Return log-probability, entropy and value of each row, with gradients.
