@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from importlib.metadata import version
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -351,13 +352,11 @@ def fake_pynvml(**functions: Callable[..., Any]) -> ModuleType:
 
 
 def test_a_description_has_versions_devices_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     monkeypatch.setitem(sys.modules, "pynvml", fake_pynvml())
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
     versions, *devices = cuda.describe().splitlines()
     assert versions.startswith("NVIDIA driver 580.65.06, for CUDA up to 13.0; CuPy ")
-    assert versions.endswith(f"; torch {torch.__version__}")
+    assert versions.endswith(f"; torch {version('torch')}")
     assert devices == [
         f"device {number}: GPU {number}, compute capability 7.5, 16,384 MiB of memory,"
         " 15,360 MiB free"
