@@ -172,7 +172,9 @@ def test_a_path_that_cannot_be_written_is_an_error_at_once(
         make_sink(tmp_path / "file")
 
 
-@pytest.mark.parametrize("sink", [CsvMetrics, LearningCurve])
+@pytest.mark.parametrize(
+    "sink", [CsvMetrics, pytest.param(LearningCurve, marks=needs("matplotlib"))]
+)
 def test_a_folder_in_the_file_s_place_is_an_error_at_once(
     sink: type[CsvMetrics | LearningCurve], tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def values(samples: ArrayDict) -> dict[str, Any]:
     return {path: leaf.to_ndarray().tolist() for path, leaf in leaves(samples).items()}
 
 
+@needs("matplotlib")
 @pytest.mark.parametrize("kind", [BasicSampler, AlternatingSampler])
 def test_a_trace_is_of_a_batch_like_any_other(kind: type[BasicSampler], tmp_path: Path) -> None:
     traced, plain = make_sampler(kind, 1, 2), make_sampler(kind, 1, 2)
@@ -57,6 +58,7 @@ def test_a_trace_is_of_a_batch_like_any_other(kind: type[BasicSampler], tmp_path
     assert [cage for group in traced._groups for cage in group.cages] == traced.cages
 
 
+@needs("matplotlib")
 def test_a_trace_shows_environments_agent_copies_and_waits(tmp_path: Path) -> None:
     sampler = make_sampler(AlternatingSampler, 1, 2)
     sampler.trace(tmp_path / "batch.json")
@@ -75,6 +77,7 @@ def test_a_trace_shows_environments_agent_copies_and_waits(tmp_path: Path) -> No
     assert (tmp_path / "batch.png").read_bytes().startswith(b"\x89PNG")
 
 
+@needs("matplotlib")
 def test_environments_step_between_the_start_and_the_end_of_their_wait(tmp_path: Path) -> None:
     sampler = make_sampler(BasicSampler, 2)
     sampler.trace(tmp_path / "batch.json")
