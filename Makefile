@@ -5,6 +5,7 @@ EXTRAS ?= train,dev,cuda13
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+OLDEST := $(VENV)-oldest
 UNFINISHED := $(VENV)/.unfinished
 
 CONSTRAINTS := .ci/constraints.txt
@@ -18,12 +19,13 @@ BENCHES := bench/bench_index.py bench/bench_cages.py bench/bench_sampling.py ben
     bench/bench_alternating.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long test-gpu check bench kernels clean
+.PHONY: help venv demo test test-long test-oldest test-gpu check bench kernels clean
 
 help:
 	@echo "make demo   train PPO on CartPole-v1"
 	@echo "make test   run the tests; what needs a GPU runs on a simulated one"
 	@echo "make test-long  run the long tests too: all schedules of the simulation, benches, examples"
+	@echo "make test-oldest  run the tests with the oldest libraries that are allowed"
 	@echo "make test-gpu  run the tests of GPU memory and kernels on this machine's GPU"
 	@echo "make check  lint, format, types and the rules of the repository"
 	@echo "make bench  run the benchmarks, on the GPU where there is one; files go to bench/results"
@@ -61,6 +63,14 @@ test: $(INSTALLED)
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --long
+
+# In an environment of its own, with the oldest versions that pyproject.toml allows.
+test-oldest: .ci/constraints-oldest.txt
+	@test -e $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint $< $(if $(DRIVER),,--constraint .ci/constraints-cpu.txt) --editable '.[train]' \
+	    pytest pytest-xdist hypothesis build setuptools wheel
+	$(OLDEST)/bin/python -m pytest -n 2
 
 # One process: the device is one, too.
 test-gpu: $(INSTALLED)
