@@ -273,17 +273,23 @@ WEIGH = DeviceEntry(
     "void(int64, int64, float32, int64)",
     (find_smallest, power, weigh),
 )
-_ON_CPU: dict[DeviceEntry, Callable[..., None]] = {
-    DRAW: draw_by_priority_in_turn,
-    WEIGH: weigh_in_turn,
+# What runs on a CPU for each kernel: a loop of its own, or the only thread of a grid.
+_ON_CPU: dict[str, tuple[DeviceEntry, Callable[..., None]]] = {
+    REFRESH.name: (REFRESH, refresh_on_grid),
+    UPDATE.name: (UPDATE, update_on_grid),
+    DRAW.name: (DRAW, draw_by_priority_in_turn),
+    WEIGH.name: (WEIGH, weigh_in_turn),
 }
 
 
 @functools.cache
-def compiled(kernel: DeviceEntry) -> Callable[..., None]:
-    """Return a kernel of this module for host memory, compiled: the only thread of a grid.
+def compiled(name: str) -> Callable[..., None]:
+    """Return a kernel of this module for host memory, compiled.
 
     It checks nothing. The first call compiles, or loads what an earlier process compiled.
+
+    Args:
+        name: name of the kernel's entry; as a key it is found faster than a `DeviceEntry`.
     """
-    entry = _ON_CPU.get(kernel, kernel.entry)
+    kernel, entry = _ON_CPU[name]
     return twin(entry, kernel.signature, parts=kernel.parts)

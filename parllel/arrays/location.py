@@ -236,8 +236,8 @@ def _locate_integer(axis: range, extent: int, index: int) -> int:
 def _locate_array(axis: range, extent: int, indices: NDArray[Any]) -> NDArray[np.intp]:
     # Checked as indices, not as positions: those of huge indices would overflow.
     at_least, at_most = _reach(axis, extent)
-    is_outside = (indices < at_least) | (indices > at_most)
-    if is_outside.any():
+    if indices.size and (int(indices.min()) < at_least or int(indices.max()) > at_most):
+        is_outside = (indices < at_least) | (indices > at_most)
         raise IndexError(_outside(axis, extent, int(indices[is_outside].flat[0])))
     return np.asarray(axis.start + indices.astype(np.intp) * axis.step, np.intp)
 

@@ -9,7 +9,6 @@ import numpy as np
 from parllel.cuda import AnyArray, DeviceArray
 from parllel.kernels import priorities as kernel
 from parllel.kernels.sum_tree import SumTree, find_limit, lay_out
-from parllel.kernels.targets import DeviceEntry
 from parllel.kernels.transitions import Seed
 from parllel.ops.launching import launch_items
 from parllel.ops.sides import address_of, as_argument, common_side, make_table
@@ -72,7 +71,7 @@ def refresh_priorities(
     n_items = n_steps * ring.width
     if n_items > 0:
         before = (ring.argument, *steps, priorities.argument, begin)
-        _run(kernel.REFRESH, ring.side, n_items, (*before, n_items))
+        _run(kernel.REFRESH.name, ring.side, n_items, (*before, n_items))
 
 
 def update_priorities(
@@ -97,7 +96,7 @@ def update_priorities(
     formula = alpha, epsilon, priorities.limit
     vectors = as_argument(index), as_argument(error)
     before = (ring.argument, *steps, priorities.argument, *formula, *vectors)
-    _run(kernel.UPDATE, ring.side, len(index), (*before, len(index)))
+    _run(kernel.UPDATE.name, ring.side, len(index), (*before, len(index)))
 
 
 def draw_by_priority(
@@ -116,32 +115,34 @@ def draw_by_priority(
         return and discount are NaN. On a GPU 0: the host does not wait to know.
     """
     before = (ring.argument, *steps, priorities.argument, *seed)
-    arguments = (*before, len(out), out.argument, out.scratch_argument)
-    _run(kernel.DRAW, ring.side, len(out), arguments)
-    return len(out) if ring.side == "host" and not out.scratch[0] else 0
+    arguments = (*before, out.n_items, out.argument, out.scratch_argument)
+    _run(kernel.DRAW.name, ring.side, out.n_items, arguments)
+    return out.n_items if ring.side == "host" and not out.scratch[0] else 0
 
 
-def weigh_priorities(drawn: DrawnTransitions, *, beta: float, out_weight: AnyArray) -> None:
+def weigh_priorities(ring: SampledRing, drawn: DrawnTransitions, *, beta: np.float32) -> None:
     """Write (smallest priority / priority) ** beta for each transition drawn by priority.
 
     Args:
-        drawn: the transitions, after `draw_by_priority`.
+        ring: what was drawn from.
+        drawn: the transitions, after `draw_by_priority`; their weights are overwritten.
         beta: how far weights undo priorities: 0 not at all, 1 wholly.
-        out_weight: float32 [n], C-contiguous, overwritten.
+
+    Raises:
+        ValueError: the transitions have no memory for weights.
     """
-    after = np.float32(beta), as_argument(out_weight)
-    side = common_side("weigh_priorities", (drawn.scratch, out_weight))
-    _run(kernel.WEIGH, side, len(drawn), (drawn.scratch_argument, len(drawn), *after))
+    weight = drawn.weight_argument
+    if weight is None:
+        raise ValueError("weigh_priorities: the transitions have no weight; give them the array")
+    arguments = (drawn.scratch_argument, drawn.n_items, beta, weight)
+    _run(kernel.WEIGH.name, ring.side, drawn.n_items, arguments)
 
 
 def _run(
-    entry: DeviceEntry,
-    side: Side,
-    n_items: int,
-    arguments: Sequence[int | np.generic | DeviceArray],
+    name: str, side: Side, n_items: int, arguments: Sequence[int | np.generic | DeviceArray]
 ) -> None:
     """Launch a kernel with a thread for each item, or run its twin."""
     if side == "gpu":
-        launch_items(entry.name, n_items, arguments)
+        launch_items(name, n_items, arguments)
     else:
-        kernel.compiled(entry)(*arguments)
+        kernel.compiled(name)(*arguments)

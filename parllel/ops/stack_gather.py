@@ -139,6 +139,7 @@ class StackGather:
             _check_output(output, source)
         _check_apart(written, self._read)
         self._sources, self._outputs = sources, written  # a table of addresses keeps nothing alive
+        self._n_outputs = min(map(len, written), default=0)  # rows of the shortest output
         addresses = [0] if outputs is None else [address_of(output) for output in written]
         leaves = [
             source.locate(address) for source, address in zip(sources, addresses, strict=True)
@@ -163,14 +164,15 @@ class StackGather:
             IndexError, TypeError: as `kernels.frames.gather_stacks`; nothing was written.
             ValueError: the outputs have fewer rows than the index, or `out` does not fit.
         """
+        n_outputs, out_address = self._n_outputs, 0
         if out is not None:
             _check_output(out, self._sources[0])
             _check_apart([out], self._read)
-        n_outputs = min(len(output) for output in (self._outputs if out is None else [out]))
+            n_outputs, out_address = len(out), address_of(out)
         if len(index) > n_outputs:
             raise ValueError(f"stacks: got {len(index)} rows, expected at most {n_outputs}")
         if self._device_table is None:
-            gather_stacks(self._table, index, out_address=address_of(out))
+            gather_stacks(self._table, index, out_address=out_address)
             return
         if not is_on_device(index):
             check_stacks(self._table, index)

@@ -89,10 +89,12 @@ class DrawnTransitions:
         n_step_discount: float32 [n], written with the discount of the next observation's value.
         terminated, truncated: bool [n], written with the flags of the last step.
         scratch: int64 [n], overwritten.
+        weight: float32 [n], written by `weigh_priorities`; None where there are no weights.
 
     Attributes:
+        n_items: number of transitions, n.
         scratch: as given. After a draw by priority it holds the transitions' priorities.
-        argument, scratch_argument: what kernels are given for the arrays.
+        argument, scratch_argument, weight_argument: what kernels are given for the arrays.
     """
 
     def __init__(
@@ -106,18 +108,16 @@ class DrawnTransitions:
         terminated: AnyArray,
         truncated: AnyArray,
         scratch: AnyArray,
+        weight: AnyArray | None = None,
     ) -> None:
-        self._arrays = (
-            *(identity, row, next_row, n_step_return, n_step_discount, terminated, truncated),
-        )  # kept alive
+        written = (identity, row, next_row, n_step_return, n_step_discount, terminated, truncated)
+        self._arrays = (*written, weight)  # kept alive
+        self.n_items = len(scratch)
         self.scratch = scratch
-        self._table = make_table(
-            Transitions(*map(address_of, self._arrays)), common_side("transitions", self._arrays)
-        )
+        table = Transitions(*map(address_of, written))
+        self._table = make_table(table, common_side("transitions", (*written, scratch)))
         self.argument, self.scratch_argument = as_argument(self._table), as_argument(scratch)
-
-    def __len__(self) -> int:
-        return len(self.scratch)
+        self.weight_argument = None if weight is None else as_argument(weight)
 
 
 def draw_transitions(ring: SampledRing, steps: Steps, seed: Seed, out: DrawnTransitions) -> int:
@@ -135,8 +135,8 @@ def draw_transitions(ring: SampledRing, steps: Steps, seed: Seed, out: DrawnTran
         For how many transitions there was none that can be sampled; their return and discount
         are NaN. On a GPU 0: the host does not wait to know.
     """
-    arguments = (ring.argument, *steps, *seed, len(out), out.argument)
+    arguments = (ring.argument, *steps, *seed, out.n_items, out.argument)
     if ring.side == "gpu":
-        launch_items("draw_transitions", len(out), arguments)
+        launch_items("draw_transitions", out.n_items, arguments)
         return 0
     return kernel.compiled_draw()(*arguments, out.scratch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -45,8 +45,10 @@ class Minibatches:
             raise ValueError(f"n_minibatches: got {n_minibatches}, expected 1 or more")
         self._n_minibatches = n_minibatches
         self._rng = rng
-        self._out = ArrayDict()
-        self._tensors = ArrayDict()
+        self._form: object = None  # of the batches that the outputs fit
+        self._names: list[str] = []  # of the leaves
+        self._written: list[AnyArray] = []  # the outputs, as NumPy's or CuPy's arrays
+        self._tensors = ArrayDict()  # the outputs, as torch's
 
     def of(self, batch: ArrayDict, *, n_passes: int = 1) -> Iterator[ArrayDict]:
         """Yield the minibatches of some passes over a batch, each in a new random order.
@@ -73,10 +75,9 @@ class Minibatches:
                 f"n_minibatches: got {self._n_minibatches}, expected at most {n_rows}, the rows of"
                 " the batch"
             )
-        self._fit_outputs(flat.apply(_spec, size), storage_for("gpu" if on_gpu else "host"))
-        written = self._out.to_cupy() if on_gpu else self._out.to_ndarray()
-        names = [path_text(path) for path, _ in flat.walk()]
-        gather = prepare_gather(_leaves(written), _leaves(flat), names=names)
+        self._fit_outputs(flat, size, "gpu" if on_gpu else "host")
+        sources = [rows for _, rows in flat.walk()]
+        gather = prepare_gather(self._written, sources, names=self._names)
         for _ in range(n_passes):
             order: AnyArray = self._rng.permutation(n_rows)
             if on_gpu:
@@ -85,12 +86,17 @@ class Minibatches:
                 gather(order[number * size : (number + 1) * size])
                 yield self._tensors
 
-    def _fit_outputs(self, specs: ArrayDict, storage: str) -> None:
+    def _fit_outputs(self, flat: ArrayDict, size: int, side: Side) -> None:
         """Keep the outputs of the last batch if all of them fit."""
-        wanted = [(path, spec, storage) for path, spec in specs.walk()]
-        if wanted != [(path, leaf.spec, leaf.storage) for path, leaf in self._out.walk()]:
-            self._out = allocate_tree(specs, storage)
-            self._tensors = self._out.to_torch()
+        form = side, size, [(path, rows.dtype, rows.shape[1:]) for path, rows in flat.walk()]
+        if form == self._form:
+            return
+        outputs = allocate_tree(flat.apply(_spec, size), storage_for(side))
+        written = outputs.to_cupy() if side == "gpu" else outputs.to_ndarray()
+        self._written = [array for _, array in written.walk()]
+        self._names = [path_text(path) for path, _ in flat.walk()]
+        self._tensors = outputs.to_torch()
+        self._form = form
 
 
 def _flatten(leaf: Leaf, side: Side) -> RowSource:
@@ -102,10 +108,6 @@ def _flatten(leaf: Leaf, side: Side) -> RowSource:
 
 def _spec(rows: RowSource, size: int) -> ArraySpec:
     return ArraySpec.of((size,), rows.dtype, rows.shape[1:])
-
-
-def _leaves(tree: ArrayDict) -> Sequence[AnyArray]:
-    return [leaf for _, leaf in tree.walk()]
 
 
 def _count_rows(flat: ArrayDict) -> int:

@@ -198,11 +198,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         refresh_priorities(self._ring, self._steps(), self._priorities, begin, stop - begin)
 
     def _draw(self, outputs: TransitionMemory) -> int:
-        ring, steps, seed = self._ring, self._steps(), self._seed()
-        n_missing = draw_by_priority(ring, steps, self._priorities, seed, outputs.drawn)
+        ring, drawn = self._ring, outputs.drawn
+        n_missing = draw_by_priority(ring, self._steps(), self._priorities, self._seed(), drawn)
         if not n_missing:
-            weight = outputs.extra["weight"]
-            weigh_priorities(outputs.drawn, beta=self._beta, out_weight=weight)
+            weigh_priorities(ring, drawn, beta=np.float32(self._beta))
         return n_missing
 
 

@@ -182,8 +182,9 @@ class RingRecord:
     def _settle(self) -> None:
         """Wait until no thread draws, before the buffer changes or is read as a whole."""
         self._check_open()
-        for watcher in list(self.watchers):
-            watcher.settle()
+        if self.watchers:  # a question that costs less than to copy an empty set
+            for watcher in list(self.watchers):
+                watcher.settle()
 
     def _check_open(self) -> None:
         """Raise if the memory was given back: kernels know its addresses only, and can't tell."""

@@ -36,14 +36,14 @@ class TransitionMemory:
         sources: the sources that `find_sources` returned.
         batch_size: number of transitions.
         storage: kind of the memory: that of the sources, or another kind of host memory.
-        extra: names and dtypes of further branches [batch_size], which the draw writes.
+        extra: names and dtypes of further branches [batch_size], which the draw writes; they are
+            arguments of `DrawnTransitions`.
 
     Attributes:
         tree: Arrays [batch_size, ...], with the branches of `sources`, of `DRAWN` and of `extra`.
         tensors: the same memory as a tree of torch tensors.
         drawn: the arrays that a draw writes: some branches of the tree, and the rows that `gather`
             reads next.
-        extra: the extra branches by name, as arrays of NumPy or CuPy.
         memory: the block.
 
     A replay buffer makes it: `ReplayBuffer.make_memory`.
@@ -87,8 +87,8 @@ class TransitionMemory:
             terminated=branches["terminated"],
             truncated=branches["truncated"],
             scratch=scratch,
+            **{name: branches[name] for name in extra},
         )
-        self.extra = {name: branches[name] for name in extra}
         self._rows = range(batch_size)
         self._gather = self._prepare(sources, rows, next_rows)
 

@@ -27,7 +27,7 @@ from parllel.kernels.sum_tree import (
     read_total,
     to_number,
 )
-from parllel.kernels.targets import Axes, DeviceEntry, launch_plainly
+from parllel.kernels.targets import Axes, DeviceEntry, find_entries, launch_plainly
 from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.simulated_cuda import simulated_cuda
@@ -490,7 +490,8 @@ def test_a_grid_of_any_shape_gives_the_same(grid: int, block: int, seed: int) ->
             rows = [leaf.tolist() for _, leaf in minibatch.walk()]
             return [rows, model.replay.priorities["sums"].to_ndarray().tolist()]
 
-    assert play_on(lambda entry: run_on_grid(entry, grid, block)) == play_on(None)
+    entries = find_entries()
+    assert play_on(lambda name: run_on_grid(entries[name], grid, block)) == play_on(None)
 
 
 def test_threads_of_a_gpu_change_sums_one_after_the_other() -> None:
