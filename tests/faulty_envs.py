@@ -3,10 +3,13 @@
 import ctypes
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,14 @@ class Faulty(gym.Env):
                 child = subprocess.Popen(["sleep", "3600"])
                 (self._folder / f"child_{child.pid}").touch()
                 os._exit(3)
+            if self._fault == "leave a session":
+                assert self._folder is not None
+                command = f"setsid sleep 3600 & echo $! > {self._folder}/grandchild; sleep 3600"
+                child = subprocess.Popen(["sh", "-c", command], start_new_session=True)
+                while not (self._folder / "grandchild").exists():
+                    time.sleep(0.01)
+                (self._folder / f"child_{child.pid}").touch()
+                os._exit(3)
             if self._fault == "start a program":
                 assert self._folder is not None
                 child = subprocess.Popen(["sleep", "3600"], close_fds=False)
@@ -98,6 +109,14 @@ def commit(fault: str) -> None:
         sys.exit(7)
     if fault == "exit":
         os._exit(3)
+    if fault == "panic":
+        raise PanicException("index out of bounds")
+    if fault == "write garbage":
+        write_to_the_cage(b"garbage")
+    if fault == "announce an endless message":
+        write_to_the_cage(struct.pack("<IIIIQ", 11, 0, 0, 2, 2**63), *[bytes(60_000)] * 10_000)
+    if fault == "reply what can't be unpickled":
+        write_to_the_cage(struct.pack("<IIIIQ", 11, 0, 0, 3, 9) + bytes(9))
     if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "crash":
@@ -109,6 +128,19 @@ def commit(fault: str) -> None:
     if fault == "print":
         sys.stdout.write("x" * (2**20 + 1))  # the last one waits in a buffer
         sys.stderr.write("y" * (2**20 + 1))
+
+
+def write_to_the_cage(*packets: bytes) -> None:
+    """Send packets through the worker's own socket."""
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as end:
+            if end.type == socket.SOCK_SEQPACKET:
+                for packet in packets:
+                    end.send(packet)
+
+
+class PanicException(BaseException):
+    """As PyO3 raises it where an extension in Rust panics."""
 
 
 class UnpicklableError(Exception):
@@ -143,3 +175,15 @@ class Unclosable(Faulty):
 
     def close(self) -> None:
         raise LookupError("no end")
+
+
+class Slow(Faulty):
+    """Each call takes 0.3 s."""
+
+    def reset(self, **options: Any) -> Any:
+        time.sleep(0.3)
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        time.sleep(0.3)
+        return super().step(action)

@@ -8,11 +8,13 @@ from types import FrameType
 
 import pytest
 
+from parllel.cages.process import channel
 from parllel.cages.process.channel import (
     BLOCK,
     EXECUTE,
     FORM,
     Channel,
+    GarbageError,
     pack,
     receive_descriptors,
 )
@@ -71,6 +73,36 @@ def test_the_rest_of_a_message_is_not_awaited_for_ever(ends: Ends) -> None:
     assert cage.is_cut
 
 
+HEADER = pack(FORM)
+
+
+@pytest.mark.parametrize(
+    "packets",
+    [
+        [b"garbage"],
+        [HEADER[:-8] + (2**63).to_bytes(8, "little")],
+        [HEADER + b"more than it announces"],
+        [HEADER[:-8] + (9).to_bytes(8, "little") + b"less"],
+        [HEADER[:-8] + (70_000).to_bytes(8, "little"), bytes(70_001)],
+        [HEADER[:-8] + (70_000).to_bytes(8, "little"), bytes(10)],
+        [HEADER[:-8] + (70_000).to_bytes(8, "little") + bytes(10)],
+    ],
+)
+def test_what_is_no_message_is_told(packets: list[bytes], ends: Ends) -> None:
+    for packet in packets:
+        ends[0].send(packet)
+    with pytest.raises(GarbageError):
+        Channel(ends[1]).read()
+
+
+def test_a_message_that_is_too_large_is_not_sent(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "_LARGEST", 50_000)
+    with pytest.raises(ValueError, match="message: got 50,001 bytes, expected 50,000 at most"):
+        Channel(ends[0]).send(FORM, body=bytes(50_001))
+
+
 def test_room_for_a_message_is_not_awaited_for_ever(ends: Ends) -> None:
     cage = Channel(ends[0], SHORT_S)
 
@@ -89,10 +121,10 @@ def test_a_time_below_a_microsecond_is_not_for_ever(ends: Ends) -> None:
 
 def test_a_default_timeout_does_not_reach_a_channel(ends: Ends) -> None:
     ends[0].settimeout(0)
-    channel = Channel(ends[0])
+    own = Channel(ends[0])
     assert ends[0].gettimeout() is None
     Channel(ends[1]).send(EXECUTE)
-    assert channel.read().kind == EXECUTE
+    assert own.read().kind == EXECUTE
 
 
 def test_descriptors_come_with_their_message_and_no_program_inherits_them(ends: Ends) -> None:

@@ -1,6 +1,7 @@
 """What a ProcessCage does when its worker goes wrong, with real processes and real signals."""
 
 import gc
+import multiprocessing
 import os
 import pickle
 import resource
@@ -20,11 +21,12 @@ import numpy as np
 import pytest
 import torch
 
-from faulty_envs import Faulty, Talkative, Unclosable
+from faulty_envs import Faulty, Slow, Talkative, Unclosable
 from parllel import Array, ArrayDict
 from parllel.cages import ProcessCage, WorkerError
 from parllel.cages.process import fork_client
 from parllel.cages.process.status_page import BEGIN, END
+from parllel.cages.process.worker_process import _TRACE_S as TRACE_S
 from parllel.cages.stepper import restart_seed, seed_words, spawn_seeds
 from parllel.metrics import MetricsSink
 from parllel.patterns import build_cages, build_example, build_sample_tree
@@ -138,6 +140,90 @@ def test_sys_exit_in_an_environment_is_an_error_like_others() -> None:
         with pytest.raises(WorkerError, match="SystemExit: 7") as caught:
             step(cage, ACTIONS)
         assert caught.value.environment == 1
+
+
+def test_an_exception_that_is_no_exception_names_its_environment() -> None:
+    with faulty_cage("panic") as cage:
+        reset(cage)
+        step(cage, ACTIONS)
+        with pytest.raises(WorkerError, match="PanicException: index out of bounds") as caught:
+            step(cage, ACTIONS)
+        assert (caught.value.environment, caught.value.seed) == (1, env_seed(1))
+
+
+def test_times_of_slow_environments_do_not_add_up_to_silence() -> None:
+    kwargs = {"length": 1}
+    with ProcessCage(Slow, kwargs, n_envs=3, timeout_s=0.6) as cage:  # 0.9 s a reset, 1.8 s a step
+        reset(cage)
+        observation, *_ = step(cage, ACTIONS)
+        np.testing.assert_array_equal(observation[:, 1], 0)
+        reset(cage, max_random_steps=3)
+
+
+def test_a_worker_that_falls_silent_after_progress_is_given_up_in_time() -> None:
+    with faulty_cage("hang", env_kwargs={"at": 1}, timeout_s=1) as cage:
+        reset(cage)
+        start = time.monotonic()
+        with pytest.raises(WorkerError, match="did not reply"):
+            step(cage, ACTIONS)
+        assert time.monotonic() - start < 1 + TRACE_S + 1
+
+
+GARBAGE = ["write garbage", "announce an endless message", "reply what can't be unpickled"]
+
+
+@pytest.mark.parametrize("fault", GARBAGE)
+def test_garbage_on_the_channel_is_an_error(fault: str) -> None:
+    with faulty_cage(fault, timeout_s=5) as cage:
+        reset(cage)
+        step(cage, ACTIONS)
+        start = time.monotonic()
+        with pytest.raises(WorkerError, match=r"the worker sent .*, and was killed"):
+            step(cage, ACTIONS)
+        assert time.monotonic() - start < 5
+        assert not is_running(cage._worker.process)
+
+
+@pytest.mark.parametrize("fault", GARBAGE)
+def test_a_worker_that_sends_garbage_is_replaced(fault: str, tmp_path: Path) -> None:
+    kwargs = {"folder": tmp_path, "is_once": True}
+    with faulty_cage(fault, on_worker_error="restart", env_kwargs=kwargs) as cage:
+        reset(cage)
+        for _ in range(4):
+            step(cage, ACTIONS)
+        assert cage.n_restarts == 3
+
+
+SUSPENDED = """
+import os, signal, sys
+import numpy as np
+from faulty_envs import Slow
+from parllel.cages import ProcessCage
+
+with ProcessCage(Slow, timeout_s=1) as cage:
+    cage.reset_async()
+    cage.await_step()
+    print(cage._worker.process, flush=True)
+    for _ in range(8):
+        cage.step_async(0)
+        cage.await_step()
+"""
+
+
+def test_a_job_that_was_suspended_goes_on() -> None:
+    command = [sys.executable, "-c", SUSPENDED]
+    path = str(Path(__file__).parents[1])
+    variables = os.environ | {"PYTHONPATH": path}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as program:
+        assert program.stdout is not None
+        processes = [int(program.stdout.readline()), program.pid]
+        time.sleep(0.1)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for process in reversed(processes):  # the worker is the last one to go on
+                os.kill(process, number)
+                time.sleep(0.1)
+            time.sleep(2)
+        assert program.wait(TIMEOUT_S) == 0
 
 
 @any_death
@@ -321,7 +407,7 @@ any_storage = pytest.mark.parametrize("storage", ["local", "shared"])
 
 
 @any_storage
-@pytest.mark.parametrize("fault", ["raise", "sys.exit"])
+@pytest.mark.parametrize("fault", ["raise", "sys.exit", "panic"])
 def test_an_environment_that_raises_is_made_anew_and_the_others_go_on(
     fault: str, storage: str, tmp_path: Path
 ) -> None:
@@ -813,6 +899,29 @@ def test_processes_that_an_environment_left_are_ended(tmp_path: Path) -> None:
     wait_until(lambda: not is_running(child), "the child has ended")
 
 
+def test_processes_that_lead_sessions_of_their_own_end_with_their_worker(tmp_path: Path) -> None:
+    with faulty_cage("leave a session", env_kwargs={"at": 1, "folder": tmp_path}) as cage:
+        reset(cage)
+        with pytest.raises(WorkerError):
+            step(cage, ACTIONS)
+    (path,) = tmp_path.glob("child_*")
+    left = [int(path.name.removeprefix("child_")), int((tmp_path / "grandchild").read_text())]
+    wait_until(lambda: not any(map(is_running, left)), "both have ended")
+
+
+@with_fork
+@pytest.mark.parametrize("start_method", ["forkserver", "fork"])
+def test_a_daemonic_process_may_use_cages(start_method: Any) -> None:
+    def use() -> None:
+        with faulty_cage("", start_method=start_method) as cage:
+            reset(cage)
+
+    process = multiprocessing.get_context("fork").Process(target=use, daemon=True)
+    process.start()
+    process.join(TIMEOUT_S)
+    assert process.exitcode == 0
+
+
 def test_a_new_server_takes_the_place_of_one_that_was_killed() -> None:
     with faulty_cage("") as cage:
         worker = cage._worker.process
@@ -870,17 +979,17 @@ def test_a_server_that_ends_takes_the_processes_of_environments_with_it(tmp_path
         wait_until(lambda: not is_running(cage._worker.process), "the worker has ended")
 
 
-def test_a_closed_cage_holds_no_memory_but_its_status_page() -> None:
+def test_a_closed_cage_holds_nothing_and_still_tells_its_last_times() -> None:
     faulty_cage("").close()  # starts the server, which stays
     before = holdings(os.getpid())
     cage = faulty_cage("")
     reset(cage)
     step(cage, ACTIONS)
     assert holdings(os.getpid())["maps"] == before["maps"] + 3  # stand-ins and replies, too
+    span = cage._worker.busy_span
     cage.close()
-    after = holdings(os.getpid())
-    for kind in ("descriptors", "maps"):  # `busy_span` can still be asked for
-        assert after[kind] == before[kind] + 1
+    assert holdings(os.getpid()) == before
+    assert cage._worker.busy_span == span != (0, 0)
 
 
 def test_threads_that_find_the_server_killed_share_a_new_one() -> None:

@@ -17,7 +17,12 @@ READY, DONE = range(10, 12)
 _HEADER = struct.Struct("<IIIIQ")  # kind, argument, number, sequence, bytes of the body
 _INLINE = 32_768  # bytes: a body of at most this size is sent in one packet with its header
 _CHUNK = 65_536  # bytes of a packet of larger bodies; the system's default buffers hold three
+_LARGEST = 2**30  # bytes of a body: no more are read, whatever length a message announces
 _CLOSED = "the other end of the channel is closed"
+
+
+class GarbageError(Exception):
+    """A packet arrived that is no part of a message: something else writes to the socket."""
 
 
 class Message(NamedTuple):
@@ -110,7 +115,13 @@ class Channel:
 
         Raises:
             OSError: as for `post`.
+            ValueError: the body has more than 1 GiB.
         """
+        if len(body) > _LARGEST:
+            raise ValueError(
+                f"message: got {len(body):,} bytes, expected {_LARGEST:,} at most; give outputs"
+                " (`out_...`) for large results, and keep large arrays out of infos"
+            )
         if len(body) <= _INLINE:
             self._end.send(pack(kind, number, body, 0, sequence))
         else:
@@ -126,18 +137,32 @@ class Channel:
         Raises:
             EOFError: the other end is closed.
             OSError: the rest of a message did not come in time.
+            GarbageError: what arrived is no message, or announces more than 1 GiB.
         """
         n_bytes = self._receive()
+        if n_bytes < _HEADER.size:
+            raise GarbageError(f"a message of {n_bytes} bytes, which is less than its header has")
         kind, argument, number, sequence, n_body = _HEADER.unpack_from(self._buffer)
         body = bytes(memoryview(self._buffer)[_HEADER.size : n_bytes])
-        if len(body) < n_body:
-            parts, self.is_cut = [], True
-            while n_body > 0:
-                n_bytes = self._receive()
-                parts.append(bytes(memoryview(self._buffer)[:n_bytes]))
-                n_body -= n_bytes
-            body, self.is_cut = b"".join(parts), False
+        if n_body > _LARGEST:
+            raise GarbageError(f"a message that announces {n_body:,} bytes")
+        if len(body) != (n_body if n_body <= _INLINE else 0):
+            raise GarbageError(f"a message of {len(body):,} bytes that announces {n_body:,}")
+        if n_body > _INLINE:
+            body = self._read_rest(n_body)
         return Message(kind, number, body, argument, sequence)
+
+    def _read_rest(self, n_body: int) -> bytes:
+        """Return a body of so many bytes, which comes in packets of its own."""
+        parts, self.is_cut = [], True
+        while n_body > 0:
+            n_bytes = self._receive()
+            if n_bytes != min(n_body, _CHUNK):
+                raise GarbageError(f"a packet of {n_bytes:,} bytes where {n_body:,} are missing")
+            parts.append(bytes(memoryview(self._buffer)[:n_bytes]))
+            n_body -= n_bytes
+        self.is_cut = False
+        return b"".join(parts)
 
     def read_descriptors(self, n: int) -> list[int]:
         """Return the descriptors that came with the message that was read last."""

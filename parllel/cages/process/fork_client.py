@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
@@ -166,9 +167,9 @@ if hasattr(os, "register_at_fork"):  # Windows has no forks
 
 
 def _start_server(end: socket.socket) -> subprocess.Popen[bytes]:
-    boot = _BOOT.format(path=sys.path, descriptor=end.fileno(), program=os.getpid())
+    boot = _BOOT.format(path=import_path(), descriptor=end.fileno(), program=os.getpid())
     return subprocess.Popen(
-        [sys.executable, "-c", boot],
+        [sys.executable, *interpreter_flags(), "-c", boot],
         pass_fds=[end.fileno()],
         stdin=subprocess.DEVNULL,
         env=os.environ | ONE_THREAD,
@@ -176,13 +177,32 @@ def _start_server(end: socket.socket) -> subprocess.Popen[bytes]:
     )
 
 
+def interpreter_flags() -> list[str]:
+    """Return options of this interpreter (-I, -E, -s, -W, -X, -O and others) for another one."""
+    options = sys._xoptions.items()
+    return [
+        *util._args_from_interpreter_flags(),  # type: ignore[attr-defined]  # as it starts its own
+        *(f"-X{name}" if value is True else f"-X{name}={value}" for name, value in options),
+    ]
+
+
+def import_path() -> list[str]:
+    """Return `sys.path` without entries that are no strings, which Python does not look at."""
+    return [str(entry) for entry in sys.path if isinstance(entry, str)]
+
+
 def _fork_server(ours: socket.socket, end: socket.socket) -> BaseProcess:
     arguments = ours, end.detach(), os.getpid()
     server = multiprocessing.get_context("fork").Process(
         target=_serve_forked, args=arguments, daemon=True
     )
-    server.start()
-    os.close(arguments[1])
+    this = multiprocessing.current_process()
+    was_daemon, this.daemon = this.daemon, False  # a daemonic process may have no children
+    try:
+        server.start()
+    finally:
+        this.daemon = was_daemon
+        os.close(arguments[1])
     return server
 
 
@@ -190,6 +210,7 @@ def _serve_forked(ours: socket.socket, descriptor: int, program: int) -> None:
     """Serve in a process that is forked from the program."""
     ours.close()
     os.setsid()
+    multiprocessing.current_process().daemon = False  # environments may have children
     # The program's handlers of signals are not for workers.
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +34,8 @@ EXIT_CODE = struct.Struct("<i")
 FORK, SIGNAL = range(2)
 
 _MOST_DESCRIPTORS = 8  # of a request, which has at most 5
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # of prctl(2)
+_END_S = 2.0  # longest wait for the processes that environments have started, at the end
 
 
 def serve(descriptor: int, program: int) -> None:
@@ -55,8 +57,10 @@ def serve(descriptor: int, program: int) -> None:
 class ForkServer:
     """Forks, signals and reaps workers.
 
-    A worker leads a process group of its own. When it has ended, processes that its environments
-    have left running in that group are killed.
+    A worker ends with all that its environments have started, also where that leads sessions of
+    its own: the system makes a worker the parent of processes below it that have lost theirs, and
+    this process the parent of those that a worker leaves behind. So a child of this process that is
+    no worker is killed.
 
     Args:
         end: the socket that receives requests.
@@ -80,6 +84,7 @@ class ForkServer:
         self._poll.register(end, select.POLLIN)
         self._poll.register(woken, select.POLLIN)
         self._own_descriptors += [woken, waker]
+        adopt_orphans()
         self._program = _watch(program)
         if self._program is not None:
             self._poll.register(self._program, select.POLLIN)
@@ -98,8 +103,9 @@ class ForkServer:
                 ):
                     return
         finally:
-            for process in self._workers:  # the system kills the workers, but not their groups
-                _kill_group(process)
+            end = time.monotonic() + _END_S
+            while self._kill_children() and time.monotonic() < end:
+                self._poll.poll(10)
 
     def _handle_request(self) -> bool:
         """Carry out one request; return False where the program has closed its socket."""
@@ -151,6 +157,7 @@ class ForkServer:
                 os.close(descriptor)
             os.setsid()
             die_with_parent(server)
+            adopt_orphans()
             for number, descriptor in enumerate(outputs, start=1):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
@@ -163,21 +170,39 @@ class ForkServer:
             _flush_outputs()
             os._exit(exit_code)
 
+    def _kill_children(self) -> bool:
+        """Kill and reap all children of this process; return False where there were none.
+
+        The children of one that is killed become this process's.
+        """
+        for process in children_of(os.getpid()):
+            _kill(process)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return False
+        return True
+
     def _reap(self) -> None:
-        """Report the workers that have ended."""
-        while True:
-            try:
-                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if ended is None:
-                return
-            _kill_group(ended.si_pid)  # before it is reaped: afterwards its number can be another's
-            _, wait_status = os.waitpid(ended.si_pid, 0)
-            descriptor = self._workers.pop(ended.si_pid)
-            with suppress(BrokenPipeError):  # the cage was closed, or the program has ended
-                os.write(descriptor, EXIT_CODE.pack(os.waitstatus_to_exitcode(wait_status)))
-            os.close(descriptor)
+        """Report the workers that have ended, and kill what they have left behind."""
+        ended = []
+        with suppress(ChildProcessError):
+            while (reaped := os.waitpid(-1, os.WNOHANG))[0]:
+                ended.append(reaped)
+        if not ended:
+            return
+        # Children of what has ended are this process's by now. Theirs become that when they are
+        # killed, which a signal tells.
+        exit_pipes = [self._workers.pop(process, None) for process, _ in ended]
+        for process in children_of(os.getpid()):
+            if process not in self._workers:
+                _kill(process)
+        for (_, wait_status), exit_pipe in zip(ended, exit_pipes, strict=True):
+            if exit_pipe is not None:  # otherwise it was no worker
+                with suppress(BrokenPipeError):  # the cage was closed, or the program has ended
+                    os.write(exit_pipe, EXIT_CODE.pack(os.waitstatus_to_exitcode(wait_status)))
+                os.close(exit_pipe)
 
 
 def die_with_parent(parent: int) -> None:
@@ -189,6 +214,24 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it had ended before the call
         os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Have the system make this process the parent of processes below it that lose theirs."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def children_of(parent: int) -> list[int]:
+    """Return the numbers of a process's children, with those that were not reaped yet."""
+    children = []
+    # Not /proc/<n>/task/<n>/children: kernels may be built without it.
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:  # it has ended
+                _, _, words = file.read().rpartition(b")")
+                if int(words.split()[1]) == parent:
+                    children.append(int(name))
+    return children
 
 
 def _watch(program: int) -> int | None:
@@ -206,9 +249,9 @@ def _watch(program: int) -> int | None:
     return watched
 
 
-def _kill_group(leader: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
+def _kill(process: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # it has ended, or is another user's
+        os.kill(process, signal.SIGKILL)
 
 
 def _flush_outputs() -> None:

@@ -202,12 +202,11 @@ class ProcessCage(Cage):
             if not self._worker.is_reply_due:  # Ctrl-C cut it short, or the wait for it
                 self._worker.start(EXECUTE, command, self._forms, self._sequence)
             body = self._worker.await_reply(self._sequence)
+            self._pending = None  # no sooner: where Ctrl-C cuts the wait, the reply is to come
+            reply = self._open(body)
         except WorkerLostError as lost:
             self._pending = None
             reply = self._recover(command, lost)
-        else:  # not in a `finally`: where Ctrl-C cut the wait short, the reply is still to come
-            self._pending = None
-            reply = self._open(body)
         self.busy_span = self._worker.busy_span
         self._reply = reply
         if reply is not _EMPTY:
@@ -219,7 +218,15 @@ class ProcessCage(Cage):
         return tuple(next(returned) if out is None else out for out in outputs)
 
     def _open(self, body: bytes) -> Reply:
-        return self._reply_memory.unpack(body) if body else _EMPTY
+        if not body:
+            return _EMPTY
+        try:
+            return self._reply_memory.unpack(body)
+        except (ImportError, AttributeError) as error:
+            what = f"the worker's reply has an object whose class is unknown here: {error}"
+            raise self._error(what, None, "", self._pending) from error
+        except Exception as error:  # any, as pickle raises it: the bytes are no reply
+            raise self._worker.lost_for_garbage(f"what is no reply ({error})") from None
 
     def _take_in(self, reply: Reply, command: Command) -> None:
         self._completed += reply.completed

@@ -91,7 +91,7 @@ def describe_failure(error: BaseException, environment: int | None) -> Failure:
     try:
         packed = dumps(error)
         pickle.loads(packed)  # many exceptions can be pickled, but not made again
-    except Exception:  # raised by methods of the exception's own class
+    except BaseException:  # raised by methods of the exception's own class
         return Failure(None, summary, text, environment)
     return Failure(packed, summary, text, environment)
 

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from array import array
+from collections.abc import Iterator
 
 import numpy as np
 
 from parllel.storages import Shared
 
 # Indices of the page's words, of 8 bytes each.
-ENVIRONMENT, BEGIN, END = range(3)
+CALL, BEGIN, END = range(3)
+
+MOST_ENVIRONMENTS = 2**20
+"""Of one worker; see `calls_of`."""
 
 _NBYTES = 4096
 _MAX_TRACE = 65536  # bytes of a traceback that are read: faulthandler prints 100 frames at most
-_NO_ENVIRONMENT = -1
+_NO_CALL = -1
+
+
+def calls_of(environment: int) -> Iterator[int]:
+    """Yield what an environment writes to `words[CALL]` in each call, another number each time.
+
+    So the cage sees which environment was called last, and also that there is progress.
+
+    >>> calls = calls_of(3)
+    >>> [next(calls) % MOST_ENVIRONMENTS for _ in range(2)]
+    [3, 3]
+    """
+    return itertools.count(environment, MOST_ENVIRONMENTS)
 
 
 class StatusPage:
@@ -23,7 +41,7 @@ class StatusPage:
     worker crashes or hangs. For that, the worker needs nothing but a descriptor.
 
     >>> page = StatusPage()
-    >>> page.words[ENVIRONMENT] = 3
+    >>> page.words[CALL] = next(calls_of(3))
     >>> page.environment
     3
     >>> page.close()
@@ -32,8 +50,8 @@ class StatusPage:
         descriptor: the file of a status page, which this object closes; a new file by default.
 
     Attributes:
-        words: int64 [512]. `words[ENVIRONMENT]` is the number of the environment that was called
-            last. `words[BEGIN]` and `words[END]` are the times at which the work of the last
+        words: int64 [512]. `words[CALL]` tells of the last call of an environment (`calls_of`).
+            `words[BEGIN]` and `words[END]` are the times at which the work of the last
             command began and ended, in ns of `time.perf_counter_ns`, a clock that all processes
             share.
 
@@ -46,7 +64,7 @@ class StatusPage:
         self._memory.acquire()
         self.words = self._memory.array(0, (_NBYTES // 8,), np.dtype(np.int64)).data
         if descriptor is None:
-            self.words[ENVIRONMENT] = _NO_ENVIRONMENT
+            self.words[CALL] = _NO_CALL
 
     @property
     def descriptor(self) -> int:
@@ -56,8 +74,8 @@ class StatusPage:
     @property
     def environment(self) -> int | None:
         """The number of the environment that was called last; None if none was."""
-        number = self.words[ENVIRONMENT]
-        return None if number == _NO_ENVIRONMENT else number
+        call: int = self.words[CALL]
+        return None if call == _NO_CALL else call % MOST_ENVIRONMENTS
 
     @property
     def busy_span(self) -> tuple[float, float]:
@@ -75,5 +93,6 @@ class StatusPage:
         return os.pread(self.descriptor, _MAX_TRACE, _NBYTES).decode(errors="replace")
 
     def close(self) -> None:
-        """Give the page back. A copy of the reference to `words` can still be read."""
+        """Give the page back. Its words can still be read: they are a copy then."""
+        self.words = memoryview(array("q", self.words.tolist()))
         self._memory.release()

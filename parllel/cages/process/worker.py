@@ -41,7 +41,13 @@ from parllel.cages.process.command_forms import (
     result_outputs,
 )
 from parllel.cages.process.replies import Reply, ReplyMemory, describe_failure, dumps
-from parllel.cages.process.status_page import BEGIN, END, ENVIRONMENT, StatusPage
+from parllel.cages.process.status_page import (
+    BEGIN,
+    CALL,
+    END,
+    StatusPage,
+    calls_of,
+)
 from parllel.cages.process.task import Task
 from parllel.cages.stepper import Columns, Stepper, restart_seed, seed_words
 from parllel.storages import Memory, Shared
@@ -94,8 +100,8 @@ class Watch:
     (True, [])
 
     Args:
-        words: the words of the status page. Environments write their number to
-            `words[ENVIRONMENT]` when they are called.
+        words: the words of the status page. Environments write to `words[CALL]` when they are
+            called (`calls_of`).
 
     Attributes:
         restarts: whether an environment that raises is made anew. Otherwise the command fails.
@@ -124,10 +130,11 @@ class WatchedEnv(gym.Env[Any, Any]):
     follows is the first one of the new environment.
 
     >>> import array
+    >>> from parllel.cages.process.status_page import MOST_ENVIRONMENTS
     >>> watch = Watch(memoryview(array.array("q", [-1] * 3)))
     >>> make_env = partial(gym.make, "CartPole-v1")
     >>> env = WatchedEnv(2, np.random.SeedSequence(0), make_env, watch)
-    >>> watch.words[ENVIRONMENT]
+    >>> watch.words[CALL] % MOST_ENVIRONMENTS
     2
 
     Args:
@@ -145,6 +152,7 @@ class WatchedEnv(gym.Env[Any, Any]):
         watch: Watch,
     ) -> None:
         self._number = number
+        self._calls = calls_of(number)
         self._seed = seed
         self._make_env = make_env
         self._watch = watch
@@ -158,10 +166,10 @@ class WatchedEnv(gym.Env[Any, Any]):
 
     def step(self, action: Value) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment."""
-        self._words[ENVIRONMENT] = self._number
+        self._words[CALL] = next(self._calls)
         try:
             result = self._env.step(action)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # a panic of a Rust extension is no Exception
             self._restart(error)
             self._watch.invalid.append(self._number)
             return self._observation, 0.0, False, True, {}
@@ -173,23 +181,23 @@ class WatchedEnv(gym.Env[Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environment."""
-        self._words[ENVIRONMENT] = self._number
+        self._words[CALL] = next(self._calls)
         if self._first_seed is None:
             try:
                 self._observation, info = self._env.reset(seed=seed)
                 return self._observation, info
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # a panic of a Rust extension is no Exception
                 self._restart(error)
         self._observation, info = self._reset_first()
         return self._observation, info
 
     def close(self) -> None:
         """Close the environment."""
-        self._words[ENVIRONMENT] = self._number
+        self._words[CALL] = next(self._calls)
         self._env.close()
 
     def _make(self) -> gym.Env[Any, Any]:
-        self._words[ENVIRONMENT] = self._number
+        self._words[CALL] = next(self._calls)
         try:
             return self._make_env()
         except BaseException:
@@ -205,7 +213,7 @@ class WatchedEnv(gym.Env[Any, Any]):
         self._watch.restarted[self._number] = "".join(traceback.format_exception(error))
         try:
             self._env.close()
-        except Exception:
+        except BaseException:
             _logger.warning("environment %d can't be closed", self._number, exc_info=True)
         self._seed = restart_seed(self._seed)
         self._first_seed, _ = seed_words(self._seed)

@@ -16,11 +16,14 @@ from typing import Any, Literal
 from parllel.cages.cage import Command
 from parllel.cages.process.channel import (
     BLOCK,
+    DONE,
     FORGET,
     FORM,
     INHERITED,
+    READY,
     SET_UP,
     Channel,
+    GarbageError,
     Message,
     pack,
 )
@@ -28,7 +31,7 @@ from parllel.cages.process.command_forms import CommandForms, PackedCommand
 from parllel.cages.process.fork_client import ForkClient, Forked, fork_worker
 from parllel.cages.process.fork_server import EXIT_CODE
 from parllel.cages.process.replies import Failure, dumps
-from parllel.cages.process.status_page import StatusPage
+from parllel.cages.process.status_page import CALL, StatusPage
 from parllel.cages.process.task import Task
 from parllel.cages.process.worker import TRACE_SIGNAL
 from parllel.storages import Shared
@@ -38,6 +41,7 @@ StartMethod = Literal["forkserver", "fork"]
 _CLOSE_S = 5.0  # longest wait for environments to close, before the worker is killed
 _EXIT_CODE_S = 5.0  # longest wait for the exit code of a worker that has ended
 _TRACE_S = 1.0  # longest wait for the traceback of a worker that hangs
+_N_GLANCES = 10  # so often a wait of `timeout_s` looks whether there was progress
 
 _logger = logging.getLogger(__name__)
 
@@ -78,7 +82,8 @@ class WorkerProcess:
 
     Args:
         task: the environments that the worker makes.
-        timeout_s: longest wait for a reply, and for the start.
+        timeout_s: longest silence of a worker that owes a reply, from the last call of one of its
+            environments on; and longest wait for its first sign of life.
         start_method: as for `ProcessCage`.
 
     Attributes:
@@ -96,6 +101,7 @@ class WorkerProcess:
         self._owner = os.getpid()
         self._n_blocks = self._n_forms = 0
         self._open_blocks: set[int] = set()
+        self._n_due = 0  # replies to commands that were sent, or sent again, and were not read
         self.is_reply_due = False
         status_page = StatusPage()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -136,8 +142,16 @@ class WorkerProcess:
         Raises:
             WorkerLostError: the worker ended, or took longer than `timeout_s`.
         """
-        spaces, failure = pickle.loads(self._await().body)
-        return spaces, None if failure is None else Failure(*failure)
+        message = self._await()
+        if message.kind != READY:
+            raise self.lost_for_garbage(f"a message of kind {message.kind}")
+        try:
+            spaces, failure = pickle.loads(message.body)
+            return spaces, None if failure is None else Failure(*failure)
+        except (ImportError, AttributeError):  # a class of the spaces is unknown here
+            raise
+        except Exception as error:
+            raise self.lost_for_garbage(f"what is no space ({error})") from None
 
     def start(self, kind: int, command: Command, forms: CommandForms, sequence: int) -> None:
         """Send a command, and before it the blocks and forms that are new to the worker.
@@ -156,6 +170,7 @@ class WorkerProcess:
                 self._introduce(forms)
             packed: PackedCommand = command.packed
             argument = command.max_random_steps
+            self._n_due += 1
             self._channel.post(pack(kind, packed.form, packed.offsets, argument, sequence))
         self.is_reply_due = True
 
@@ -167,6 +182,9 @@ class WorkerProcess:
         """
         while True:
             message = self._await()
+            if message.kind != DONE or not self._n_due:
+                raise self.lost_for_garbage(f"a message of kind {message.kind}")
+            self._n_due -= 1
             if message.sequence == sequence:  # not the reply to an earlier one that was sent again
                 return message.body
 
@@ -203,7 +221,7 @@ class WorkerProcess:
         if self._channel.is_cut:
             what = "the worker is given up: Ctrl-C, or another exception, cut a message short"
             raise WorkerLostError(what, None, "")
-        ready = {descriptor for descriptor, _ in self._poll.poll(self._timeout_s * 1000)}
+        ready = {descriptor for descriptor, _ in self._await_sign()}
         if not ready:
             raise self._lost_for_time()
         self.is_reply_due = False
@@ -214,7 +232,23 @@ class WorkerProcess:
             pass
         except OSError:
             raise self._lost_for_time() from None
+        except GarbageError as error:
+            raise self.lost_for_garbage(str(error)) from None
         raise self._lost_for_good()
+
+    def _await_sign(self) -> list[tuple[int, int]]:
+        """Return what `poll` tells, nothing after `timeout_s` in which no environment was called.
+
+        Each glance counts no more time than it asked for: the time in which this process was
+        stopped (SIGSTOP) is no silence of the worker, which may have been stopped, too.
+        """
+        words, glance_s = self._status_page.words, self._timeout_s / _N_GLANCES
+        ready, call, n_silent = self._poll.poll(glance_s * 1000), words[CALL], 1
+        while not ready and n_silent < _N_GLANCES:
+            ready = self._poll.poll(glance_s * 1000)
+            before, call = call, words[CALL]
+            n_silent = n_silent + 1 if call == before else 0
+        return ready
 
     def _lost_for_good(self) -> WorkerLostError:
         exit_code = read_exit_code(self._forked.exit_pipe, _EXIT_CODE_S)
@@ -226,6 +260,16 @@ class WorkerProcess:
             what = f"ended with exit code {exit_code}"
         trace = self._status_page.read_trace()
         return WorkerLostError(f"the worker {what}", self._status_page.environment, trace)
+
+    def lost_for_garbage(self, what: str) -> WorkerLostError:
+        """Kill the worker, which sent something else than a message.
+
+        Args:
+            what: a noun phrase that says what it sent.
+        """
+        self.kill()
+        what = f"the worker sent {what}, and was killed: something writes to its socket"
+        return WorkerLostError(what, self._status_page.environment, "")
 
     def _lost_for_time(self) -> WorkerLostError:
         """Let the worker write where it hangs, and kill it."""
