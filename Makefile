@@ -52,6 +52,7 @@ $(INSTALLED): pyproject.toml .ci/constraints.txt .ci/constraints-cpu.txt
 	@echo "Installing .[$(EXTRAS)] with $(CONSTRAINTS): minutes, the first time"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[$(EXTRAS)]'
+	@$(BIN)/python -m parllel compile
 	@rm -f $(UNFINISHED)
 	@touch $@
 

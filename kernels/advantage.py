@@ -1,7 +1,5 @@
 """Generalized advantage estimation: the kernel, its CPU twin and the checks at its boundary."""
 
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +14,7 @@ from parllel.kernels.array_checks import (
     check_shape,
     is_apart,
 )
-from parllel.kernels.targets import DeviceEntry, cuda, pointer_to, twin
+from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda, pointer_to
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -78,7 +76,7 @@ def estimate_advantage(
     outputs = (out_advantage, out_return)
     mismatch = None
     try:
-        is_written = _compiled_entry()(*inputs, discount, gae_lambda, *outputs)
+        is_written = _ON_CPU.compiled(*inputs, discount, gae_lambda, *outputs)
     except TypeError as error:  # raised before anything runs: the entry takes its own types only
         is_written, mismatch = False, error
     if not is_written:
@@ -282,16 +280,15 @@ def estimate_batch(
     return True
 
 
-@functools.cache
-def _compiled_entry() -> Callable[..., bool]:
-    floats = "Array(float32, 2, 'C', readonly={})"
-    read, written = floats.format(True), floats.format(False)
-    flags = "Array(boolean, 2, 'C', readonly=True)"
-    signature = (
-        f"boolean({read}, {read}, {flags}, {flags}, {read}, float64, float64, {written}, {written})"
-    )
-    parts = (estimate_step, estimate_environment, estimate_rows, is_apart, is_apart_from_inputs)
-    return twin(estimate_batch, signature, parts=parts, outputs_are_apart=True)
+_READ, _WRITTEN = "Array(float32, 2, 'C', readonly=True)", "Array(float32, 2, 'C')"
+_FLAGS = "Array(boolean, 2, 'C', readonly=True)"
+_ON_CPU = CpuKernel(
+    estimate_batch,
+    f"boolean({_READ}, {_READ}, {_FLAGS}, {_FLAGS}, {_READ}, float64, float64, "
+    f"{_WRITTEN}, {_WRITTEN})",
+    parts=(estimate_step, estimate_environment, estimate_rows, is_apart, is_apart_from_inputs),
+    outputs_are_apart=True,
+)
 
 
 def _explain_refusal(

@@ -6,8 +6,7 @@ with the episode's first frame, or with a frame that is given. One launch serves
 tree: a leaf of plain rows is one of stacks of 1 frame.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ from parllel.kernels.rows import (
     is_inside,
     pick,
 )
-from parllel.kernels.targets import DeviceEntry, cuda, twin
+from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda
 
 ENTRY_NBYTES = 11 * 8  # of StackTable's integers for one leaf
 
@@ -358,11 +357,10 @@ DEVICE = DeviceEntry(
 )
 
 
-@functools.cache
-def _compiled_entry() -> Callable[..., int]:
-    index = "Array(int64, 1, 'C', readonly=True), int64, int64, int64"
-    signature = f"int64(int64, int64, int64, int64, boolean, {index})"
-    return twin(gather_checked, signature, parts=PARTS)
+_INDEX = "Array(int64, 1, 'C', readonly=True), int64, int64, int64"
+_ON_CPU = CpuKernel(
+    gather_checked, f"int64(int64, int64, int64, int64, boolean, {_INDEX})", parts=PARTS
+)
 
 
 def _run(table: StackTable, index: Index, out_address: int, *, writes: bool) -> int | None:
@@ -372,6 +370,6 @@ def _run(table: StackTable, index: Index, out_address: int, *, writes: bool) -> 
         rows = (NO_VECTOR, index.start, index.step, len(index))
     arguments = (table.address, len(table.entries), out_address, table.n_rows, writes, *rows)
     try:
-        return _compiled_entry()(*arguments)
+        return _ON_CPU.compiled(*arguments)
     except (TypeError, OverflowError):  # raised before anything runs
         return None

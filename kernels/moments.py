@@ -4,9 +4,7 @@ Three kernels, for one thing: the moments of many parts of the rows (`MEASURE`),
 larger parts (`MERGE`, where there are many), and the merge into what is kept (`UPDATE`).
 """
 
-import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +30,7 @@ from parllel.kernels.moment_layout import (
     check_update,
     lay_out,
 )
-from parllel.kernels.targets import DeviceEntry, cuda, pointer_to, twin
+from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda, pointer_to
 
 Floats = npt.NDArray[np.float32]
 
@@ -87,7 +85,7 @@ def update_moments(
         _, _, width, n_parts, n_groups = lay_out(*rows.shape)
         by = Weights.of(n_before, len(rows), epsilon)
         arrays = (rows, out_kept, *out_scratch)
-        is_written = _compiled_entry()(*arrays, width, n_parts, n_groups, *by)
+        is_written = _ON_CPU.compiled(*arrays, width, n_parts, n_groups, *by)
     except (TypeError, ValueError, AttributeError) as error:  # raised before anything is written
         is_written, mismatch = False, error
     if not is_written:
@@ -349,15 +347,14 @@ def update_checked(
     return True
 
 
-@functools.cache
-def _compiled_entry() -> Callable[..., bool]:
-    plane = "Array(float32, 1, 'C')"
-    signature = (
-        "boolean(Array(float32, 2, 'C', readonly=True), Array(float32, 3, 'C'), "
-        f"{plane}, {plane}, {plane}, int64, int64, int64, float32, float32, float32, float32)"
-    )
-    parts = (is_apart, summarize, store, measure_block, merge_lane, update_feature)
-    return twin(update_checked, signature, parts=parts, outputs_are_apart=True)
+_PLANE = "Array(float32, 1, 'C')"
+_ON_CPU = CpuKernel(
+    update_checked,
+    "boolean(Array(float32, 2, 'C', readonly=True), Array(float32, 3, 'C'), "
+    f"{_PLANE}, {_PLANE}, {_PLANE}, int64, int64, int64, float32, float32, float32, float32)",
+    parts=(is_apart, summarize, store, measure_block, merge_lane, update_feature),
+    outputs_are_apart=True,
+)
 
 
 def _explain_refusal(rows: Floats, kept: Floats, scratch: Floats) -> None:

@@ -1,8 +1,5 @@
 """Numbers made relative to their feature's moments, and clipped: the kernel and its CPU twin."""
 
-import functools
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 
@@ -16,7 +13,7 @@ from parllel.kernels.array_checks import (
     is_apart,
 )
 from parllel.kernels.moment_layout import N_KEPT, OFFSET, SCALE, SHIFT
-from parllel.kernels.targets import DeviceEntry, cuda, pointer_to, twin
+from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda, pointer_to
 
 Floats = npt.NDArray[np.float32]
 
@@ -138,12 +135,13 @@ def normalize_checked(
     return True
 
 
-@functools.cache
-def _compiled_entry() -> Callable[..., bool]:
-    read = "Array(float32, 1, 'C', readonly=True)"
-    signature = f"boolean({read}, {read}, float64, float64, Array(float32, 1, 'C'))"
-    parts = (is_apart, normalize_number)
-    return twin(normalize_checked, signature, parts=parts, outputs_are_apart=True)
+_READ = "Array(float32, 1, 'C', readonly=True)"
+_ON_CPU = CpuKernel(
+    normalize_checked,
+    f"boolean({_READ}, {_READ}, float64, float64, Array(float32, 1, 'C'))",
+    parts=(is_apart, normalize_number),
+    outputs_are_apart=True,
+)
 
 
 def _run(values: Floats, kept: Floats, low: float, high: float, out_values: Floats) -> bool:
@@ -154,4 +152,4 @@ def _run(values: Floats, kept: Floats, low: float, high: float, out_values: Floa
     if values.shape != out_values.shape or not is_kept_for(values, kept):
         return False
     flat = [array.reshape(-1) for array in arrays]
-    return _compiled_entry()(flat[0], flat[1], low, high, flat[2])
+    return _ON_CPU.compiled(flat[0], flat[1], low, high, flat[2])

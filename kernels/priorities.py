@@ -4,7 +4,6 @@ Only transitions that can be sampled have a priority above 0 (`refresh`), so a d
 (`draw_leaf`) is never repeated. Priorities are updated from errors (`update_item`).
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from parllel.kernels.sum_tree import (
     read_total,
     to_number,
 )
-from parllel.kernels.targets import DeviceEntry, cuda, twin
+from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda
 from parllel.kernels.transitions import PARTS as TRANSITION_PARTS
 from parllel.kernels.transitions import (
     RING,
@@ -274,15 +273,18 @@ WEIGH = DeviceEntry(
     (find_smallest, power, weigh),
 )
 # What runs on a CPU for each kernel: a loop of its own, or the only thread of a grid.
-_ON_CPU: dict[str, tuple[DeviceEntry, Callable[..., None]]] = {
-    REFRESH.name: (REFRESH, refresh_on_grid),
-    UPDATE.name: (UPDATE, update_on_grid),
-    DRAW.name: (DRAW, draw_by_priority_in_turn),
-    WEIGH.name: (WEIGH, weigh_in_turn),
+REFRESH_ON_CPU = CpuKernel(refresh_on_grid, REFRESH.signature, parts=REFRESH.parts)
+UPDATE_ON_CPU = CpuKernel(update_on_grid, UPDATE.signature, parts=UPDATE.parts)
+DRAW_ON_CPU = CpuKernel(draw_by_priority_in_turn, DRAW.signature, parts=DRAW.parts)
+WEIGH_ON_CPU = CpuKernel(weigh_in_turn, WEIGH.signature, parts=WEIGH.parts)
+_ON_CPU = {
+    REFRESH.name: REFRESH_ON_CPU,
+    UPDATE.name: UPDATE_ON_CPU,
+    DRAW.name: DRAW_ON_CPU,
+    WEIGH.name: WEIGH_ON_CPU,
 }
 
 
-@functools.cache
 def compiled(name: str) -> Callable[..., None]:
     """Return a kernel of this module for host memory, compiled.
 
@@ -291,5 +293,4 @@ def compiled(name: str) -> Callable[..., None]:
     Args:
         name: name of the kernel's entry; as a key it is found faster than a `DeviceEntry`.
     """
-    kernel, entry = _ON_CPU[name]
-    return twin(entry, kernel.signature, parts=kernel.parts)
+    return _ON_CPU[name].compiled

@@ -4,8 +4,6 @@ One launch takes the rows of an index from one place to the rows of another inde
 place, whatever the leaves' dtypes and shapes are: a row is some bytes at an address.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +11,7 @@ import numpy.typing as npt
 
 from parllel.kernels.addresses import copy_1, copy_4, copy_4_of_16, copy_8, copy_16, load_int64
 from parllel.kernels.row_table import Index, Integers, RowTable, checked
-from parllel.kernels.targets import DeviceEntry, cuda, pointer_to, twin
+from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda, pointer_to
 
 DONE, COUNTS_DIFFER, OUT_OF_RANGE, MAY_OVERLAP = range(4)
 ENTRY_NBYTES = 5 * 8  # of RowTable's integers for one leaf
@@ -322,11 +320,12 @@ DEVICE = DeviceEntry(
 )
 
 
-@functools.cache
-def _compiled_entry() -> Callable[..., int]:
-    index = "Array(int64, 1, 'C', readonly=True), int64, int64, int64"
-    signature = f"int64(int64, int64, int64, int64, boolean, boolean, {index}, {index})"
-    return twin(copy_checked_rows, signature, parts=PARTS)
+_INDEX = "Array(int64, 1, 'C', readonly=True), int64, int64, int64"
+_ON_CPU = CpuKernel(
+    copy_checked_rows,
+    f"int64(int64, int64, int64, int64, boolean, boolean, {_INDEX}, {_INDEX})",
+    parts=PARTS,
+)
 
 
 def _run(
@@ -337,7 +336,7 @@ def _run(
     writes: bool,
 ) -> int | None:
     """Return what the compiled entry found; None where it does not take the arguments' types."""
-    entry = _compiled_entry()
+    entry = _ON_CPU.compiled
     try:
         return entry(
             table.address,

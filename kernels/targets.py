@@ -10,13 +10,14 @@ and which are inlined, as a GPU target demands. `twin` compiles for the CPU, `pt
 import functools
 import importlib
 import itertools
-import logging
 import pkgutil
+import threading
+import time
 import types
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,12 @@ from parllel.kernels.addresses import memory_intrinsics, scalar_intrinsics
 
 if TYPE_CHECKING:
     from numba.core.compiler import Compiler
-    from numba.core.dispatcher import Dispatcher
 
-_logger = logging.getLogger(__name__)
+_Kind = TypeVar("_Kind")
+_Result = TypeVar("_Result")
+
+# Modules of this folder that import a compiler, and hold no kernel.
+_OF_COMPILERS = {"code_cache", "ptx"}
 
 
 def pointer_to(array: npt.NDArray[Any]) -> npt.NDArray[Any]:  # Any: of every dtype
@@ -85,24 +89,68 @@ class DeviceEntry(NamedTuple):
     leaf_nbytes: int = 0
 
 
+class CpuKernel(Generic[_Result]):
+    """A kernel for the CPU, compiled when it is first used.
+
+    A module of this folder that has one as a global name has a kernel: `find_cpu_kernels` needs no
+    list.
+
+    Args:
+        entry, signature, parts, outputs_are_apart: as `twin` takes them.
+    """
+
+    def __init__(
+        self,
+        entry: Callable[..., _Result],
+        signature: str,
+        *,
+        parts: Sequence[Callable[..., Any]] = (),  # Any: as in twin
+        outputs_are_apart: bool = False,
+    ) -> None:
+        self.entry = entry
+        self._signature = signature
+        self._parts = parts
+        self._outputs_are_apart = outputs_are_apart
+
+    @functools.cached_property
+    def compiled(self) -> Callable[..., _Result]:
+        """The kernel's `twin`, which the first use compiles, or loads from the disk cache."""
+        return twin(
+            self.entry,
+            self._signature,
+            parts=self._parts,
+            outputs_are_apart=self._outputs_are_apart,
+        )
+
+
 @functools.cache
 def find_entries() -> Mapping[str, DeviceEntry]:
     """Return all kernels for GPUs by their names: those of every module of this package.
-
-    `ptx` is left out, which asks for them and imports a compiler.
 
     Raises:
         ValueError: two kernels have the same name.
     """
     entries: dict[str, DeviceEntry] = {}
+    for kernel in _find(DeviceEntry):
+        if entries.setdefault(kernel.name, kernel) != kernel:
+            raise ValueError(f"{kernel.name}: two kernels have this name, expected one")
+    return dict(sorted(entries.items()))
+
+
+def find_cpu_kernels() -> list[CpuKernel[Any]]:  # Any: each has its own result
+    """Return all kernels for the CPU: those of every module of this package. Compiles none."""
+    return list(_find(CpuKernel))
+
+
+def _find(kind: type[_Kind]) -> Iterator[_Kind]:
+    """Yield each object of a kind that a module of this package has as a global name, once."""
+    found: list[_Kind] = []
     package = importlib.import_module(__package__)
     for module in sorted(each.name for each in pkgutil.iter_modules(package.__path__)):
-        if module == "ptx":
-            continue
-        for value in vars(importlib.import_module(f"{__package__}.{module}")).values():
-            if isinstance(value, DeviceEntry) and entries.setdefault(value.name, value) != value:
-                raise ValueError(f"{value.name}: two kernels have this name, expected one")
-    return dict(sorted(entries.items()))
+        if module not in _OF_COMPILERS:
+            values = vars(importlib.import_module(f"{__package__}.{module}")).values()
+            found += [value for value in values if isinstance(value, kind)]
+    yield from {id(value): value for value in found}.values()
 
 
 def launch_plainly(
@@ -139,7 +187,9 @@ def twin(
     """Compile a kernel for the CPU, or load it from the disk cache.
 
     The result takes arguments of the signature's types only, and raises TypeError for others. It
-    runs without the GIL, checks no index and starts no thread.
+    runs without the GIL, checks no index and starts no thread. NUMBA_DISABLE_JIT does not concern
+    it: plain Python would neither check the types nor come to an end. `launch_plainly` is for
+    debuggers.
 
     Args:
         entry: called from Python; may use `pointer_to`, the functions of `addresses`,
@@ -150,20 +200,39 @@ def twin(
             the entry writes nothing before it has checked that. The compiler uses vectors where
             it would have to compare too many addresses otherwise.
     """
+    start = time.perf_counter()
     # Here, because a program that runs no kernel (a worker process) need not wait for it.
     from numba import njit
 
+    from parllel.kernels.code_cache import compile_or_load, with_compiler
+
     names = {"pointer_to": _pointer_intrinsic(), **_memory_intrinsics()}
-    function = bind(entry, parts, names, njit(inline="always"))
-    function.__qualname__ += f"_{_checksum():08x}"
     pipeline = _no_alias_pipeline() if outputs_are_apart else None
-    # "contract" fuses multiply and add, as a GPU does: without it the twin differs by a rounding.
-    # No other licence of fast math is taken: NaN, infinity and the order of sums stay as written.
-    dispatcher = njit(fastmath={"contract"}, nogil=True, pipeline_class=pipeline)(function)
-    _enable_cache(dispatcher)
-    dispatcher.compile(signature)
-    dispatcher.disable_compile()
+    with with_compiler():
+        function = bind(entry, parts, names, njit(inline="always"))
+        function.__qualname__ += f"_{_checksum():08x}"
+        # "contract" fuses multiply and add, as a GPU does: without it the twin differs by a
+        # rounding. No other licence of fast math is taken: NaN, infinity and the order of sums
+        # stay as written.
+        dispatcher = njit(fastmath={"contract"}, nogil=True, pipeline_class=pipeline)(function)
+        compile_or_load(dispatcher, signature)
+    _spent.seconds += time.perf_counter() - start
     return dispatcher
+
+
+class _Spent(threading.local):
+    seconds = 0.0
+
+
+_spent = _Spent()
+
+
+def compile_seconds() -> float:
+    """Return the seconds for which the calling thread has waited for twins, loaded ones included.
+
+    A clock that measures a program's own work leaves them out.
+    """
+    return _spent.seconds
 
 
 def bind(
@@ -201,17 +270,6 @@ def _checksum() -> int:
     """
     files = sorted(Path(__file__).parent.glob("*.py"))
     return zlib.crc32(b"".join(file.read_bytes() for file in files))
-
-
-def _enable_cache(dispatcher: "Dispatcher[Any]") -> None:  # Any: whatever the entry is
-    try:
-        dispatcher.enable_caching()
-    except RuntimeError as error:
-        _logger.warning(
-            "compiled kernels are not kept, every process compiles them again (%s); "
-            "set NUMBA_CACHE_DIR to a writable directory",
-            error,
-        )
 
 
 @functools.cache

@@ -5,8 +5,6 @@ in row `number % n_rows` of the ring. In every leaf, T and B taken together, its
 `row * width + column`.
 """
 
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +20,7 @@ from parllel.kernels.addresses import (
     store_uint8,
 )
 from parllel.kernels.philox import Key, Words, draw_below, philox
-from parllel.kernels.targets import DeviceEntry, cuda, twin
+from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda
 
 # Random draws before all places are looked at in turn. Where one in a hundred can be sampled, 1
 # draw in 20,000 comes to that.
@@ -275,13 +273,9 @@ DEVICE = DeviceEntry(
     f"void({RING}, {SEED}, int64, int64)",
     (*PARTS, draw_transition),
 )
-
-
-@functools.cache
-def compiled_draw() -> Callable[..., int]:
-    """Return `draw_in_turn` for a ring in host memory, compiled. It checks nothing.
-
-    The first call compiles, or loads what an earlier process compiled.
-    """
-    signature = f"int64({RING}, {SEED}, int64, int64, Array(int64, 1, 'C'))"
-    return twin(draw_in_turn, signature, parts=(*PARTS, draw_transition))
+# `draw_in_turn` for a ring in host memory. Compiled, it checks nothing.
+ON_CPU = CpuKernel(
+    draw_in_turn,
+    f"int64({RING}, {SEED}, int64, int64, Array(int64, 1, 'C'))",
+    parts=(*PARTS, draw_transition),
+)

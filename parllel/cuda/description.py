@@ -17,11 +17,13 @@ def describe() -> str:
     """
     try:
         import pynvml
-    except ImportError:
+    except ModuleNotFoundError:
         return (
             "The devices can't be described: nvidia-ml-py is not installed;"
             " `pip install 'parllel[cuda13]'` brings it (or cuda12)."
         )
+    except Exception as error:  # a broken library may raise anything
+        return f"The devices can't be described: nvidia-ml-py can't be imported ({error})."
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

@@ -73,13 +73,16 @@ def why_unavailable() -> str | None:
 
 @functools.lru_cache(maxsize=1)  # by process: what a forked child inherits can't be used there
 def _why_no_device(cupy: Library, process: int) -> str | None:
-    runtime = cupy.cuda.runtime
     try:
-        if runtime.getDeviceCount() == 0:
-            return _no_device()
-        capability = int(cupy.cuda.Device().compute_capability)
-    except runtime.CUDARuntimeError as error:
-        return _explain(error, runtime.driverGetVersion(), runtime.runtimeGetVersion())
+        runtime = cupy.cuda.runtime
+        try:
+            if runtime.getDeviceCount() == 0:
+                return _no_device()
+            capability = int(cupy.cuda.Device().compute_capability)
+        except runtime.CUDARuntimeError as error:
+            return _explain(error, runtime.driverGetVersion(), runtime.runtimeGetVersion())
+    except Exception as error:  # as in why_unavailable; CuPy loads CUDA's libraries when asked
+        return f"CuPy can't find out about devices ({type(error).__name__}: {error})"
     if capability < OLDEST_CAPABILITY:
         return (
             f"the current device has compute capability {capability / 10}, expected"

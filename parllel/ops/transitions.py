@@ -139,4 +139,4 @@ def draw_transitions(ring: SampledRing, steps: Steps, seed: Seed, out: DrawnTran
     if ring.side == "gpu":
         launch_items("draw_transitions", out.n_items, arguments)
         return 0
-    return kernel.compiled_draw()(*arguments, out.scratch)
+    return kernel.ON_CPU.compiled(*arguments, out.scratch)

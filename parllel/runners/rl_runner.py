@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from parllel.cages import TrajInfo
+from parllel.kernels.targets import compile_seconds
 from parllel.metrics import MetricsSink
 from parllel.samplers import BasicSampler, EvalSampler
 from parllel.transforms import Transform
@@ -53,7 +54,8 @@ class RunSummary:
         mean_return: mean return of the last episodes of training, `window` at most; NaN if no
             episode has ended.
         n_episodes: number of episodes that ended in training.
-        sample_s, learn_s: seconds spent in the sampler, and in transforms and algorithm.
+        sample_s, learn_s: seconds spent in the sampler, and in transforms and algorithm; the
+            seconds in which kernels were compiled or loaded are not among them.
 
     Example:
         >>> RunSummary(1024, mean_return=21.5, n_episodes=40, sample_s=0.5, learn_s=1.5).n_steps
@@ -167,19 +169,19 @@ class RLRunner:
         return self._summary()
 
     def _sample(self) -> ArrayDict:
-        start = time.perf_counter()
+        start = _work_seconds()
         batch, completed = self._sampler.collect_batch()
-        self._sample_s += time.perf_counter() - start
+        self._sample_s += _work_seconds() - start
         self._recent.extend(completed)
         self._n_episodes += len(completed)
         return batch
 
     def _learn(self, batch: ArrayDict) -> Mapping[str, float]:
-        start = time.perf_counter()
+        start = _work_seconds()
         for transform in self._transforms:
             batch = transform(batch)
         learned = self._algorithm.optimize(batch)
-        self._learn_s += time.perf_counter() - start
+        self._learn_s += _work_seconds() - start
         return learned
 
     def _log(self, n_steps: int, learned: Mapping[str, float]) -> None:
@@ -209,6 +211,11 @@ class RLRunner:
             sample_s=self._sample_s,
             learn_s=self._learn_s,
         )
+
+
+def _work_seconds() -> float:
+    """Return the time of a clock that stands still while kernels are compiled or loaded."""
+    return time.perf_counter() - compile_seconds()
 
 
 def mean_metrics(episodes: Iterable[TrajInfo]) -> dict[str, float]:

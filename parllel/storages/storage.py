@@ -44,6 +44,10 @@ class MemoryKind(Protocol):
     def side(self) -> Side:
         """Which side works on the rows in it."""
 
+    @property
+    def is_for_gpu(self) -> bool:
+        """Whether a GPU can read and write the bytes."""
+
     def __call__(self, nbytes: int) -> Memory:
         """Allocate one zeroed block."""
 

@@ -409,7 +409,7 @@ def test_a_grid_of_any_shape_draws_the_same(grid: int, block: int, n_steps: int,
     ring = (replay._ring.argument, *replay._steps())
     arguments = (*ring, *replay._seed(), n, outputs.drawn.argument)
     drawn = [outputs.tensors[name] for name in DRAWN]
-    transitions.compiled_draw()(*arguments, outputs.drawn.scratch)
+    transitions.ON_CPU.compiled(*arguments, outputs.drawn.scratch)
     expected = [each.tolist() for each in drawn]
     for each in drawn:
         each[:] = 77

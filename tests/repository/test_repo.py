@@ -37,6 +37,7 @@ LAYERS = (
     ("parllel.torch.algos",),
     ("parllel.torch",),  # the __init__ alone: what lies below it is listed above
     ("parllel.runners",),
+    ("parllel.__main__",),
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 LEAF = "parllel.metrics"  # imports no parllel module; all but the kernels may import it

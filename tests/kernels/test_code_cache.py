@@ -1,0 +1,201 @@
+"""Compiled kernels: their code, their disk cache, its faults, and what is said about them."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parllel.kernels.targets import find_cpu_kernels
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+REPORT_CACHE = """
+import sys
+from parllel.kernels import normalize
+assert "numba" not in sys.modules
+stats = normalize._ON_CPU.compiled.stats
+print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), stats.cache_path)
+"""
+COMPILE_ALL = """
+from parllel.kernels.targets import compile_seconds, find_cpu_kernels
+before = compile_seconds()
+kernels = find_cpu_kernels()
+assert compile_seconds() == before == 0
+compiled = [kernel.compiled for kernel in kernels]
+assert compile_seconds() > 0
+print(sum(sum(each.stats.cache_misses.values()) for each in compiled), len(compiled))
+"""
+PRINT_CODE = """
+from parllel.kernels import advantage
+print(*advantage._ON_CPU.compiled.inspect_llvm().values())
+"""
+
+
+def copy_of_package(folder: Path) -> Path:
+    """Return a package `parllel` that holds nothing but the kernels, and nothing compiled."""
+    package = folder / "parllel"
+    shutil.copytree(KERNELS, package / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "__init__.py").touch()
+    return package
+
+
+def run_in(package: Path, program: str, **environment: str) -> tuple[str, str]:
+    """Return what a program prints to both streams in a process that imports this package."""
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith("NUMBA_")}
+    finished = subprocess.run(
+        [sys.executable, "-B", "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=package.parent,
+        env=inherited | environment,
+        timeout=120,
+    )
+    return finished.stdout, finished.stderr
+
+
+def report_cache(package: Path, **environment: str) -> tuple[int, int, str]:
+    """Return cache hits, cache misses and the cache's folder."""
+    hits, misses, folder = run_in(package, REPORT_CACHE, **environment)[0].split()
+    return int(hits), int(misses), folder
+
+
+def test_rows_are_computed_in_vectors(tmp_path: Path) -> None:
+    """In a package of its own: Numba cannot show code that came from the cache."""
+    code, _ = run_in(copy_of_package(tmp_path), PRINT_CODE)
+    assert re.search(r"fadd contract <\d+ x float>", code)
+    assert "fpext" not in code, "a float32 is widened to float64"
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    package = copy_of_package(tmp_path)
+    folder = str(package / "kernels" / "__pycache__")
+    assert report_cache(package) == (0, 1, folder)
+    assert report_cache(package) == (1, 0, folder)
+
+
+@pytest.mark.parametrize("name", ["targets.py", "moment_layout.py"])
+def test_the_cache_notices_an_edit_of_another_module(name: str, tmp_path: Path) -> None:
+    """A constant is compiled in, wherever it comes from."""
+    package = copy_of_package(tmp_path)
+    report_cache(package)
+    with (package / "kernels" / name).open("a") as module:
+        module.write("\n# another line\n")
+    hits, misses, _ = report_cache(package)
+    assert (hits, misses) == (0, 1)
+
+
+def test_a_read_only_package_is_cached_in_the_users_folder(tmp_path: Path) -> None:
+    package = copy_of_package(tmp_path)
+    # A file in the folder's place: unlike a missing permission, it stops root as well.
+    (package / "kernels" / "__pycache__").touch()
+    users = tmp_path / "users"
+    assert report_cache(package, XDG_CACHE_HOME=str(users))[:2] == (0, 1)
+    hits, misses, folder = report_cache(package, XDG_CACHE_HOME=str(users))
+    assert (hits, misses) == (1, 0)
+    assert Path(folder).is_relative_to(users)
+
+
+def test_no_place_for_the_cache_is_no_error(tmp_path: Path) -> None:
+    package = copy_of_package(tmp_path)
+    (package / "kernels" / "__pycache__").touch()
+    nowhere = tmp_path / "file"
+    nowhere.touch()
+    places = {"XDG_CACHE_HOME": str(nowhere), "HOME": str(nowhere), "IPYTHONDIR": str(nowhere)}
+    assert report_cache(package, **places) == (0, 1, "None")
+
+
+def cached(package: Path, suffix: str) -> Path:
+    [path] = (package / "kernels" / "__pycache__").glob(f"*.{suffix}")
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+def test_a_damaged_file_is_compiled_again_and_mended(suffix: str, tmp_path: Path) -> None:
+    """Empty, cut off, or with one bit flipped, which Numba itself would run as machine code."""
+    package = copy_of_package(tmp_path)
+    report_cache(package)
+    path = cached(package, suffix)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) * 3 // 4] ^= 1
+    for damaged in (b"", whole[:20], whole[: len(whole) // 2], whole[:-1], bytes(flipped)):
+        path.write_bytes(damaged)
+        assert report_cache(package)[:2] == (0, 1)
+        assert report_cache(package)[:2] == (1, 0)
+
+
+def test_what_can_not_be_kept_is_told_and_used(tmp_path: Path) -> None:
+    """A folder in a file's place stops a write as a full disk does, and stops root as well."""
+    package = copy_of_package(tmp_path)
+    report_cache(package)
+    for suffix in ("nbi", "nbc"):
+        path = cached(package, suffix)
+        path.unlink()
+        path.mkdir()
+    stdout, stderr = run_in(package, REPORT_CACHE)
+    assert stdout.split()[:2] == ["0", "1"]
+    assert stderr.count("set NUMBA_CACHE_DIR") == 1
+
+
+def test_numbas_switch_for_debuggers_leaves_kernels_compiled(tmp_path: Path) -> None:
+    program = f"""
+{REPORT_CACHE}
+import numba
+assert numba.config.DISABLE_JIT == 1
+assert not hasattr(numba.njit(lambda: 0), "compile")
+"""
+    package = copy_of_package(tmp_path)
+    without_prefix = "import os; os.environ['NUMBA_DISABLE_JIT'] = '1'"
+    assert run_in(package, without_prefix + program)[0].split()[:2] == ["0", "1"]
+
+
+def test_compiling_is_told_once_and_loading_never(tmp_path: Path) -> None:
+    program = """
+from parllel.kernels import normalize, priorities
+normalize._ON_CPU.compiled, priorities.WEIGH_ON_CPU.compiled
+"""
+    package = copy_of_package(tmp_path)
+    stdout, stderr = run_in(package, program)
+    assert stdout == ""
+    [line] = stderr.splitlines()
+    assert str(package / "kernels" / "__pycache__") in line
+    assert "python -m parllel compile" in line
+    assert run_in(package, program) == ("", "")
+
+
+@pytest.mark.parametrize("stream", ["None", "open('/dev/full', 'w')", "open('/dev/null')"])
+def test_a_stderr_that_takes_no_text_stops_nothing(stream: str, tmp_path: Path) -> None:
+    program = f"""
+import sys
+own, sys.stderr = sys.stderr, {stream}
+from parllel.kernels import normalize
+normalize._ON_CPU.compiled
+sys.stderr = own
+print("compiled")
+"""
+    assert run_in(copy_of_package(tmp_path), program)[0] == "compiled\n"
+
+
+def test_each_twin_that_a_module_asks_for_is_found() -> None:
+    """No other call of `twin` in the package's kernels would be missed by a compilation ahead."""
+    made = 0
+    for path in KERNELS.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "twin" or path.name == "targets.py"
+                made += node.func.id == "CpuKernel"
+    assert len(find_cpu_kernels()) == made > 0
+    assert len({kernel.entry for kernel in find_cpu_kernels()}) == made
+
+
+@pytest.mark.long
+def test_all_kernels_are_compiled_ahead(tmp_path: Path) -> None:
+    package = copy_of_package(tmp_path)
+    n = len(find_cpu_kernels())
+    assert run_in(package, COMPILE_ALL)[0].split() == [str(n), str(n)]
+    assert run_in(package, COMPILE_ALL)[0].split() == ["0", str(n)]
