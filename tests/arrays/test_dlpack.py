@@ -7,6 +7,7 @@ simulated: a simulated device's capsules are the host's, because torch's tensors
 import ctypes
 import enum
 import inspect
+import math
 import multiprocessing as mp
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -114,14 +115,19 @@ def read(capsule: Any) -> Content:
     else:
         tensor = _Tensor.from_address(_pointer_in(capsule, b"dltensor"))
         version = flags = None
+    shape = tuple(tensor.shape[: tensor.ndim])
+    if tensor.strides:
+        strides = tuple(tensor.strides[: tensor.ndim])
+    else:  # NumPy before 2.3 leaves them out where they are C's
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(tensor.ndim))
     return Content(
         version,
         flags,
         (tensor.data or 0) + tensor.byte_offset,
         (tensor.device_type, tensor.device_id),
         (tensor.code, tensor.bits, tensor.lanes),
-        tuple(tensor.shape[: tensor.ndim]),
-        tuple(tensor.strides[: tensor.ndim]),
+        shape,
+        strides,
     )
 
 
