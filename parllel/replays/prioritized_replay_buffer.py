@@ -20,8 +20,9 @@ from parllel.ops.priorities import (
     weigh_priorities,
 )
 from parllel.replays.replay_buffer import ReplayBuffer
+from parllel.replays.saved_numbers import check_range, check_real, check_sums, find_most
 from parllel.replays.transition_memory import TransitionMemory
-from parllel.tree import ArrayDict, TreeDescription, allocate_tree
+from parllel.tree import ArrayDict, SavedTree, TreeDescription, allocate_tree
 
 
 class PrioritizedReplayBuffer(ReplayBuffer):
@@ -191,6 +192,19 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def _set_state(self, state: Mapping[str, Any]) -> None:
         super()._set_state(state)
         self._beta = state["beta"]
+
+    def _check_state(self, where: str, state: Mapping[str, Any]) -> None:
+        super()._check_state(where, state)
+        check_real(f"{where}.beta", state["beta"])
+
+    def _check_tables(self, where: str, saved: SavedTree) -> None:
+        super()._check_tables(where, saved)
+        sums, largest = (
+            saved.read_leaf("replay", "priorities", name) for name in ("sums", "largest")
+        )
+        n_places = self.full_size * self.batch_B
+        check_sums(f"{where}priorities.sums", sums, n_places)
+        check_range(f"{where}priorities.largest", largest, 1, find_most(n_places))
 
     def _change_steps(self, begin: int, stop: int) -> None:
         # A step before the oldest one may share its place with one that is being written.

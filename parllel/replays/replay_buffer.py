@@ -11,6 +11,7 @@ import numpy as np
 from parllel.kernels.transitions import Seed
 from parllel.ops.transitions import SampledRing, Steps, draw_transitions
 from parllel.replays.ring_record import RingRecord
+from parllel.replays.saved_numbers import check_integer, check_keys, check_range, check_real
 from parllel.replays.transition_memory import (
     DRAWN,
     NEXT,
@@ -19,6 +20,8 @@ from parllel.replays.transition_memory import (
     ring_of,
 )
 from parllel.tree import ArrayDict, SavedTree, TreeDescription, open_tree, save_tree
+
+_MOST_STEPS = 2**62  # of all environments together: kernels count in int64
 
 
 class ReplayBuffer(RingRecord):
@@ -195,10 +198,14 @@ class ReplayBuffer(RingRecord):
     def save(self, folder: str | Path) -> None:
         """Save the ring, and all else that the next minibatches depend on (`tree.save_tree`).
 
+        A save is whole or not there: the files come with checksums, the last save stays until the
+        new one is on the disk, and a save that fails leaves nothing behind.
+
         Minibatches that a `Prefetcher` has drawn ahead are drawn again after the save, here and in
         a run that goes on from it: both have the same minibatches.
 
         Raises:
+            BlockingIOError: another process, or another thread, is saving to the folder.
             OSError: the disk is full, or the like; the last save is what it was.
             RuntimeError: a batch is being written.
         """
@@ -216,13 +223,16 @@ class ReplayBuffer(RingRecord):
 
         Raises:
             FileNotFoundError: nothing was saved there.
-            KeyError, ValueError: another tree, or a buffer with other settings, was saved; nothing
-                was changed.
+            KeyError, ValueError: another tree, or a buffer with other settings, was saved; or a
+                file is not what was saved. Nothing was changed.
         """
         self._settle()
         saved = open_tree(folder)
         self._check_settings(saved)
-        saved.load_into(ArrayDict({"samples": self.samples, "replay": self._own_tree()}))
+        tree = ArrayDict({"samples": self.samples, "replay": self._own_tree()})
+        saved.check_fits(tree)
+        self._check_saved(saved)
+        saved.load_into(tree)
         self._set_state(saved.numbers["state"])
         self._discard_drawn()
 
@@ -230,7 +240,9 @@ class ReplayBuffer(RingRecord):
     def open(cls, folder: str | Path) -> Self:
         """Return a saved buffer over the files of its ring, which are read when they are used.
 
-        Rows that are written to the ring stay in this process: the files never change.
+        Rows that are written to the ring stay in this process: the files never change. What the
+        buffer draws by, its own tables, is compared with its checksums. The ring is not read, and
+        so not compared; `tree.open_tree(folder).check()` reads it all.
 
         Raises:
             FileNotFoundError, KeyError, ValueError: as for `load`; or another class saved it.
@@ -238,13 +250,18 @@ class ReplayBuffer(RingRecord):
         saved = open_tree(folder)
         cls._check_setting_names(saved)
         own = saved.part("replay")
-        n_final_obs = next(leaf.spec.full_size for leaf in own.leaves if leaf.path == ("owner",))
-        buffer = cls(
-            saved.part("samples").map(),
-            rng=np.random.default_rng(0),  # its key is replaced
-            n_final_obs=n_final_obs,
-            **saved.numbers["settings"],
-        )
+        n_final_obs = len(saved.read_leaf("replay", "owner"))
+        try:
+            buffer = cls(
+                saved.part("samples").map(),
+                rng=np.random.default_rng(0),  # its key is replaced
+                n_final_obs=n_final_obs,
+                **saved.numbers["settings"],
+            )
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{saved.json_path}: no tree of a buffer: {error}") from error
+        own.check_fits(buffer._own_tree())
+        buffer._check_saved(saved)
         own.load_into(buffer._own_tree())
         buffer._set_state(saved.numbers["state"])
         return buffer
@@ -266,6 +283,48 @@ class ReplayBuffer(RingRecord):
         self._n_drawn = state["n_drawn"]
         self._is_writing = False
 
+    def _check_saved(self, saved: SavedTree) -> None:
+        """Raise ValueError unless kernels can be given what was saved; nothing is changed.
+
+        Args:
+            saved: a tree that fits.
+        """
+        where = f"{saved.json_path}: numbers.state"
+        state = saved.numbers.get("state")
+        check_keys(where, state, self._state())
+        self._check_state(where, saved.numbers["state"])
+        windows = {leaf.window_begin for leaf in saved.part("samples").leaves}
+        if len(windows) != 1:
+            raise ValueError(f"{saved.json_path}: windows at {sorted(windows)}, expected one row")
+        self._check_tables(f"{saved.folder}: leaf replay.", saved)
+
+    def _check_state(self, where: str, state: Mapping[str, Any]) -> None:
+        most = _MOST_STEPS // self.batch_B
+        check_integer(f"{where}.stop", state["stop"], 0, most)
+        oldest = max(0, self._oldest_after(state["stop"]))
+        check_integer(f"{where}.first", state["first"], oldest, state["stop"] + self.batch_T)
+        if state["stop"] % self.batch_T:
+            raise ValueError(
+                f"{where}.stop: {state['stop']}, expected a multiple of {self.batch_T}"
+            )
+        for name in ("n_final_obs", "n_drawn"):
+            check_integer(f"{where}.{name}", state[name], 0, _MOST_STEPS)
+        key = state["key"]
+        if not isinstance(key, list) or len(key) != 2:
+            raise ValueError(f"{where}.key: expected a list of two integers")
+        for number in key:
+            check_integer(f"{where}.key", number, 0, 2**32 - 1)
+
+    def _check_tables(self, where: str, saved: SavedTree) -> None:
+        n_slots, n_places = len(self.final_obs.owner), self.full_size * self.batch_B
+        ends = saved.numbers["state"]["stop"] + self.batch_T
+        for name, least, stop in (
+            ("slot", -1, n_slots),
+            ("place", 0, n_places),
+            ("owner", -1, ends),
+        ):
+            check_range(where + name, saved.read_leaf("replay", name), least, stop - 1)
+
     def _check_settings(self, saved: SavedTree) -> None:
         found, expected = saved.numbers.get("settings"), self._settings()
         if found != expected:
@@ -276,12 +335,14 @@ class ReplayBuffer(RingRecord):
 
     @classmethod
     def _check_setting_names(cls, saved: SavedTree) -> None:
-        found = sorted(saved.numbers.get("settings", {}))
-        if found != sorted(cls._setting_names):
+        settings = saved.numbers.get("settings", {})
+        if not isinstance(settings, dict) or settings.keys() != set(cls._setting_names):
             raise ValueError(
-                f"{saved.folder}: saved with settings {found}, expected"
+                f"{saved.folder}: saved with settings {sorted(settings)}, expected"
                 f" {sorted(cls._setting_names)} of a {cls.__name__}; open it as what was saved"
             )
+        for name, number in settings.items():
+            check_real(f"{saved.json_path}: numbers.settings.{name}", number)
 
     def _discard_drawn(self) -> None:
         for watcher in list(self.watchers):

@@ -21,7 +21,8 @@ class Mapped(Memory):
     placed over whole files, in their order, and have to have the shapes and dtypes of the files.
 
     Args:
-        paths: the files, which must stay as they are. They may be deleted after this.
+        files: the files, which must stay as they are, or arrays that are mapped already. Names of
+            files may be deleted after this.
 
     Raises:
         OSError: a file can't be mapped.
@@ -39,18 +40,23 @@ class Mapped(Memory):
 
     kind = "mapped"
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        files = [np.asarray(np.lib.format.open_memmap(path, "c")) for path in paths]
-        begins = list(accumulate((aligned(file.nbytes) for file in files), initial=0))
+    def __init__(self, files: Sequence[Path | NDArray[Any]]) -> None:
+        arrays = [
+            np.asarray(np.lib.format.open_memmap(each, "c") if isinstance(each, Path) else each)
+            for each in files
+        ]
+        begins = list(accumulate((aligned(array.nbytes) for array in arrays), initial=0))
         super().__init__(np.zeros(0, np.uint8))
         self.nbytes = begins.pop()
-        self._files: dict[int, NDArray[Any]] = dict(zip(begins, files, strict=True))
+        self._files: dict[int, NDArray[Any]] = dict(zip(begins, arrays, strict=True))
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return the array of the file that begins at an offset of the block."""
         if self.is_closed:
             raise ValueError(f"{self.kind} memory: it is closed")
-        file = self._files[offset]
+        file = self._files.get(offset)
+        if file is None:
+            raise ValueError(f"{self.kind} memory: no file begins at byte {offset:,}")
         if (file.shape, file.dtype) != (shape, dtype):
             raise ValueError(
                 f"{self.kind} memory: the file has {file.dtype} {file.shape}, expected {dtype}"

@@ -2,7 +2,7 @@
 
 A reader sees a save as one step: new files get new names, and only then one rename puts the new
 JSON in the place of the old one. Before the rename the last save is whole; after it, the new one
-is.
+is. The JSON holds checksums of all files, and one of itself.
 
     tree.json                            the tree, its windows, and the numbers saved with it
     000-reward.rows.3.npy                leaf 0, the rows of its ring and padding, save 3
@@ -14,32 +14,36 @@ Every .npy file is an array that `numpy.load` opens.
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel import cuda
 from parllel.arrays import Array, ArraySpec, spec_from_entry
 from parllel.cuda import AnyArray
-from parllel.storages import aligned
+from parllel.storages import aligned, nbytes_of
 from parllel.storages.mapped import Mapped
 from parllel.tree.array_dict import ArrayDict
 from parllel.tree.errors import raise_at
+from parllel.tree.part_files import PartCheck, PartFile, header_of, write_part
 from parllel.tree.path import TreePath, path_text
+from parllel.tree.save_folder import JSON_NAME, PART_NAME, NewSave
+from parllel.tree.saved_json import check_crc32, parse, read_data, to_data
+from parllel.tree.whole_files import FileCheck
 
-_NAME = "tree.json"
-_FORMAT, _VERSION = "parllel tree", 2
-_PART_FILE = re.compile(r"\d{3,}-.*\.(?P<save>\d+)\.npy")
+_FORMAT, _VERSION = "parllel tree", 3
 _NAME_LENGTH = 100  # of a path in a file's name: systems allow 255 bytes
-_CHUNK_NBYTES = 2**26  # read or written at once: a copy of it is made of device memory
+_DEPTH = 100  # of a tree
+_N_READS = 100  # of a folder that another process saves to again and again
+# What is raised where JSON holds other types and numbers than a save has.
+_ENTRY_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+
+Kind = TypeVar("Kind")
 
 
 class SavedLeaf(NamedTuple):
@@ -63,11 +67,15 @@ class SavedLeaf(NamedTuple):
 class SavedTree:
     """A tree in a folder, of which the JSON was read; leaves are read when they are asked for.
 
+    Its files were opened and stay readable, also when a new save takes the place of this one. Their
+    lengths and headers were compared with the JSON; `check` compares all bytes.
+
     Args:
         folder: the folder that it was saved to.
         leaves: its leaves, in the tree's order.
         save: number of the save, counted from 1.
         numbers: the numbers and texts that were saved with the tree.
+        parts: the open files, by their names.
 
     >>> import tempfile
     >>> tree = ArrayDict({"reward": Array((3, 2), np.float32)})
@@ -84,18 +92,55 @@ class SavedTree:
     leaves: tuple[SavedLeaf, ...]
     save: int
     numbers: dict[str, Any]
+    parts: Mapping[str, PartFile] = field(repr=False)
+
+    @property
+    def json_path(self) -> Path:
+        """The file of the folder that names all others."""
+        return self.folder / JSON_NAME
+
+    def check(self) -> None:
+        """Read all files, and compare them with their checksums.
+
+        Raises:
+            ValueError: a file is not what was saved.
+            OSError: a file can't be read.
+        """
+        for leaf in self.leaves:
+            for file in leaf.files.values():
+                self.parts[file].compare()
 
     def load_into(self, tree: ArrayDict) -> None:
         """Read a tree's leaves, their rings and their windows.
 
-        All leaves are checked before the first one is written.
+        All is checked before the first leaf is written: the files are read twice, and never held
+        in memory.
 
         Args:
             tree: Arrays like those that were saved, in memory of any kind.
 
         Raises:
             KeyError: the tree has other leaves.
-            ValueError: a leaf has another dtype or shape.
+            ValueError: a leaf has another dtype or shape, or a file is not what was saved.
+            OSError: a file can't be read.
+        """
+        self.check_fits(tree)
+        self.check()
+        leaves = dict(tree.walk())
+        for saved in self.leaves:
+            leaf = leaves[saved.path]
+            for name, file in saved.files.items():
+                self.parts[file].read_into(leaf.memory_parts[name])
+            leaf.move_window(saved.window_begin)
+
+    def check_fits(self, tree: ArrayDict) -> None:
+        """Raise unless a tree has the leaves that were saved, of the same shapes and dtypes.
+
+        Args:
+            tree: as for `load_into`, which asks this first.
+
+        Raises:
+            KeyError, ValueError: as for `load_into`.
         """
         leaves = _arrays_of(tree)
         saved = {leaf.path: leaf for leaf in self.leaves}
@@ -107,44 +152,55 @@ class SavedTree:
                 f" {sorted(map(path_text, unknown))}, expected the same"
             )
         for path, leaf in leaves.items():
+            leaf.window_begin  # noqa: B018  # refuses a view
             _check_spec(path, saved[path].spec, leaf.spec)
-            for file, part in self._files_of(saved[path], leaf):
-                _check_part(file, part)
-        for path, leaf in leaves.items():
-            for file, part in self._files_of(saved[path], leaf):
-                _read(file, part)
-            leaf.move_window(saved[path].window_begin)
 
-    def _files_of(self, saved: SavedLeaf, leaf: Array) -> list[tuple[Path, AnyArray]]:
-        """Return the parts of a leaf's memory, each with the file that holds it."""
-        files = [self.folder / file for file in saved.files.values()]
-        return list(zip(files, leaf.memory_parts.values(), strict=True))
+    def read_leaf(self, *path: str) -> NDArray[Any]:
+        """Return a copy of all rows of a plain leaf, ring and padding, compared with its checksum.
+
+        Args:
+            path: names of the branches on the way to the leaf.
+
+        Raises:
+            ValueError: the tree has no such leaf, or its file is not what was saved.
+        """
+        for leaf in self.leaves:
+            if leaf.path == path:
+                part = self.parts[next(iter(leaf.files.values()))]
+                part.compare()
+                rows: NDArray[Any] = np.empty(part.shape, part.dtype)
+                part.read_into(rows)
+                return rows
+        raise ValueError(f"{self.json_path}: expected a leaf {path_text(path)}")
 
     def map(self) -> ArrayDict:
         """Return the tree over the files themselves, read when they are used.
 
-        What is written to it stays in this process: the files never change.
+        What is written to it stays in this process: the files never change. Their bytes are not
+        compared with the checksums, for which `check` has to read them all.
         """
         tree = ArrayDict()
         for leaf in self.leaves:
             branch = tree
             for name in leaf.path[:-1]:
                 branch = branch.setdefault(name, ArrayDict())
-            files = [self.folder / file for file in leaf.files.values()]
-            array = Array.from_spec(leaf.spec, Mapped(files))
+            array = _map_leaf(leaf, self.parts)
             array.move_window(leaf.window_begin)
             branch[leaf.path[-1]] = array
         return tree
 
     def part(self, name: str) -> SavedTree:
         """Return the branch of a name as a tree of its own."""
-        leaves = [leaf for leaf in self.leaves if leaf.path[0] == name]
+        leaves = [leaf for leaf in self.leaves if leaf.path[0] == name and len(leaf.path) > 1]
         inner = tuple(leaf._replace(path=leaf.path[1:]) for leaf in leaves)
         return replace(self, leaves=inner)
 
 
 def open_tree(folder: str | Path, kinds: Collection[type[ArraySpec]] = ()) -> SavedTree:
     """Return what was saved in a folder last.
+
+    If a new save takes its place meanwhile, the new one is read. A stranger's folder is read
+    safely: no other file is opened, and no code is run.
 
     Args:
         folder: the folder that `save_tree` was given.
@@ -153,22 +209,18 @@ def open_tree(folder: str | Path, kinds: Collection[type[ArraySpec]] = ()) -> Sa
     Raises:
         FileNotFoundError: nothing was saved there.
         ValueError: it is no such folder, or a file of it is not whole.
+        OSError: a file can't be read.
     """
-    folder = Path(folder)
-    json_path = folder / _NAME
-    if not json_path.exists():
-        raise FileNotFoundError(f"{json_path}: no such file, expected a folder of save_tree")
-    try:
-        content = json.loads(json_path.read_text())
-        if (content["format"], content["version"]) != (_FORMAT, _VERSION):
-            raise ValueError(f"it is {content['format']} {content['version']}")
-        entries = list(content["leaves"])
-        for entry in entries:
-            entry["path"], entry["files"] = tuple(entry["path"]), dict(entry["files"])
-        saved = SavedTree(folder, (), content["save"], content["numbers"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{json_path}: expected {_FORMAT} {_VERSION}; {error}") from error
-    return replace(saved, leaves=tuple(_leaf_from(entry, folder, kinds) for entry in entries))
+    json_path = Path(folder) / JSON_NAME
+    data = _read(json_path)
+    for _ in range(_N_READS):
+        try:
+            return _open(json_path, data, kinds)
+        except ValueError:
+            former, data = data, _read(json_path)
+            if data == former:
+                raise
+    raise ValueError(f"{json_path}: it changed {_N_READS} times while it was read; try again later")
 
 
 def save_tree(tree: ArrayDict, folder: str | Path, numbers: Mapping[str, Any]) -> None:
@@ -183,28 +235,68 @@ def save_tree(tree: ArrayDict, folder: str | Path, numbers: Mapping[str, Any]) -
         numbers: values that JSON can hold, to be saved with the tree.
 
     Raises:
-        OSError: the disk is full, or the like; the last save is what it was.
-        TypeError: a leaf is no Array, it is a view, or a .npy file can't hold its dtype.
+        BlockingIOError: another process, or another thread, is saving to the folder.
+        OSError: the disk is full, or the like; the last save is what it was, and nothing is left of
+            this one.
+        TypeError: a leaf is no Array, it is a view, or a .npy file can't hold its dtype; or JSON
+            can't hold a number. Nothing is written.
+        ValueError: numbers are nested too deeply or too long for JSON, or the tree is too deep.
+            Nothing is written.
     """
     leaves = _arrays_of(tree)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save = _next_save(folder)
-    saved = []
-    for number, (path, leaf) in enumerate(leaves.items()):
-        try:
-            saved.append(_write(folder, number, path, save, leaf))
-        except TypeError as error:
-            raise_at(path, error)
-    content = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "save": save,
-        "leaves": [_entry_of(leaf) for leaf in saved],
-        "numbers": dict(numbers),
-    }
-    _replace(folder / _NAME, json.dumps(content, indent=1))
-    _delete_others(folder, {file for leaf in saved for file in leaf.files.values()})
+    to_data({"numbers": dict(numbers)})
+    planned = [_plan(number, path, leaf) for number, (path, leaf) in enumerate(leaves.items())]
+    parts = [part for leaf in planned for part in leaf.parts]
+    with NewSave(Path(folder), [part.pattern for part in parts]) as save:
+        entries = dict(zip((part.pattern for part in parts), save.names, strict=True))
+        saved = [leaf.write(Path(folder), entries) for leaf in planned]
+        content = {"format": _FORMAT, "version": _VERSION, "save": save.number}
+        save.finish({**content, "leaves": saved, "numbers": dict(numbers)})
+
+
+class _PlannedPart(NamedTuple):
+    """A part of a leaf before it is written; `{save}` stands for the save's number in the name."""
+
+    name: str
+    pattern: str
+    header: bytes
+    rows: AnyArray
+
+
+class _PlannedLeaf(NamedTuple):
+    path: TreePath
+    spec: ArraySpec
+    window_begin: int
+    parts: list[_PlannedPart]
+
+    def write(self, folder: Path, names: Mapping[str, str]) -> dict[str, Any]:
+        """Write the files of a leaf, and return its entry of the JSON."""
+        files = {}
+        for part in self.parts:
+            file = names[part.pattern]
+            check = write_part(folder / file, part.header, part.rows)
+            files[part.name] = {"name": file, "header": check.header, "whole": check.whole}
+        return {
+            "path": self.path,
+            "files": files,
+            "window_begin": self.window_begin,
+            "array": self.spec.to_entry(),
+        }
+
+
+def _plan(number: int, path: TreePath, leaf: Array) -> _PlannedLeaf:
+    if len(path) > _DEPTH:
+        raise ValueError(f"{path_text(path)}: {len(path)} names, expected {_DEPTH} at most")
+    text = quote(".".join(path), safe="", errors="surrogatepass")[:_NAME_LENGTH]
+    try:
+        spec, window_begin = leaf.spec, leaf.window_begin  # refuses a view
+        parts = [
+            _PlannedPart(name, f"{number:03d}-{text}.{name}.{{save}}.npy", header_of(rows), rows)
+            for name, rows in leaf.memory_parts.items()
+        ]
+    except TypeError as error:
+        raise_at(path, error)
+    return _PlannedLeaf(path, spec, window_begin, parts)
 
 
 def _arrays_of(tree: ArrayDict) -> dict[TreePath, Array]:
@@ -216,127 +308,104 @@ def _arrays_of(tree: ArrayDict) -> dict[TreePath, Array]:
     return leaves
 
 
-def _next_save(folder: Path) -> int:
+def _read(json_path: Path) -> bytes:
     try:
-        return open_tree(folder).save + 1
-    except (FileNotFoundError, ValueError):
-        found = [_PART_FILE.fullmatch(path.name) for path in folder.iterdir()]
-        return max((int(match["save"]) for match in found if match), default=0) + 1
+        return read_data(json_path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{json_path}: no such file, expected a folder of save_tree"
+        ) from error
 
 
-def _chunks(part: AnyArray) -> Iterator[AnyArray]:
-    """Yield all rows of an array, some at a time."""
-    n_rows = max(1, _CHUNK_NBYTES * len(part) // max(part.nbytes, 1))
-    yield from (part[begin : begin + n_rows] for begin in range(0, len(part), n_rows))
+def _open(json_path: Path, data: bytes, kinds: Collection[type[ArraySpec]]) -> SavedTree:
+    """Open all files that the JSON names, and check all that it says about them."""
+    with _told(json_path, f"expected {_FORMAT} {_VERSION}"):
+        content = parse(data)
+        if (content.get("format"), content.get("version")) != (_FORMAT, _VERSION):
+            raise ValueError(f"it is {content.get('format')} {content.get('version')}")
+        check_crc32(data)
+    with _told(json_path, "save, numbers and leaves"):
+        save, numbers = _typed(content["save"], int), _typed(content["numbers"], dict)
+        entries = _typed(content["leaves"], list)
+    parts: dict[str, PartFile] = {}
+    leaves: dict[TreePath, SavedLeaf] = {}
+    branches: set[TreePath] = set()
+    for number, entry in enumerate(entries):
+        with _told(json_path, f"leaf {number}"):
+            path = tuple(_typed(name, str) for name in _typed(entry["path"], list))
+            _check_path(path, leaves, branches)
+            checks = _checks_from(entry["files"], parts)
+        opened = {name: PartFile(json_path.parent / name, each) for _, name, each in checks}
+        parts.update(opened)
+        with _told(json_path, f"leaf {path_text(path)}"):
+            dtype = opened[checks[0][1]].dtype
+            spec = spec_from_entry(_typed(entry["array"], dict), dtype, kinds)
+            window_begin = _typed(entry["window_begin"], int)
+            spec.window().move(window_begin)
+            files = {part: name for part, name, _ in checks}
+            leaf = SavedLeaf(path, files, spec, window_begin)
+            _check_parts(leaf, opened)
+        leaves[path] = leaf
+    return SavedTree(json_path.parent, tuple(leaves.values()), save, numbers, parts)
 
 
-def _write(folder: Path, number: int, path: TreePath, save: int, leaf: Array) -> SavedLeaf:
-    """Write each part of a leaf's memory to a file of its own."""
-    spec, window_begin = leaf.spec, leaf.window_begin  # refuses a view
-    text = quote(".".join(path), safe="")[:_NAME_LENGTH]
-    files = {}
-    for name, part in leaf.memory_parts.items():
-        files[name] = f"{number:03d}-{text}.{name}.{save}.npy"
-        _write_part(folder / files[name], part)
-    return SavedLeaf(path, files, spec, window_begin)
-
-
-def _write_part(path: Path, part: AnyArray) -> None:
-    # NumPy writes the header, and reads it back: what it can't read later is refused now. The rows
-    # are written through the file and not through the map, which has no error for a full disk.
-    offset = np.lib.format.open_memmap(path, "w+", part.dtype, part.shape).offset
+@contextmanager
+def _told(json_path: Path, where: str) -> Iterator[None]:
     try:
-        read = np.lib.format.open_memmap(path, "r").dtype
-    except ValueError as error:
-        raise TypeError(f"dtype: got {part.dtype}, which NumPy does not read back") from error
-    if read != part.dtype:
-        raise TypeError(f"dtype: got {part.dtype}, which NumPy reads back as {read}")
-    with path.open("r+b") as file:
-        file.seek(offset)
-        for rows in _chunks(part):
-            file.write(_as_bytes(rows))
-        file.flush()
-        os.fsync(file.fileno())
+        yield
+    except _ENTRY_ERRORS as error:
+        text = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{json_path}: {where}: {text}; it is not what was saved") from error
 
 
-def _as_bytes(rows: AnyArray) -> memoryview:
-    values = rows if isinstance(rows, np.ndarray) else cuda.to_host(rows)
-    return values.reshape(-1).view(np.uint8).data
+def _typed(value: object, kind: type[Kind]) -> Kind:
+    """Return a value of JSON, whose type is exactly a given one: True is no integer."""
+    if type(value) is not kind:
+        raise TypeError(f"got a {type(value).__name__}, expected a {kind.__name__}")
+    return value
 
 
-def _read(path: Path, part: AnyArray) -> None:
-    for rows, values in zip(_chunks(part), _chunks(_map(path)), strict=True):
-        if isinstance(rows, np.ndarray):
-            rows[...] = values
-        else:
-            cuda.copy_to_device(values, out_device=rows)
+def _check_path(path: TreePath, leaves: Collection[TreePath], branches: set[TreePath]) -> None:
+    """Raise unless a leaf can have a path beside others, and add its branches to theirs."""
+    if not 1 <= len(path) <= _DEPTH:
+        raise ValueError(f"path of {len(path)} names, expected 1 to {_DEPTH}")
+    above = {path[:length] for length in range(1, len(path))}
+    if path in leaves or path in branches or not above.isdisjoint(leaves):
+        raise ValueError(f"path {path_text(path)}: another leaf has it, or is a branch of it")
+    branches |= above
 
 
-def _check_part(path: Path, part: AnyArray) -> None:
-    saved = _map(path)
-    if (saved.shape, saved.dtype) != (part.shape, part.dtype):
-        raise ValueError(
-            f"{path}: {saved.dtype} {saved.shape}, expected {part.dtype} {part.shape}; the file is"
-            " not what was saved"
+def _checks_from(files: object, taken: Collection[str]) -> list[tuple[str, str, PartCheck]]:
+    """Return part, file and check for each part of a leaf; files are names in the folder."""
+    checks = []
+    for part, entry in _typed(files, dict).items():
+        name = _typed(entry["name"], str)
+        if not PART_NAME.fullmatch(name) or name in taken:
+            raise ValueError(f"file {name!r}, expected a name of its own as 000-leaf.rows.1.npy")
+        header, whole = (
+            FileCheck(*(_typed(number, int) for number in _typed(entry[key], list)))
+            for key in ("header", "whole")
         )
+        checks.append((part, name, PartCheck(header, whole)))
+    if not checks:
+        raise ValueError("files: got none, expected one for each part of the leaf")
+    return checks
 
 
-def _map(path: Path) -> NDArray[Any]:
-    """Return the array of a .npy file, read when it is used."""
-    try:
-        return np.asarray(np.lib.format.open_memmap(path, "r"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; the file is not what was saved") from error
-
-
-def _replace(path: Path, text: str) -> None:
-    new = path.with_suffix(".new")
-    with new.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _delete_others(folder: Path, kept: set[str]) -> None:
-    for path in folder.iterdir():
-        if _PART_FILE.fullmatch(path.name) and path.name not in kept:
-            path.unlink()
-
-
-def _entry_of(leaf: SavedLeaf) -> dict[str, Any]:
-    return {
-        "path": leaf.path,
-        "files": leaf.files,
-        "window_begin": leaf.window_begin,
-        "array": leaf.spec.to_entry(),
-    }
-
-
-def _leaf_from(
-    entry: Mapping[str, Any], folder: Path, kinds: Collection[type[ArraySpec]]
-) -> SavedLeaf:
-    """Return the leaf of an entry of the JSON, whose files are checked."""
-    parts = [_map(folder / file) for file in entry["files"].values()]
-    try:
-        spec = spec_from_entry(entry["array"], parts[0].dtype, kinds)
-        leaf = SavedLeaf(entry["path"], entry["files"], spec, entry["window_begin"])
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / _NAME}: expected {_FORMAT} {_VERSION}; {error}") from error
+def _check_parts(leaf: SavedLeaf, parts: Mapping[str, PartFile]) -> None:
+    """Raise unless the files of a leaf are the memory that its spec describes."""
     nbytes = 0
-    for part in parts:
-        nbytes = aligned(nbytes) + part.nbytes
-    if nbytes != spec.nbytes:
-        raise ValueError(
-            f"{folder / next(iter(leaf.files.values()))}: {nbytes:,} bytes, expected"
-            f" {spec.nbytes:,} of the leaf {path_text(leaf.path)}; the file is not what was saved"
-        )
-    return leaf
+    for file in leaf.files.values():
+        nbytes = aligned(nbytes) + nbytes_of(parts[file].shape, parts[file].dtype)
+    if nbytes != leaf.spec.nbytes:
+        raise ValueError(f"{nbytes:,} bytes, expected {leaf.spec.nbytes:,} of {leaf.spec}")
+    names = list(_map_leaf(leaf, parts).memory_parts)
+    if names != list(leaf.files):
+        raise ValueError(f"files of the parts {list(leaf.files)}, expected {names}")
+
+
+def _map_leaf(leaf: SavedLeaf, parts: Mapping[str, PartFile]) -> Array:
+    return Array.from_spec(leaf.spec, Mapped([parts[file].map() for file in leaf.files.values()]))
 
 
 def _check_spec(path: TreePath, saved: ArraySpec, found: ArraySpec) -> None:
