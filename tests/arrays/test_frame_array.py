@@ -393,6 +393,16 @@ def test_a_stack_that_follows_from_nothing_is_refused_and_not_written() -> None:
     assert_array_equal(pair.array[-2:8].to_ndarray(), before)
 
 
+def test_a_stack_that_is_refused_leaves_the_beginning_of_an_episode() -> None:
+    array = FrameArray((2, 3), np.uint8, FRAME)
+    array[0] = first_stack()
+    follows_from_nothing = np.arange(3 * 4 * 2, dtype=np.uint8).reshape(3, 4, *FRAME)
+    with pytest.raises(ValueError, match="neither goes on"):
+        array[0] = follows_from_nothing
+    assert array.is_first[0].to_ndarray().all()
+    assert_array_equal(array[0].to_ndarray(), first_stack())
+
+
 def test_a_stack_of_another_fill_is_refused() -> None:
     array = FrameArray((2, 3), np.uint8, FRAME, fill="zero")
     with pytest.raises(ValueError, match=r"zeros before it: fill='zero'"):

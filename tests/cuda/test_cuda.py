@@ -96,6 +96,19 @@ def test_a_device_that_can_be_used_has_no_reason(
     assert cuda.library() is cupy
 
 
+def test_a_forked_process_can_not_use_the_device_of_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cupy = fake_cupy(capability="90")
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert cuda.why_unavailable() is None
+    # A forked process asks anew: there, CUDA's own calls tell that it can't be used.
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    refusing = fake_cupy(status=3).cuda.runtime.getDeviceCount
+    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", refusing)
+    assert cuda.why_unavailable() is not None
+
+
 def test_hidden_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(status=100))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")

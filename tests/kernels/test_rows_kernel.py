@@ -301,6 +301,13 @@ def test_an_index_may_lie_in_the_rows_that_are_written() -> None:
     assert places.tolist() == [0, 0, 0, 0]
 
 
+def test_an_index_to_read_by_may_lie_in_the_rows_that_are_written() -> None:
+    places = np.array([3, 2, 1, 0])
+    table = RowTable.of_arrays([places], [np.array([10, 11, 12, 13])])
+    copy_rows(table, range(4), places)  # in turn, row 1 would be read by what is written to it
+    assert places.tolist() == [13, 12, 11, 10]
+
+
 def test_a_destination_row_that_is_named_twice_keeps_the_later_one() -> None:
     destination, source, table = small_table()
     copy_rows(table, np.array([1, 1]), np.array([4, 2]))

@@ -234,6 +234,15 @@ def test_close_gives_the_memory_back_while_closed_arrays_live_on(kind: str) -> N
     assert (array.shape, view.shape) == ((5, 4), (2, 4))
 
 
+@each_kind
+def test_a_closed_block_keeps_nothing_while_it_is_referred_to(kind: str) -> None:
+    before = n_descriptors(), count_blocks()
+    memory = allocate(kind, 4096)
+    Array((16,), np.float32, storage=memory).close()
+    assert memory.is_closed
+    assert (n_descriptors(), count_blocks()) == before
+
+
 # Too little memory
 
 

@@ -1,6 +1,8 @@
 """Rows of whole trees in device memory, read and written in one launch."""
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -148,6 +150,19 @@ def test_a_prepared_copy_takes_ranges_and_integers_of_host_and_device() -> None:
     assert cuda.to_host(out)[:, 0].tolist() == [3, 18, 0, 12]
     rows.run(range(1, 3), cuda.to_device(np.array([5, 5])))
     assert cuda.to_host(out)[:, 0].tolist() == [3, 15, 15, 12]
+
+
+def test_a_prepared_copy_keeps_its_arrays() -> None:
+    destination, source = (cuda.to_device(np.full((4, 2), value)) for value in (0.0, 7.0))
+    watched = weakref.ref(destination), weakref.ref(source)
+    copied = RowCopy([destination], [source])
+    del destination, source
+    gc.collect()
+    assert None not in [reference() for reference in watched]
+    copied.run(range(4), range(4))
+    written = watched[0]()
+    assert written is not None
+    assert (cuda.to_host(written) == 7).all()
 
 
 def test_a_prepared_copy_refuses_what_it_can_see() -> None:
