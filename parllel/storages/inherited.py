@@ -55,7 +55,8 @@ class Inherited(Memory):
     def __reduce__(self) -> tuple[Any, ...]:
         if self.is_closed:
             raise ValueError("inherited memory: it is closed and can't be sent")
-        if context.get_spawning_popen() is not None:
+        child: Any = context.get_spawning_popen()  # Any: its method is not declared
+        if child is not None and child.method != "fork":
             raise ValueError(
                 "inherited memory: a spawned or fork-served process inherits no memory; start it"
                 ' with the "fork" method, or use storage="shared"'

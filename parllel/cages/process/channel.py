@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import socket
 import struct
 from array import array
@@ -18,6 +20,7 @@ _HEADER = struct.Struct("<IIIIQ")  # kind, argument, number, sequence, bytes of 
 _INLINE = 32_768  # bytes: a body of at most this size is sent in one packet with its header
 _CHUNK = 65_536  # bytes of a packet of larger bodies; the system's default buffers hold three
 _LARGEST = 2**30  # bytes of a body: no more are read, whatever length a message announces
+_MOST_DESCRIPTORS = 200  # of a packet: the system takes 253
 _CLOSED = "the other end of the channel is closed"
 
 
@@ -128,8 +131,9 @@ class Channel:
             self._end.send(_HEADER.pack(kind, 0, number, sequence, len(body)))
             for begin in range(0, len(body), _CHUNK):
                 self._end.send(body[begin : begin + _CHUNK])
-        if descriptors:
-            socket.send_fds(self._end, [b"\0"], descriptors)
+        for begin in range(0, len(descriptors), _MOST_DESCRIPTORS):
+            some = descriptors[begin : begin + _MOST_DESCRIPTORS]
+            socket.send_fds(self._end, [b"\0"], some)
 
     def read(self) -> Message:
         """Wait for the next message and return it.
@@ -165,11 +169,22 @@ class Channel:
         return b"".join(parts)
 
     def read_descriptors(self, n: int) -> list[int]:
-        """Return the descriptors that came with the message that was read last."""
-        packet, descriptors = receive_descriptors(self._end, n)
-        if not packet:
-            raise EOFError(_CLOSED)
-        return descriptors
+        """Return the n descriptors that came with the message that was read last.
+
+        Raises:
+            EOFError: the other end is closed.
+            OSError: this process may have no more open files.
+        """
+        received: list[int] = []
+        for begin in range(0, n, _MOST_DESCRIPTORS):
+            n_sent = min(n - begin, _MOST_DESCRIPTORS)
+            packet, descriptors = receive_descriptors(self._end, n_sent)
+            received += descriptors
+            if not packet:
+                raise EOFError(_CLOSED)
+            if len(descriptors) < n_sent:  # the system has dropped the others
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return received
 
     def _receive(self) -> int:
         n_bytes = self._end.recv_into(self._buffer)

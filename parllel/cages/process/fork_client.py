@@ -12,11 +12,11 @@ import threading
 import weakref
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
 from parllel.cages.process.fork_server import FORK, REQUEST, RESPONSE, SIGNAL, serve
+from parllel.cages.process.interpreter import import_path, interpreter_flags
 from parllel.cages.process.processors import ONE_THREAD
 from parllel.storages import Memory, inherited_blocks
 
@@ -175,20 +175,6 @@ def _start_server(end: socket.socket) -> subprocess.Popen[bytes]:
         env=os.environ | ONE_THREAD,
         start_new_session=True,  # Ctrl-C is for the program, which then closes its cages
     )
-
-
-def interpreter_flags() -> list[str]:
-    """Return options of this interpreter (-I, -E, -s, -W, -X, -O and others) for another one."""
-    options = sys._xoptions.items()
-    return [
-        *util._args_from_interpreter_flags(),  # type: ignore[attr-defined]  # as it starts its own
-        *(f"-X{name}" if value is True else f"-X{name}={value}" for name, value in options),
-    ]
-
-
-def import_path() -> list[str]:
-    """Return `sys.path` without entries that are no strings, which Python does not look at."""
-    return [str(entry) for entry in sys.path if isinstance(entry, str)]
 
 
 def _fork_server(ours: socket.socket, end: socket.socket) -> BaseProcess:

@@ -18,7 +18,7 @@ from parllel.cages.episodes import TrajInfo
 from parllel.cages.process.channel import EXECUTE, RECOVER
 from parllel.cages.process.command_forms import CommandForms, result_outputs
 from parllel.cages.process.replies import Failure, Reply, ReplyMemory
-from parllel.cages.process.task import Surroundings, Task, pack_calls
+from parllel.cages.process.task import packed_task
 from parllel.cages.process.worker_error import WorkerError
 from parllel.cages.process.worker_process import StartMethod, WorkerLostError, WorkerProcess
 from parllel.cages.stepper import Seed, restart_seed, seed_words, spawn_seeds
@@ -119,7 +119,11 @@ class ProcessCage(Cage):
         self._restarts = on_worker_error == "restart"
         self._start_method: StartMethod = start_method
         self._first_env = first_env
-        self._calls = pack_calls(make_env, env_kwargs or {}, make_traj_info)
+        self._calls = {
+            "make_env": make_env,
+            "env_kwargs": dict(env_kwargs or {}),
+            "make_traj_info": make_traj_info,
+        }
         self._pending: Command | None = None
         self._sequence = 0  # of the last command
         self._reply = _EMPTY
@@ -141,9 +145,11 @@ class ProcessCage(Cage):
         self._forms = CommandForms(self._memory, self._worker.inherited)
 
     def _start_worker(self) -> WorkerProcess:
-        surroundings = Surroundings.of_this_process()
-        task = Task(surroundings, self._calls, self._seeds, self._restarts)
-        return WorkerProcess(task, self._timeout_s, self._start_method)
+        # Packed for each worker: handles reach one process, as memory that env_kwargs share does.
+        with packed_task(
+            self._calls, self._seeds, restarts=self._restarts, start_method=self._start_method
+        ) as task:
+            return WorkerProcess(task, self._timeout_s, self._start_method)
 
     def _await_spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
         """Wait until the worker has made its environments."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
-import cloudpickle
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from parllel.cages.episodes import TrajInfo
+from parllel.cages.process.definitions import pack, packing
+from parllel.cages.process.env_specs import pack_env_specs
+from parllel.cages.process.interpreter import import_path
 from parllel.cages.process.processors import ONE_THREAD
 
 
@@ -26,19 +27,19 @@ class Surroundings(NamedTuple):
     '1'
 
     Args:
-        path: `sys.path`.
+        path: `sys.path`, without entries that are no strings.
         folder: the current folder; None where it was deleted.
         variables: the process's environment variables, with one thread for each library.
         authkey: the key of `multiprocessing`, without which the worker could not receive shared
             memory in `env_kwargs`.
-        env_specs: the environments that the program has registered with gymnasium, pickled.
+        env_specs: the environments that the program has registered with gymnasium.
     """
 
     path: list[str]
     folder: str | None
     variables: Mapping[str, str]
     authkey: bytes
-    env_specs: bytes
+    env_specs: Mapping[str, EnvSpec]
 
     @classmethod
     def of_this_process(cls) -> Surroundings:
@@ -48,11 +49,11 @@ class Surroundings(NamedTuple):
         except FileNotFoundError:
             folder = None
         return cls(
-            path=list(sys.path),
+            path=import_path(),
             folder=folder,
             variables=os.environ | ONE_THREAD,
             authkey=bytes(multiprocessing.current_process().authkey),
-            env_specs=_pack_env_specs(),
+            env_specs=pack_env_specs(),
         )
 
     def take_over(self) -> None:
@@ -65,76 +66,69 @@ class Surroundings(NamedTuple):
         for name in os.environ.keys() - self.variables.keys():
             del os.environ[name]
         multiprocessing.current_process().authkey = self.authkey
-        gym.registry.update(pickle.loads(self.env_specs))
+        gym.registry.update(self.env_specs)
 
 
 class Task(NamedTuple):
     """The environments of a worker, and how it makes them.
 
-    >>> calls = pack_calls(gym.make, {"id": "CartPole-v1"}, TrajInfo)
-    >>> task = Task(Surroundings.of_this_process(), calls, [np.random.SeedSequence(0)], False)
-    >>> make_env, env_kwargs, make_traj_info = pickle.loads(task.calls)
+    >>> from parllel.cages import TrajInfo
+    >>> from parllel.cages.process.definitions import unpack
+    >>> calls = {"make_env": gym.make, "env_kwargs": {}, "make_traj_info": TrajInfo}
+    >>> with packed_task(calls, [np.random.SeedSequence(0)]) as task:
+    ...     make_env, env_kwargs, make_traj_info = unpack(task.calls)
 
     Args:
         surroundings: the state of the cage's process.
-        calls: `(make_env, env_kwargs, make_traj_info)`, pickled apart from the rest: it can be
-            unpickled only after the worker has taken over the surroundings.
+        calls: `(make_env, env_kwargs, make_traj_info)`, packed apart from the rest: it can be
+            unpacked only after the worker has taken over the surroundings.
         seeds: one for each environment.
         restarts: whether environments that fail are made anew.
+        descriptors: files and sockets that the calls use, which are sent beside the task.
     """
 
     surroundings: Surroundings
     calls: bytes
     seeds: Sequence[np.random.SeedSequence]
     restarts: bool
+    descriptors: Sequence[int] = ()
 
 
-def pack_calls(
-    make_env: Callable[..., gym.Env[Any, Any]],
-    env_kwargs: Mapping[str, Any],
-    make_traj_info: Callable[[], TrajInfo],
-) -> bytes:
-    """Pickle the functions that make environments and summaries, for a call in another process.
+@contextmanager
+def packed_task(
+    calls: Mapping[str, object],
+    seeds: Sequence[np.random.SeedSequence],
+    *,
+    restarts: bool = False,
+    start_method: str = "forkserver",
+) -> Iterator[Task]:
+    """Pack a task for one worker. Its descriptors are those of the program until the context ends.
 
-    Functions and classes of `__main__`, local ones and lambdas are sent by their definitions, all
-    others by their names.
+    Args:
+        calls: make_env, env_kwargs and make_traj_info by these names.
+        seeds, restarts: as for `Task`.
+        start_method: as for `ProcessCage`.
 
     Raises:
-        TypeError: one of them can't be pickled.
+        TypeError: one of the calls can't be pickled.
     """
-    calls = {"make_env": make_env, "env_kwargs": env_kwargs, "make_traj_info": make_traj_info}
+    with packing(start_method) as handles:
+        try:
+            packed = pack(tuple(calls.values()))
+        except Exception as error:
+            raise _refusal(calls, error) from error
+        surroundings = Surroundings.of_this_process()
+        yield Task(surroundings, packed, seeds, restarts, handles.descriptors)
+
+
+def _refusal(calls: Mapping[str, object], error: Exception) -> Exception:
     for name, value in calls.items():
         try:
-            cloudpickle.dumps(value)
-        except Exception as error:
-            raise TypeError(
-                f"{name}: got {value!r}, which can't be sent to a worker process ({error}); open"
+            pack(value)
+        except Exception as reason:
+            return TypeError(
+                f"{name}: got {value!r}, which can't be sent to a worker process ({reason}); open"
                 " files, sockets, locks and generators inside of make_env, or use a SerialCage"
                 " (n_workers=0)"
-            ) from error
-    packed: bytes = cloudpickle.dumps(tuple(calls.values()))
-    return packed
-
-
-def _pack_env_specs() -> bytes:
-    """Pickle what the program has registered with gymnasium, but for what can't be pickled."""
-    specs = {name: spec for name, spec in gym.registry.items() if not _is_gymnasiums_own(spec)}
-    try:
-        packed: bytes = cloudpickle.dumps(specs)
-    except Exception:  # an entry point may be a closure over any object
-        packed = cloudpickle.dumps({name: s for name, s in specs.items() if _can_be_pickled(s)})
-    return packed
-
-
-def _is_gymnasiums_own(spec: EnvSpec) -> bool:
-    entry_point = spec.entry_point
-    module = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
-    return str(module).startswith("gymnasium.")
-
-
-def _can_be_pickled(value: object) -> bool:
-    try:
-        cloudpickle.dumps(value)
-    except Exception:
-        return False
-    return True
+            )
+    return error

@@ -40,6 +40,7 @@ from parllel.cages.process.command_forms import (
     rebuild_command,
     result_outputs,
 )
+from parllel.cages.process.definitions import take_descriptors, unpack
 from parllel.cages.process.replies import Reply, ReplyMemory, describe_failure, dumps
 from parllel.cages.process.status_page import (
     BEGIN,
@@ -79,11 +80,12 @@ def run_worker(end: socket.socket, page_descriptor: int) -> None:
     channel = Channel(end)
     watch = Watch(status_page.words)
     try:
-        task = channel.read().body
+        message = channel.read()
     except (EOFError, ConnectionError):  # the cage has ended
         return
     try:
-        worker = _Worker(channel, watch, pickle.loads(task))
+        take_descriptors(channel.read_descriptors(message.number))
+        worker = _Worker(channel, watch, pickle.loads(message.body))
     except BaseException as error:
         with suppress(ConnectionError):
             channel.send(READY, body=dumps((None, describe_failure(error, watch.failed))))
@@ -258,7 +260,7 @@ class _Worker:
         task.surroundings.take_over()
         watch.restarts = task.restarts
         _seed_globally(task.seeds[0])
-        make_env, env_kwargs, make_traj_info = pickle.loads(task.calls)
+        make_env, env_kwargs, make_traj_info = unpack(task.calls)
         numbered = zip(itertools.count(), task.seeds, strict=False)
         self._channel = channel
         self._watch = watch

@@ -71,10 +71,11 @@ class WorkerProcess:
     >>> import gymnasium as gym
     >>> import numpy as np
     >>> from parllel.cages import TrajInfo
-    >>> from parllel.cages.process.task import Surroundings, pack_calls
-    >>> calls = pack_calls(gym.make, {"id": "CartPole-v1"}, TrajInfo)
-    >>> task = Task(Surroundings.of_this_process(), calls, [np.random.SeedSequence(0)], False)
-    >>> worker = WorkerProcess(task, timeout_s=60, start_method="forkserver")
+    >>> from parllel.cages.process.task import packed_task
+    >>> env_kwargs = {"id": "CartPole-v1"}
+    >>> calls = {"make_env": gym.make, "env_kwargs": env_kwargs, "make_traj_info": TrajInfo}
+    >>> with packed_task(calls, [np.random.SeedSequence(0)]) as task:
+    ...     worker = WorkerProcess(task, timeout_s=60, start_method="forkserver")
     >>> (observation_space, action_space), failure = worker.await_ready()
     >>> action_space
     Discrete(2)
@@ -129,7 +130,9 @@ class WorkerProcess:
             min(timeout_s, _CLOSE_S),
         )
         with suppress(OSError):  # the worker has ended: `await_ready` raises
-            self._channel.send(SET_UP, body=dumps(task))
+            descriptors = task.descriptors
+            body = dumps(task._replace(descriptors=()))
+            self._channel.send(SET_UP, len(descriptors), body, descriptors)
 
     @property
     def process(self) -> int:
