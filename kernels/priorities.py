@@ -17,6 +17,8 @@ from parllel.kernels.sum_tree import (
     SumTree,
     change_leaf,
     find_leaf,
+    raise_largest,
+    read_largest,
     read_leaf_number,
     read_total,
     to_number,
@@ -36,6 +38,9 @@ from parllel.kernels.transitions import (
     write_nothing,
     write_transition,
 )
+
+# NaN and infinity are not at most this.
+LARGEST_FLOAT = np.finfo(np.float32).max
 
 
 class Formula(NamedTuple):
@@ -59,7 +64,7 @@ def find_place(ring: Ring, number: int, column: int) -> int:
 def refresh(ring: Ring, tree: SumTree, begin: int, item: int) -> None:
     """Give a step the priority that it must have: 0 if it can't be sampled, else what it has.
 
-    One that can be sampled from now on gets the largest priority that there ever was.
+    One that can be sampled from now on gets the largest priority that updates gave lately.
 
     Args:
         ring: the ring that the step is in.
@@ -75,16 +80,23 @@ def refresh(ring: Ring, tree: SumTree, begin: int, item: int) -> None:
         if former > 0:
             change_leaf(tree, leaf, 0)
     elif former == 0:
-        change_leaf(tree, leaf, load_int64(tree.largest))
+        change_leaf(tree, leaf, read_largest(tree))
 
 
 def update_item(ring: Ring, tree: SumTree, by: Formula, identity: int, error: np.float32) -> None:
-    """Give a transition the priority of its error, unless it can't be sampled any more."""
+    """Give a transition the priority of its error, unless it can't be sampled any more.
+
+    An error that is NaN or infinite changes nothing. The largest priority is that of the updates
+    since the last batch was written: the number of the next step tells which batch that was.
+    """
     number, column = identity // ring.table.width, identity % ring.table.width
     leaf = find_place(ring, number, column)
-    if ring.first <= number < ring.stop and read_leaf_number(tree, leaf) > 0:
-        size = np.float32(abs(error)) + by.epsilon
-        change_leaf(tree, leaf, to_number(power(size, by.alpha), by.limit))
+    size = np.float32(abs(error))
+    is_there = ring.first <= number < ring.stop and read_leaf_number(tree, leaf) > 0
+    if is_there and size <= LARGEST_FLOAT:
+        priority = to_number(power(size + by.epsilon, by.alpha), by.limit)
+        change_leaf(tree, leaf, priority)
+        raise_largest(tree, ring.stop, priority)
 
 
 def find_bound(total: int, n_items: int, item: int) -> int:

@@ -20,6 +20,10 @@ ONE = 1 << 24
 # Sums stay below it, so that they can be shared out by `draw_below`.
 _SUM_LIMIT = 1 << 62
 
+# A number that was a float32 is an exponent and 24 binary digits.
+_DIGITS = 24
+_EXPONENT_BITS = 6
+
 
 class SumTree(NamedTuple):
     """Where the tree lies: addresses of int64 numbers.
@@ -31,7 +35,7 @@ class SumTree(NamedTuple):
     sums: int  # of all levels
     offsets: int  # where in `sums` each level begins
     n_levels: int
-    largest: int  # the largest number that any leaf ever had
+    largest: int  # one number: the largest that leaves were given lately (`pack_largest`)
 
 
 def lay_out(n_leaves: int) -> npt.NDArray[np.int64]:
@@ -51,7 +55,7 @@ def find_limit(n_leaves: int) -> np.float32:
 
 
 def to_number(priority: np.float32, limit: np.float32) -> int:
-    """Return the integer of a priority: 1 or more, at most the limit, which is NaN's too."""
+    """Return the integer of a priority: 1 or more, at most the limit; it has 24 binary digits."""
     scaled = priority * np.float32(ONE)
     return max(1, int(scaled)) if scaled < limit else int(limit)
 
@@ -72,12 +76,47 @@ def change_leaf(tree: SumTree, leaf: int, number: int) -> None:
     Many threads may do that at once, also to the same leaf: the sums are right when all are done.
     """
     difference = number - exchange_int64(tree.sums + leaf * 8, number)
-    raise_int64(tree.largest, number)
     node = leaf
     for level in range(1, tree.n_levels):
         node = node >> _FAN_OUT_BITS
         offset = load_int64(tree.offsets + level * 8)
         add_int64(tree.sums + (offset + node) * 8, difference)
+
+
+def pack_largest(period: int, number: int) -> int:
+    """Return one integer for a period and a number; it is larger for a later period.
+
+    So a maximum of such integers is that of the latest period, whatever came before: it forgets,
+    and threads that take it need not agree on when a period begins.
+
+    Args:
+        period: 0 or more, below 2**33.
+        number: what `to_number` returned.
+    """
+    exponent = 0
+    step = 32
+    while step > 0:
+        if number >> (_DIGITS - 1 + step) != 0:
+            number = number >> step
+            exponent += step
+        step = step >> 1
+    return (((period << _EXPONENT_BITS) | exponent) << _DIGITS) | number
+
+
+def unpack_largest(packed: int) -> int:
+    """Return the number that was packed."""
+    exponent = (packed >> _DIGITS) & ((1 << _EXPONENT_BITS) - 1)
+    return (packed & ((1 << _DIGITS) - 1)) << exponent
+
+
+def raise_largest(tree: SumTree, period: int, number: int) -> None:
+    """Let a number count for the largest one of a period; many threads may do that at once."""
+    raise_int64(tree.largest, pack_largest(period, number))
+
+
+def read_largest(tree: SumTree) -> int:
+    """Return the largest number of the latest period."""
+    return max(1, unpack_largest(load_int64(tree.largest)))
 
 
 def find_leaf(tree: SumTree, target: int) -> int:
@@ -106,4 +145,14 @@ def find_leaf(tree: SumTree, target: int) -> int:
     return node
 
 
-PARTS = (to_number, read_total, read_leaf_number, change_leaf, find_leaf)
+PARTS = (
+    to_number,
+    read_total,
+    read_leaf_number,
+    change_leaf,
+    pack_largest,
+    unpack_largest,
+    raise_largest,
+    read_largest,
+    find_leaf,
+)

@@ -8,12 +8,15 @@ import numpy as np
 
 from parllel.cuda import AnyArray, DeviceArray
 from parllel.kernels import priorities as kernel
-from parllel.kernels.sum_tree import SumTree, find_limit, lay_out
+from parllel.kernels.sum_tree import ONE, SumTree, find_limit, lay_out, pack_largest
 from parllel.kernels.transitions import Seed
 from parllel.ops.launching import launch_items
 from parllel.ops.sides import address_of, as_argument, common_side, make_table
 from parllel.ops.transitions import DrawnTransitions, SampledRing, Steps
 from parllel.storages import Side
+
+NO_UPDATE = pack_largest(0, ONE)
+"""The largest priority before the first update: 1."""
 
 
 class Priorities:
@@ -21,7 +24,8 @@ class Priorities:
 
     Args:
         sums: int64 [count_numbers(n_places)], C-contiguous: the priorities, and sums of them.
-        largest: int64 [1], of the same library. The largest priority that there ever was.
+        largest: int64 [1], of the same library. The largest priority that updates gave lately, as
+            `NO_UPDATE` at first.
         n_places: steps that the ring has room for, of all environments together.
 
     Attributes:
@@ -64,7 +68,8 @@ def refresh_priorities(
     Args:
         ring, steps: what can be sampled.
         priorities: the priorities of all steps of the ring, updated. A step that can be sampled
-            from now on gets the largest priority that there ever was.
+            from now on gets the largest priority that the latest updates gave: those between
+            two batches, since only there the number of the next step is the same.
         begin: number of the first step to look at.
         n_steps: how many steps to look at, from that one on.
     """
@@ -90,7 +95,7 @@ def update_priorities(
         ring, steps: what can be sampled; a transition that can't be keeps having no priority.
         priorities: the priorities of all steps of the ring, updated.
         index: int64 [n], C-contiguous, the transitions to update, by their identity.
-        error: float32 [n], C-contiguous, of any sign; what is no number counts as the largest.
+        error: float32 [n], C-contiguous, of any sign; one that is NaN or infinite is left out.
         alpha, epsilon: 0 or more.
     """
     formula = alpha, epsilon, priorities.limit

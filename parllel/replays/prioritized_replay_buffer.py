@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -10,8 +11,8 @@ import numpy as np
 
 from parllel.arrays import ArraySpec, Leaf
 from parllel.arrays.interop import to_device, to_host
-from parllel.kernels.sum_tree import ONE
 from parllel.ops.priorities import (
+    NO_UPDATE,
     Priorities,
     count_numbers,
     draw_by_priority,
@@ -19,10 +20,13 @@ from parllel.ops.priorities import (
     update_priorities,
     weigh_priorities,
 )
+from parllel.replays.final_obs import FinalObs
 from parllel.replays.replay_buffer import ReplayBuffer
 from parllel.replays.saved_numbers import check_range, check_real, check_sums, find_most
 from parllel.replays.transition_memory import TransitionMemory
 from parllel.tree import ArrayDict, SavedTree, TreeDescription, allocate_tree
+
+_logger = logging.getLogger(__name__)
 
 
 class PrioritizedReplayBuffer(ReplayBuffer):
@@ -32,9 +36,13 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     weight[i] = (N * P[i]) ** -beta / max_j (N * P[j]) ** -beta,  j in the minibatch
 
     Draws are stratified: the sum of all priorities is cut into as many equal parts as a minibatch
-    has transitions, and one transition is drawn from each part. A transition that was never
-    updated has the largest priority that there ever was, 1 at first. Transitions that can't be
-    sampled (`ReplayBuffer`) have no priority.
+    has transitions, and one transition is drawn from each part. Transitions that can't be sampled
+    (`ReplayBuffer`) have no priority.
+
+    New transitions have the largest priority that updates gave since the batch before them was
+    written; without such updates, that of the last updates there were, and 1 at first. So a single
+    huge error counts until the next batch alone, and not for ever as in the paper. An error that is
+    NaN or infinite gives no priority: its transition keeps the one that it has.
 
     Minibatches have the branch `weight`, float32, too. In device memory they are three launches.
 
@@ -98,7 +106,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self._epsilon = np.float32(epsilon)
         specs = self.make_specs(samples, n_final_obs)
         self.priorities = allocate_tree(specs["priorities"], self.storage)
-        self.priorities["largest"][0] = ONE
+        self.priorities["largest"][0] = NO_UPDATE
+        self._has_warned = False  # of errors that are no numbers
         read = self.priorities.to_cupy() if self._is_on_gpu else self.priorities.to_ndarray()
         n_places = self.full_size * self.batch_B
         self._priorities = Priorities(read["sums"], read["largest"], n_places)
@@ -135,7 +144,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
         Args:
             index: int64 [n], the transitions to update, as the minibatch's `index` numbers them.
-            error: float32 [n], their errors, of any sign; NaN counts as the largest error.
+            error: float32 [n], their errors, of any sign. One that is NaN or infinite is left out,
+            in host memory with a warning once.
 
         Raises:
             ValueError: the arguments are no vectors of the same length, or have other dtypes.
@@ -155,6 +165,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         if not len(index):
             return
         index, error = (each if each.flags.c_contiguous else each.copy() for each in (index, error))
+        if not self._is_on_gpu and not np.isfinite(error).all():
+            self._warn_once(int(np.isfinite(error).sum()), len(error))
         self._settle()
         update_priorities(
             self._ring,
@@ -165,6 +177,16 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             alpha=self._alpha,
             epsilon=self._epsilon,
         )
+
+    def _warn_once(self, n_finite: int, n_errors: int) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "update_priorities: %d of %d errors are NaN or infinite, expected numbers; their"
+                " transitions keep the priorities that they have",
+                n_errors - n_finite,
+                n_errors,
+            )
 
     def describe(self) -> TreeDescription:
         """Return the memory of the sample tree, of the buffer and of its priorities."""
@@ -179,8 +201,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         # Its arrays would keep the memory of a device (test_closing_gives_the_sums_back).
         vars(self).pop("_priorities", None)
 
-    def _own_tree(self) -> ArrayDict:
-        return ArrayDict({**super()._own_tree(), "priorities": self.priorities})
+    def _own_tree(self, table: FinalObs | None = None) -> ArrayDict:
+        return ArrayDict({**super()._own_tree(table), "priorities": self.priorities})
 
     def _settings(self) -> dict[str, Any]:
         formula = {"alpha": self._alpha, "epsilon": self._epsilon}

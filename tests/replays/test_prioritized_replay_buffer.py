@@ -24,10 +24,13 @@ from parllel.kernels.sum_tree import (
     find_leaf,
     find_limit,
     lay_out,
+    pack_largest,
     read_total,
     to_number,
+    unpack_largest,
 )
 from parllel.kernels.targets import Axes, DeviceEntry, find_entries, launch_plainly
+from parllel.ops.priorities import NO_UPDATE
 from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.simulated_cuda import simulated_cuda
@@ -72,7 +75,7 @@ class Sums:
     def __init__(self, n_leaves: int) -> None:
         offsets = lay_out(n_leaves)
         self.offsets, self.sums = offsets, np.zeros(offsets[-1], np.int64)
-        self.largest = np.full(1, ONE)
+        self.largest = np.full(1, NO_UPDATE)
         addresses = self.sums.ctypes.data, offsets.ctypes.data
         self.tree = SumTree(*addresses, len(offsets) - 1, self.largest.ctypes.data)
 
@@ -91,7 +94,6 @@ def test_sums_are_exact_and_each_share_leads_to_its_leaf(
         numbers[leaf % n_leaves] = number
     assert read_total(sums.tree) == sum(numbers)
     assert sums.sums[:n_leaves].tolist() == numbers
-    assert sums.largest[0] == max([ONE, *(number for _, number in changes)])
     end = 0
     for leaf, number in enumerate(numbers):
         begin, end = end, end + number
@@ -110,7 +112,6 @@ def test_a_level_has_a_sixteenth_of_the_one_below(n_leaves: int) -> None:
 
 
 @given(priority=st.floats(width=32, min_value=0))
-@example(priority=float("nan"))
 @example(priority=float("inf"))
 @example(priority=0.0)
 @example(priority=1.0)
@@ -133,7 +134,7 @@ class Expected:
 
     def __init__(self, alpha: float, epsilon: float) -> None:
         self.alpha, self.epsilon = alpha, epsilon
-        self.largest = 1.0
+        self.largest, self.period = 1.0, 0
         self.by_index: dict[int, float] = {}
 
     def follow(self, model: Model) -> None:
@@ -142,11 +143,13 @@ class Expected:
             index: self.by_index.get(index, self.largest) for index in model.whole_transitions()
         }
 
-    def update(self, indices: list[int], errors: list[float]) -> None:
+    def update(self, indices: list[int], errors: list[float], *, stop: int) -> None:
+        """Give new priorities; `stop` is the number of steps that were written."""
         for index, error in zip(indices, errors, strict=True):
             if index in self.by_index:
                 self.by_index[index] = (abs(error) + self.epsilon) ** self.alpha
-                self.largest = max(self.largest, self.by_index[index])
+                before = self.largest if self.period == stop else 0.0
+                self.largest, self.period = max(before, self.by_index[index]), stop
 
     def check(self, model: Model) -> None:
         """Compare, within the bound of a float32's power and of the rounding down."""
@@ -179,7 +182,7 @@ def test_what_can_be_sampled_has_its_priority_and_nothing_else_any(
         indices = model.rng.integers(max(0, stop - 40), stop, 6)  # some of them are not there
         errors = model.rng.standard_normal(6).astype(np.float32) * 10
         model.replay.update_priorities(indices, errors)
-        expected.update(indices.tolist(), errors.tolist())
+        expected.update(indices.tolist(), errors.tolist(), stop=len(model.steps[0]))
         expected.check(model)
         if model.transitions():
             minibatch = model.replay.sample(20)
@@ -197,7 +200,7 @@ def test_steps_that_are_being_overwritten_have_no_priority() -> None:
     expected.check(model)
 
 
-def test_new_transitions_have_the_largest_priority_that_there_ever_was() -> None:
+def test_new_transitions_have_the_largest_priority_since_the_last_batch() -> None:
     model = make_model(Shape(n_windows=2), seed=2, alpha=1.0, epsilon=0.0)
     model.write_batch()
     index = model.replay.sample(1)["index"]
@@ -206,6 +209,11 @@ def test_new_transitions_have_the_largest_priority_that_there_ever_was() -> None
     assert max(leaves_of(model.replay)) == 2 * ONE
     model.write_batch()
     assert max(leaves_of(model.replay)) == 20 * ONE
+    index = np.array(list(model.transitions()))
+    model.replay.update_priorities(index, np.full(len(index), 3, np.float32))
+    for _ in range(3):  # of which the latter two come without an update before them
+        model.write_batch()
+        assert max(leaves_of(model.replay)) == 3 * ONE
 
 
 def test_of_two_errors_for_one_transition_the_later_counts() -> None:
@@ -216,12 +224,37 @@ def test_of_two_errors_for_one_transition_the_later_counts() -> None:
     assert sorted(leaves_of(model.replay))[-1] == 5 * ONE
 
 
-def test_an_error_that_is_no_number_counts_as_the_largest() -> None:
-    model = make_model(Shape(), seed=4)
+@pytest.mark.parametrize("storage", ["local", "device"])
+@pytest.mark.parametrize("error", [np.nan, np.inf, -np.inf])
+def test_an_error_that_is_no_number_changes_nothing(
+    cuda_device: torch.device, caplog: pytest.LogCaptureFixture, error: float, storage: str
+) -> None:
+    model = make_model(Shape(n_windows=2), seed=4, alpha=1.0, epsilon=0.0, storage=storage)
     model.write_batch()
-    limit = int(find_limit(3 * 3 * 2))
-    model.replay.update_priorities(model.replay.sample(1)["index"], torch.tensor([torch.nan]))
-    assert max(leaves_of(model.replay)) == limit
+    index = np.repeat(model.replay.sample(1)["index"].cpu().numpy(), 2)
+    model.replay.update_priorities(index, np.float32([3, error]))
+    model.replay.update_priorities(index, np.float32([error, error]))
+    leaves = leaves_of(model.replay)
+    assert sorted({*leaves}) == [0, ONE, 3 * ONE]
+    model.write_batch()
+    assert max(leaves_of(model.replay)) == 3 * ONE
+    told = [] if storage == "device" else ["update_priorities: 1 of 2 errors are NaN or infinite"]
+    assert [record.message.partition(",")[0] for record in caplog.records] == told
+
+
+@given(
+    periods=st.lists(st.tuples(st.integers(0, 2**33 - 1), st.floats(0, width=32)), min_size=1),
+    n_leaves=st.sampled_from((1, 2, 10**6)),
+)
+def test_the_largest_number_is_that_of_the_latest_period(
+    periods: list[tuple[int, float]], n_leaves: int
+) -> None:
+    limit = find_limit(n_leaves)
+    with np.errstate(over="ignore"):
+        numbers = [(period, to_number(np.float32(each), limit)) for period, each in periods]
+    packed = max(pack_largest(*each) for each in numbers)
+    assert unpack_largest(packed) == max(numbers)[1]
+    assert packed < 2**63
 
 
 # Draws
@@ -500,7 +533,8 @@ def test_threads_of_a_gpu_change_sums_one_after_the_other() -> None:
         entry = text.partition(f".entry {name}(")[2].partition(".visible")[0]
         assert re.search(r"atom\.global\.exch\.b64", entry)
         assert re.search(r"atom\.global\.add\.u64", entry)
-        assert re.search(r"atom\.global\.max\.s64", entry)
+        has_maximum = re.search(r"atom\.global\.max\.s64", entry) is not None
+        assert has_maximum == (name == "update_priorities")
 
 
 def test_the_memory_of_priorities_is_described() -> None:
