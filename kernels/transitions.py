@@ -27,6 +27,11 @@ from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda
 N_TRIES = 1000
 
 
+# Slots of steps that have no final observation: it was not given; or their own was overwritten.
+NOT_GIVEN = -1
+REFUSED = -2
+
+
 class RingTable(NamedTuple):
     """The part of a ring that never changes: addresses of its leaves, [n_rows, width], and sizes.
 
@@ -37,7 +42,7 @@ class RingTable(NamedTuple):
     terminated: int  # uint8
     truncated: int  # uint8
     valid: int  # uint8; a single flag that is set, where `valid_stride` is 0
-    final_slot: int  # int32. Where an episode ended: of its final observation; below 0: not given
+    final_slot: int  # int32. Where an episode ended: of its final observation; NOT_GIVEN, REFUSED
     valid_stride: int
     n_rows: int
     width: int
@@ -117,8 +122,9 @@ def read_transitions(table: int) -> Transitions:
 def find_n_step_span(ring: Ring, number: int, column: int) -> NStepSpan:
     """Return the transition that begins with a step.
 
-    It can't be sampled where a step of it is not valid or not written yet, or where the final
-    observation of the episode that it ends was not given.
+    It can't be sampled where a step of it is not valid or not written yet, or where the episode
+    that it ends was cut off and its final observation was not given. Of an episode that terminated,
+    what follows counts for nothing: without a final observation, the last step's own stands there.
     """
     table = ring.table
     row = number % table.n_rows
@@ -144,8 +150,12 @@ def find_n_step_span(ring: Ring, number: int, column: int) -> NStepSpan:
     next_row = last + table.width
     if is_ended:
         slot = load_int32(table.final_slot + last * 4)
-        next_row = -1 - slot
-        is_whole = is_whole and slot >= 0
+        if slot >= 0:
+            next_row = -1 - slot
+        else:
+            next_row = last
+            is_terminated = load_byte(table.terminated + last) != 0
+            is_whole = is_whole and is_terminated and slot == NOT_GIVEN
     return NStepSpan(is_whole, last, next_row, total, factor)
 
 

@@ -25,7 +25,8 @@ class Step(NamedTuple):
     terminated: bool
     truncated: bool
     valid: bool
-    next_observation: int  # the true one; -1 where it was not given
+    next_observation: int  # the true one; where it was not given, its own after a
+    # termination, and else -1
 
 
 class Transition(NamedTuple):
@@ -48,7 +49,7 @@ class Shape(NamedTuple):
     n_windows: int = 3
     padding: int = 1
     n_steps: int = 1
-    n_final_obs: int = 50
+    n_final_obs: int | None = 50  # None: as many as there are
     has_valid: bool = False
     stack: int = 0  # frames of the observation's leaf `camera`; 0 for none
     fill: Fill = "first"
@@ -135,8 +136,9 @@ class Model:
     def give(self, number: int) -> None:
         """Put a final observation into the table: it may cost the oldest steps."""
         self.given.append(number)
-        if len(self.given) > self.shape.n_final_obs:
-            self.first = max(self.first, self.given[-1 - self.shape.n_final_obs] + 1)
+        n_kept = self.shape.n_final_obs
+        if n_kept is not None and len(self.given) > n_kept:
+            self.first = max(self.first, self.given[-1 - n_kept] + 1)
 
     def write_batch(self) -> None:
         self.replay.begin_batch()
@@ -148,7 +150,8 @@ class Model:
                 self.steps[column].append(step)
                 self.now[column] = following
                 self.write_step(t, column, step, following)
-                if following != step.next_observation and step.next_observation >= 0:
+                was_given = step.next_observation not in (-1, following, step.observation)
+                if was_given:
                     final_obs[column] = self.show(step.next_observation)
                     self.give(len(self.steps[column]) - 1)
             if final_obs:
@@ -168,8 +171,10 @@ class Model:
         next_observation = following = self.new_observation(observation)
         if terminated or truncated:
             following = self.new_observation()
-            if chance(self.chances.not_given):
-                next_observation = -1
+            if terminated and (not truncated or chance(5)) and chance(5):
+                next_observation = observation  # not given: its own stands there
+            elif chance(self.chances.not_given):
+                next_observation = observation if terminated else -1
         action, reward = int(self.rng.integers(100)), int(self.rng.integers(-8, 9))
         step = Step(observation, action, reward, terminated, truncated, valid, next_observation)
         return step, following
@@ -286,7 +291,10 @@ def read(
 
 
 def _in_ring(shape: Shape) -> Shape:
-    return shape._replace(n_steps=min(shape.n_steps, shape.T * shape.n_windows))
+    """Return a shape whose transitions are no longer than what is always left of the ring."""
+    n_others = shape.T * (shape.n_windows - 1)  # rows beside those of the newest batch
+    lost = 1 + min(shape.n_older, n_others - 1) if n_others else 0
+    return shape._replace(n_steps=min(shape.n_steps, shape.T + n_others - lost))
 
 
 shapes = st.builds(
@@ -296,7 +304,7 @@ shapes = st.builds(
     n_windows=st.integers(1, 5),
     padding=st.just(1),
     n_steps=st.integers(1, 5),
-    n_final_obs=st.sampled_from((1, 3, 7, 50)),
+    n_final_obs=st.sampled_from((1, 3, 7, None)),
     has_valid=st.booleans(),
     stack=st.sampled_from((0, 0, 1, 2, 4)),
     fill=st.sampled_from(("first", "zero")),

@@ -23,7 +23,8 @@ class SampledRing:
         valid: bool [n_rows * width], whether a step can be part of a transition; None where every
             step can.
         final_slot: int32 [n_rows * width]. Where an episode ended, the row of its final
-            observation in their table; below 0 where none was given.
+            observation in their table; `NOT_GIVEN`, with which an episode that terminated can be
+            sampled and one that was truncated can't; or `REFUSED`, with which neither can.
         width: columns of a row, one for each environment.
         n_steps: steps of a transition.
 

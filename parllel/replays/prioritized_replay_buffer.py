@@ -11,6 +11,7 @@ import numpy as np
 
 from parllel.arrays import ArraySpec, Leaf
 from parllel.arrays.interop import to_device, to_host
+from parllel.kernels.sum_tree import pack_largest, unpack_largest
 from parllel.ops.priorities import (
     NO_UPDATE,
     Priorities,
@@ -22,7 +23,13 @@ from parllel.ops.priorities import (
 )
 from parllel.replays.final_obs import FinalObs
 from parllel.replays.replay_buffer import ReplayBuffer
-from parllel.replays.saved_numbers import check_range, check_real, check_sums, find_most
+from parllel.replays.saved_numbers import (
+    check_integer,
+    check_range,
+    check_real,
+    check_sums,
+    find_most,
+)
 from parllel.replays.transition_memory import TransitionMemory
 from parllel.tree import ArrayDict, SavedTree, TreeDescription, allocate_tree
 
@@ -226,7 +233,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         )
         n_places = self.full_size * self.batch_B
         check_sums(f"{where}priorities.sums", sums, n_places)
-        check_range(f"{where}priorities.largest", largest, 1, find_most(n_places))
+        most, stop = find_most(n_places), saved.numbers["state"]["stop"]
+        check_range(f"{where}priorities.largest", largest, 0, pack_largest(stop, most))
+        number = unpack_largest(int(largest[0]))
+        check_integer(f"{where}priorities.largest: priority", number, 1, most)
 
     def _change_steps(self, begin: int, stop: int) -> None:
         # A step before the oldest one may share its place with one that is being written.

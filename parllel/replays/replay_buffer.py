@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from parllel.kernels.transitions import Seed
+from parllel.kernels.transitions import REFUSED, Seed
 from parllel.ops.transitions import SampledRing, Steps, draw_transitions
-from parllel.replays.ring_record import RingRecord
+from parllel.replays.final_obs import FinalObs
+from parllel.replays.ring_record import RingRecord, most_final_obs
 from parllel.replays.saved_numbers import check_integer, check_keys, check_range, check_real
 from parllel.replays.transition_memory import (
     DRAWN,
@@ -32,12 +33,14 @@ class ReplayBuffer(RingRecord):
     tells it which steps are there. Each observation is stored once, and each frame of stacked
     observations too (`FrameArray`). The observation that follows a step is the next row of the
     same leaf. Where an episode ended, that row belongs to the next episode, so the buffer keeps
-    the final observation in a table.
+    the final observation in a table. Where it ended because the task was done, nothing follows that
+    could be learned from (`n_step_discount` is 0), and the sampler gives no final observation:
+    `next_observation` is the observation of the last step itself.
 
     A transition begins at a step and has `n_steps` steps, or fewer where the episode ends. It
     can't be sampled in four cases: one of its steps was not written yet; one of them is being
-    overwritten; the tree has a branch `valid`, and one of its steps is not valid; or it ends an
-    episode whose final observation was not given. The branch `valid` is about steps, not about
+    overwritten; the tree has a branch `valid`, and one of its steps is not valid; or it ends with a
+    truncation whose final observation was not given. The branch `valid` is about steps, not about
     their observations.
 
     A buffer belongs to one thread. A `Prefetcher` draws in another thread; the buffer waits for it
@@ -55,9 +58,11 @@ class ReplayBuffer(RingRecord):
             its own number, by Philox4x32-10, and the same in every kind of memory.
         n_steps: number of steps of a transition.
         discount: factor for each step, in [0, 1].
-        n_final_obs: number of rows of the table of final observations. By default there is one
-            for each 16 steps of the ring, or for each 80 where observations have more than 1 KiB.
-            If the table is full, the oldest steps are forgotten earlier.
+        n_final_obs: number of rows of the table of final observations, for which it is allocated.
+            By default there is one for each 16 steps of the ring, or for each 80 where observations
+            have more than 1 KiB; where more episodes are truncated, the table grows up to one for
+            each step of the ring, or for each 4 of large observations: a quarter of their bytes.
+            If it is full all the same, the oldest steps are forgotten earlier, with a warning.
 
     Raises:
         TypeError, ValueError: the tree is not like that, or a number is out of range.
@@ -98,11 +103,14 @@ class ReplayBuffer(RingRecord):
         _check_names(samples, (NEXT, *DRAWN, *self._extra))
         super().__init__(samples, n_steps=n_steps, n_final_obs=n_final_obs)
         self.discount = float(discount)  # what JSON can hold
-        self._sources = find_sources(samples, self.final_obs, on_gpu=self._is_on_gpu)
-        self._ring = self._find_ring()
+        self._bind_table()
         self._key = (int(rng.integers(2**32)), int(rng.integers(2**32)))
         self._n_drawn = 0
         self._outputs: TransitionMemory | None = None
+
+    def _bind_table(self) -> None:
+        self._sources = find_sources(self.samples, self.final_obs, on_gpu=self._is_on_gpu)
+        self._ring = self._find_ring()
 
     def _find_ring(self) -> SampledRing:
         leaves = {name: self.samples[name] for name in ("reward", "terminated", "truncated")}
@@ -135,7 +143,8 @@ class ReplayBuffer(RingRecord):
             Tree of torch tensors [batch_size, ...]. It has the sample tree's branches, which are
             those of the first step of each transition, and
 
-            - `next_observation`: the observation after the last step;
+            - `next_observation`: the observation after the last step; after a termination, that
+              of the last step itself;
             - `n_step_return`: float32, the sum of discount**k * reward of the k-th step;
             - `n_step_discount`: float32, the factor for the value of `next_observation`:
               discount ** (number of steps), and 0 where the last step terminated;
@@ -175,12 +184,15 @@ class ReplayBuffer(RingRecord):
                 f"replay: {self._stop - self._first} steps of each environment are there, expected"
                 f" {self.n_steps} or more = n_steps; collect batches first"
             )
-        if self._draw(outputs):
+        n_missing = self._draw(outputs)
+        self._n_drawn += 1  # in any case: on a device, the host does not know of any missing one
+        if n_missing:
             raise RuntimeError(
                 "replay: no transition can be sampled: each one has a step that is not valid, or"
-                " ends an episode whose final observation was not given (add_final_obs)"
+                " ends at a truncation whose final observation was not given (add_final_obs)"
             )
-        self._n_drawn += 1
+        if outputs.sources is not self._sources:
+            outputs.bind(self._sources)
         outputs.gather()
 
     def _draw(self, outputs: TransitionMemory) -> int:
@@ -229,10 +241,14 @@ class ReplayBuffer(RingRecord):
         self._settle()
         saved = open_tree(folder)
         self._check_settings(saved)
-        tree = ArrayDict({"samples": self.samples, "replay": self._own_tree()})
+        table = self._find_table(saved)
+        tree = ArrayDict({"samples": self.samples, "replay": self._own_tree(table)})
         saved.check_fits(tree)
         self._check_saved(saved)
         saved.load_into(tree)
+        if table is not self.final_obs:
+            self.final_obs = table
+            self._bind_table()
         self._set_state(saved.numbers["state"])
         self._discard_drawn()
 
@@ -250,7 +266,7 @@ class ReplayBuffer(RingRecord):
         saved = open_tree(folder)
         cls._check_setting_names(saved)
         own = saved.part("replay")
-        n_final_obs = len(saved.read_leaf("replay", "owner"))
+        n_final_obs = _count_final_obs(saved)
         try:
             buffer = cls(
                 saved.part("samples").map(),
@@ -260,14 +276,28 @@ class ReplayBuffer(RingRecord):
             )
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{saved.json_path}: no tree of a buffer: {error}") from error
+        buffer.final_obs.most_slots = max(n_final_obs, most_final_obs(buffer.samples))
         own.check_fits(buffer._own_tree())
         buffer._check_saved(saved)
         own.load_into(buffer._own_tree())
         buffer._set_state(saved.numbers["state"])
         return buffer
 
-    def _own_tree(self) -> ArrayDict:
-        return ArrayDict({**self.final_obs.tree, "owner": self.final_obs.owner_array})
+    def _own_tree(self, table: FinalObs | None = None) -> ArrayDict:
+        table = table or self.final_obs
+        return ArrayDict({**table.tree, "owner": table.owner_array})
+
+    def _find_table(self, saved: SavedTree) -> FinalObs:
+        """Return a table of the size that was saved: it may have grown before, or be smaller."""
+        n_slots, most_slots = _count_final_obs(saved), self.final_obs.most_slots
+        if n_slots == len(self.final_obs.owner):
+            return self.final_obs
+        if n_slots > most_slots:
+            raise ValueError(
+                f"{saved.folder}: saved with {n_slots} final observations, expected at most"
+                f" {most_slots}; make the buffer with n_final_obs={n_slots}, or without it"
+            )
+        return self._make_table(n_slots, most_slots=most_slots)
 
     def _settings(self) -> dict[str, Any]:
         return {"n_steps": self.n_steps, "discount": self.discount}
@@ -279,6 +309,7 @@ class ReplayBuffer(RingRecord):
     def _set_state(self, state: Mapping[str, Any]) -> None:
         self._first, self._stop = state["first"], state["stop"]
         self.final_obs.n_added = state["n_final_obs"]
+        self.final_obs.order_slots()
         self._key = (state["key"][0], state["key"][1])
         self._n_drawn = state["n_drawn"]
         self._is_writing = False
@@ -316,10 +347,10 @@ class ReplayBuffer(RingRecord):
             check_integer(f"{where}.key", number, 0, 2**32 - 1)
 
     def _check_tables(self, where: str, saved: SavedTree) -> None:
-        n_slots, n_places = len(self.final_obs.owner), self.full_size * self.batch_B
+        n_slots, n_places = _count_final_obs(saved), self.full_size * self.batch_B
         ends = saved.numbers["state"]["stop"] + self.batch_T
         for name, least, stop in (
-            ("slot", -1, n_slots),
+            ("slot", REFUSED, n_slots),
             ("place", 0, n_places),
             ("owner", -1, ends),
         ):
@@ -359,6 +390,10 @@ class ReplayBuffer(RingRecord):
         self.final_obs.tree.close()
         if self._outputs is not None:
             self._outputs.close()
+
+
+def _count_final_obs(saved: SavedTree) -> int:
+    return saved.read_leaf("replay", "owner").size
 
 
 def _check_names(samples: ArrayDict, own: Iterable[str]) -> None:

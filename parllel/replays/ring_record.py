@@ -19,6 +19,8 @@ from parllel.tree.leaves import describe_leaf
 # Of the table's usual size: episodes may be that short on average.
 _STEPS_PER_FINAL_OBS = 16
 _STEPS_PER_LARGE_ONE = 80  # frames: 88 bytes for each transition
+# Of the largest table, where observations are large: it takes a quarter of the ring's bytes then.
+_STEPS_AT_MOST = 4
 _SMALL_NBYTES = 1024
 _MOST_SLOTS = 2**31 - 1  # their numbers are int32
 
@@ -45,8 +47,9 @@ class RingRecord:
     Args:
         samples: the sample tree of a replay buffer.
         n_steps: number of steps of a transition: so many steps before a batch depend on it.
-        n_final_obs: number of rows of the table of final observations; by default one for each 16
-            steps of the ring, or for each 80 where observations have more than 1 KiB.
+        n_final_obs: number of rows of the table of final observations. By default there is one
+            for each 16 steps of the ring, or for each 80 where observations have more than 1 KiB,
+            and the table grows up to one for each step, or for each 4.
 
     >>> samples = ArrayDict(
     ...     {
@@ -70,18 +73,18 @@ class RingRecord:
     def __init__(self, samples: ArrayDict, *, n_steps: int, n_final_obs: int | None) -> None:
         _check_tree(samples)
         reward = samples["reward"]
-        _check_numbers(n_steps, n_final_obs, reward.full_size)
         self.samples = samples
+        # Steps before one that are a part of its samples, and so no other step's alone.
+        self._n_older = max(leaf.n_older_steps for _, leaf in samples.walk())
         self.batch_T, self.batch_B = reward.batch_shape
         self.full_size: int = reward.full_size
+        self._check_numbers(n_steps, n_final_obs)
         self.n_steps = operator.index(n_steps)
         self._is_on_gpu = any(side_of(leaf) == "gpu" for _, leaf in samples.walk())
         self.side: Side = "gpu" if self._is_on_gpu else "host"
         self.storage = storage_for(self.side)  # of minibatches and the table
-        specs = RingRecord.make_specs(samples, n_final_obs)
-        self.final_obs = FinalObs(specs, self.storage, samples["observation"])
-        # Steps before one that are a part of its samples, and so no other step's alone.
-        self._n_older = max(leaf.n_older_steps for _, leaf in samples.walk())
+        most_slots = n_final_obs or most_final_obs(samples)
+        self.final_obs = self._make_table(n_final_obs, most_slots=most_slots)
         self.watchers: WeakSet[Watcher] = WeakSet()
         self._first = 0  # number of the oldest step that is there
         self._stop = 0  # number of the step that will be written next
@@ -92,18 +95,22 @@ class RingRecord:
     def make_specs(samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
         """Return the specs of the memory that a buffer allocates beside a tree.
 
-        It is of the tree's kind. In host memory, 8 bytes for each final observation come on top.
+        It is of the tree's kind. In host memory, 12 bytes for each final observation come on top.
+        The table of final observations may grow later, if no number is given for it.
 
         Args:
             samples: the sample tree, with Arrays or with specs as leaves.
             n_final_obs: as for the constructor.
         """
-        specs = [spec_of(leaf) for _, leaf in leaves_of(samples["observation"])]
-        n_columns = specs[0].batch_shape[1]
-        nbytes = sum(spec.rows_spec(1).nbytes for spec in specs)
-        steps = _STEPS_PER_FINAL_OBS if nbytes <= _SMALL_NBYTES else _STEPS_PER_LARGE_ONE
-        usual = specs[0].full_size * n_columns // steps + n_columns
+        n_places, n_columns, is_small = _size_up(samples)
+        steps = _STEPS_PER_FINAL_OBS if is_small else _STEPS_PER_LARGE_ONE
+        usual = n_places // steps + n_columns
         return FinalObs.make_specs(samples["observation"], n_final_obs or usual)
+
+    def _make_table(self, n_slots: int | None, *, most_slots: int) -> FinalObs:
+        specs = RingRecord.make_specs(self.samples, n_slots)
+        observation = self.samples["observation"]
+        return FinalObs(specs, self.storage, observation, most_slots=most_slots)
 
     def __len__(self) -> int:
         """Return the number of steps in the ring, of all environments together."""
@@ -133,7 +140,10 @@ class RingRecord:
         self._is_writing = True
 
     def add_final_obs(self, t: int, final_obs: Mapping[int, Any]) -> None:
-        """Keep the true final observations of the episodes that ended with step t of the batch.
+        """Keep the true final observations of episodes that were cut off at step t of the batch.
+
+        An episode that terminated needs none: its `n_step_discount` is 0, so that no value of what
+        follows counts. Given all the same, the observation is kept, too.
 
         Args:
             t: step of the batch, from 0.
@@ -156,10 +166,17 @@ class RingRecord:
         self._add_final_obs(t, final_obs)
 
     def _add_final_obs(self, t: int, final_obs: Mapping[int, Any]) -> None:
-        oldest = self.final_obs.add(t, final_obs)
+        table = self.final_obs.tree
+        oldest = self.final_obs.add(t, final_obs, oldest=self._first)
+        if self.final_obs.tree is not table:
+            self._bind_table()
         if oldest > self._first:
-            self.final_obs.warn_once(oldest - self._first)
+            n_left = self.final_obs.number + t + 1 - oldest
+            self.final_obs.warn_once(oldest - self._first, n_left)
             self._forget(oldest)
+
+    def _bind_table(self) -> None:
+        """React to a table of final observations that has other memory than before."""
 
     def end_batch(self) -> None:
         """Let the steps of the batch that was written be sampled.
@@ -212,6 +229,20 @@ class RingRecord:
 
     def _change_steps(self, begin: int, stop: int) -> None:
         """React to steps from `begin` to `stop` that can be sampled now, or not any more."""
+
+    def _check_numbers(self, n_steps: int, n_final_obs: int | None) -> None:
+        """Raise where a number is out of range."""
+        # Between two batches, some steps of the ring are always lost: as many as `_oldest_after`
+        # says, whichever row is written next.
+        stops = range(self.full_size, 2 * self.full_size, self.batch_T)
+        most = min(stop - self._oldest_after(stop) for stop in stops)
+        if not 1 <= n_steps <= most:
+            raise ValueError(
+                f"n_steps: got {n_steps}, expected 1 to {most}: as many of the {self.full_size}"
+                " steps of the ring (full_size) are there at any time; make the ring longer"
+            )
+        if n_final_obs is not None and not 1 <= n_final_obs <= _MOST_SLOTS:
+            raise ValueError(f"n_final_obs: got {n_final_obs}, expected 1 to {_MOST_SLOTS}")
 
     def _cut_episodes(self) -> None:
         last = self._stop - 1 - self._n_older
@@ -276,11 +307,15 @@ def _check_steps(samples: ArrayDict) -> None:
             raise ValueError(f"{name}: got {found}, expected an Array {dtype} (T, B)")
 
 
-def _check_numbers(n_steps: int, n_final_obs: int | None, full_size: int) -> None:
-    """Raise where a number is out of range."""
-    if not 1 <= n_steps <= full_size:
-        raise ValueError(
-            f"n_steps: got {n_steps}, expected 1 to {full_size} = full_size, the steps of the ring"
-        )
-    if n_final_obs is not None and not 1 <= n_final_obs <= _MOST_SLOTS:
-        raise ValueError(f"n_final_obs: got {n_final_obs}, expected 1 to {_MOST_SLOTS}")
+def _size_up(samples: ArrayDict) -> tuple[int, int, bool]:
+    """Return the numbers of steps and columns of a ring, and whether observations are small."""
+    specs = [spec_of(leaf) for _, leaf in leaves_of(samples["observation"])]
+    n_columns: int = specs[0].batch_shape[1]
+    nbytes = sum(spec.rows_spec(1).nbytes for spec in specs)
+    return specs[0].full_size * n_columns, n_columns, nbytes <= _SMALL_NBYTES
+
+
+def most_final_obs(samples: ArrayDict) -> int:
+    """Return the number of final observations up to which the usual table grows."""
+    n_places, n_columns, is_small = _size_up(samples)
+    return min(n_places if is_small else n_places // _STEPS_AT_MOST + n_columns, _MOST_SLOTS)

@@ -40,6 +40,7 @@ class TransitionMemory:
             arguments of `DrawnTransitions`.
 
     Attributes:
+        sources: as given, or as `bind` was given last.
         tree: Arrays [batch_size, ...], with the branches of `sources`, of `DRAWN` and of `extra`.
         tensors: the same memory as a tree of torch tensors.
         drawn: the arrays that a draw writes: some branches of the tree, and the rows that `gather`
@@ -90,7 +91,13 @@ class TransitionMemory:
             **{name: branches[name] for name in extra},
         )
         self._rows = range(batch_size)
-        self._gather = self._prepare(sources, rows, next_rows)
+        self._picks = rows, next_rows
+        self.bind(sources)
+
+    def bind(self, sources: ArrayDict) -> None:
+        """Gather from other sources of the same rows from now on."""
+        self.sources = sources
+        self._gather = self._prepare(sources, *self._picks)
 
     def _prepare(self, sources: ArrayDict, rows: AnyArray, next_rows: AnyArray) -> StackGather:
         written = dict(self.tree.walk())

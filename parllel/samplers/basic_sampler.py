@@ -174,18 +174,20 @@ class BasicSampler(Sampler):
             self.samples["final_value"][t, invalid] = values[t, invalid]
         if not self._reads_final_obs or not (final_obs := group.final_obs()):
             return
-        if self._completes_values:
-            self._value_final_obs(group, t, final_obs)
-        if self._replay is not None:
-            self._replay.add_final_obs(t, final_obs)
-
-    def _value_final_obs(self, group: Group, t: int, final_obs: dict[int, object]) -> None:
         terminated, first = group.host_rows(t)["terminated"].to_ndarray(), group.columns.start
-        columns = [column for column in final_obs if not terminated[column - first]]
-        if columns:
-            like = self.samples["observation"][t]
-            rows = _as_rows([final_obs[column] for column in columns], like)
-            self.samples["final_value"][t, columns] = self._value(rows, columns)
+        # Of an episode that terminated, what follows counts for nothing.
+        cut = {column: final_obs[column] for column in final_obs if not terminated[column - first]}
+        if not cut:
+            return
+        if self._completes_values:
+            self._value_final_obs(t, cut)
+        if self._replay is not None:
+            self._replay.add_final_obs(t, cut)
+
+    def _value_final_obs(self, t: int, final_obs: dict[int, object]) -> None:
+        columns = list(final_obs)
+        rows = _as_rows([final_obs[column] for column in columns], self.samples["observation"][t])
+        self.samples["final_value"][t, columns] = self._value(rows, columns)
 
     def _value(self, observation: Rows, columns: Sequence[int] | None = None) -> object:
         """Return the agent's values of rows of observations.

@@ -12,15 +12,15 @@ class Recorder(Protocol):
     """An object that a sampler tells of the batches it writes, as `replays.ReplayBuffer`.
 
     Example:
-        >>> class Counter:  # counts the batches and the episodes that ended
+        >>> class Counter:  # counts the batches and the episodes that were cut off
         ...     def __init__(self, samples):
-        ...         self.samples, self.n_batches, self.n_ended = samples, 0, 0
+        ...         self.samples, self.n_batches, self.n_cut = samples, 0, 0
         ...     def restart(self):
         ...         self.samples.reset()
         ...     def begin_batch(self):
         ...         pass
         ...     def add_final_obs(self, t, final_obs):
-        ...         self.n_ended += len(final_obs)
+        ...         self.n_cut += len(final_obs)
         ...     def end_batch(self):
         ...         self.n_batches += 1
         >>> recorder: Recorder = Counter(ArrayDict())
@@ -35,7 +35,9 @@ class Recorder(Protocol):
         """Prepare for a batch: the sampler is about to rotate the window."""
 
     def add_final_obs(self, t: int, final_obs: Mapping[int, object]) -> None:
-        """Keep the true final observations of episodes that ended with step t.
+        """Keep the true final observations of episodes that were cut off with step t.
+
+        Episodes that terminated are left out: of these, what follows counts for nothing.
 
         Args:
             t: the step within the batch.

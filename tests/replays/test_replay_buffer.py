@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from parllel.cages import SerialCage
 from parllel.kernels import transitions
 from parllel.kernels.targets import Axes, launch_plainly
 from parllel.patterns import build_example, build_sample_tree
-from parllel.replays import ReplayBuffer
+from parllel.replays import Prefetcher, ReplayBuffer, final_obs
 from parllel.replays.transition_memory import DRAWN
 from parllel.samplers import AlternatingSampler, BasicSampler
 from parllel.testing.contracts.tree_case import leaves
@@ -199,7 +201,137 @@ def test_a_table_that_is_too_small_is_told_once(caplog: pytest.LogCaptureFixture
     assert [record.message.partition(" are too few")[0] for record in caplog.records] == [
         "replay: 1 final observations"
     ]
+    assert re.search(r"early, \d+% of the ring is left \(\d+ of 12 steps\); raise n_", caplog.text)
     assert "raise n_final_obs (24 bytes each)" in caplog.text
+
+
+def test_what_is_told_to_be_left_is_what_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    model = Model(Shape(T=10, B=1, n_windows=3, n_final_obs=2), SELDOM, seed=6)
+    model.replay.begin_batch()
+    model.tree.rotate()
+    for t in (1, 4, 8):
+        model.tree["truncated"][t] = True
+        model.replay.add_final_obs(t, {0: show(t)})
+    assert len(caplog.records) == 1
+    told = "oldest 2 steps of each environment were forgotten early, 23% of the ring is left (7 of"
+    assert told in caplog.text
+    model.replay.end_batch()
+    assert len(model.replay) == 8  # and the step after the last episode
+
+
+def test_a_step_that_terminated_is_its_own_next_observation_and_takes_no_slot() -> None:
+    tree = make_tree(Shape(n_windows=1))
+    replay = ReplayBuffer(tree, rng=np.random.default_rng(0), n_final_obs=1)
+    replay.restart()
+    replay.begin_batch()
+    tree.rotate()
+    for t in range(4):
+        for column in range(2):
+            tree["observation"][t, column] = show(2 * t + column)
+    tree["terminated"][:, 0] = True
+    tree["truncated"][1] = True  # of column 0 too, which counts as terminated
+    replay.end_batch()
+    minibatch = replay.sample(200)
+    numbers = minibatch["next_observation"]["deep"]["number"].tolist()
+    following = dict(zip(minibatch["index"].tolist(), numbers, strict=True))
+    assert following == {0: 0, 2: 2, 4: 4, 1: 3, 5: 7}
+    assert set(minibatch["n_step_discount"][minibatch["terminated"]].tolist()) == {0.0}
+
+
+@pytest.mark.parametrize(("nbytes", "share"), [(1024, 1), (1025, 4)])
+def test_a_table_grows_up_to_a_share_of_the_ring(
+    caplog: pytest.LogCaptureFixture, nbytes: int, share: int
+) -> None:
+    shape = {"feature_shape": (nbytes,), "full_size": 300}
+    tree = changed(observation=Array((3, 2), np.uint8, padding=1, **shape))
+    for name in ("action", "reward", "terminated", "truncated"):
+        leaf = tree[name]
+        tree[name] = Array((3, 2), leaf.dtype, full_size=300)
+    replay = ReplayBuffer(tree, rng=np.random.default_rng(0))
+    outputs = replay.make_memory(64)
+    replay.restart()
+    lengths = []
+    for _ in range(250):
+        replay.begin_batch()
+        tree.rotate()
+        tree["truncated"][...] = True
+        for t in range(3):
+            number = replay._stop + t
+            tree["observation"][t] = 0
+            final_obs = {each: np.full(nbytes, (2 * number + each) % 251) for each in range(2)}
+            replay.add_final_obs(t, final_obs)
+        replay.end_batch()
+        replay.sample_into(outputs)
+        found = outputs.tensors["next_observation"][:, 0].tolist()
+        assert found == [index % 251 for index in outputs.tensors["index"].tolist()]
+        lengths.append(len(replay))
+    assert len(replay.final_obs.owner) == 600 // share + (2 if share > 1 else 0)
+    kept = 600 if share == 1 else len(replay.final_obs.owner)
+    assert kept - 3 * 2 <= lengths[-1] <= kept
+    assert len(caplog.records) == (share > 1)
+
+
+def test_a_table_without_memory_to_grow_forgets(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Model(Shape(n_final_obs=None), Chances(truncated=9), seed=6)
+    n_slots = len(model.replay.final_obs.owner)
+
+    def allocate_nothing(*_: Any) -> None:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(final_obs, "allocate_tree", allocate_nothing)
+    model.shape = model.shape._replace(n_final_obs=n_slots)
+    for _ in range(5):
+        model.write_batch()
+        assert_holds_the_list(model)
+    assert len(model.replay.final_obs.owner) == n_slots
+    assert len(caplog.records) == 1
+
+
+def test_a_prefetcher_goes_on_when_the_table_has_grown() -> None:
+    model = Model(Shape(n_final_obs=None), Chances(truncated=9), seed=6)
+    model.write_batch()
+    before = len(model.replay.final_obs.owner)
+    with Prefetcher(model.replay, 400) as prefetcher:
+        for _ in range(4):
+            assert read(prefetcher.next()) == model.transitions()
+            model.write_batch()
+            prefetcher.discard()
+    assert len(model.replay.final_obs.owner) > before
+
+
+@pytest.mark.parametrize("stack", [0, 3])
+@pytest.mark.parametrize("n_windows", [1, 2, 3])
+def test_n_steps_as_long_as_the_ring_allows_are_there_after_each_batch(
+    n_windows: int, stack: int
+) -> None:
+    shape = Shape(T=2, B=1, n_windows=n_windows, has_valid=True, stack=stack, n_steps=100)
+    with pytest.raises(ValueError, match="n_steps: got 100, expected 1 to") as error:
+        Model(shape, SELDOM, seed=0)
+    most = int(str(error.value).partition("1 to ")[2].partition(":")[0])
+    model = Model(shape._replace(n_steps=most), SELDOM, seed=0)
+    for _ in range(3 * n_windows):
+        model.write_batch()
+        if len(model.steps[0]) >= 2 * n_windows:
+            assert_holds_the_list(model)
+            assert model.transitions()
+
+
+def test_a_minibatch_that_could_not_be_drawn_counts_on_host_and_device(
+    cuda_device: torch.device,
+) -> None:
+    def draw(storage: str) -> list[int]:
+        model = Model(Shape(has_valid=True), Chances(invalid=10), seed=0, storage=storage)
+        model.write_batch()
+        with pytest.raises(RuntimeError, match="no tr") if storage == "local" else nullcontext():
+            model.replay.sample(3)
+        model.chances = SELDOM
+        model.write_batch()
+        drawn: list[int] = model.replay.sample(9)["index"].tolist()
+        return drawn
+
+    assert draw("local") == draw("device")
 
 
 def test_a_batch_that_was_not_written_in_turn_is_refused() -> None:
@@ -289,8 +421,8 @@ def test_a_tree_without_a_branch_is_refused() -> None:
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"n_steps": 0}, "n_steps: got 0, expected 1 to 9 = full_size"),
-        ({"n_steps": 10}, "n_steps: got 10, expected 1 to 9 = full_size"),
+        ({"n_steps": 0}, "n_steps: got 0, expected 1 to 8: as many of the 9 steps of the ring"),
+        ({"n_steps": 9}, "n_steps: got 9, expected 1 to 8: as many of the 9 steps of the ring"),
         ({"discount": 1.5}, "discount: got 1.5"),
         ({"n_final_obs": 0}, "n_final_obs: got 0"),
     ],
@@ -449,7 +581,8 @@ def check_clocks(minibatch: ArrayDict, n_steps: int) -> None:
     columns = {path: leaf.tolist() for path, leaf in leaves(minibatch).items()}
     for number, (episode, step) in enumerate(columns["observation"]):
         length = 3 if columns["index"][number] % 4 < 2 else 5
-        last = columns["next_observation"][number][1]
+        # After a termination, the observation of the last step itself stands there.
+        last = columns["next_observation"][number][1] + columns["terminated"][number]
         assert columns["next_observation"][number][0] == episode
         was_cut = columns["truncated"][number] and last < length
         assert last == min(step + n_steps, length) or was_cut
@@ -530,6 +663,7 @@ def check_clocks_of(minibatch: ArrayDict, now: torch.Tensor, then: torch.Tensor)
     assert (now[:, 0] == then[:, 0]).all()
     lengths = torch.tensor([3, 5, 7])[minibatch["index"].cpu() % 3]
     steps = (now[:, 1] + 2).cpu().minimum(lengths)
+    steps -= minibatch["terminated"].cpu().int()  # where the last observation stands twice
     was_cut = minibatch["truncated"].cpu() & (then[:, 1].cpu() < lengths)
     assert ((then[:, 1].cpu() == steps) | was_cut).all()
 

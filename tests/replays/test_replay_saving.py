@@ -205,10 +205,34 @@ def test_a_save_of_other_settings_is_refused(
         make_buffer(model.tree).load(tmp_path)
 
 
-def test_a_save_with_another_table_is_refused(tmp_path: Path) -> None:
+def test_a_save_with_a_larger_table_is_refused(tmp_path: Path) -> None:
     model = make_model(ReplayBuffer)
     model.replay.save(tmp_path)
     rng = np.random.default_rng(0)
-    other = ReplayBuffer(model.tree, rng=rng, n_steps=2, discount=0.5, n_final_obs=8)
-    with pytest.raises(ValueError, match=r"replay\.observation\.state: saved float32 \(7, 3\)"):
+    other = ReplayBuffer(model.tree, rng=rng, n_steps=2, discount=0.5, n_final_obs=6)
+    with pytest.raises(ValueError, match="saved with 7 final observations, expected at most 6; "):
         other.load(tmp_path)
+
+
+@each_kind
+@pytest.mark.parametrize("storage", ["local", "device"])
+def test_a_table_that_grew_is_saved_and_grows_on(
+    cuda_device: torch.device, tmp_path: Path, kind: type[ReplayBuffer], storage: str
+) -> None:
+    shape, often = SHAPE._replace(n_final_obs=None), Chances(terminated=1, truncated=6, reset=2)
+    model = Model(shape, often, seed=0, kind=kind, storage=storage)
+    before = len(model.replay.final_obs.owner)
+    train(model, 2)
+    n_slots = len(model.replay.final_obs.owner)
+    model.replay.save(tmp_path)
+    other = Model(shape, often, seed=1, kind=kind, storage=storage)
+    other.replay.load(tmp_path)
+    resumed = [go_on(model, other.replay, other.tree)]
+    if storage == "local":
+        opened = kind.open(tmp_path)
+        resumed.append(go_on(model, opened, opened.samples))
+    expected = train(model, 5)
+    for each in resumed:
+        assert train(each, 5) == expected
+    assert before < n_slots < len(other.replay.final_obs.owner)
+    assert other.replay._first == model.replay._first == model.first
