@@ -252,5 +252,5 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
 
 def _check_number(name: str, number: float) -> None:
-    if not 0 <= number < np.inf:
-        raise ValueError(f"{name}: got {number}, expected a number of 0 or more")
+    if not 0 <= number <= np.finfo(np.float32).max:
+        raise ValueError(f"{name}: got {number}, expected a number of 0 or more, as float32 has it")

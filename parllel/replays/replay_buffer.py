@@ -332,12 +332,12 @@ class ReplayBuffer(RingRecord):
     def _check_state(self, where: str, state: Mapping[str, Any]) -> None:
         most = _MOST_STEPS // self.batch_B
         check_integer(f"{where}.stop", state["stop"], 0, most)
-        oldest = max(0, self._oldest_after(state["stop"]))
-        check_integer(f"{where}.first", state["first"], oldest, state["stop"] + self.batch_T)
         if state["stop"] % self.batch_T:
             raise ValueError(
                 f"{where}.stop: {state['stop']}, expected a multiple of {self.batch_T}"
             )
+        oldest = max(0, self._oldest_after(state["stop"]))
+        check_integer(f"{where}.first", state["first"], oldest, state["stop"] + self.batch_T)
         for name in ("n_final_obs", "n_drawn"):
             check_integer(f"{where}.{name}", state[name], 0, _MOST_STEPS)
         key = state["key"]
@@ -366,8 +366,9 @@ class ReplayBuffer(RingRecord):
 
     @classmethod
     def _check_setting_names(cls, saved: SavedTree) -> None:
-        settings = saved.numbers.get("settings", {})
-        if not isinstance(settings, dict) or settings.keys() != set(cls._setting_names):
+        found = saved.numbers.get("settings")
+        settings = found if isinstance(found, dict) else {}
+        if settings.keys() != set(cls._setting_names):
             raise ValueError(
                 f"{saved.folder}: saved with settings {sorted(settings)}, expected"
                 f" {sorted(cls._setting_names)} of a {cls.__name__}; open it as what was saved"

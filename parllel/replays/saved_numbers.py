@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from typing import Any
 
@@ -10,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.kernels.sum_tree import FAN_OUT, ONE, find_limit, lay_out
+
+_LARGEST = float(np.finfo(np.float32).max)  # kernels count in float32
 
 
 def check_keys(where: str, found: object, expected: Collection[str]) -> None:
@@ -36,7 +37,7 @@ def check_integer(where: str, found: object, least: int, most: int) -> None:
 
 def check_real(where: str, found: object) -> None:
     """Raise ValueError unless a value of JSON is a finite number of 0 or more."""
-    if type(found) not in (int, float) or not 0 <= found < math.inf:  # type: ignore[operator]
+    if type(found) not in (int, float) or not 0 <= found <= _LARGEST:  # type: ignore[operator]
         raise ValueError(f"{where}: got {_shown(found)}, expected a finite number of 0 or more")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import weakref
@@ -19,11 +20,12 @@ from parllel.storages import nbytes_of
 from parllel.tree.whole_files import CheckedWriter, FileCheck, open_plain_file, write_new_file
 
 _CHUNK_NBYTES = 2**23  # read or written at once: a copy of it is made of device memory
-_HEADER_NBYTES = 2**16  # at most: NumPy reads headers of 10,000 characters
-# What NumPy raises for headers that no NumPy wrote; it reads them with Python's parser.
+_MAGIC, _HEADER_BEGIN = b"\x93NUMPY\x01\x00", 10  # behind two bytes with the header's length
+_HEADER_NBYTES = 10_000  # at most, as NumPy has it
+# What Python's parser and NumPy raise for headers that no NumPy wrote.
 _HEADER_ERRORS = (
     *(ArithmeticError, AttributeError, LookupError, MemoryError, OSError),
-    *(RecursionError, SyntaxError, TypeError, ValueError),
+    *(RecursionError, SyntaxError, TypeError, ValueError, Warning),
 )
 
 
@@ -46,14 +48,9 @@ def header_of(part: AnyArray) -> bytes:
         TypeError: such a file can't hold the dtype, or NumPy does not read it back.
     """
     file = io.BytesIO()
-    content = {
-        "descr": np.lib.format.dtype_to_descr(part.dtype),
-        "fortran_order": False,
-        "shape": tuple(map(int, part.shape)),
-    }
     try:
-        np.lib.format.write_array_header_1_0(file, content)
-        read, _, _ = _parse(file.getvalue())
+        np.lib.format.write_array_header_1_0(file, _content(part.dtype, part.shape))
+        read = np.lib.format.descr_to_dtype(_parse(file.getvalue())[0]["descr"])
     except ValueError as error:
         raise TypeError(f"dtype: got {part.dtype}, which NumPy does not read back") from error
     if read != part.dtype:
@@ -109,13 +106,16 @@ class PartFile:
         nbytes = os.fstat(self._file.fileno()).st_size
         if nbytes != check.whole.nbytes:
             raise self._fault(f"{nbytes:,} bytes, expected {check.whole.nbytes:,}")
-        if not 0 < check.header.nbytes <= min(_HEADER_NBYTES, nbytes):
+        if not 0 < check.header.nbytes <= min(_HEADER_BEGIN + _HEADER_NBYTES, nbytes):
             raise self._fault(f"a header of {check.header.nbytes:,} bytes")
         header = bytearray(check.header.nbytes)
         self._read_at(0, memoryview(header))
         self._compare(FileCheck(0, 0).after(bytes(header)), check.header)
         try:
-            self.dtype, self.shape, n_read = _parse(bytes(header))
+            content, n_read = _parse(bytes(header))
+            self.dtype = np.lib.format.descr_to_dtype(content["descr"])
+            self.shape: tuple[int, ...] = content["shape"]
+            self._check_array(content)
         except _HEADER_ERRORS as error:
             raise self._fault(f"header: {type(error).__name__} {error}") from error
         if n_read + nbytes_of(self.shape, self.dtype) != nbytes or n_read != len(header):
@@ -167,6 +167,15 @@ class PartFile:
                 cuda.copy_to_device(values, out_device=rows)
         self._compare(FileCheck(position, crc32), self._check.whole)
 
+    def _check_array(self, content: dict[str, Any]) -> None:
+        """Raise ValueError unless a header is what is written for its own dtype and shape."""
+        if content != _content(self.dtype, self.shape) or {*map(type, self.shape)} != {int}:
+            raise ValueError(
+                f"{content!s:.200}, expected what NumPy writes for an array in C order"
+            )
+        if self.dtype.hasobject or not self.dtype.itemsize or min(self.shape) < 0:
+            raise ValueError(f"{self.dtype} {self.shape}, expected numbers")
+
     @property
     def _nbytes(self) -> int:
         return self._check.whole.nbytes - self._check.header.nbytes
@@ -190,15 +199,27 @@ class PartFile:
         return ValueError(f"{self.path}: {message}; the file is not what was saved")
 
 
-def _parse(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    """Return the dtype and the shape that a header tells, and how long it is."""
-    file = io.BytesIO(header)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("not of version 1.0")
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if is_fortran or dtype.hasobject or not dtype.itemsize or not shape or min(shape) < 0:
-        raise ValueError(f"{dtype} {shape}, expected numbers in C order")
-    return dtype, tuple(map(int, shape)), file.tell()
+def _parse(header: bytes) -> tuple[dict[str, Any], int]:
+    """Return the content of a header of version 1.0, and how many bytes it has.
+
+    NumPy's own reader would also repair headers, and warn.
+    """
+    length = int.from_bytes(header[len(_MAGIC) : _HEADER_BEGIN], "little")
+    text = header[_HEADER_BEGIN : _HEADER_BEGIN + length]
+    if header[: len(_MAGIC)] != _MAGIC or len(text) != length or length > _HEADER_NBYTES:
+        raise ValueError("it is none of version 1.0")
+    content = ast.literal_eval(text.decode("latin1"))
+    if not isinstance(content, dict) or content.keys() != {"descr", "fortran_order", "shape"}:
+        raise ValueError("it has other keys than a header of an array")
+    return content, _HEADER_BEGIN + length
+
+
+def _content(dtype: np.dtype[Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": tuple(map(int, shape)),
+    }
 
 
 def _chunks(part: AnyArray) -> Iterator[AnyArray]:
