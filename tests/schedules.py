@@ -1,7 +1,7 @@
 """The schedules of simulated CUDA that tests run under: all in the long run, lazy in the short.
 
-Under `lazy` work runs as late as it may. Of the faults that were planted one by one in the
-package, it found each that the other schedules found.
+Under `lazy` work runs as late as it may, so a wait that is missing shows. The other schedules try
+what only an earlier moment or another order would show.
 """
 
 import pytest

@@ -273,6 +273,10 @@ def put_other_rows(folder: Path) -> None:
     np.save(folder / "001-flag.rows.1.npy", np.zeros((5, 3), bool))
 
 
+def put_fewer_rows(folder: Path) -> None:
+    np.save(folder / "001-flag.rows.1.npy", np.zeros((3, 3), bool))
+
+
 def put_another_header(folder: Path) -> None:
     np.save(folder / "001-flag.rows.1.npy", np.zeros((3, 4), bool))
 
@@ -302,6 +306,7 @@ def break_json(folder: Path) -> None:
     [
         (cut_file, r"001-flag\.rows\.1\.npy: .*; the file is not what was saved"),
         (delete_file, r"001-flag\.rows\.1\.npy: .*No such file.*; the file is not what was saved"),
+        (put_fewer_rows, r"001-flag\.rows\.1\.npy: 137 bytes, expected 140; the file is not"),
         (put_other_rows, r"001-flag\.rows\.1\.npy: 143 bytes, expected 140; the file is not"),
         (
             put_another_header,
