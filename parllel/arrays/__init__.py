@@ -1,11 +1,11 @@
 """Array and its kinds: where samples live."""
 
 from parllel.arrays.array import Array, KindSpec
+from parllel.arrays.array_spec import ArraySpec
 from parllel.arrays.frame_array import FrameArray, FrameSpec
 from parllel.arrays.frame_buffer import Fill
 from parllel.arrays.kinds import spec_from_entry, stacked_spec
 from parllel.arrays.row_writer import RowWriter
-from parllel.arrays.spec import ArraySpec
 from parllel.arrays.types import Leaf
 
 __all__ = [

@@ -10,12 +10,12 @@ from typing import Any, Self, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from parllel.arrays.array_spec import ArraySpec
 from parllel.arrays.buffer import Buffer
 from parllel.arrays.dlpack import SupportsDLPack
 from parllel.arrays.interop import apart_from, describe, narrow, put_on_device, to_host
 from parllel.arrays.location import Index, Location, is_gathered, keys, locate, shift
 from parllel.arrays.readable import Readable
-from parllel.arrays.spec import ArraySpec
 from parllel.arrays.window import Window
 from parllel.cuda import AnyArray
 from parllel.storages import Memory, allocate

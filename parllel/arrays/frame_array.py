@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from parllel.arrays.array import Array, ArrayView, KindSpec
+from parllel.arrays.array_spec import ArraySpec
 from parllel.arrays.buffer import Buffer
 from parllel.arrays.frame_buffer import Fill, FrameBuffer, FrameLayout, are_first
 from parllel.arrays.frame_writer import FRAMES, IS_FIRST, PREVIOUS, FrameWriter
 from parllel.arrays.interop import side_of, to_device, to_host
 from parllel.arrays.location import Index, Location, keys, row_numbers, rows_of, shift
 from parllel.arrays.readable import PickedRows
-from parllel.arrays.spec import ArraySpec
 from parllel.arrays.types import Leaf
 from parllel.arrays.window import Window
 from parllel.cuda import AnyArray, DeviceArray

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parllel.arrays.array_spec import ArraySpec
 from parllel.arrays.frame_buffer import Fill
 from parllel.arrays.row_writer import RowWriter
-from parllel.arrays.spec import ArraySpec
 
 FRAMES = "frames"
 IS_FIRST = "is_first"

@@ -7,9 +7,9 @@ from typing import Any
 
 from numpy.typing import DTypeLike
 
+from parllel.arrays.array_spec import ArraySpec
 from parllel.arrays.frame_array import FrameSpec
 from parllel.arrays.frame_buffer import Fill
-from parllel.arrays.spec import ArraySpec
 
 KINDS: tuple[type[ArraySpec], ...] = (ArraySpec, FrameSpec)
 

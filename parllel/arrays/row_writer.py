@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from parllel.arrays.spec import ArraySpec
+from parllel.arrays.array_spec import ArraySpec
 
 
 class RowWriter(ABC):
