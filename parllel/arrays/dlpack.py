@@ -83,7 +83,8 @@ def export(
     is_versioned = _is_versioned(max_version)
     is_asked_to_host = dl_device is not None and _check_device(dl_device, array) == HOST
     is_for_host = is_asked_to_host or array.side == "host"
-    needs_copy = array.is_gathered or (is_for_host and not array.is_on_host)
+    is_backwards = not array.is_gathered and _has_negative_strides(array)
+    needs_copy = array.is_gathered or is_backwards or (is_for_host and not array.is_on_host)
     if copy is False and needs_copy:
         raise CopyRefusedError(_describe_copy(array))
     if copy is None and needs_copy and not is_versioned:
@@ -99,7 +100,7 @@ def export(
         # The standard has copies made in the receiver's stream: there their memory belongs, too.
         with cuda.use_stream(receiver):
             values = array.to_cupy()
-            values = values.copy() if copy and not needs_copy else values
+            values = values.copy() if is_backwards or (copy and not needs_copy) else values
             capsule = values.__dlpack__(stream=_NO_ORDER, **options)
         if copy or needs_copy:
             cuda.order_streams(receiver, caller)  # what the caller writes next is not in the copy
@@ -121,10 +122,10 @@ def _export_to_host(
     if array.side == "gpu" and array.is_on_host:  # managed memory
         cuda.synchronize()  # a receiver on the host can't wait for a stream
     values = array.to_ndarray()
+    if min(values.strides, default=0) < 0 or (copy and not needs_copy):
+        values = values.copy()
     if needs_copy:
         values.flags.writeable = copy is True
-    elif copy:
-        values = values.copy()
     return values.__dlpack__(**options)
 
 
@@ -158,9 +159,20 @@ def _is_pair(value: object) -> TypeGuard[tuple[int, int]]:
     return isinstance(value, tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
 
 
+def _has_negative_strides(array: Exportable) -> bool:
+    """Whether the elements lie backwards in memory: `torch.from_dlpack` ends the process then.
+
+    Proof: pytorch issue 188023; `test_a_view_with_a_negative_step_is_handed_out_as_a_copy`.
+    """
+    values = array.to_ndarray() if array.is_on_host else array.to_cupy()
+    return min(values.strides, default=0) < 0
+
+
 def _describe_copy(array: Exportable) -> str:
     if array.is_gathered:
         return "a view made with integer arrays or a mask can't be handed out without a copy"
+    if _has_negative_strides(array):
+        return "a view with a negative step can't be handed out without a copy"
     return "device memory can't be handed to the host without a copy"
 
 

@@ -30,6 +30,8 @@ _SCALARS = PLAIN - {np.ndarray, list, tuple}
 # The floats that NumPy and CuPy have, too.
 _FLOATS = ("torch.float16", "torch.float32", "torch.float64")
 
+_OF_OTHERS = 2  # numpy.dtype.isbuiltin of dtypes that another library registered
+
 _NARROW = {
     "float64": np.float32,
     "int64": np.int32,
@@ -143,19 +145,48 @@ def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
 def to_tensor(data: NDArray[Any]) -> torch.Tensor:
     """Return a torch tensor over the same memory.
 
+    The short floats of other libraries (bfloat16 and float8 of JAX) become torch's own.
+
     Raises:
-        ValueError: a stride is negative, which torch does not have.
-        TypeError: torch does not have the dtype.
+        ValueError: a stride is negative or no multiple of the elements' size, which torch does not
+            have.
+        TypeError: torch does not have the dtype, or not in this byte order.
     """
     import torch
 
+    dtype = data.dtype
+    if not dtype.isnative:
+        raise TypeError(
+            f"to_torch: got dtype {dtype.str}, in another byte order than this machine's, which"
+            " torch does not have; convert to_ndarray() with .astype(dtype.newbyteorder('='))"
+        )
+    short = _short_float(dtype)
     try:
-        return torch.from_numpy(data)
+        if short is None:
+            return torch.from_numpy(data)
+        return torch.from_numpy(data.view(f"i{dtype.itemsize}")).view(short)
     except ValueError as error:
         raise ValueError(
-            f"to_torch: torch can't share strides {data.strides}; index with a positive step, or"
-            " copy the values with torch.tensor(array.to_ndarray().copy())"
+            f"to_torch: torch can't share strides {data.strides} of {dtype.itemsize} bytes each"
+            f" ({error}); index with a positive step, or copy the values with"
+            " torch.tensor(array.to_ndarray().copy())"
         ) from error
+    except TypeError as error:
+        raise TypeError(
+            f"to_torch: torch has no dtype {dtype}; convert to_ndarray() with .astype"
+        ) from error
+
+
+def _short_float(dtype: np.dtype[Any]) -> torch.dtype | None:
+    """Return torch's dtype for a float that another library registered with NumPy."""
+    if dtype.isbuiltin != _OF_OTHERS:
+        return None
+    import torch
+
+    found = getattr(torch, dtype.name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        return None
+    return found if found.itemsize == dtype.itemsize else None
 
 
 def flat_rows(values: AnyArray) -> AnyArray:

@@ -250,18 +250,22 @@ def _check_together(arrays: list[NDArray[np.intp]]) -> None:
         raise IndexError(f"integer arrays: got shapes {shapes}, which don't broadcast") from error
 
 
-def _locate_slice(axis: range, extent: int, index: slice) -> range:
-    """Return the positions of a slice, whose ends are cut off at the base buffer's ends."""
-    step = 1 if index.step is None else operator.index(index.step)
+def _locate_slice(axis: range, extent: int, entry: slice) -> range:
+    """Return the positions of a slice: those of the axis' own grid that the base buffer has.
+
+    Ends are cut off as indices. As positions they would be cut off at the base buffer's ends, which
+    another grid may have: rows 1, 3, ... begin at index 0, and index -1 is no row 0.
+    """
+    step = 1 if entry.step is None else operator.index(entry.step)
     if step == 0:
         raise ValueError("slice step: got 0, expected any other integer")
     first, end = (0, len(axis)) if step > 0 else (len(axis) - 1, -1)
-    first = first if index.start is None else operator.index(index.start)
-    end = end if index.stop is None else operator.index(index.stop)
-    start, stop = axis.start + first * axis.step, axis.start + end * axis.step
-    lowest, highest = (0, extent) if step * axis.step > 0 else (-1, extent - 1)
-    start, stop = (min(max(end, lowest), highest) for end in (start, stop))
-    return range(start, stop, step * axis.step)
+    first = first if entry.start is None else operator.index(entry.start)
+    end = end if entry.stop is None else operator.index(entry.stop)
+    at_least, at_most = _reach(axis, extent)
+    lowest, highest = (at_least, at_most + 1) if step > 0 else (at_least - 1, at_most)
+    first, end = (min(max(index, lowest), highest) for index in (first, end))
+    return range(axis.start + first * axis.step, axis.start + end * axis.step, step * axis.step)
 
 
 def _reach(axis: range, extent: int) -> tuple[int, int]:

@@ -236,13 +236,10 @@ class Readable:
     ) -> Capsule:
         """Return the visible elements as a DLPack capsule over the same memory.
 
-        The capsule has the strides of the view, negative ones included. NumPy and CuPy take them;
-        `torch.from_dlpack` of torch 2.13 ends the process (pytorch issue 188023), where `to_torch`
-        raises.
-
-        For a view made with integer arrays or a mask, and for device memory that is wanted on the
-        host, the capsule holds a copy. It is read-only, so that a write, which would be lost,
-        raises; with `copy=True` it is writable.
+        For a view with a negative step, which `torch.from_dlpack` does not survive, for a view made
+        with integer arrays or a mask, and for device memory that is wanted on the host, the capsule
+        holds a copy. It is read-only, so that a write, which would be lost, raises; with
+        `copy=True` it is writable.
 
         Args:
             stream: the receiver's stream, for device and managed memory. It waits for the caller's
@@ -359,6 +356,14 @@ class Readable:
             return data[first][second]
         with cuda.use_stream():  # a gather is work
             return data[first][second]
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError(
+            f"`==` between an Array and a {type(other).__name__}: Arrays take no part in arithmetic"
+            " and comparisons; compare to_ndarray(), to_torch() or to_cupy(), or ask `is`"
+        )
+
+    __hash__ = object.__hash__  # of the object, not of its elements
 
     def item(self) -> Any:
         """Return the only element as a Python scalar."""

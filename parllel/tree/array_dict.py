@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, NoReturn, TypeAlias, TypeGuard
 
 from numpy.typing import NDArray
 
 from parllel.arrays import Array, ArraySpec, Leaf
+from parllel.arrays.row_plan import RowPlan
 from parllel.ops.row_copy import copy_blocks
 from parllel.storages import KINDS, Memory, aligned, allocate
 from parllel.tree.errors import raise_at
@@ -19,16 +19,19 @@ from parllel.tree.leaves import (
     as_tensor,
     call,
     call_method,
+    check_write,
     describe_leaf,
 )
 from parllel.tree.path import TreePath, path_text
-from parllel.tree.tree_description import TreeDescription, describe_tree
+from parllel.tree.tree_description import TreeDescription, describe_tree, html_table
 
 
 class ArrayDict(MutableMapping[str, Any]):
     """A tree: a dictionary of arrays, or of further ArrayDicts, which acts on all leaves at once.
 
     A name picks a branch (`tree["action"]`); any other index goes to every leaf (`tree[0, 1]`).
+    A write to rows is checked whole, names, shapes and dtypes, before the first byte is written.
+    `tree[0]["action"] = x` writes into the tree; a branch that it does not have is refused.
     A leaf is an array at the end of a branch. Attributes and methods of the leaves are those of
     the tree: `tree.dtype` is a tree of dtypes, and `tree.mean(axis=0)` calls every leaf's `mean`
     and returns a tree of results.
@@ -56,12 +59,15 @@ class ArrayDict(MutableMapping[str, Any]):
     [('reward',), ('observation', 'camera')]
     """
 
-    __slots__ = ("__weakref__", "_items")
+    __slots__ = ("__weakref__", "_items", "_origin", "_plan")
 
     _items: dict[str, Any]
+    _origin: tuple[ArrayDict, object] | None  # of `tree[index]`: the tree and the index
+    _plan: RowPlan | None  # of writes to one row; None until the first, and where branches change
 
     def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] | None = None) -> None:
         self._items = {}
+        self._origin = self._plan = None
         for name, value in dict({} if items is None else items).items():
             if not isinstance(name, str):
                 raise TypeError(f"ArrayDict: got {name!r} as a name, expected a string")
@@ -80,10 +86,21 @@ class ArrayDict(MutableMapping[str, Any]):
 
     def __delitem__(self, name: str) -> None:
         del self._items[name]
+        self._plan = None
 
-    # Identity: `==` of arrays has no truth value. Compare the leaves with numpy.testing instead.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
+    def __eq__(self, other: object) -> bool:
+        raise TypeError(
+            f"`==` between a tree and a {type(other).__name__}: arrays have no single truth value;"
+            " compare leaf by leaf, with numpy.testing and `walk()`, or ask `is`"
+        )
+
+    __hash__ = object.__hash__  # of the object, not of its leaves
+
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError(
+            "a tree is no single array: to_ndarray() returns the tree of its arrays, and"
+            " tree['name'] one of its branches"
+        )
 
     def walk(self) -> Iterator[tuple[TreePath, Any]]:
         """Yield each leaf with its path, in the tree's order.
@@ -102,6 +119,7 @@ class ArrayDict(MutableMapping[str, Any]):
         if isinstance(index, str):
             return self._branch(index)
         out = ArrayDict()
+        out._origin = (self, index)
         name = ""
         try:
             for name, item in self._items.items():
@@ -117,20 +135,89 @@ class ArrayDict(MutableMapping[str, Any]):
             raise KeyError(f"{name}: no such branch, expected one of {list(self._items)}") from None
 
     def __setitem__(self, index: object, value: object) -> None:
-        if isinstance(index, str):
-            self._items[index] = ArrayDict(value) if _is_foreign_mapping(value) else value
+        if index.__class__ is int:  # first: the most frequent write (bench_index.py)
+            plan = self._plan or self._make_plan()
+            values = value if value.__class__ is dict else _as_mapping(value)
+            if values is not None and plan.write(index, values):
+                return
+        elif isinstance(index, str):
+            self._set_branch(index, value)
             return
+        elif has_arrays(index):
+            values = _as_mapping(value)
+            if values is not None and self._scatter(index, values):
+                return
+        writes: list[tuple[Any, Any, Any]] = []
+        self._collect_writes(index, value, writes)
+        number = 0  # no path: making one for each leaf takes 5 % of a write (bench_index.py)
+        try:
+            for number, (target, place, content) in enumerate(writes):  # noqa: B007
+                target[place] = content
+        except Exception as error:
+            raise_at(list(self.walk())[number][0], error)
+
+    def _set_branch(self, name: str, value: object) -> None:
+        if self._origin is not None:
+            self._write_branch(name, value)
+            return
+        self._items[name] = ArrayDict(value) if _is_foreign_mapping(value) else value
+        self._plan = None
+
+    def _make_plan(self) -> RowPlan:
+        """Return the plan of writes to one row, which changes of branches put away."""
+        self._plan = RowPlan(self._items)
+        return self._plan
+
+    def _write_branch(self, name: str, value: object) -> None:
+        """Write a branch of the rows that this tree shows, into the tree that was indexed."""
+        assert self._origin is not None
+        tree, index = self._origin
+        if name not in self._items:
+            raise KeyError(
+                f"{name}: no such branch in the tree that was indexed, expected one of"
+                f" {list(self._items)}; add it to the whole tree, or to ArrayDict(rows)"
+            )
+        branch = tree._branch(name)
+        try:
+            if isinstance(branch, ArrayDict):
+                branch[index] = value
+            else:
+                check_write(branch, index, value)
+                branch[index] = value
+        except Exception as error:
+            raise_at((name,), error)
+        if tree._origin is not None:  # its rows may be copies, as those that a mask picks
+            tree._write_branch(name, branch)
+        self._items[name] = branch[index]
+
+    def _collect_writes(
+        self, index: object, value: object, writes: list[tuple[Any, Any, Any]]
+    ) -> None:
+        """Check the write of a value to all leaves, and add the assignments that make it up.
+
+        Args:
+            index: index of the rows.
+            value: a tree of values, or one value for all leaves.
+            writes: assignments `target[place] = content`, one for each leaf in the order of `walk`.
+        """
         values = value if value.__class__ is dict else _as_mapping(value)
-        if has_arrays(index) and values is not None and self._scatter(index, values):
-            return
-        name = None  # no path: making one for each leaf takes 5 % of a write (bench_index.py)
+        if index.__class__ is int and values is not None:
+            plan = self._plan or self._make_plan()
+            if plan.write(index, values, writes):
+                return
+        name = None
         try:
             if values is None:
                 values = dict.fromkeys(self._items, value)
             elif values.keys() != self._items.keys():
                 raise KeyError(self._describe_difference(values))
             for name, item in self._items.items():
-                item[index] = values[name]
+                content = values[name]
+                if item.__class__ is ArrayDict:  # isinstance() of a Mapping is slow
+                    item._collect_writes(index, content, writes)
+                else:
+                    check_write(item, index, content)
+                    writes.append((item, index, content))
         except Exception as error:
             raise_at(() if name is None else (name,), error)
 
@@ -285,7 +372,7 @@ class ArrayDict(MutableMapping[str, Any]):
     # Showing and sending
 
     def describe(self, storage: str | None = None) -> TreeDescription:
-        """Return a description of the leaves and of their memory; `print` shows it as a table.
+        """Return a description of the leaves and of their memory; a table in print and notebooks.
 
         Leaves may be specs: the bytes are then those that `allocate_tree` will allocate. Where
         leaves are, or would be, on a device, this asks for its size, which starts a context.
@@ -306,18 +393,14 @@ class ArrayDict(MutableMapping[str, Any]):
         """Return the table that a notebook shows."""
         titles = ("path", "dtype", "shape", "storage", "bytes")
         rows = [(path_text(path), *describe_leaf(leaf)) for path, leaf in self.walk()]
-        head = "".join(f"<th>{title}</th>" for title in titles)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in rows
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(titles, rows)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"items": dict(self._items)}  # copied: a shallow copy gets names of its own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._items = state["items"]
+        self._origin = self._plan = None
 
 
 Rows: TypeAlias = "Leaf | ArrayDict"

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_NUMBERS = "biuf"  # kinds of dtypes: bool, integers, floats
+
+
 def as_ndarray(leaf: Leaf) -> NDArray[Any]:
     """Return a leaf as a NumPy array, over the same memory where the host can read it.
 
@@ -42,6 +45,51 @@ def as_tensor(leaf: Leaf) -> torch.Tensor:
     from torch.utils.dlpack import from_dlpack
 
     return from_dlpack(leaf)  # by way of NumPy, JAX arrays would be read-only, and torch would warn
+
+
+def check_write(leaf: Any, index: Any, value: Any) -> None:  # Any: of every library
+    """Raise what `leaf[index] = value` would raise for its index, shape or dtype; write nothing.
+
+    Raises:
+        IndexError: the leaf has no such rows.
+        TypeError: the leaf's dtype can't hold such a value.
+        ValueError: the value's shape does not broadcast to that of the rows, or the leaf is
+            read-only.
+    """
+    rows = leaf[index]
+    shape, dtype = tuple(getattr(rows, "shape", ())), getattr(rows, "dtype", None)
+    memory = next(iter(leaf.memory_parts.values())) if isinstance(leaf, Array) else leaf
+    if isinstance(memory, np.ndarray) and not memory.flags.writeable:
+        raise ValueError("assignment destination is read-only")
+    found = getattr(value, "shape", None)
+    if found is not None and not _broadcasts(tuple(found), shape):
+        raise ValueError(
+            f"writing a value of shape {tuple(found)} into rows of shape {shape}, dtype {dtype}:"
+            " could not broadcast"
+        )
+    if is_tensor(rows) and not is_tensor(value) and not isinstance(value, int | float):
+        rows.new_empty(shape)[...] = value  # torch's own checks: it takes no lists and no ndarrays
+        return
+    if not isinstance(dtype, np.dtype) or _is_number(dtype, getattr(value, "dtype", None)):
+        return
+    is_scalar = isinstance(value, int | float | complex | str)
+    np.empty(() if is_scalar else shape, dtype)[...] = to_host(value)  # NumPy's own checks
+
+
+def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether NumPy assigns a value of a shape to rows of another; ones in front do not count."""
+    n_more = len(shape) - len(wanted)
+    if n_more > 0 and any(length != 1 for length in shape[:n_more]):
+        return False
+    pairs = zip(reversed(shape), reversed(wanted), strict=False)
+    return all(length in (1, want) for length, want in pairs)
+
+
+def _is_number(dtype: np.dtype[Any], given: object) -> bool:
+    """Whether NumPy converts any number of one dtype to the other without an error."""
+    if given is None:
+        return False
+    return dtype.kind in _NUMBERS and getattr(given, "kind", "f") in _NUMBERS
 
 
 def describe_leaf(leaf: object) -> tuple[str, str, str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,7 +38,7 @@ class LeafDescription(NamedTuple):
 
 @dataclass(frozen=True)
 class TreeDescription:
-    """A table of a tree's leaves and of their bytes: `str` shows it, the attributes are numbers.
+    """A table of a tree's leaves and of their bytes: `print` and notebooks show it.
 
     Args:
         leaves: descriptions of the leaves, in the tree's order.
@@ -70,16 +72,39 @@ class TreeDescription:
         return used / self.device_total_nbytes
 
     def __str__(self) -> str:
+        table = [_TITLES, *self._rows()]
+        widths = [max(len(row[column]) for row in table) for column in range(len(_TITLES))]
+        lines = ["  ".join(map(_justify, range(len(row)), row, widths)).rstrip() for row in table]
+        return "\n".join((*lines, *self._shares()))
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        return "".join((html_table(_TITLES, self._rows()), *self._shares()))
+
+    def _rows(self) -> list[tuple[str, ...]]:
         cells = [
             (path_text(path), dtype, shape, f"{rows:,}", storage, f"{nbytes:,}")
             for path, dtype, shape, rows, storage, nbytes in self.leaves
         ]
-        table = [_TITLES, *cells, ("total", "", "", "", "", f"{self.nbytes:,}")]
-        widths = [max(len(row[column]) for row in table) for column in range(len(_TITLES))]
-        lines = ["  ".join(map(_justify, range(len(row)), row, widths)).rstrip() for row in table]
+        return [*cells, ("total", "", "", "", "", f"{self.nbytes:,}")]
+
+    def _shares(self) -> Iterator[str]:
         if self.device_share is not None:
-            lines.append(f"{self.device_share:.1%} of the device's {self.device_total_nbytes:,}")
-        return "\n".join(lines)
+            yield f"{self.device_share:.1%} of the device's {self.device_total_nbytes:,}"
+
+
+def html_table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table for notebooks.
+
+    Args:
+        titles: the first row, which stands out.
+        rows: cells of the other rows, as plain text.
+    """
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def describe_tree(leaves: list[tuple[TreePath, object]], storage: str | None) -> TreeDescription:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from parllel import Array
@@ -228,3 +230,41 @@ def test_threads_read_and_write_views_of_one_array() -> None:
 def test_storage_is_a_word_or_a_block() -> None:
     with pytest.raises(TypeError, match="storage: got 5, expected a kind of memory or a block"):
         Array((2,), np.float32, storage=5)  # type: ignore[arg-type]  # the error is wanted
+
+
+@given(st.data())
+def test_a_slice_stays_on_the_grid_of_its_view(data: st.DataObject) -> None:
+    """Against plain counting: index n of a view is position start + n * step, if memory has it."""
+    padding, n_rows = data.draw(st.integers(0, 3)), data.draw(st.integers(3, 9))
+    array = Array((n_rows,), np.int64, padding=padding)
+    extent = n_rows + 2 * padding
+    array[-padding : n_rows + padding] = np.arange(extent)
+    ends, steps = st.none() | st.integers(-12, 12), st.sampled_from([None, 1, 2, 3, -1, -2, -3])
+    view = array[slice(data.draw(ends), data.draw(ends), data.draw(steps))]
+    grid = view._location[0]
+    assert isinstance(grid, range)
+    index = slice(data.draw(ends), data.draw(ends), data.draw(steps))
+
+    def is_there(number: int) -> bool:
+        return 0 <= grid.start + number * grid.step < extent
+
+    step = index.step or 1
+    first = index.start if index.start is not None else (0 if step > 0 else len(grid) - 1)
+    end = index.stop if index.stop is not None else (len(grid) if step > 0 else -1)
+    reach = [number for number in range(-30, 31) if is_there(number)]
+    if reach:  # ends outside memory are cut off, as NumPy does
+        first = max(first, reach[0]) if step > 0 else min(first, reach[-1])
+    numbers = [number for number in range(first, end, step) if is_there(number)]
+    shown = view[index].to_ndarray().tolist()
+    assert shown == [grid.start + number * grid.step for number in numbers]
+
+
+def test_a_slice_that_leaves_memory_shows_its_own_grid() -> None:
+    array = Array((10,), np.int64, padding=2)
+    array[-2:12] = np.arange(-2, 12)
+    assert array[1::2][-1:3].to_ndarray().tolist() == [-1, 1, 3, 5]
+    assert array[1::2][-9:2].to_ndarray().tolist() == [-1, 1, 3]
+    assert array[::2][-9:2].to_ndarray().tolist() == [-2, 0, 2]
+    assert array[::-2][-9:2].to_ndarray().tolist() == [11, 9, 7]
+    assert array[::-2][9::-1].to_ndarray().tolist()[:2] == [-1, 1]
+    assert array[2:2:3][-9:9].shape[0] <= 5

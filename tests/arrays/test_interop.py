@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
+from optional import needs
 from parllel import Array, ArrayDict, cuda
 from parllel.arrays.interop import plain
 from parllel.testing.simulated_cuda import LeakError, Simulation, simulated_cuda
@@ -509,3 +510,41 @@ def test_another_allocator_is_not_taken_for_torchs(
     monkeypatch.setattr(type(pool), "free_bytes", lambda pool: 700)
     cupy.cuda.set_allocator(None)
     assert cuda.free_nbytes() == free + 700
+
+
+def test_a_tensor_has_this_machines_byte_order_only() -> None:
+    for array in (Array((3,), ">f4"), Array((3,), ">i8")):
+        with pytest.raises(TypeError, match=r"got dtype >.*byte order.*newbyteorder"):
+            array.to_torch()
+
+
+def test_a_tensor_has_no_strides_between_elements() -> None:
+    values = np.zeros(3, np.dtype({"names": ["a"], "formats": ["<f4"], "itemsize": 6}))["a"]
+    with pytest.raises(ValueError, match=r"strides \(6,\) of 4 bytes each"):
+        ArrayDict({"a": values}).to_torch()
+
+
+def test_a_dtype_that_torch_does_not_have_is_named() -> None:
+    for dtype in ("M8[s]", "U3", "V4"):
+        with pytest.raises(TypeError, match=r"to_torch: torch has no dtype .*astype"):
+            Array((3,), dtype).to_torch()
+
+
+@needs("ml_dtypes")
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_short_floats_of_other_libraries_reach_torch(name: str) -> None:
+    import ml_dtypes
+
+    array = Array((2, 3), getattr(ml_dtypes, name))
+    array[...] = [[1, 2, 0.5], [4, -1, 0]]
+    for view in (array, array[:, 1:], array[1]):
+        tensor = view.to_torch()
+        assert tensor.dtype == getattr(torch, name)
+        assert tensor.float().tolist() == view.to_ndarray().astype(np.float32).tolist()
+    array.to_torch()[0, 0] = 8
+    assert float(array[0, 0]) == 8
+    array[0] = array.to_torch()[1]
+    assert array.to_ndarray()[0].tolist() == array.to_ndarray()[1].tolist()
+    other = np.zeros(3, ml_dtypes.float8_e4m3)
+    with pytest.raises(TypeError, match="torch has no dtype float8_e4m3"):
+        Array.from_numpy(other).to_torch()

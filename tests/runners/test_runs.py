@@ -5,6 +5,7 @@ import importlib.util
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from datetime import datetime, tzinfo
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from optional import needs
 from parllel import ArrayDict
 from parllel.cages import SerialCage, TrajInfo
+from parllel.kernels import targets
 from parllel.metrics import Metrics, MetricsSink
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
 from parllel.runners import RLRunner
@@ -268,6 +270,23 @@ def test_a_run_collects_whole_batches_until_its_steps_are_done() -> None:
         assert summary.mean_return == RETURN
         assert summary.sample_s > 0
         assert summary.learn_s > 0
+
+
+def test_seconds_of_compiling_are_not_seconds_of_learning() -> None:
+    class Compiling(Script):
+        compiled_s = 0.0
+
+        def optimize(self, batch: ArrayDict) -> dict[str, float]:
+            start = time.perf_counter()
+            time.sleep(0.5)
+            self.compiled_s = time.perf_counter() - start
+            targets._spent.seconds += self.compiled_s
+            return super().optimize(batch)
+
+    algorithm = Compiling()
+    recorder, summary = run(algorithm, n_steps=BATCH)
+    assert 0 < summary.learn_s < algorithm.compiled_s
+    assert recorder.logs[-1][1]["time/learn_s"] == summary.learn_s
 
 
 def test_a_run_logs_means_of_episodes_and_what_was_learned() -> None:

@@ -122,3 +122,14 @@ def test_without_a_device_there_is_no_share() -> None:
 
 def test_an_empty_tree_takes_nothing() -> None:
     assert ArrayDict().describe().nbytes == 0
+
+
+def test_a_notebook_shows_the_same_cells() -> None:
+    tree = ArrayDict({"a": {"<b>": Array((3, 2), np.float32, padding=1)}, "n": np.zeros(4)})
+    description = tree.describe()
+    table = description._repr_html_()
+    assert table.startswith("<table><thead><tr><th>path</th>")
+    assert "<td>a.&lt;b&gt;</td>" in table
+    for line in str(description).splitlines()[1:]:
+        for cell in line.replace("<b>", "&lt;b&gt;").split("  "):
+            assert f"<td>{cell.strip()}</td>" in table

@@ -203,9 +203,12 @@ class ArrayLifeContract(ArrayCase):
         with pytest.raises(ValueError, match="closed"):
             array.to_ndarray()
 
-    def test_arrays_are_compared_by_identity(self) -> None:
+    def test_arrays_are_told_apart_by_identity_and_not_compared(self) -> None:
         array = self.counted()
         same = array
-        assert array == same
-        assert array != self.counted()
+        for other in (same, self.counted(), 1, None):
+            with pytest.raises(TypeError, match=r"`==` between an Array and a .*to_ndarray"):
+                assert array == other
+            with pytest.raises(TypeError, match="`==` between"):
+                assert array != other
         assert len({array, same, array[0], array[0]}) == 3
