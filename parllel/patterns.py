@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
+from statistics import median
 from typing import Any, Literal, TypeAlias, get_args
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from parllel.arrays import Array, ArraySpec, Fill, Leaf, stacked_spec
 from parllel.cages import (
     TIMEOUT_S,
     Cage,
+    MisfitError,
     OnWorkerError,
     ProcessCage,
     Seed,
     SerialCage,
     TrajInfo,
     as_tree,
+    empty_rows,
+    is_numeric,
     n_physical_cores,
     spawn_seeds,
+    write_column,
 )
+from parllel.cages.stepper import Stepper
 from parllel.samplers import Agent, RecurrentAgent
 from parllel.storages import default_storage
 from parllel.tree import ArrayDict, TreePath, allocate_tree, dict_map, path_text
@@ -34,11 +41,22 @@ from parllel.tree.leaves import as_ndarray
 FrameFills: TypeAlias = "Fill | Mapping[str, FrameFills]"
 """The fill of a stack of frames at an episode's beginning; or a mapping of leaves' names to it."""
 
+MakeEnv: TypeAlias = "Callable[..., gym.Env[Any, Any]] | str"
+"""A function that returns one environment, or the id of one, as `gymnasium.make` takes it."""
+
+# Sending a step to a worker and waiting for it costs this process some 50 us for all environments
+# of the worker together: with less work than this in each step, a worker gains nothing.
+_WORTH_WORKERS_S = 20e-6
+
+# Enough for a median that one slow step does not move, and not noticed where steps are slow.
+_TIMED_STEPS = 64
+_LONGEST_TIMING_S = 0.02
+
 _ENV_BRANCHES = ("observation", "action", "reward", "terminated", "truncated", "env_info")
 
 
 def build_cages(
-    make_env: Callable[..., gym.Env[Any, Any]],
+    make_env: MakeEnv,
     n_envs: int,
     *,
     env_kwargs: Mapping[str, Any] | None = None,
@@ -61,10 +79,12 @@ def build_cages(
         make_traj_info: returns the summary of a new episode.
         seed: seed of the run; each environment gets a SeedSequence of its own from it.
         n_workers: number of worker processes, each with a ProcessCage; at most `n_envs` are made.
-            By default there are as many as physical cores. With one environment, one core or
-            another system than Linux there is one SerialCage instead, as with 0 or "serial":
-            environments then step in this process, which is faster where a step takes only some
-            microseconds.
+            With 0 or "serial", there is one SerialCage instead, and environments step in this
+            process. By default, an environment is made here and some random steps are timed.
+            Where a step takes less than 20 us, environments stay in this process, which is faster
+            then; otherwise there are as many workers as physical cores. Nothing is timed where
+            there is only one environment or core or another system than Linux (one SerialCage),
+            nor with on_worker_error="restart" (workers).
         timeout_s, on_worker_error: as for `ProcessCage`.
 
     Raises:
@@ -77,7 +97,11 @@ def build_cages(
         [4]
     """
     seeds = spawn_seeds(seed, n_envs)
-    n_workers = _number_of_workers(n_workers, n_envs)
+    make_env = _maker(make_env)
+    n_workers, is_default = _number_of_workers(n_workers, n_envs), n_workers is None
+    # With "restart", environments that may end their process are wanted in another one.
+    if n_workers and is_default and on_worker_error == "raise":
+        n_workers = 0 if _step_s(make_env, env_kwargs or {}) < _WORTH_WORKERS_S else n_workers
     if n_workers == 0:
         return [SerialCage(make_env, env_kwargs, make_traj_info, n_envs=n_envs, seed=seeds)]
 
@@ -95,6 +119,29 @@ def build_cages(
 
     ends = [n_envs * number // n_workers for number in range(n_workers + 1)]
     return _make_together([partial(make_cage, *span) for span in pairwise(ends)])
+
+
+def _maker(make_env: MakeEnv) -> Callable[..., gym.Env[Any, Any]]:
+    return partial(gym.make, make_env) if isinstance(make_env, str) else make_env
+
+
+def _step_s(make_env: Callable[..., gym.Env[Any, Any]], env_kwargs: Mapping[str, Any]) -> float:
+    """Return the median time of some random steps of an environment, in seconds."""
+    stepper = Stepper(make_env, env_kwargs, seed=0)
+    try:
+        actions = [stepper.random_actions() for _ in range(_TIMED_STEPS)]
+        begin_s = time.perf_counter()
+        times_s: list[float] = []
+        for action in actions:
+            step_begin_s = time.perf_counter()
+            stepper.step(action)
+            end_s = time.perf_counter()
+            times_s.append(end_s - step_begin_s)
+            if end_s - begin_s > _LONGEST_TIMING_S:
+                break
+    finally:
+        stepper.close()
+    return median(times_s)
 
 
 def _number_of_workers(n_workers: int | Literal["serial"] | None, n_envs: int) -> int:
@@ -122,41 +169,66 @@ def _make_together(makers: Sequence[Callable[[], Cage]]) -> list[Cage]:
 
 
 def build_example(
-    make_env: Callable[..., gym.Env[Any, Any]],
+    make_env: MakeEnv,
     *,
     env_kwargs: Mapping[str, Any] | None = None,
     storage: str | None = None,
+    info: Mapping[str, Any] | None = None,
 ) -> ArrayDict:
     """Return one step of an environment, which is made for this and closed: a batch of one row.
 
     The branches are `observation`, `action`, `reward`, `terminated`, `truncated` and `env_info`,
-    all Arrays of shape [1, ...] with 32-bit numbers at most; rewards are float32. `env_info` keeps
-    the entries of the step's info that are numbers or arrays of numbers.
+    all Arrays of shape [1, ...].
+
+    The environment's spaces decide on the shapes and dtypes of `observation` and `action`: those
+    of the space, but 32 bits instead of 64, unless the space's bounds need more. Rewards are
+    float32.
+
+    `env_info` keeps the entries of the step's info that are numbers or arrays of numbers. A single
+    integer or boolean becomes float64, as a later step may have a fraction there; floats become
+    float32, and other arrays keep their dtype. Entries that come later, such as those of an
+    episode's end, have to be declared by `info`.
 
     Args:
-        make_env: returns one gymnasium environment.
+        make_env: returns one gymnasium environment; or the id of one, as `gymnasium.make` takes.
         env_kwargs: keyword arguments for `make_env`.
         storage: kind of the memory; `parllel.default_storage()` if left out. An agent's model has
             to be on the same device: `example["reward"].to_torch().device`.
+        info: a value for each entry of infos that the step may not have, as in
+            `info={"is_success": False, "episode": {"r": 0.0, "l": 0}}`. Its dtype and shape decide
+            on those of the rows, also for entries that the step has; Python's floats are float32.
+
+    Raises:
+        MisfitError: the environment does not give what its spaces declare.
+        TypeError: `make_env` makes no environment, a space's values are no arrays of one shape, or
+            a value of `info` is no number.
 
     Example:
         >>> from parllel.testing.toy_envs import Clock
-        >>> example = build_example(Clock, storage="local")
+        >>> example = build_example(Clock, storage="local", info={"is_success": False})
         >>> example["observation"].shape, example["reward"].dtype
         ((1, 2), dtype('float32'))
+        >>> example["env_info"]["is_success"].dtype
+        dtype('bool')
     """
-    with SerialCage(make_env, env_kwargs, seed=0) as cage:
-        return example_of(cage, storage=storage)
+    with SerialCage(_maker(make_env), env_kwargs, seed=0) as cage:
+        return example_of(cage, storage=storage, info=info)
 
 
-def example_of(cage: Cage, *, storage: str | None = None) -> ArrayDict:
+def example_of(
+    cage: Cage, *, storage: str | None = None, info: Mapping[str, Any] | None = None
+) -> ArrayDict:
     """Return a random step of a cage's first environment, in the form of `build_example`.
 
     Episodes under way go on; a cage that was never reset is reset first, which seeds it.
 
     Args:
         cage: a cage of any kind, with any number of environments.
-        storage: as for `build_example`.
+        storage, info: as for `build_example`.
+
+    Raises:
+        MisfitError, TypeError: as for `build_example`.
+        WorkerError: instead of a MisfitError, where the environment is in a worker.
 
     Example:
         >>> from parllel.testing.toy_envs import Clock
@@ -164,19 +236,30 @@ def example_of(cage: Cage, *, storage: str | None = None) -> ArrayDict:
         >>> example_of(cage, storage="local")["reward"].shape
         (1,)
     """
-    cage.random_step_async()
-    results = cage.await_step()
-    if cage.n_envs > 1:
-        results = [rows[0] for rows in results]
-    action, observation, reward, terminated, truncated, info = results
-    values = {
+    batch_shape = (cage.n_envs,) if cage.n_envs > 1 else ()
+    action = empty_rows(cage.action_space, batch_shape)
+    observation = empty_rows(cage.observation_space, batch_shape)
+    reward = np.zeros(batch_shape, np.float32)
+    terminated, truncated = np.zeros(batch_shape, np.bool_), np.zeros(batch_shape, np.bool_)
+    cage.random_step_async(
+        out_action=action,
+        out_obs=observation,
+        out_reward=reward,
+        out_terminated=terminated,
+        out_truncated=truncated,
+    )
+    *_, env_info = cage.await_step()
+    values: dict[str, Any] = {
         "observation": observation,
         "action": action,
-        "reward": dict_map(np.float32, reward),
-        "terminated": np.bool_(terminated),
-        "truncated": np.bool_(truncated),
-        "env_info": _numbers_of(info),
+        "reward": reward,
+        "terminated": terminated,
+        "truncated": truncated,
     }
+    if cage.n_envs > 1:
+        values = {name: rows[0] for name, rows in values.items()}
+        env_info = env_info[0]
+    values["env_info"] = _info_values(env_info, info or {}, ())
     storage = storage or default_storage()
     return ArrayDict({name: dict_map(_as_row, value, storage) for name, value in values.items()})
 
@@ -272,26 +355,56 @@ def build_eval_tree(samples: ArrayDict, *, n_envs: int) -> ArrayDict:
     return allocate_tree(specs, samples["reward"].storage)
 
 
-def _numbers_of(info: Mapping[str, Any]) -> ArrayDict:
-    """Return the entries of an info dictionary that an Array can hold."""
-    kept = {}
-    for name, value in info.items():
-        if isinstance(value, Mapping):
-            kept[name] = _numbers_of(value)
-        elif _is_numeric(value):
-            kept[name] = value
+def _info_values(info: Mapping[str, Any], declared: Mapping[str, Any], path: TreePath) -> ArrayDict:
+    """Return the entries of an info that are stored, as values of the dtype that their rows get.
+
+    Args:
+        info: that of a step.
+        declared: entries that a later step may have; they decide where both have an entry.
+        path: names of the entries that hold these dictionaries.
+    """
+    kept: dict[str, Any] = {}
+    for name in [*info, *(name for name in declared if name not in info)]:
+        value, likeness = info.get(name), declared.get(name)
+        if isinstance(likeness, Mapping) or (likeness is None and isinstance(value, Mapping)):
+            within = value if isinstance(value, Mapping) else {}
+            kept[name] = _info_values(within, likeness or {}, (*path, name))
+        elif likeness is not None:
+            kept[name] = _declared(likeness, value, (*path, name))
+        elif is_numeric(value):
+            number = np.asarray(value)
+            is_whole = number.ndim == 0 and number.dtype.kind in "biu"
+            kept[name] = number.astype(np.float64) if is_whole else _rounded(number)
     return ArrayDict(kept)
 
 
-def _is_numeric(value: object) -> bool:
-    try:
-        return np.asarray(value).dtype.kind in "biufc"
-    except ValueError:  # a ragged list
-        return False
+def _declared(likeness: object, value: object, path: TreePath) -> NDArray[Any]:
+    """Return the value of an entry in the form that was declared, 0 where the step has none."""
+    if not is_numeric(likeness):
+        raise TypeError(
+            f"info: got {likeness!r} for {path_text(path)}, expected a number or an array of"
+            " numbers, as it will be in infos"
+        )
+    form = np.asarray(likeness)
+    row = np.zeros(
+        (1, *form.shape), (_rounded(form) if isinstance(likeness, float) else form).dtype
+    )
+    if value is not None:
+        try:
+            write_column(row, [value])
+        except MisfitError as error:
+            error.path = ("env_info", *path)
+            raise
+    return row[0, ...]
+
+
+def _rounded(values: NDArray[Any]) -> NDArray[Any]:
+    """Return floats of 64 bits as 32, and other numbers as they are."""
+    return values.astype(np.float32) if values.dtype == np.float64 else values
 
 
 def _as_row(value: ArrayLike, storage: str) -> Array:
-    row = Array.from_numpy(value, batch_shape=(1,), storage=storage)
+    row = Array.from_numpy(value, batch_shape=(1,), storage=storage, force_32bit=False)
     row[0] = value
     return row
 

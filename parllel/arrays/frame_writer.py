@@ -45,6 +45,11 @@ class FrameWriter(RowWriter):
 
     only_read = frozenset({PREVIOUS})
 
+    @property
+    def sample_form(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and dtype of a stack."""
+        return (self.stack, *self.frame_shape), self.dtype
+
     def part_specs(self, batch_shape: Sequence[int]) -> dict[str, ArraySpec]:
         """Return the specs of frames and flags, for rows in memory of their own."""
         frames = ArraySpec.of(batch_shape, self.dtype, self.frame_shape)
@@ -71,7 +76,8 @@ class FrameWriter(RowWriter):
         for row, stack in enumerate(samples):
             if len(stack) != self.stack:
                 raise ValueError(
-                    f"observation: got {len(stack)} frames, expected stacks of {self.stack}"
+                    f"observation of environment {row}: got {len(stack)} frames, expected stacks of"
+                    f" {self.stack}"
                 )
             begins = self._is_first(stack)
             if not begins and previous is not None and not _are_equal(stack[-2], previous[row]):

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from parllel.arrays.array_spec import ArraySpec
@@ -30,6 +31,11 @@ class RowWriter(ABC):
 
     only_read: frozenset[str] = frozenset()
     """Names of the parts that `write` reads and does not write."""
+
+    @property
+    def sample_form(self) -> tuple[tuple[int, ...], np.dtype[Any]] | None:
+        """Shape and dtype of a sample, which cages compare; by default None: the writer does."""
+        return None
 
     @abstractmethod
     def part_specs(self, batch_shape: Sequence[int]) -> dict[str, ArraySpec]:

@@ -6,10 +6,13 @@ A cage is written with the files of this folder; `process` holds the machinery o
 from parllel.cages.cage import Cage, Command
 from parllel.cages.env_rows import as_tree, write_column
 from parllel.cages.episodes import TrajInfo
+from parllel.cages.fitting import MisfitError
+from parllel.cages.infos import is_numeric
 from parllel.cages.process.process_cage import TIMEOUT_S, OnWorkerError, ProcessCage
 from parllel.cages.process.processors import n_physical_cores
 from parllel.cages.process.worker_error import WorkerError
 from parllel.cages.serial_cage import SerialCage
+from parllel.cages.spaces import bounds_of, empty_rows
 from parllel.cages.stepper import Seed, spawn_seeds
 from parllel.cages.vector_cage import VectorCage
 
@@ -17,6 +20,7 @@ __all__ = [
     "TIMEOUT_S",
     "Cage",
     "Command",
+    "MisfitError",
     "OnWorkerError",
     "ProcessCage",
     "Seed",
@@ -25,6 +29,9 @@ __all__ = [
     "VectorCage",
     "WorkerError",
     "as_tree",
+    "bounds_of",
+    "empty_rows",
+    "is_numeric",
     "n_physical_cores",
     "spawn_seeds",
     "write_column",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
+import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages.env_rows import (
@@ -16,14 +17,15 @@ from parllel.cages.env_rows import (
     Value,
     as_output,
     as_tree,
-    copy_info,
+    check_fits,
     copy_tree,
     stack_column,
-    to_actions,
     write_column,
-    write_infos,
 )
 from parllel.cages.episodes import TrajInfo
+from parllel.cages.fitting import MisfitError, has_form
+from parllel.cages.infos import LeftOut, copy_info, write_infos
+from parllel.cages.spaces import to_actions
 from parllel.cages.stepper import Columns, Stepper
 from parllel.tree import ArrayDict, dict_map
 from parllel.tree.leaves import as_ndarray
@@ -250,6 +252,13 @@ class Cage(ABC):
     def take_completed(self) -> list[TrajInfo]:
         """Return the episodes that ended since the last call, in the order of their ends."""
 
+    def take_left_out(self) -> list[str]:
+        """Return the names of numbers in infos that are new since the last call and not stored.
+
+        Those are entries that `out_info` has no branch for; each is named once.
+        """
+        return []
+
     @abstractmethod
     def close(self) -> None:
         """Close the environments. Called again, it does nothing."""
@@ -262,48 +271,88 @@ class Cage(ABC):
 
 
 def execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
-    """Carry out a command with single environments, and return its results."""
+    """Carry out a command with single environments, and return its results.
+
+    Raises:
+        MisfitError: an environment gave something that is not what the outputs hold.
+    """
+    try:
+        return _execute(stepper, command)
+    except MisfitError as error:
+        if error.environment is not None and error.seed is None:
+            stepper.tell_of(error, error.environment)
+        raise
+
+
+def _execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
     outputs, rows = command.outputs, command.rows
     if command.kind == "step":
         assert command.action is not None
         actions = to_actions(command.action, stepper.action_space)
-        return _deliver_step(stepper.step(actions), outputs, rows)
+        return _deliver_step(stepper, stepper.step(actions), outputs, rows)
     if command.kind == "reset":
         observations, infos = stepper.reset(command.max_random_steps)
         return (
-            _deliver(observations, outputs.observation, rows.observation),
-            _deliver_infos(infos, outputs.info, rows.info),
+            _deliver("observation", observations, outputs.observation, rows.observation),
+            _deliver_infos(infos, outputs.info, rows.info, stepper.left_out),
         )
     actions = stepper.random_actions()
-    action = _deliver(actions, outputs.action, rows.action)  # before environments overwrite it
-    return (action, *_deliver_step(stepper.step(actions), outputs, rows))
+    # Before environments overwrite it.
+    action = _deliver("action", actions, outputs.action, rows.action)
+    return (action, *_deliver_step(stepper, stepper.step(actions), outputs, rows))
 
 
-def _deliver_step(columns: Columns, outputs: Outputs, rows: Outputs) -> tuple[Any, ...]:
+def _deliver_step(
+    stepper: Stepper, columns: Columns, outputs: Outputs, rows: Outputs
+) -> tuple[Any, ...]:
+    if outputs.observation is not None and stepper.final_obs:
+        _check_final_obs(stepper.final_obs, rows.observation)
     return (
-        _deliver(columns.observation, outputs.observation, rows.observation),
-        _deliver(columns.reward, outputs.reward, rows.reward),
-        _deliver(columns.terminated, outputs.terminated, rows.terminated),
-        _deliver(columns.truncated, outputs.truncated, rows.truncated),
-        _deliver_infos(columns.info, outputs.info, rows.info),
+        _deliver("observation", columns.observation, outputs.observation, rows.observation),
+        _deliver("reward", columns.reward, outputs.reward, rows.reward),
+        _deliver("terminated", columns.terminated, outputs.terminated, rows.terminated),
+        _deliver("truncated", columns.truncated, outputs.truncated, rows.truncated),
+        _deliver_infos(columns.info, outputs.info, rows.info, stepper.left_out),
     )
 
 
-def _deliver(values: Sequence[Any], out: Output | None, rows: Rows) -> Any:
+def _check_final_obs(final_obs: Mapping[int, Any], rows: Rows) -> None:
+    """Compare observations that are kept outside of the rows with the rows."""
+    for number, value in final_obs.items():
+        if isinstance(rows, np.ndarray) and has_form(value, rows.shape[1:], rows.dtype):
+            continue
+        try:
+            check_fits(rows, value, number)
+        except MisfitError as error:
+            error.path = ("observation", *error.path)
+            raise
+
+
+def _deliver(name: str, values: Sequence[Any], out: Output | None, rows: Rows) -> Any:
     """Write one value of each environment to an output; or return them where there is none."""
     if out is None:
         return copy_tree(values[0]) if len(values) == 1 else stack_column(values)
-    write_column(rows, values)
+    try:
+        write_column(rows, values)
+    except MisfitError as error:
+        error.path = (name, *error.path)
+        raise
     return out
 
 
-def _deliver_infos(infos: Sequence[Info], out: Output | None, rows: ArrayDict) -> Any:
+def _deliver_infos(
+    infos: Sequence[Info], out: Output | None, rows: ArrayDict, left_out: LeftOut
+) -> Any:
     """Write the info of each environment to an output; or return them where there is none."""
     if out is None:
         own = [copy_info(info) for info in infos]
         return own[0] if len(own) == 1 else own
-    if len(rows):  # most environments have no info that is kept
-        write_infos(rows, infos)
+    if len(rows) or any(infos):  # most environments have no info
+        try:
+            write_infos(rows, infos, left_out)
+        except MisfitError as error:
+            error.path = ("env_info", *error.path)
+            raise
     return out
 
 

@@ -1,4 +1,4 @@
-"""How values of environments become rows of arrays, and how rows become actions.
+"""How values of environments become rows of arrays; not infos, nor how rows become actions.
 
 Single environments return a value each; n of those are a column. A vector environment returns an
 array [n, ...], or a tree of such arrays: that is a batch. Rows are where either is written to. In a
@@ -12,12 +12,19 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from parllel.arrays import Array
 from parllel.arrays.interop import is_tensor
-from parllel.tree import ArrayDict, RowParts, TreePath, dict_map, path_text
+from parllel.cages.fitting import (
+    MisfitError,
+    describe,
+    fit,
+    has_form,
+    put_batch,
+    put_column,
+)
+from parllel.tree import ArrayDict, RowParts, dict_map
 from parllel.tree.leaves import as_ndarray
 from parllel.tree.row_parts import written_rows
 
@@ -53,36 +60,21 @@ def write_column(out: Rows, values: Sequence[Any]) -> None:
         values: n values of environments.
 
     Raises:
-        TypeError, ValueError: a value does not fit, with the environment's number in a note.
+        MisfitError: a value has another shape than its row, is no number, lacks a branch, or would
+            lose something. Some rows may be written already.
     """
-    if isinstance(out, ArrayDict):
-        if isinstance(out, RowParts):
-            out.write(values)
-            return
-        for name, branch in out.items():
-            write_column(branch, [_member(value, name) for value in values])
-    elif out.ndim == 1:
-        out[:] = values
-    else:
-        row, value = 0, None
-        try:
-            for row, value in enumerate(values):
-                out[row] = value
-        except (TypeError, ValueError) as error:
-            error.add_note(
-                f"environment {row} of this cage gave {_describe(value)}, expected"
-                f" {out.shape[1:]}, {out.dtype}, as the row that it is written to"
-            )
-            raise
-
-
-def write_infos(out: ArrayDict, infos: Sequence[Info]) -> None:
-    """Write the entries of info dictionaries that `out` has branches for; an absent one is 0."""
+    if not isinstance(out, ArrayDict):
+        put_column(out, values)
+        return
+    if isinstance(out, RowParts):
+        out.write(_whole_samples(out, values))
+        return
     for name, branch in out.items():
-        if isinstance(branch, ArrayDict):
-            write_infos(branch, [info.get(name, {}) for info in infos])
-        else:
-            write_column(branch, [info.get(name, 0) for info in infos])
+        try:
+            write_column(branch, _members(out, values, name))
+        except MisfitError as error:
+            error.path = (name, *error.path)
+            raise
 
 
 def stack_column(values: Sequence[Any]) -> Any:
@@ -141,68 +133,80 @@ def copy_tree(value: Value) -> Any:
     return dict_map(_copy, as_tree(value))
 
 
-def copy_info(info: Info) -> dict[str, Any]:
-    """Return an info dictionary with copies of its arrays and dictionaries."""
-    return {
-        name: copy_info(value) if isinstance(value, Mapping) else _copy(value)
-        for name, value in info.items()
-    }
-
-
-def to_actions(rows: Rows, space: spaces.Space[Any]) -> list[Any]:
-    """Return the actions of n environments, each like the space's own samples.
-
-    >>> import numpy as np
-    >>> from gymnasium import spaces
-    >>> to_actions(np.array([0.0, 1.0]), spaces.Discrete(2))
-    [np.int64(0), np.int64(1)]
-
-    Args:
-        rows: n rows. They are copied, since an environment may keep or overwrite its action.
-        space: the space of a single environment's actions.
-    """
-    if isinstance(space, spaces.Discrete):  # scalars; an Ellipsis would make arrays of them
-        return list(rows.astype(space.dtype))
-    if isinstance(space, spaces.Dict):
-        parts = [to_actions(rows[name], part) for name, part in space.items()]
-        return [dict(zip(space, members, strict=True)) for members in zip(*parts, strict=True)]
-    if isinstance(space, spaces.Tuple):
-        parts = [to_actions(rows[str(number)], part) for number, part in enumerate(space)]
-        return list(zip(*parts, strict=True))
-    owned = rows.astype(space.dtype)
-    return [owned[row, ...] for row in range(len(owned))]
-
-
 def _is_shared(tensor: torch.Tensor) -> bool:
     """Whether NumPy uses the tensor's own memory, and not a copy of another dtype."""
     values = as_ndarray(tensor)
     return bool(values.ctypes.data == tensor.data_ptr())
 
 
-def _describe(value: object) -> str:
-    dtype = getattr(value, "dtype", type(value).__name__)
-    return f"{getattr(value, 'shape', 'no shape')}, {dtype}"
-
-
 def _copy(value: object) -> Any:
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
-def check_space(path: TreePath, space: spaces.Space[Any]) -> None:
-    """Refuse a space whose values are no arrays of one shape.
+def check_fits(rows: Rows, value: Value, number: int) -> None:
+    """Compare a value with the rows that it would be written to.
+
+    Args:
+        rows: n rows.
+        value: that of one environment.
+        number: its environment's number, for the error.
 
     Raises:
-        TypeError: a part of the space can't be stored; the message has its path.
+        MisfitError: it could not be written.
     """
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        parts = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
-        for name, part in parts:
-            check_space((*path, str(name)), part)
-    elif space.dtype is None or space.shape is None:
-        raise TypeError(
-            f"{path_text(path)}: got {space}, expected Box, Discrete, MultiDiscrete, MultiBinary,"
-            " or a Dict or Tuple of these: values of one shape and dtype; wrap the environment"
-        )
+    try:
+        if isinstance(rows, RowParts):
+            _whole_samples(rows, [value])
+        elif isinstance(rows, ArrayDict):
+            for name, branch in rows.items():
+                (member,) = _members(rows, [value], name)
+                try:
+                    check_fits(branch, member, number)
+                except MisfitError as error:
+                    error.path = (name, *error.path)
+                    raise
+        elif not has_form(value, rows.shape[1:], rows.dtype):
+            fit(value, rows.shape[1:], rows.dtype)
+    except MisfitError as error:
+        error.environment = number
+        raise
+
+
+def _members(out: ArrayDict, values: Sequence[Any], name: str) -> list[Any]:
+    """Return the same member of n values."""
+    try:
+        return [_member(value, name) for value in values]
+    except (LookupError, TypeError, ValueError):
+        pass
+    for row, value in enumerate(values):
+        try:
+            _member(value, name)
+        except (LookupError, TypeError, ValueError) as error:
+            if isinstance(value, Mapping):
+                got = f"the keys {sorted(map(str, value))}"
+            else:
+                got = f"{len(value)} members" if isinstance(value, tuple) else describe(value)
+            expected = f"a member {name!r}, one of {list(out)}"
+            raise MisfitError(got, expected, environment=row) from error
+    raise AssertionError("one of the values lacks the member")
+
+
+def _whole_samples(out: RowParts, values: Any) -> Any:
+    """Return samples for rows in parts, as arrays of the form that their writer takes."""
+    form = out.writer.sample_form
+    if form is None:
+        return values
+    if isinstance(values, np.ndarray) and has_form(values, (len(values), *form[0]), form[1]):
+        return values
+    shape, dtype = form
+    samples = []
+    for row, value in enumerate(values):
+        if not has_form(value, shape, dtype):
+            found = getattr(value, "shape", ())
+            is_counted = found[1:] == shape[1:] and len(found) == len(shape)  # by the writer
+            value = fit(value, found if is_counted else shape, dtype, environment=row)
+        samples.append(value)
+    return samples
 
 
 def _member(value: Mapping[str, Any] | tuple[Any, ...], name: str) -> Any:
@@ -246,85 +250,18 @@ def write_batch(
             are filled from whole samples, all rows at once.
         batch: as many rows as `index` picks.
         index: bool [n], the rows to write, or the number of one row; all rows by default.
+
+    Raises:
+        MisfitError: as for `write_column`.
     """
     if isinstance(out, np.ndarray):
-        out[index] = batch
+        put_batch(out, batch, index)
     elif isinstance(out, RowParts):
-        samples: Any = batch  # Any: rows in parts are never given a tree
-        out.write(samples)
+        out.write(_whole_samples(out, np.asarray(batch)))
     else:
         for name, branch in out.items():
-            write_batch(branch, batch[name], index)
-
-
-def to_action_batch(rows: Rows, space: spaces.Space[Any]) -> Any:
-    """Return the actions of n environments as vector environments take them.
-
-    Args:
-        rows: n rows. They are copied, since environments may overwrite their actions.
-        space: the space of a single environment's actions.
-    """
-    if isinstance(rows, np.ndarray):
-        return rows.astype(space.dtype)
-    if isinstance(space, spaces.Dict):
-        return {name: to_action_batch(rows[name], part) for name, part in space.items()}
-    assert isinstance(space, spaces.Tuple)
-    return tuple(to_action_batch(rows[str(number)], part) for number, part in enumerate(space))
-
-
-def write_info_batch(out: ArrayDict, info: Info, single: Mapping[int, Info]) -> None:
-    """Write the entries of an info that `out` has branches for; an absent one is 0.
-
-    Args:
-        out: n rows for each entry that is kept.
-        info, single: those of a `Batch`.
-    """
-    _write_info(out, info, None)
-    for number, own in single.items():
-        write_infos(out[number : number + 1], [own])
-
-
-def info_of(number: int, info: Info, single: Mapping[int, Info]) -> Info:
-    """Return one environment's own dictionary of a `Batch`, with copies of its arrays."""
-    return single[number] if number in single else take_info(info, number)
-
-
-def take_info(info: Info, number: int) -> dict[str, Any]:
-    """Return one environment's part of a dictionary of arrays [n, ...], as copies."""
-    taken: dict[str, Any] = {}
-    for name, values in info.items():
-        is_mask = name.startswith("_") and name[1:] in info
-        mask = info.get(f"_{name}")
-        if is_mask or (mask is not None and not mask[number]):
-            continue
-        if isinstance(values, Mapping):
-            taken[name] = take_info(values, number)
-        else:
-            value = values[number] if np.ndim(values) else values  # one for all
-            taken[name] = value.copy() if isinstance(value, np.ndarray) else value
-    return taken
-
-
-def _write_info(out: ArrayDict, info: Info, present: NDArray[np.bool_] | None) -> None:
-    """Write a dictionary of arrays [n, ...]; rows of environments that are not present become 0."""
-    for name, branch in out.items():
-        values, mask = info.get(name), _present(info, name, present)
-        if not isinstance(branch, np.ndarray):
-            _write_info(branch, values if isinstance(values, Mapping) else {}, mask)
-            continue
-        if values is None:
-            branch[...] = 0
-        elif np.asarray(values).dtype == object:  # a Python object for each environment, as a list
-            write_column(branch, [0 if value is None else value for value in values])
-        else:
-            branch[...] = values
-        if mask is not None:
-            branch[~mask] = 0
-
-
-def _present(info: Info, name: str, present: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """Return which environments have an entry, bool [n]; None where all of them have it."""
-    mask: NDArray[np.bool_] | None = info.get(f"_{name}")
-    if mask is None or present is None:
-        return present if mask is None else mask
-    return present & mask
+            try:
+                write_batch(branch, batch[name], index)
+            except MisfitError as error:
+                error.path = (name, *error.path)
+                raise

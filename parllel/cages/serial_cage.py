@@ -73,6 +73,10 @@ class SerialCage(Cage):
         """Return the episodes that ended since the last call, in the order of their ends."""
         return self._stepper.take_completed()
 
+    def take_left_out(self) -> list[str]:
+        """Return the names of numbers in infos that are new since the last call and not stored."""
+        return self._stepper.left_out.take()
+
     def close(self) -> None:
         """Close the environments. Called again, it does nothing."""
         self._stepper.close()

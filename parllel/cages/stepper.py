@@ -9,8 +9,12 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from parllel.cages.env_rows import check_space, copy_info, copy_tree
+from parllel.cages.env_checks import as_reset, as_step, check_env, check_make_env
+from parllel.cages.env_rows import copy_tree
 from parllel.cages.episodes import TrajInfo
+from parllel.cages.fitting import MisfitError
+from parllel.cages.infos import LeftOut, copy_info
+from parllel.cages.spaces import check_space
 
 Seed = int | np.random.SeedSequence | Sequence[np.random.SeedSequence] | None
 
@@ -52,8 +56,10 @@ class Stepper:
             on its own SeedSequence only. None draws one from the operating system.
 
     Raises:
-        TypeError: a space's values are no arrays of one shape, or a seed is no seed.
-        ValueError: n_envs is not positive, or not the number of seeds.
+        TypeError: `make_env` is no function or makes no environment, a space's values are no
+            arrays of one shape, or a seed is no seed.
+        ValueError: n_envs is not positive, or not the number of seeds; or `make_env` returned the
+            same environment twice.
     """
 
     def __init__(
@@ -65,12 +71,15 @@ class Stepper:
         n_envs: int = 1,
         seed: Seed = None,
     ) -> None:
+        check_make_env(make_env)
         self._seeds = spawn_seeds(seed, n_envs)
         self._make_traj_info = make_traj_info
         self._envs: list[gym.Env[Any, Any]] = []
         try:
             for _ in range(n_envs):
-                self._envs.append(make_env(**env_kwargs))
+                env = make_env(**env_kwargs)
+                check_env(env, self._envs)
+                self._envs.append(env)
             self.observation_space = self._envs[0].observation_space
             self.action_space = self._envs[0].action_space
             check_space(("observation",), self.observation_space)
@@ -82,9 +91,11 @@ class Stepper:
         self._action_spaces = [copy.deepcopy(env.action_space) for env in self._envs]
         self._trajs = [make_traj_info() for _ in self._envs]
         self._is_reset = False
+        self._is_checked = False  # whether steps are known to return what gymnasium's do
         self._is_closed = False
         self._completed: list[TrajInfo] = []
         self.n_envs = n_envs
+        self.left_out = LeftOut()
         self.final_obs: dict[int, Any] = {}
         """The true final observation of each environment whose episode ended in the last step."""
 
@@ -105,8 +116,11 @@ class Stepper:
         if not self._is_reset:
             seeds = seed_spaces(self._seeds, self._action_spaces)
         self._is_reset = True
-        results = [env.reset(seed=seed) for env, seed in zip(self._envs, seeds, strict=True)]
-        observations, infos = [obs for obs, _ in results], [info for _, info in results]
+        observations, infos = [], []
+        for number, env_seed in enumerate(seeds):
+            observation, info = self._reset_one(number, env_seed)
+            observations.append(observation)
+            infos.append(info)
         if max_random_steps:
             for number, seed in enumerate(self._seeds):
                 n_steps = int(np.random.default_rng(seed).integers(max_random_steps + 1))
@@ -117,12 +131,33 @@ class Stepper:
     def _step_randomly(self, number: int) -> Any:
         """Take a random step in one environment; return the observation to act on."""
         env, action = self._envs[number], self._action_spaces[number].sample()
-        observation, reward, terminated, truncated, info = env.step(action)
-        self._trajs[number].step(observation, action, reward, terminated, truncated, info)
+        try:
+            result = env.step(action)
+            observation, reward, terminated, truncated, info = as_step(result)
+            self._trajs[number].step(observation, action, reward, terminated, truncated, info)
+        except Exception as error:
+            self.tell_of(error, number)
+            raise
         if terminated or truncated:
             self._trajs[number] = self._make_traj_info()
-            observation, _ = env.reset()
+            observation, _ = self._reset_one(number)
         return observation
+
+    def _reset_one(self, number: int, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset one environment."""
+        try:
+            return as_reset(self._envs[number].reset(seed=seed))
+        except Exception as error:
+            self.tell_of(error, number)
+            raise
+
+    def tell_of(self, error: BaseException, number: int) -> None:
+        """Add to an error which environment it comes from, and with which seed it was reset."""
+        seed, _ = seed_words(self._seeds[number])
+        if isinstance(error, MisfitError):
+            error.environment, error.seed = number, seed
+        else:
+            error.add_note(f"environment {number} of this cage, first reset with seed {seed}")
 
     def step(self, actions: Sequence[Any]) -> Columns:
         """Step all environments, and reset those whose episode ends.
@@ -134,18 +169,38 @@ class Stepper:
         if not self._is_reset:
             raise RuntimeError("step before reset: call reset_async() and await_step() first")
         self.final_obs = {}
-        results = [env.step(action) for env, action in zip(self._envs, actions, strict=True)]
+        results: list[Any] = []
         number = 0
         try:
+            for env, action in zip(self._envs, actions, strict=True):
+                results.append(env.step(action))
+            if not self._is_checked:
+                for number, result in enumerate(results):  # noqa: B007  # for the error
+                    as_step(result)
+                self._is_checked = True
             for number, (obs, reward, terminated, truncated, info) in enumerate(results):
                 self._trajs[number].step(obs, actions[number], reward, terminated, truncated, info)
         except Exception as error:
-            error.add_note(f"environment {number} of this cage returned {results[number]!r}")
+            if len(results) < len(self._envs):
+                self.tell_of(error, len(results))
+                raise
+            self._explain(error, number, results[number])
             raise
         columns = Columns(*zip(*results, strict=True))
         if any(columns.terminated) or any(columns.truncated):
             return self._reset_ended(columns)
         return columns
+
+    def _explain(self, error: Exception, number: int, result: Any) -> None:
+        """Say what of a step's result is wrong, where its summary could not be made."""
+        if not isinstance(error, MisfitError):
+            error.add_note(f"environment {number} of this cage returned {result!r}")
+            try:
+                as_step(result)
+            except MisfitError as misfit:
+                self.tell_of(misfit, number)
+                raise misfit from error
+        self.tell_of(error, number)
 
     def random_actions(self) -> list[Any]:
         """Draw an action for each environment from its own action space."""
@@ -185,7 +240,7 @@ class Stepper:
             infos[number] = copy_info(infos[number])
             self._completed.append(self._trajs[number])
             self._trajs[number] = self._make_traj_info()
-            observations[number], _ = self._envs[number].reset()
+            observations[number], _ = self._reset_one(number)
         return columns._replace(observation=observations, reward=rewards, info=infos)
 
 

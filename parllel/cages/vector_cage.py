@@ -10,8 +10,10 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from parllel.cages.cage import Cage, Command
-from parllel.cages.env_rows import Info, Output, Rows, info_of, write_batch, write_info_batch
+from parllel.cages.env_rows import Info, Output, Rows, check_fits, write_batch
 from parllel.cages.episodes import TrajInfo
+from parllel.cages.fitting import MisfitError
+from parllel.cages.infos import info_of, write_info_batch
 from parllel.cages.stepper import Seed
 from parllel.cages.vector_stepper import VectorStepper
 from parllel.tree import ArrayDict, dict_map
@@ -98,12 +100,19 @@ class VectorCage(Cage):
         if self._under_way is not None:
             self.await_step()  # one command at a time
         self._result = None
+        try:
+            self._start(command)
+        except MisfitError as error:
+            self._stepper.tell_of(error)
+            raise
+
+    def _start(self, command: Command) -> None:
         begin_s = time.perf_counter()
         outputs, rows = command.outputs, command.rows
         if command.kind == "reset":
             observation, info = self._stepper.reset(command.max_random_steps)
             self._result = (
-                self._deliver(observation, outputs.observation, rows.observation),
+                self._deliver("observation", observation, outputs.observation, rows.observation),
                 self._deliver_info(info, {}, outputs.info, rows.info),
             )
         else:
@@ -111,7 +120,7 @@ class VectorCage(Cage):
             action_rows = command.action
             if action_rows is None:  # a random step
                 action_rows = self._stepper.random_actions()
-                action = (self._deliver(action_rows, outputs.action, rows.action),)
+                action = (self._deliver("action", action_rows, outputs.action, rows.action),)
             self._stepper.start(action_rows)
             self._under_way = command, action
         self.busy_span = begin_s, time.perf_counter()
@@ -119,21 +128,33 @@ class VectorCage(Cage):
     def await_step(self) -> Any:  # Any: a tuple whose length the command decides
         """Wait for the command that was started and return its results; None if there was none."""
         under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            (_, _, outputs, rows, *_), action = under_way
-            observation, reward, terminated, truncated, info, single = self._stepper.wait()
-            if self._stepper.goes_on and self.busy_span is not None:
-                self.busy_span = self.busy_span[0], time.perf_counter()
-            return (
-                *action,
-                self._deliver(observation, outputs.observation, rows.observation),
-                self._deliver(reward, outputs.reward, rows.reward),
-                self._deliver(terminated, outputs.terminated, rows.terminated),
-                self._deliver(truncated, outputs.truncated, rows.truncated),
-                self._deliver_info(info, single, outputs.info, rows.info),
-            )
-        result, self._result = self._result, None
+        if under_way is None:
+            result, self._result = self._result, None
+        else:
+            try:
+                result = self._finish(*under_way)
+            except MisfitError as error:
+                self._stepper.tell_of(error)
+                raise
         return result
+
+    def _finish(self, command: Command, action: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Wait for a step, and return its results."""
+        outputs, rows = command.outputs, command.rows
+        observation, reward, terminated, truncated, info, single = self._stepper.wait()
+        if self._stepper.goes_on and self.busy_span is not None:
+            self.busy_span = self.busy_span[0], time.perf_counter()
+        if outputs.observation is not None:
+            for number, value in self._stepper.final_obs.items():
+                check_fits(rows.observation, value, number)
+        return (
+            *action,
+            self._deliver("observation", observation, outputs.observation, rows.observation),
+            self._deliver("reward", reward, outputs.reward, rows.reward),
+            self._deliver("terminated", terminated, outputs.terminated, rows.terminated),
+            self._deliver("truncated", truncated, outputs.truncated, rows.truncated),
+            self._deliver_info(info, single, outputs.info, rows.info),
+        )
 
     @property
     def final_obs(self) -> Mapping[int, Any]:
@@ -149,17 +170,25 @@ class VectorCage(Cage):
         """Return the episodes that ended since the last call, in the order of their ends."""
         return self._stepper.take_completed()
 
+    def take_left_out(self) -> list[str]:
+        """Return the names of numbers in infos that are new since the last call and not stored."""
+        return self._stepper.left_out.take()
+
     def close(self) -> None:
         """Wait for a step under way, and close the environment. Called again, it does nothing."""
         self._under_way = None
         self._stepper.close()
 
-    def _deliver(self, batch: Rows, out: Output | None, rows: Rows) -> Any:
+    def _deliver(self, name: str, batch: Rows, out: Output | None, rows: Rows) -> Any:
         """Write a batch to an output; or return a copy where there is none."""
         if out is None:
             own = dict_map(np.array, batch)
             return own if self.n_envs > 1 else own[0]
-        write_batch(rows, batch)
+        try:
+            write_batch(rows, batch)
+        except MisfitError as error:
+            error.path = (name, *error.path)
+            raise
         return out
 
     def _deliver_info(
@@ -173,6 +202,10 @@ class VectorCage(Cage):
         if out is None:
             own = [info_of(number, info, single) for number in range(self.n_envs)]
             return own if self.n_envs > 1 else own[0]
-        if len(rows):  # most environments have no info that is kept
-            write_info_batch(rows, info, single)
+        if len(rows) or info or single:  # most environments have no info
+            try:
+                write_info_batch(rows, info, single, self._stepper.left_out)
+            except MisfitError as error:
+                error.path = ("env_info", *error.path)
+                raise
         return out

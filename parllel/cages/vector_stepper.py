@@ -15,18 +15,15 @@ from parllel.cages.env_rows import (
     Info,
     Rows,
     as_tree,
-    check_space,
-    copy_info,
     copy_tree,
-    info_of,
     stack_column,
-    take_info,
-    to_action_batch,
-    to_actions,
     write_batch,
 )
 from parllel.cages.episodes import Episodes, TrajInfo
-from parllel.cages.stepper import Seed, seed_spaces, spawn_seeds
+from parllel.cages.fitting import MisfitError
+from parllel.cages.infos import LeftOut, copy_info, info_of, take_info
+from parllel.cages.spaces import check_space, to_action_batch, to_actions
+from parllel.cages.stepper import Seed, seed_spaces, seed_words, spawn_seeds
 from parllel.cages.vector_backend import Mask, VectorBackend, check_is_vector_env
 from parllel.tree import dict_map
 
@@ -87,6 +84,7 @@ class VectorStepper:
         self._actions: Any = None  # the rows of the step that was started
         self._resetting: Mask | None = None  # environments whose next step is a reset
         self._reward: NDArray[Any] | None = None  # of the last step, not yet summed up
+        self.left_out = LeftOut()
         self.final_obs: dict[int, Any] = {}
         """The true final observation of each environment whose episode ended in the last step."""
         self.invalid: tuple[int, ...] = ()
@@ -193,6 +191,11 @@ class VectorStepper:
             return self._with_resets(batch, ended)
         self._resetting = ended
         return batch
+
+    def tell_of(self, error: MisfitError) -> None:
+        """Add to an error the seed of the environment that it names."""
+        if error.environment is not None:
+            error.seed, _ = seed_words(self._seeds[error.environment])
 
     def random_actions(self) -> Any:
         """Draw an action for each environment from its own action space; return them as rows."""

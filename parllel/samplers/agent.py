@@ -13,7 +13,8 @@ class Agent(Protocol):
 
     An agent may have a method `acting` too, which returns a context manager: a sampler enters it
     once for each batch, and an agent can do there what it would do in each call otherwise. Serial
-    cages step their environments inside of it.
+    cages step their environments inside of it. If it has a method `bind_actions`, that is called
+    with the space of a single environment's actions when a sampler is made.
 
     Example:
         >>> import numpy as np

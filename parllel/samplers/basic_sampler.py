@@ -40,6 +40,7 @@ class BasicSampler(Sampler):
         replay: a replay buffer over the same tree, which is told of each batch; none by default.
         max_steps_decorrelate: the most random steps that each environment takes after a reset of
             all. Their number differs, so that episodes do not begin and end together.
+        check: as for `Sampler`.
 
     Raises:
         ValueError: as for `Sampler`; or there is `final_value`, but no `agent_info.value` with a
@@ -72,8 +73,9 @@ class BasicSampler(Sampler):
         *,
         replay: Recorder | None = None,
         max_steps_decorrelate: int = 0,
+        check: bool = False,
     ) -> None:
-        super().__init__(cages, agent, samples)
+        super().__init__(cages, agent, samples, check=check)
         if max_steps_decorrelate < 0:
             raise ValueError(
                 f"max_steps_decorrelate: got {max_steps_decorrelate}, expected 0 or more"
@@ -124,6 +126,7 @@ class BasicSampler(Sampler):
         if self._replay is not None:
             self._replay.end_batch()
         self._goes_on = True
+        self._tell_left_out()
         return self.samples, self._take_completed()
 
     def _complete_batch(self) -> None:

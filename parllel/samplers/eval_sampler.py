@@ -25,6 +25,7 @@ class EvalSampler(Sampler):
         n_episodes: number of episodes to play, a multiple of the number of environments.
         max_steps: steps of each environment after which unfinished episodes are given up.
         deterministic: whether the agent takes its most probable actions.
+        check: as for `Sampler`.
 
     Raises:
         ValueError: n_episodes is no positive multiple of the number of environments, or max_steps
@@ -56,8 +57,9 @@ class EvalSampler(Sampler):
         n_episodes: int,
         max_steps: int = 100_000,
         deterministic: bool = True,
+        check: bool = False,
     ) -> None:
-        super().__init__(cages, agent, samples)
+        super().__init__(cages, agent, samples, check=check)
         if n_episodes < 1 or n_episodes % self.batch_B:
             raise ValueError(
                 f"n_episodes: got {n_episodes}, expected a positive multiple of {self.batch_B},"
@@ -73,7 +75,9 @@ class EvalSampler(Sampler):
         """Reset all environments, play the episodes, and return those that were finished."""
         self.reset()
         with self._own_state():
-            return self._play()
+            episodes = self._play()
+        self._tell_left_out()
+        return episodes
 
     @contextmanager
     def _own_state(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages import Cage, Command, TrajInfo
+from parllel.samplers.action_check import ActionCheck
 from parllel.samplers.agent import Agent
 from parllel.samplers.in_place import InPlace
 from parllel.samplers.staging import Staging
@@ -33,10 +34,16 @@ class Group:
         cages: the cages, in the order of their columns.
         samples: the sampler's tree.
         columns: the columns of the cages' environments in the tree's second dimension.
+        check: whether to check each action of the agent, and not only the first one.
     """
 
-    def __init__(self, cages: Sequence[Cage], samples: ArrayDict, columns: range) -> None:
+    def __init__(
+        self, cages: Sequence[Cage], samples: ArrayDict, columns: range, *, check: bool = False
+    ) -> None:
         self.cages = list(cages)
+        self._check = check
+        self._check_action = ActionCheck(self.cages[0].action_space, len(columns))
+        self._checks_action = True  # the first action in any case
         self.columns = columns
         self._samples = samples
         self._batch_T, batch_B = samples["reward"].batch_shape[:2]
@@ -74,6 +81,9 @@ class Group:
         """Let the agent act on observation t; start step t of the environments."""
         rows, transfer = self._rows[t], self.transfer
         action, agent_info = agent.step(rows.observation, deterministic=deterministic)
+        if self._checks_action:
+            self._check_action(action, bounds=self._check)
+            self._checks_action = self._check
         transfer.action_rows(t)[...] = action
         transfer.send_actions(t)
         transfer.await_actions(t)

@@ -72,8 +72,11 @@ class RecurrentSampler(BasicSampler):
         samples: ArrayDict,
         *,
         max_steps_decorrelate: int = 0,
+        check: bool = False,
     ) -> None:
-        super().__init__(cages, agent, samples, max_steps_decorrelate=max_steps_decorrelate)
+        super().__init__(
+            cages, agent, samples, max_steps_decorrelate=max_steps_decorrelate, check=check
+        )
         if "initial_rnn_state" not in samples:
             raise ValueError(
                 "samples: there is no initial_rnn_state; patterns.build_sample_tree makes it for an"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from parllel.cages import Cage, TrajInfo
+from parllel.samplers.action_check import ActionCheck
 from parllel.samplers.agent import Agent
 from parllel.samplers.group import Group
 from parllel.tree import ArrayDict, leaves_of, path_text
@@ -26,10 +28,14 @@ class Sampler:
         cages: the environments. The caller closes them.
         agent: the object that chooses the actions.
         samples: the tree to write.
+        check: whether to compare each action with the environments' action space, NaN and the
+            bounds of a Box included. It copies actions on a device to the host. Otherwise only the
+            first action is looked at, for its shape, its dtype, NaN, and `start` of a Discrete.
 
     Raises:
-        ValueError: a branch is missing, `observation` has no padding, or B is not the number of
-            environments.
+        TypeError: `action` is of another kind than the environments' action space.
+        ValueError: a branch is missing, `observation` has no padding, B is not the number of
+            environments, `action` has another shape than their space, or these differ.
 
     Example:
         >>> import numpy as np
@@ -54,15 +60,22 @@ class Sampler:
 
     _max_steps_decorrelate = 0
 
-    def __init__(self, cages: Sequence[Cage], agent: Agent, samples: ArrayDict) -> None:
+    def __init__(
+        self, cages: Sequence[Cage], agent: Agent, samples: ArrayDict, *, check: bool = False
+    ) -> None:
         _check(cages, samples)
         self.cages = list(cages)
         self.agent = agent
         self.samples = samples
         self.batch_T, self.batch_B = samples["reward"].batch_shape[:2]
         self._is_closed = False
+        bind_actions = getattr(agent, "bind_actions", None)
+        if bind_actions is not None:
+            bind_actions(cages[0].action_space)
+        self._left_out: set[str] = set()  # entries of infos that were told of
         self._groups = [
-            Group(part, samples, columns) for part, columns in self._split_cages(self.cages)
+            Group(part, samples, columns, check=check)
+            for part, columns in self._split_cages(self.cages)
         ]
 
     def _split_cages(self, cages: Sequence[Cage]) -> list[tuple[Sequence[Cage], range]]:
@@ -114,6 +127,20 @@ class Sampler:
         context: AbstractContextManager[None] = getattr(self.agent, "acting", nullcontext)()
         return context
 
+    def _tell_left_out(self) -> None:
+        """Warn of the numbers in infos that appeared later than the tree was made."""
+        names = {name for cage in self.cages for name in cage.take_left_out()} - self._left_out
+        if names:
+            self._left_out |= names
+            example = {min(names): 0.0}
+            warnings.warn(
+                f"env_info: the tree has no branch for {', '.join(map(repr, sorted(names)))} of the"
+                " environments' infos, so that they are not stored; where they are wanted, declare"
+                " them with values like those that are to come, as in"
+                f" build_example(make_env, info={example})",
+                stacklevel=3,
+            )
+
     def _take_completed(self) -> list[TrajInfo]:
         return [traj for group in self._groups for traj in group.take_completed()]
 
@@ -128,6 +155,13 @@ def _check(cages: Sequence[Cage], samples: ArrayDict) -> None:
     n_envs, batch_B = sum(cage.n_envs for cage in cages), samples["reward"].batch_shape[1]
     if n_envs != batch_B:
         raise ValueError(f"samples: got B = {batch_B}, expected {n_envs}, the cages' environments")
+    for cage in cages:
+        if cage.action_space != cages[0].action_space:
+            raise ValueError(
+                f"cages: got the action spaces {cages[0].action_space} and {cage.action_space},"
+                " expected one for all cages of a sampler"
+            )
+    ActionCheck(cages[0].action_space, n_envs).check_rows(samples["action"])
     for path, leaf in leaves_of(samples["observation"]):
         if leaf.padding < 1:
             text = path_text(("observation", *path))

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +21,15 @@ from gymnasium import spaces
 
 from films import FRAME, STACK, make_film
 from parllel import Array, ArrayDict, FrameArray, dict_map
-from parllel.cages import Cage, ProcessCage, Seed, SerialCage, TrajInfo, WorkerError
+from parllel.cages import (
+    Cage,
+    ProcessCage,
+    Seed,
+    SerialCage,
+    TrajInfo,
+    WorkerError,
+    n_physical_cores,
+)
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler
 from parllel.testing import toy_envs
@@ -493,7 +502,7 @@ def test_what_cannot_be_used_is_told_with_its_environment(kind: type[Any]) -> No
     assert "environment 0 of this cage returned (array([0., 2.]" in message_of(caught.value)
     with kind(Wide, n_envs=2) as cage, pytest.raises((ValueError, WorkerError)) as caught:
         reset(cage, out_obs=np.zeros((2, 2), np.float32))
-    expected = "environment 0 of this cage gave (3,), float32, expected (2,), float32"
+    expected = "observation: environment 0 of this cage gave (3,), float32, expected (2,), float32"
     assert expected in message_of(caught.value)
 
 
@@ -510,6 +519,28 @@ def test_environments_are_divided_among_workers() -> None:
     assert sizes(n_workers=2) == [("ProcessCage", 2), ("ProcessCage", 3)]
     assert sizes(n_workers=9) == [("ProcessCage", 1)] * 5
     assert sizes(n_workers=0) == sizes(n_workers="serial") == [("SerialCage", 5)]
+
+
+def test_fast_environments_stay_here_and_slow_ones_get_workers() -> None:
+    def kinds(make_env: Any, **options: Any) -> set[type[Any]]:
+        cages = build_cages(make_env, 4, seed=0, **options)
+        for cage in cages:
+            cage.close()
+        return {type(cage) for cage in cages}
+
+    slow = ProcessCage if n_physical_cores() > 1 else SerialCage
+    assert kinds(Clock) == {SerialCage}
+    assert kinds(Slow) == {slow}
+    assert kinds(Clock, on_worker_error="restart") == {slow}
+    assert kinds(Clock, n_workers=2) == {ProcessCage}
+
+
+class Slow(Clock):
+    """Take a tenth of a millisecond for a step."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(1e-4)
+        return super().step(action)
 
 
 @pytest.mark.parametrize("n_workers", [-1, 1.5, "parallel"])

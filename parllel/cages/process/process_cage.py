@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages.cage import Cage, Command, Outputs
+from parllel.cages.env_checks import check_make_env
 from parllel.cages.env_rows import Value
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.process.channel import EXECUTE, RECOVER
@@ -113,6 +114,7 @@ class ProcessCage(Cage):
         first_env: int = 0,
     ) -> None:
         _check(timeout_s, on_worker_error, start_method)
+        check_make_env(make_env)
         self.n_envs = n_envs
         self._seeds = spawn_seeds(seed, n_envs)
         self._timeout_s = timeout_s
@@ -128,6 +130,7 @@ class ProcessCage(Cage):
         self._sequence = 0  # of the last command
         self._reply = _EMPTY
         self._completed: list[TrajInfo] = []
+        self._left_out: list[str] = []
         self._is_reset = False
         self._end = ""  # the reason why the cage can't be used any more; empty while it can
         self._worker = self._start_worker()
@@ -241,6 +244,7 @@ class ProcessCage(Cage):
             self._seeds[number] = restart_seed(self._seeds[number])
             number += self._first_env
             _logger.warning("environment %d failed and was made anew:\n%s", number, text)
+        self._left_out += reply.left_out
         if reply.failure is not None:
             failure = Failure(*reply.failure)
             what = f"the worker raised an error: {failure.summary}"
@@ -304,6 +308,11 @@ class ProcessCage(Cage):
         completed, self._completed = self._completed, []
         return completed
 
+    def take_left_out(self) -> list[str]:
+        """Return the names of numbers in infos that are new since the last call and not stored."""
+        left_out, self._left_out = self._left_out, []
+        return left_out
+
     def close(self) -> None:
         """Close the environments and end the worker, in 5 s at most. Called again, do nothing."""
         self._end = "the cage is closed"
@@ -320,7 +329,7 @@ def _check(timeout_s: float, on_worker_error: str, start_method: str) -> None:
             f"ProcessCage: got {sys.platform}, expected Linux; use a SerialCage (n_workers=0), or a"
             " VectorCage over gymnasium's AsyncVectorEnv"
         )
-    if not 0 < timeout_s <= _LONGEST_S:
+    if not isinstance(timeout_s, int | float) or not 0 < timeout_s <= _LONGEST_S:
         raise ValueError(
             f"timeout_s: got {timeout_s}, expected seconds, more than 0 and at most {_LONGEST_S:g}"
         )

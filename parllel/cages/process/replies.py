@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages.episodes import TrajInfo
+from parllel.cages.fitting import MisfitError
+from parllel.tree import TreePath
 
 
 class Failure(NamedTuple):
@@ -49,6 +51,7 @@ class Reply(NamedTuple):
         restarted: tracebacks of the environments that were made anew, by their numbers.
         failure: the error by which the command ended; then of the others, only `completed` and
             `restarted` are set.
+        left_out: names of the entries of infos that appeared, and are stored nowhere.
     """
 
     results: Sequence[Any] = ()
@@ -57,6 +60,7 @@ class Reply(NamedTuple):
     invalid: Sequence[int] = ()
     restarted: Mapping[int, str] = {}
     failure: Failure | None = None
+    left_out: Sequence[str] = ()
 
 
 def dumps(value: object, arrays: list[pickle.PickleBuffer] | None = None) -> bytes:
@@ -77,6 +81,42 @@ def dumps(value: object, arrays: list[pickle.PickleBuffer] | None = None) -> byt
     if arrays is not None:
         arrays += taken
     return packed
+
+
+def misfit_of(reply: Reply) -> MisfitError | None:
+    """Return an error that names the entry of a reply that can't be pickled; None if all can."""
+    parts: list[tuple[int | None, str, object]] = []
+    for result in reply.results:
+        infos = result if isinstance(result, list) else [result]
+        parts += [(number, "info", info) for number, info in enumerate(infos)]
+    parts += [(number, "final_obs", value) for number, value in reply.final_obs.items()]
+    parts += [(None, "summary of an episode", traj) for traj in reply.completed]
+    for number, name, value in parts:
+        found = _unpicklable(value, (name,))
+        if found is not None:
+            path, culprit = found
+            return MisfitError(
+                f"a {type(culprit).__name__}",
+                "a value that can be pickled, as the worker sends it",
+                environment=number,
+                path=path,
+                way_out="leave it out, or step the environment in this process (SerialCage)",
+            )
+    return None
+
+
+def _unpicklable(value: object, path: TreePath) -> tuple[TreePath, object] | None:
+    """Return the innermost part of a value that can't be pickled, with its path."""
+    try:
+        dumps(value)
+    except Exception:  # any that the value's own class raises
+        if isinstance(value, Mapping):
+            for name, member in value.items():
+                found = _unpicklable(member, (*path, str(name)))
+                if found is not None:
+                    return found
+        return path, value
+    return None
 
 
 def describe_failure(error: BaseException, environment: int | None) -> Failure:

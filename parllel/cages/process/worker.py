@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages.cage import Command, execute
+from parllel.cages.env_checks import as_reset, check_env
 from parllel.cages.env_rows import Value
+from parllel.cages.fitting import MisfitError
 from parllel.cages.process.channel import (
     BLOCK,
     DONE,
@@ -41,7 +43,7 @@ from parllel.cages.process.command_forms import (
     result_outputs,
 )
 from parllel.cages.process.definitions import take_descriptors, unpack
-from parllel.cages.process.replies import Reply, ReplyMemory, describe_failure, dumps
+from parllel.cages.process.replies import Reply, ReplyMemory, describe_failure, dumps, misfit_of
 from parllel.cages.process.status_page import (
     BEGIN,
     CALL,
@@ -186,7 +188,7 @@ class WatchedEnv(gym.Env[Any, Any]):
         self._words[CALL] = next(self._calls)
         if self._first_seed is None:
             try:
-                self._observation, info = self._env.reset(seed=seed)
+                self._observation, info = as_reset(self._env.reset(seed=seed))
                 return self._observation, info
             except BaseException as error:  # a panic of a Rust extension is no Exception
                 self._restart(error)
@@ -201,7 +203,9 @@ class WatchedEnv(gym.Env[Any, Any]):
     def _make(self) -> gym.Env[Any, Any]:
         self._words[CALL] = next(self._calls)
         try:
-            return self._make_env()
+            env = self._make_env()
+            check_env(env, ())
+            return env
         except BaseException:
             self._watch.failed = self._number
             raise
@@ -225,7 +229,7 @@ class WatchedEnv(gym.Env[Any, Any]):
         """Reset an environment for the first time after it was made anew."""
         seed, self._first_seed = self._first_seed, None
         try:
-            return self._env.reset(seed=seed)
+            return as_reset(self._env.reset(seed=seed))
         except BaseException:
             self._watch.failed = self._number
             raise
@@ -324,11 +328,23 @@ class _Worker:
         try:
             command = self._find(message)._replace(max_random_steps=message.argument)
             reply = self._execute(command, is_recovery=message.kind == RECOVER)
-            return None if reply is None else reply_memory.pack(reply)
+            return None if reply is None else self._pack(reply, reply_memory)
         except BaseException as error:
-            failure = describe_failure(error, self._watch.failed)
+            failed = self._watch.failed
+            if failed is None and isinstance(error, MisfitError):
+                failed = error.environment
+            failure = describe_failure(error, failed)
             completed, restarted = self.stepper.take_completed(), self._watch.restarted
             return reply_memory.pack(Reply((), {}, completed, (), restarted, failure))
+
+    def _pack(self, reply: Reply, memory: ReplyMemory) -> bytes:
+        try:
+            return memory.pack(reply)
+        except Exception as error:  # any that the class of a value raises
+            misfit = misfit_of(reply)
+            if misfit is None:
+                raise
+            raise misfit from error
 
     def _find(self, message: Message) -> Command:
         key = message.number, message.body
@@ -351,14 +367,16 @@ class _Worker:
         elif is_recovery:
             watch.invalid += range(stepper.n_envs)
         if not (returned or stepper.final_obs or watch.invalid or watch.restarted):
-            return None
+            return None  # entries of infos that were left out can wait for the next reply
+        left_out = stepper.left_out.take()
         final_obs, completed = {}, []
         ended = zip(stepper.final_obs.items(), stepper.take_completed(), strict=True)
         for (number, observation), traj in ended:
             if number not in watch.invalid:  # it is unknown how that episode would have ended
                 final_obs[number] = observation
                 completed.append(traj)
-        return Reply(returned, final_obs, completed, watch.invalid, watch.restarted)
+        invalid, restarted = watch.invalid, watch.restarted
+        return Reply(returned, final_obs, completed, invalid, restarted, left_out=left_out)
 
 
 def _seed_globally(seed: np.random.SeedSequence) -> None:

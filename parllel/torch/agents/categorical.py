@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from parllel.torch.agents.agent import Agent, in_inference_mode
@@ -85,7 +86,27 @@ class CategoricalPgAgent(Agent[ModelOutputs]):
         super().__init__(model)
         self.distribution = distribution
         self._generator = generator
+        self._start = 0  # the first action of the environments' space
         self._check_outputs(*self._try_model(example_obs))
+
+    def bind_actions(self, space: spaces.Space[Any]) -> None:
+        """Learn which actions environments take: a sampler calls it when it is made.
+
+        The distribution counts from 0. Actions are counted from the space's `start`, as
+        environments and the sample tree have them.
+
+        Raises:
+            TypeError: the space is not Discrete.
+            ValueError: it has another number of actions than the distribution.
+        """
+        if not isinstance(space, spaces.Discrete):
+            raise TypeError(f"action space: got {space}, expected Discrete; use another agent")
+        if space.n != self.distribution.dim:
+            raise ValueError(
+                f"action space: got {space}, expected {self.distribution.dim} actions, as the"
+                f" distribution has; use Categorical(dim={space.n})"
+            )
+        self._start = int(space.start)
 
     @in_inference_mode
     def step(
@@ -108,6 +129,8 @@ class CategoricalPgAgent(Agent[ModelOutputs]):
         else:
             action = self.distribution.sample(log_probs, self._generator)
         log_prob = self.distribution.log_prob(log_probs, action)
+        if self._start:
+            action = action + self._start
         return action, {"value": outputs.value, "log_prob": log_prob}
 
     @in_inference_mode
@@ -120,12 +143,13 @@ class CategoricalPgAgent(Agent[ModelOutputs]):
 
         Args:
             observation: rows [N, ...] of observations.
-            action: integers [N], the actions that were taken.
+            action: integers [N], the actions that were taken, as `step` returned them.
         """
         outputs = self._outputs(observation)
         log_probs = self.distribution.log_probs(outputs.dist_params)
+        index = action.long() - self._start if self._start else action.long()
         return Evaluation(
-            self.distribution.log_prob(log_probs, action.long()),
+            self.distribution.log_prob(log_probs, index),
             self.distribution.entropy(log_probs),
             outputs.value,
         )

@@ -1,0 +1,138 @@
+"""How the values of spaces are stored: dtypes, empty rows, and actions made of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from parllel.tree import ArrayDict, TreePath, path_text
+
+
+def check_space(path: TreePath, space: spaces.Space[Any]) -> None:
+    """Refuse a space whose values are no arrays of one shape.
+
+    Raises:
+        TypeError: a part of the space can't be stored; the message has its path.
+    """
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = list(space.items() if isinstance(space, spaces.Dict) else enumerate(space))
+        for name, part in parts:
+            check_space((*path, str(name)), part)
+        is_stored = bool(parts)
+    else:
+        is_space = isinstance(space, spaces.Space)
+        is_stored = is_space and space.dtype is not None and space.shape is not None
+    if not is_stored:
+        raise TypeError(
+            f"{path_text(path)}: got {space}, expected Box, Discrete, MultiDiscrete, MultiBinary,"
+            " or a Dict or Tuple of these: values of one shape and dtype; wrap the environment"
+        )
+
+
+def stored_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
+    """Return the dtype in which values of a space are stored: 32 bits where those can hold them.
+
+    >>> stored_dtype(spaces.Discrete(4)), stored_dtype(spaces.Discrete(2**40))
+    (dtype('int32'), dtype('int64'))
+
+    Args:
+        space: a space of arrays. 64-bit floats are rounded, unless a finite bound is beyond what
+            float32 has. 64-bit integers stay what they are if a bound is beyond 32 bits.
+    """
+    dtype: np.dtype[Any] = np.dtype(space.dtype)
+    if dtype.kind not in "iuf" or dtype.itemsize <= 4:
+        return np.dtype(np.complex64) if dtype == np.complex128 else dtype
+    low, high = bounds_of(space)
+    if dtype.kind == "f":
+        most = np.finfo(np.float32).max
+        is_wide = (np.isfinite(low) & (low < -most)) | (np.isfinite(high) & (high > most))
+        return dtype if is_wide.any() else np.dtype(np.float32)
+    narrow = np.dtype(np.int32 if dtype.kind == "i" else np.uint32)
+    limits = np.iinfo(narrow)
+    is_wide = (low < limits.min) | (high > limits.max)
+    return dtype if is_wide.any() else narrow
+
+
+def empty_rows(space: spaces.Space[Any], batch_shape: tuple[int, ...]) -> Any:
+    """Return rows of zeros for values of a space: an array [*batch_shape, ...], or a tree of such.
+
+    >>> empty_rows(spaces.MultiBinary(3), (2,)).shape
+    (2, 3)
+    """
+    if isinstance(space, spaces.Dict):
+        parts = {name: empty_rows(part, batch_shape) for name, part in space.items()}
+        return ArrayDict(parts)
+    if isinstance(space, spaces.Tuple):
+        numbered = enumerate(space)
+        return ArrayDict({str(number): empty_rows(part, batch_shape) for number, part in numbered})
+    assert space.shape is not None
+    return np.zeros((*batch_shape, *space.shape), stored_dtype(space))
+
+
+def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
+    """Return the actions of n environments, each like the space's own samples.
+
+    >>> to_actions(np.array([0.0, 1.0]), spaces.Discrete(2))
+    [np.int64(0), np.int64(1)]
+
+    Args:
+        rows: n rows, an array or a tree. They are copied, since an environment may keep or
+            overwrite its action.
+        space: the space of a single environment's actions.
+    """
+    if isinstance(space, spaces.Discrete):  # scalars; an Ellipsis would make arrays of them
+        return list(rows.astype(space.dtype))
+    if isinstance(space, spaces.Dict):
+        parts = [to_actions(rows[name], part) for name, part in space.items()]
+        return [dict(zip(space, members, strict=True)) for members in zip(*parts, strict=True)]
+    if isinstance(space, spaces.Tuple):
+        parts = [to_actions(rows[str(number)], part) for number, part in enumerate(space)]
+        return list(zip(*parts, strict=True))
+    owned = _owned(rows, space)
+    return [owned[row, ...] for row in range(len(owned))]
+
+
+def to_action_batch(rows: Any, space: spaces.Space[Any]) -> Any:
+    """Return the actions of n environments as vector environments take them.
+
+    Args:
+        rows: n rows, an array or a tree. They are copied, since environments may overwrite their
+            actions.
+        space: the space of a single environment's actions.
+    """
+    if isinstance(space, spaces.Dict):
+        return {name: to_action_batch(rows[name], part) for name, part in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(to_action_batch(rows[str(number)], part) for number, part in enumerate(space))
+    return _owned(rows, space)
+
+
+def _owned(rows: NDArray[Any], space: spaces.Space[Any]) -> NDArray[Any]:
+    """Return a copy of rows in a space's own dtype.
+
+    A bound of 64 bits that was rounded to the rows' 32 may lie outside of the space; it becomes the
+    bound itself.
+    """
+    owned = rows.astype(space.dtype)
+    if isinstance(space, spaces.Box) and rows.dtype.kind == "f" and rows.dtype != owned.dtype:
+        for bound in (space.low, space.high):
+            np.copyto(owned, bound, where=rows == bound.astype(rows.dtype))
+    return owned
+
+
+def bounds_of(space: spaces.Space[Any]) -> tuple[Any, Any]:
+    """Return the smallest and the largest values of a space of numbers."""
+    if isinstance(space, spaces.Box):
+        return space.low, space.high
+    if isinstance(space, spaces.Discrete):
+        return np.array(space.start), np.array(int(space.start) + int(space.n) - 1)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1
+    if isinstance(space, spaces.MultiBinary):
+        return np.array(0), np.array(1)
+    dtype = np.dtype(space.dtype)  # a space of the user's own: its bounds are unknown
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(np.float32)
+    return np.array(limits.min), np.array(limits.max)

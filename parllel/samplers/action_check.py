@@ -1,0 +1,150 @@
+"""ActionCheck: whether an agent's actions are what the environments take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from parllel.arrays import Leaf
+from parllel.arrays.interop import to_host
+from parllel.cages import as_tree, bounds_of
+from parllel.tree import ArrayDict, TreePath, path_text
+
+_PATH: TreePath = ("action",)
+
+
+class ActionCheck:
+    """Compare actions with the space of the environments, and the rows that they are written to.
+
+    NumPy would spread actions [B] over rows [B, k], and cut off what follows the point where the
+    rows are integers.
+
+    >>> check = ActionCheck(spaces.Discrete(2), n_envs=3)
+    >>> check(np.array([0, 1, 1]))
+    >>> check(np.array([0.5, 1.0, 0.0]))
+    Traceback (most recent call last):
+    TypeError: action: got float64, expected integers for Discrete(2)
+
+    Args:
+        space: the space of a single environment's actions.
+        n_envs: number of environments.
+    """
+
+    def __init__(self, space: gym.Space[Any], n_envs: int) -> None:
+        self._space = space
+        self._n_envs = n_envs
+
+    def check_rows(self, rows: Leaf | ArrayDict) -> None:
+        """Compare the tree's branch `action` with the space.
+
+        Args:
+            rows: Array [T, B, ...], or a tree of such.
+
+        Raises:
+            TypeError: the rows are of another kind: floats for integers, or the reverse.
+            ValueError: they have another shape or other branches, or can't hold the space's bounds.
+        """
+        for path, space, leaf in _parts(self._space, rows, _PATH):
+            shape = tuple(leaf.shape[2:])
+            _check_shape(path, shape, space, "rows of the tree", ())
+            _check_kind(path, np.dtype(leaf.dtype), space)
+            _check_range(path, np.dtype(leaf.dtype), space)
+
+    def __call__(self, action: object, *, bounds: bool = False) -> None:
+        """Compare what an agent returned with the space. Values on a device are copied to the host.
+
+        Args:
+            action: n rows, or a tree of such.
+            bounds: whether to compare each number with the space's bounds. Without it only NaN is
+                refused, and integers out of range where the space does not begin with 0: many
+                agents count from there.
+
+        Raises:
+            TypeError: floats for integers, or something that is no number.
+            ValueError: another shape, other branches, NaN, or a value outside of the space.
+        """
+        for path, space, leaf in _parts(self._space, as_tree(action), _PATH):
+            values = np.asarray(to_host(leaf))
+            _check_shape(path, values.shape, space, "the agent's action", (self._n_envs,))
+            _check_kind(path, values.dtype, space)
+            _check_values(path, values, space, bounds=bounds)
+
+
+def _parts(space: gym.Space[Any], rows: Any, path: TreePath) -> list[tuple[TreePath, Any, Any]]:
+    """Return the leaves of a space, each with its path and the rows of the same name."""
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
+        if isinstance(rows, ArrayDict):
+            raise ValueError(
+                f"{path_text(path)}: got branches {list(rows)}, expected rows of {space}"
+            )
+        return [(path, space, rows)]
+    named = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
+    members = {str(name): part for name, part in named}
+    if not isinstance(rows, ArrayDict) or set(rows) != set(members):
+        got = (
+            f"branches {list(rows)}" if isinstance(rows, ArrayDict) else f"a {type(rows).__name__}"
+        )
+        raise ValueError(f"{path_text(path)}: got {got}, expected branches {list(members)}")
+    return [
+        found for name, part in members.items() for found in _parts(part, rows[name], (*path, name))
+    ]
+
+
+def _check_shape(
+    path: TreePath,
+    shape: tuple[int, ...],
+    space: gym.Space[Any],
+    what: str,
+    leading: tuple[int, ...],
+) -> None:
+    expected = (*leading, *(space.shape or ()))
+    if shape != expected:
+        raise ValueError(
+            f"{path_text(path)}: got shape {shape} of {what}, expected {expected} for {space}"
+        )
+
+
+def _check_kind(path: TreePath, dtype: np.dtype[Any], space: gym.Space[Any]) -> None:
+    is_float = space.dtype is not None and space.dtype.kind == "f"
+    kinds, expected = ("biuf", "numbers") if is_float else ("biu", "integers")
+    if dtype.kind not in kinds:
+        raise TypeError(f"{path_text(path)}: got {dtype}, expected {expected} for {space}")
+
+
+def _check_range(path: TreePath, dtype: np.dtype[Any], space: gym.Space[Any]) -> None:
+    """Refuse rows whose dtype can't hold the actions of a space."""
+    is_float = space.dtype is not None and space.dtype.kind == "f"
+    if is_float:
+        is_held = dtype.kind == "f"
+    else:
+        limits = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        low, high = bounds_of(space)
+        is_held = bool((low >= limits[0]).all() and (high <= limits[1]).all())
+    if not is_held:
+        raise ValueError(
+            f"{path_text(path)}: got rows of {dtype}, expected a dtype that holds {space}, such as"
+            " build_sample_tree makes"
+        )
+
+
+def _check_values(
+    path: TreePath, values: NDArray[Any], space: gym.Space[Any], *, bounds: bool
+) -> None:
+    is_wrong = np.zeros(values.shape, np.bool_)
+    if values.dtype.kind == "f":
+        is_wrong |= np.isnan(values)
+    if bounds or np.any(getattr(space, "start", 0)):
+        low, high = bounds_of(space)
+        if values.dtype.kind == "f":  # a bound that was rounded to the values' dtype is within
+            low, high = low.astype(values.dtype), high.astype(values.dtype)
+        is_wrong |= (values < low) | (values > high)
+    if is_wrong.any():
+        row = int(np.argwhere(is_wrong.reshape(len(values), -1))[0, 0])
+        raise ValueError(
+            f"{path_text(path)}: got {values[row]!r} for environment {row} of the agent's action,"
+            f" expected a value of {space}"
+        )
