@@ -113,8 +113,7 @@ class ProcessCage(Cage):
         start_method: StartMethod = "forkserver",
         first_env: int = 0,
     ) -> None:
-        _check(timeout_s, on_worker_error, start_method)
-        check_make_env(make_env)
+        _check(make_env, timeout_s, on_worker_error, start_method)
         self.n_envs = n_envs
         self._seeds = spawn_seeds(seed, n_envs)
         self._timeout_s = timeout_s
@@ -323,7 +322,8 @@ class ProcessCage(Cage):
         self._memory.release()
 
 
-def _check(timeout_s: float, on_worker_error: str, start_method: str) -> None:
+def _check(make_env: object, timeout_s: float, on_worker_error: str, start_method: str) -> None:
+    check_make_env(make_env)
     if sys.platform != "linux":
         raise NotImplementedError(
             f"ProcessCage: got {sys.platform}, expected Linux; use a SerialCage (n_workers=0), or a"
