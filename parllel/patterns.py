@@ -33,7 +33,8 @@ from parllel.cages import (
     write_column,
 )
 from parllel.cages.stepper import Stepper
-from parllel.samplers import Agent, RecurrentAgent
+from parllel.samplers import Actor, RecurrentActor
+from parllel.samplers.agent import check_step
 from parllel.storages import default_storage
 from parllel.tree import ArrayDict, TreePath, allocate_tree, dict_map, path_text
 from parllel.tree.leaves import as_ndarray
@@ -220,6 +221,9 @@ def example_of(
 ) -> ArrayDict:
     """Return a random step of a cage's first environment, in the form of `build_example`.
 
+    Where the cage can give rows that are no transitions (`Cage.gives_invalid_rows`), there is a
+    branch `valid` too, from which `build_sample_tree` makes one.
+
     Episodes under way go on; a cage that was never reset is reset first, which seeds it.
 
     Args:
@@ -260,13 +264,15 @@ def example_of(
         values = {name: rows[0] for name, rows in values.items()}
         env_info = env_info[0]
     values["env_info"] = _info_values(env_info, info or {}, ())
+    if cage.gives_invalid_rows:
+        values["valid"] = np.bool_(True)
     storage = storage or default_storage()
     return ArrayDict({name: dict_map(_as_row, value, storage) for name, value in values.items()})
 
 
 def build_sample_tree(
     example: ArrayDict,
-    agent: Agent | RecurrentAgent,
+    agent: Actor,
     *,
     batch_shape: Sequence[int],
     storage: str | None = None,
@@ -292,11 +298,13 @@ def build_sample_tree(
     Returns:
         The example's branches of shape [T, B, ...] (`observation` with padding 1) and
         `agent_info`. If the agent gives a value, that has padding 1, and there is `final_value`.
-        For a `RecurrentAgent` there are `valid` [T, B] and `initial_rnn_state` [B, ...] too, and
+        If the example has `valid`, so has the tree, bool [T, B]: whether a row is a transition to
+        learn from. For a `RecurrentActor` there are `valid` and `initial_rnn_state` [B, ...], and
         `bootstrap_value` [B] if it gives a value; its state is that of one environment afterwards.
 
     Raises:
-        TypeError: `frames` is one word for a tree.
+        TypeError: `frames` is one word for a tree; or the agent's step returns no pair of actions
+            and a mapping.
         ValueError: `frames` names a leaf that the observation does not have or that is no stack,
             or is another word.
 
@@ -315,11 +323,13 @@ def build_sample_tree(
         >>> samples["agent_info"]["value"].shape, samples["final_value"].shape
         ((128, 16), (128, 16))
     """
-    recurrent: Any = agent if hasattr(agent, "rnn_state") else None
+    recurrent: Any = agent if isinstance(agent, RecurrentActor) else None
     if recurrent is not None:
         recurrent.begin(1)
         state = as_tree(recurrent.rnn_state)
-    _, agent_info = agent.step(example["observation"], deterministic=True)  # draws nothing
+    result = agent.step(example["observation"], deterministic=True)  # draws nothing
+    check_step(agent, result)
+    _, agent_info = result
     storage = storage or example["reward"].storage
     rows = ArrayDict({**{name: example[name] for name in _ENV_BRANCHES}, "agent_info": agent_info})
     specs = rows.apply(_spec, tuple(batch_shape), full_size)
@@ -329,8 +339,9 @@ def build_sample_tree(
     if "value" in agent_info:
         specs["final_value"] = specs["agent_info"]["value"]
         specs["agent_info"]["value"] = _padded(specs["agent_info"]["value"])
-    if recurrent is not None:
+    if recurrent is not None or "valid" in example:
         specs["valid"] = ArraySpec.of(batch_shape, np.bool_, full_size=full_size)
+    if recurrent is not None:
         specs["initial_rnn_state"] = dict_map(_spec, state, tuple(batch_shape[1:2]), None)
         if "value" in agent_info:
             specs["bootstrap_value"] = _spec(agent_info["value"], tuple(batch_shape[1:2]), None)

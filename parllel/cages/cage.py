@@ -248,6 +248,11 @@ class Cage(ABC):
         """
         return ()
 
+    @property
+    def gives_invalid_rows(self) -> bool:
+        """Whether `invalid` may ever name an environment."""
+        return type(self).invalid is not Cage.invalid
+
     @abstractmethod
     def take_completed(self) -> list[TrajInfo]:
         """Return the episodes that ended since the last call, in the order of their ends."""

@@ -58,12 +58,17 @@ class TrajInfo:
         self._weight *= self.discount
 
     def metrics(self) -> dict[str, float]:
-        """Return the numbers to be averaged over episodes and logged, by name."""
-        return {
+        """Return the numbers to be averaged over episodes and logged, by name.
+
+        `episode_discounted_return` is one of them where a discount other than 1 was given.
+        """
+        numbers = {
             "episode_length": float(self.length),
             "episode_return": float(self.episode_return),
-            "episode_discounted_return": float(self.discounted_return),
         }
+        if self.discount != 1:  # or else it would be the return once more
+            numbers["episode_discounted_return"] = float(self.discounted_return)
+        return numbers
 
 
 class Episodes:

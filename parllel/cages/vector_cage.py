@@ -166,6 +166,11 @@ class VectorCage(Cage):
         """Numbers of the environments that spent the last step on a reset."""
         return self._stepper.invalid
 
+    @property
+    def gives_invalid_rows(self) -> bool:
+        """Whether environments spend steps on resets: NEXT_STEP, and no reset one by one."""
+        return self._stepper.spends_steps
+
     def take_completed(self) -> list[TrajInfo]:
         """Return the episodes that ended since the last call, in the order of their ends."""
         return self._stepper.take_completed()

@@ -197,6 +197,12 @@ class VectorStepper:
         if error.environment is not None:
             error.seed, _ = seed_words(self._seeds[error.environment])
 
+    @property
+    def spends_steps(self) -> bool:
+        """Whether environments spend steps on resets, which are then in `invalid`."""
+        is_next_step = self._backend.mode is AutoresetMode.NEXT_STEP
+        return is_next_step and not self._backend.resets_by_mask
+
     def random_actions(self) -> Any:
         """Draw an action for each environment from its own action space; return them as rows."""
         if not self._is_reset:

@@ -1,9 +1,11 @@
 """CsvMetrics: one row for each log, in a file that is complete after every row."""
 
+import contextlib
 import csv
 import io
 import logging
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +19,10 @@ class CsvMetrics(MetricsSink):
 
     A new key widens the file, which is then written anew and put in place at once; rows without
     a value for a column have an empty cell there. NaN is `nan`; floats keep all their digits.
+    A row that can't be written whole, as on a full disk, raises OSError and leaves no part behind;
+    later rows follow the last whole one. One run writes a file: where another one has written
+    since, `log` raises RuntimeError.
+
     The file is opened for each row and never held open, so it can be read at any moment, a killed
     run loses nothing, and worker processes inherit no handle.
 
@@ -49,6 +55,8 @@ class CsvMetrics(MetricsSink):
             pass  # raises here, not at the first log, where the file cannot be written
         self._columns = _read_header(self._path)
         _drop_unfinished_row(self._path)
+        self._size = self._path.stat().st_size  # as this run has left the file
+        self._is_cut = False  # whether a row that did not fit may be left in it
         if not self._columns:
             self._columns = [STEP]
             self._append(self._columns)
@@ -61,29 +69,71 @@ class CsvMetrics(MetricsSink):
     def _append(self, cells: Sequence[str | float]) -> None:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(cells)
-        with self._path.open("a", encoding="utf-8", newline="") as file:
-            file.write(line.getvalue())
+        content = line.getvalue().encode()
+        with self._path.open("ab", buffering=0) as file:  # or else close would write once more
+            self._drop_cut_row()
+            self._check_size(file.seek(0, os.SEEK_END))
+            self._is_cut = True
+            try:
+                _write_all(file, content)
+            except BaseException:
+                with contextlib.suppress(OSError):  # the next row tries again
+                    self._drop_cut_row()
+                raise
+            self._is_cut = False
+            self._size += len(content)
+            self._check_size(file.seek(0, os.SEEK_END))
+
+    def _drop_cut_row(self) -> None:
+        if self._is_cut:
+            os.truncate(self._path, self._size)
+            self._is_cut = False
+
+    def _check_size(self, size: int) -> None:
+        """Raise RuntimeError if the file is not as this run has left it."""
+        if size != self._size:
+            raise RuntimeError(
+                f"{self._path}: it has {size} bytes, expected {self._size} as this run left it:"
+                " another run or program writes it too; give each run a file of its own"
+            )
 
     def _widen(self, new_columns: list[str]) -> None:
+        for key in new_columns:
+            if "\r" in key:
+                raise ValueError(f"key {key!r}: a carriage return can't be read back; leave it out")
+        self._drop_cut_row()
+        self._check_size(self._path.stat().st_size)
         columns = self._columns + new_columns
-        wider = self._path.with_name(self._path.name + ".tmp")
+        wider = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}.tmp")
         try:
             _copy_widened(self._path, wider, columns)
             wider.replace(self._path)
         finally:
             wider.unlink(missing_ok=True)
         self._columns = columns
+        self._size = self._path.stat().st_size
+
+
+def _write_all(file: io.FileIO, content: bytes) -> None:
+    while content:
+        content = content[file.write(content) :]
 
 
 def _read_header(path: Path) -> list[str]:
-    with path.open(encoding="utf-8", newline="") as file:
-        header = next(csv.reader(file), [])
-    if header and header[0] != STEP:
+    """Return the columns of a file; none of a file whose header was not written to its end."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header = next(csv.reader(file), [])
+            is_whole = file.seek(0) == 0 and file.read().find("\n") >= 0
+    except csv.Error as error:
+        raise ValueError(f"{path}: no table that CsvMetrics wrote: {error}") from error
+    is_cut = not is_whole and (header == [] or STEP.startswith(header[0]))
+    if header and header[0] != STEP and not is_cut:
         raise ValueError(
             f"{path}: the first column is {header[0]!r}, expected {STEP!r}; "
             "this is no file of CsvMetrics, so choose another path"
         )
-    return header
+    return [] if is_cut else header
 
 
 def _drop_unfinished_row(path: Path) -> None:
@@ -99,7 +149,7 @@ def _drop_unfinished_row(path: Path) -> None:
 def _copy_widened(source: Path, target: Path, columns: Sequence[str]) -> None:
     with (
         source.open(encoding="utf-8", newline="") as old,
-        target.open("w", encoding="utf-8", newline="") as new,
+        target.open("x", encoding="utf-8", newline="") as new,
     ):
         rows = csv.reader(old)
         next(rows)  # the old header

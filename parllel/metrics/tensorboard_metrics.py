@@ -14,7 +14,9 @@ class TensorBoardMetrics(MetricsSink):
 
     Values are float32 there. TensorBoard merges all event files of one folder, so a continued run
     may use its folder again; runs to compare need a folder each. No thread and no open file is
-    kept between two logs, so nothing is lost when the run is killed or forks workers.
+    kept between two logs, so nothing is lost when the run is killed or forks workers. After a log
+    that could not be written whole, as on a full disk, the next one begins a new event file: what
+    follows half an event is never read.
 
     Example:
         >>> import tempfile
@@ -43,18 +45,27 @@ class TensorBoardMetrics(MetricsSink):
         self._record_writer = import_from_train_extra(
             "tensorboard.summary.writer.record_writer", needed_by=name
         )
-        self._path = Path(log_dir).resolve() / _event_file_name()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(log_dir).resolve()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._begin_file()
+
+    def _begin_file(self) -> None:
+        self._path = self._folder / _event_file_name()
+        self._is_whole = False
         self._append("xb", file_version="brain.Event:2")  # every event file begins with this
 
     def _write(self, step: int, values: dict[str, float]) -> None:
+        if not self._is_whole:
+            self._begin_file()
         scalars = [{"tag": key, "simple_value": value} for key, value in values.items()]
         self._append("ab", step=step, summary={"value": scalars})
 
     def _append(self, mode: str, **event: object) -> None:
+        self._is_whole = False
         message = self._event_pb2.Event(wall_time=time.time(), **event)
         with self._path.open(mode) as file:
             self._record_writer.RecordWriter(file).write(message.SerializeToString())
+        self._is_whole = True
 
 
 def _event_file_name() -> str:

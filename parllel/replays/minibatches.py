@@ -15,6 +15,7 @@ from parllel.ops.stack_gather import RowSource
 from parllel.storages import Side, storage_for
 from parllel.tree import ArrayDict, allocate_tree, path_text
 from parllel.tree.leaves import as_ndarray
+from parllel.tree.valid_rows import valid_rows
 
 
 class Minibatches:
@@ -26,12 +27,17 @@ class Minibatches:
     launch for each minibatch and one copy of the order for each pass, in the caller's current
     stream; the host does not wait.
 
+    Where a batch has a branch `valid`, bool [T, B], rows that are not valid are left out of all
+    minibatches. The host reads that branch once for each batch: in memory of a GPU it waits for
+    the current stream.
+
     Args:
         n_minibatches: number of parts of a pass. Rows that do not fill a whole part are left out;
             in each pass these are other rows.
         rng: generator of the order of rows.
 
     Raises:
+        TypeError: rng is no generator of NumPy.
         ValueError: n_minibatches is not positive.
 
     >>> batch = ArrayDict({"reward": Array.from_numpy(np.arange(6).reshape(3, 2))})
@@ -43,6 +49,11 @@ class Minibatches:
     def __init__(self, n_minibatches: int, rng: np.random.Generator) -> None:
         if n_minibatches < 1:
             raise ValueError(f"n_minibatches: got {n_minibatches}, expected 1 or more")
+        if not isinstance(rng, np.random.Generator):
+            raise TypeError(
+                f"rng: got {rng!r}, expected a numpy.random.Generator;"
+                " numpy.random.default_rng(0) makes one"
+            )
         self._n_minibatches = n_minibatches
         self._rng = rng
         self._form: object = None  # of the batches that the outputs fit
@@ -58,28 +69,33 @@ class Minibatches:
             n_passes: number of passes.
 
         Yields:
-            Trees of torch tensors [rows, ...], rows = T * B // n_minibatches.
+            Trees of torch tensors [rows, ...], rows = T * B // n_minibatches; of a batch with
+            rows that are not valid, the number of the others // n_minibatches.
 
         Raises:
             TypeError: a part of the batch is in device memory, and another one where no GPU can
                 use it.
-            ValueError: the batch has fewer rows than minibatches, no leaf, or leaves with
+            ValueError: the batch has fewer valid rows than minibatches, no leaf, or leaves with
                 different numbers of rows.
         """
         on_gpu = any(side_of(leaf) == "gpu" for _, leaf in batch.walk())
         flat = batch.apply(_flatten, "gpu" if on_gpu else "host")
         n_rows = _count_rows(flat)
+        valid = valid_rows(batch)
+        rows = None if valid is None else np.flatnonzero(valid)
+        if rows is not None:
+            n_rows = len(rows)
         size = n_rows // self._n_minibatches
         if not size:
+            which = "rows of the batch" if rows is None else "rows of the batch that are valid"
             raise ValueError(
-                f"n_minibatches: got {self._n_minibatches}, expected at most {n_rows}, the rows of"
-                " the batch"
+                f"n_minibatches: got {self._n_minibatches}, expected at most {n_rows}, the {which}"
             )
         self._fit_outputs(flat, size, "gpu" if on_gpu else "host")
         sources = [rows for _, rows in flat.walk()]
         gather = prepare_gather(self._written, sources, names=self._names)
         for _ in range(n_passes):
-            order: AnyArray = self._rng.permutation(n_rows)
+            order: AnyArray = self._rng.permutation(n_rows if rows is None else rows)
             if on_gpu:
                 order = cuda.to_device(order)
             for number in range(self._n_minibatches):

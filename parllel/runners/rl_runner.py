@@ -219,6 +219,9 @@ def _work_seconds() -> float:
 
 
 def mean_metrics(episodes: Iterable[TrajInfo]) -> dict[str, float]:
-    """Return the mean of each number of the episodes; nothing for no episodes."""
-    rows = [episode.metrics() for episode in episodes]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+    """Return the mean of each number over those episodes that have it; nothing for no episodes."""
+    numbers: dict[str, list[float]] = {}
+    for episode in episodes:
+        for name, number in episode.metrics().items():
+            numbers.setdefault(name, []).append(number)
+    return {name: sum(found) / len(found) for name, found in numbers.items()}

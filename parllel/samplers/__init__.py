@@ -1,6 +1,6 @@
 """Samplers: collect samples from cages with an agent."""
 
-from parllel.samplers.agent import Agent, RecurrentAgent
+from parllel.samplers.agent import Actor, Agent, RecurrentActor, RecurrentAgent
 from parllel.samplers.alternating_sampler import AlternatingSampler
 from parllel.samplers.basic_sampler import BasicSampler
 from parllel.samplers.eval_sampler import EvalSampler
@@ -9,11 +9,13 @@ from parllel.samplers.recurrent_sampler import RecurrentSampler
 from parllel.samplers.sampler import Sampler
 
 __all__ = [
+    "Actor",
     "Agent",
     "AlternatingSampler",
     "BasicSampler",
     "EvalSampler",
     "Recorder",
+    "RecurrentActor",
     "RecurrentAgent",
     "RecurrentSampler",
     "Sampler",

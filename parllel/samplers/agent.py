@@ -1,30 +1,40 @@
-"""Agent and RecurrentAgent: the protocols of what samplers ask for actions and values."""
+"""Actor, Agent and their recurrent kinds: the protocols of what samplers ask."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from parllel.tree import Rows
 
 
-class Agent(Protocol):
-    """The object that a sampler asks for actions and values.
+def check_step(agent: object, result: object) -> None:
+    """Raise TypeError if what an agent's `step` returned is no pair of actions and a mapping."""
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
+        return
+    found = type(result).__name__
+    if isinstance(result, tuple):
+        found = f"({', '.join(type(part).__name__ for part in result)})"
+    raise TypeError(
+        f"agent: {type(agent).__name__}.step returned {found}, expected (actions, mapping): a row"
+        " for each environment, and what else learning needs, or {} for nothing"
+    )
 
-    An agent may have a method `acting` too, which returns a context manager: a sampler enters it
-    once for each batch, and an agent can do there what it would do in each call otherwise. Serial
-    cages step their environments inside of it. If it has a method `bind_actions`, that is called
-    with the space of a single environment's actions when a sampler is made.
+
+class Actor(Protocol):
+    """The object that a sampler asks for actions. What learns by values is an `Agent`.
+
+    It may have a method `acting` too, which returns a context manager: a sampler enters it
+    once for each batch, and an actor can do there what it would do in each call otherwise. Serial
+    cages step their environments inside of it. If it has a method `bind_actions`, that is
+    called with the space of a single environment's actions when a sampler is made.
 
     Example:
         >>> import numpy as np
-        >>> class Zeros:  # an agent that always takes action 0, and expects nothing
+        >>> class Zeros:  # always takes action 0
         ...     def step(self, observation, *, deterministic=False):
-        ...         n_envs = len(observation)
-        ...         return np.zeros(n_envs, np.int64), {"value": np.zeros(n_envs, np.float32)}
-        ...     def value(self, observation):
-        ...         return np.zeros(len(observation), np.float32)
-        >>> agent: Agent = Zeros()
+        ...         return np.zeros(len(observation), np.int64), {}
+        >>> actor: Actor = Zeros()
     """
 
     def step(
@@ -38,25 +48,82 @@ class Agent(Protocol):
 
         Returns:
             The actions, rows [B, ...] of any library, and a mapping of other rows that are kept
-            for learning: the branch `agent_info` of the sample tree.
+            for learning: the branch `agent_info` of the sample tree. It is empty where nothing
+            is kept.
         """
+
+
+class Agent(Actor, Protocol):
+    """An actor that also estimates values.
+
+    Example:
+        >>> import numpy as np
+        >>> class Zeros:  # always takes action 0, and expects nothing
+        ...     def step(self, observation, *, deterministic=False):
+        ...         n_envs = len(observation)
+        ...         return np.zeros(n_envs, np.int64), {"value": np.zeros(n_envs, np.float32)}
+        ...     def value(self, observation):
+        ...         return np.zeros(len(observation), np.float32)
+        >>> agent: Agent = Zeros()
+    """
 
     def value(self, observation: Rows) -> object:
         """Return a value estimate for each row, float32 [n].
 
         Args:
-            observation: rows [n, ...] of the sample tree, or final observations of episodes: NumPy
-                arrays, or Arrays in device memory where a GPU works on the tree.
+            observation: rows [n, ...] of the sample tree, or final observations of episodes:
+                Arrays, and trees of Arrays where the tree's observation is one.
         """
 
 
-class RecurrentAgent(Protocol):
-    """An agent that keeps a state for each environment, which its steps carry on.
+@runtime_checkable
+class RecurrentActor(Actor, Protocol):
+    """An actor that keeps a state for each environment, which its steps carry on.
+
+    Samplers know one by its methods `begin` and `reset_state` (`isinstance` asks for these): it
+    needs no state before `begin` was called.
+
+    Example:
+        >>> import numpy as np
+        >>> class Alternating:  # action 0 in the first step of an episode, then 1, then 0
+        ...     def begin(self, n_envs):
+        ...         self.rnn_state = np.zeros(n_envs, np.int64)
+        ...     def reset_state(self, columns):
+        ...         self.rnn_state[columns] = 0
+        ...     def step(self, observation, *, deterministic=False):
+        ...         action = self.rnn_state.copy()
+        ...         self.rnn_state = 1 - action
+        ...         return action, {}
+        >>> isinstance(Alternating(), RecurrentActor)
+        True
+    """
+
+    if TYPE_CHECKING:  # `isinstance` must not ask for it: it is there after `begin` only
+        rnn_state: Any  # Any: rows of whatever library the agent uses
+        """The state before the next step: rows [B, ...], or a tree or tuple of such, the first
+        dimension of which counts environments (torch's own [layers, B, ...] is transposed). It may
+        be set. Before the first `begin` it is None or missing.
+        """
+
+    def begin(self, n_envs: int) -> None:
+        """Make a new state for n environments at the beginning of an episode."""
+
+    def reset_state(self, columns: Sequence[int]) -> None:
+        """Put the state of these environments back to the beginning of an episode."""
+
+    def step(
+        self, observation: Rows, *, deterministic: bool = False
+    ) -> tuple[object, Mapping[str, object]]:
+        """Return actions and a mapping, as `Actor.step`, and carry the state on."""
+
+
+@runtime_checkable
+class RecurrentAgent(RecurrentActor, Protocol):
+    """A recurrent actor that also estimates values.
 
     Example:
         >>> import numpy as np
         >>> class Counting:  # its state and value is the number of steps in the episode
-        ...     rnn_state = None
         ...     def begin(self, n_envs):
         ...         self.rnn_state = np.zeros(n_envs, np.float32)
         ...     def reset_state(self, columns):
@@ -69,24 +136,6 @@ class RecurrentAgent(Protocol):
         ...         return self.rnn_state.copy() if columns is None else self.rnn_state[columns]
         >>> agent: RecurrentAgent = Counting()
     """
-
-    rnn_state: Any  # Any: rows of whatever library the agent uses
-    """The state before the next step: rows [B, ...], or a tree or tuple of such. It may be set.
-
-    Before the first `begin` it is None: the attribute is there from the start, as it tells such
-    agents from others.
-    """
-
-    def begin(self, n_envs: int) -> None:
-        """Make a new state for n environments at the beginning of an episode."""
-
-    def reset_state(self, columns: Sequence[int]) -> None:
-        """Put the state of these environments back to the beginning of an episode."""
-
-    def step(
-        self, observation: Rows, *, deterministic: bool = False
-    ) -> tuple[object, Mapping[str, object]]:
-        """Return actions and a mapping, as `Agent.step`, and carry the state on."""
 
     def value(self, observation: Rows, *, columns: Sequence[int] | None = None) -> object:
         """Return a value estimate for each row, given the state, which stays what it is.

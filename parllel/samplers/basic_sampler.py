@@ -6,25 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from parllel.arrays import Array
 from parllel.arrays.interop import side_of
 from parllel.cages import Cage, TrajInfo, write_column
-from parllel.samplers.agent import Agent
+from parllel.samplers.agent import Actor, RecurrentActor
 from parllel.samplers.group import Group
 from parllel.samplers.recorder import Recorder
 from parllel.samplers.sampler import Sampler
 from parllel.samplers.trace import TracedAgent, traced
 from parllel.tree import ArrayDict, Rows, dict_map, leaves_of
-from parllel.tree.leaves import empty_rows
 
 
 class BasicSampler(Sampler):
     """Collect batches of T steps from B environments.
 
     Every row is a transition to learn from. Where cages have other rows (`Cage.invalid`), a branch
-    `valid`, bool [T, B], tells them apart.
+    `valid`, bool [T, B], tells them apart. The sampler adds that branch to a tree that lacks it, in
+    memory of its own, unless a replay buffer is given: that leaves these rows out by itself.
 
     If the tree has a branch `final_value`, values for learning are completed. The agent is asked
     for values once for each step at which an episode was truncated, and once for each batch:
@@ -43,7 +41,10 @@ class BasicSampler(Sampler):
         check: as for `Sampler`.
 
     Raises:
-        ValueError: as for `Sampler`; or there is `final_value`, but no `agent_info.value` with a
+        TypeError: as for `Sampler`; or the agent keeps a state, which only a `RecurrentSampler`
+            carries; or there is `final_value`, but the agent has no method `value`.
+        ValueError: as for `Sampler`; or the tree has a branch `initial_rnn_state`, as for a
+            `RecurrentSampler`; or there is `final_value`, but no `agent_info.value` with a
             row of padding; or max_steps_decorrelate is negative, or the replay has another tree.
 
     Example:
@@ -65,16 +66,22 @@ class BasicSampler(Sampler):
         [3, 3]
     """
 
+    _carries_state = False
+
     def __init__(
         self,
         cages: Sequence[Cage],
-        agent: Agent,
+        agent: Actor,
         samples: ArrayDict,
         *,
         replay: Recorder | None = None,
         max_steps_decorrelate: int = 0,
         check: bool = False,
     ) -> None:
+        if not self._carries_state:
+            self._refuse_state(agent, samples)
+        if replay is None and isinstance(samples, ArrayDict):
+            _add_valid(samples, cages)
         super().__init__(cages, agent, samples, check=check)
         if max_steps_decorrelate < 0:
             raise ValueError(
@@ -86,9 +93,22 @@ class BasicSampler(Sampler):
         self._replay = replay
         self._completes_values = "final_value" in samples
         if self._completes_values:
-            _check_value(samples)
+            _check_value(samples, agent)
         self._reads_final_obs = self._completes_values or replay is not None
         self._goes_on = False
+
+    def _refuse_state(self, agent: Actor, samples: ArrayDict) -> None:
+        name = type(self).__name__
+        if isinstance(agent, RecurrentActor):
+            raise TypeError(
+                f"agent: {type(agent).__name__} keeps a state for each environment, which"
+                f" {name} doesn't carry from step to step; use RecurrentSampler"
+            )
+        if "initial_rnn_state" in samples:
+            raise ValueError(
+                f"samples: the tree is one for an agent with a state, and {name} can't fill"
+                " initial_rnn_state; build it with the agent that acts, or use RecurrentSampler"
+            )
 
     def reset(self) -> None:
         """Reset all environments; the next batch begins with their first observations.
@@ -199,7 +219,8 @@ class BasicSampler(Sampler):
             observation: rows [n, ...].
             columns: the column of each row in the tree; all columns by default.
         """
-        return self.agent.value(observation)
+        agent: Any = self.agent  # an Agent, which was checked
+        return agent.value(observation)
 
 
 def _as_rows(observations: Sequence[object], like: Rows) -> Rows:
@@ -210,19 +231,40 @@ def _as_rows(observations: Sequence[object], like: Rows) -> Rows:
         like: rows [B, ...] of the tree's `observation`.
 
     Returns:
-        Rows [k, ...]: NumPy arrays, or Arrays in device memory for a tree that a GPU works on; and
-        trees of them.
+        Rows [k, ...]: Arrays and trees of Arrays, in device memory for a tree that a GPU works on.
     """
-    rows: NDArray[Any] | ArrayDict = dict_map(empty_rows, like, len(observations))
-    write_column(rows, observations)
+    rows: Array | ArrayDict = dict_map(_new_rows, like, len(observations))
+    write_column(dict_map(Array.to_ndarray, rows), observations)
     (_, first), *_ = leaves_of(like)
     if side_of(first) == "host":
         return rows
-    on_device: Rows = dict_map(Array.from_numpy, rows, storage="device", force_32bit=False)
+    on_device: Rows = dict_map(_to_device, rows)
     return on_device
 
 
-def _check_value(samples: ArrayDict) -> None:
+def _new_rows(leaf: Array, n_rows: int) -> Array:
+    return Array((n_rows,), leaf.dtype, feature_shape=leaf.shape[1:])
+
+
+def _to_device(rows: Array) -> Array:
+    return Array.from_numpy(rows, storage="device", force_32bit=False)
+
+
+def _add_valid(samples: ArrayDict, cages: Sequence[Cage]) -> None:
+    """Add a branch `valid` where rows may be no transitions, and the tree has none to say so."""
+    flag = samples.get("terminated")
+    is_needed = any(cage.gives_invalid_rows for cage in cages)
+    if is_needed and "valid" not in samples and isinstance(flag, Array):
+        samples["valid"] = flag.new_array(dtype=bool)
+        samples["valid"].move_window(flag.window_begin)
+
+
+def _check_value(samples: ArrayDict, agent: Actor) -> None:
+    if not callable(getattr(agent, "value", None)):
+        raise TypeError(
+            f"agent: {type(agent).__name__} has no method value, which gives the values of final"
+            " observations; define it, or build the tree with an agent that gives no value"
+        )
     value = samples.get("agent_info", {}).get("value")
     if value is None or value.padding < 1:
         found = "no such branch" if value is None else f"padding {value.padding}"

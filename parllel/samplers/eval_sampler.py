@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from parllel.cages import Cage, TrajInfo
-from parllel.samplers.agent import Agent
+from parllel.samplers.agent import Actor, RecurrentActor
 from parllel.samplers.sampler import Sampler
 from parllel.tree import ArrayDict
 
@@ -21,15 +21,17 @@ class EvalSampler(Sampler):
 
     Args:
         cages, agent: as for `Sampler`; the cages are not those of training.
-        samples: a tree of T >= 1 steps that is written over and over.
+        samples: a tree of T >= 1 steps that is written over and over (`patterns.build_eval_tree`),
+            and not the tree of training.
         n_episodes: number of episodes to play, a multiple of the number of environments.
         max_steps: steps of each environment after which unfinished episodes are given up.
         deterministic: whether the agent takes its most probable actions.
         check: as for `Sampler`.
 
     Raises:
-        ValueError: n_episodes is no positive multiple of the number of environments, or max_steps
-            is not positive.
+        TypeError: as for `Sampler`.
+        ValueError: as for `Sampler`; or n_episodes is no positive multiple of the number of
+            environments, or max_steps is not positive.
 
     Example:
         >>> import numpy as np
@@ -48,10 +50,12 @@ class EvalSampler(Sampler):
         [6.0, 6.0, 6.0, 6.0]
     """
 
+    _builder = "patterns.build_eval_tree"
+
     def __init__(
         self,
         cages: Sequence[Cage],
-        agent: Agent,
+        agent: Actor,
         samples: ArrayDict,
         *,
         n_episodes: int,
@@ -67,6 +71,7 @@ class EvalSampler(Sampler):
             )
         if max_steps < 1:
             raise ValueError(f"max_steps: got {max_steps}, expected 1 or more")
+        self._is_recurrent = isinstance(agent, RecurrentActor)
         self._share = n_episodes // self.batch_B
         self._max_steps = max_steps
         self._deterministic = deterministic
@@ -83,10 +88,10 @@ class EvalSampler(Sampler):
     def _own_state(self) -> Iterator[None]:
         """Give a recurrent agent a new state inside the `with` block, then its former one back."""
         agent: Any = self.agent
-        if not hasattr(agent, "rnn_state"):
+        if not self._is_recurrent:
             yield
             return
-        former = agent.rnn_state
+        former = getattr(agent, "rnn_state", None)
         agent.begin(self.batch_B)
         try:
             yield
@@ -95,7 +100,6 @@ class EvalSampler(Sampler):
 
     def _play(self) -> list[TrajInfo]:
         agent: Any = self.agent
-        is_recurrent = hasattr(agent, "rnn_state")
         left = [self._share] * self.batch_B
         finished: list[TrajInfo] = []
         with self._acting():
@@ -114,7 +118,7 @@ class EvalSampler(Sampler):
                             left[column] -= 1
                             finished.append(traj)
                     ended = [*group.final_obs(), *group.invalid()]
-                    if is_recurrent and ended:
+                    if self._is_recurrent and ended:
                         agent.reset_state(ended)
                 if not any(left):
                     break

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from parllel.cages import Cage, Command, TrajInfo
 from parllel.samplers.action_check import ActionCheck
-from parllel.samplers.agent import Agent
+from parllel.samplers.agent import Actor, check_step
 from parllel.samplers.in_place import InPlace
 from parllel.samplers.staging import Staging
 from parllel.samplers.transfer import Transfer
@@ -53,6 +53,7 @@ class Group:
         self._is_moving = any(leaf.full_size > len(leaf) for _, leaf in samples.walk())
         self._parts = _parts_of(self.cages)
         self._rows: list[_AgentRows] = []
+        self._is_checked = False  # whether the agent's steps return what they have to
         self.transfer: Transfer = _transfer_for(samples, columns)
         # For each of the transfer's host rows, a command for each cage.
         self._commands = self._prepare_commands()
@@ -77,10 +78,14 @@ class Group:
         if self.transfer.move():
             self._commands = self._prepare_commands()
 
-    def act(self, agent: Agent, t: int, *, deterministic: bool = False) -> None:
+    def act(self, agent: Actor, t: int, *, deterministic: bool = False) -> None:
         """Let the agent act on observation t; start step t of the environments."""
         rows, transfer = self._rows[t], self.transfer
-        action, agent_info = agent.step(rows.observation, deterministic=deterministic)
+        result = agent.step(rows.observation, deterministic=deterministic)
+        if not self._is_checked:
+            check_step(agent, result)
+            self._is_checked = True
+        action, agent_info = result
         if self._checks_action:
             self._check_action(action, bounds=self._check)
             self._checks_action = self._check

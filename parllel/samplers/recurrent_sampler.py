@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from parllel.cages import Cage, as_tree
-from parllel.samplers.agent import RecurrentAgent
+from parllel.samplers.agent import RecurrentActor
 from parllel.samplers.basic_sampler import BasicSampler
 from parllel.samplers.group import Group
 from parllel.tree import ArrayDict, Rows
@@ -35,13 +35,13 @@ class RecurrentSampler(BasicSampler):
         agent: the object that chooses the actions and keeps the state.
 
     Raises:
+        TypeError: as for `BasicSampler`; or the agent keeps no state.
         ValueError: as for `BasicSampler`; or there is no `initial_rnn_state`.
 
     Example:
         >>> from parllel.patterns import build_cages, build_example, build_sample_tree
         >>> from parllel.testing.toy_envs import Clock  # its episodes have 3 steps
         >>> class Counting:  # its state and value is the number of steps in the episode
-        ...     rnn_state = None
         ...     def begin(self, n_envs):
         ...         self.rnn_state = np.zeros(n_envs, np.float32)
         ...     def reset_state(self, columns):
@@ -63,24 +63,30 @@ class RecurrentSampler(BasicSampler):
         array([1., 1.], dtype=float32)
     """
 
-    agent: Any  # Any: a RecurrentAgent; the base class declares an Agent
+    agent: Any  # Any: a RecurrentActor; the base class declares an Actor
+    _carries_state = True
 
     def __init__(
         self,
         cages: Sequence[Cage],
-        agent: RecurrentAgent,
+        agent: RecurrentActor,
         samples: ArrayDict,
         *,
         max_steps_decorrelate: int = 0,
         check: bool = False,
     ) -> None:
+        if not isinstance(agent, RecurrentActor):
+            raise TypeError(
+                f"agent: {type(agent).__name__} keeps no state, expected a RecurrentActor, with"
+                " methods begin and reset_state; use BasicSampler"
+            )
         super().__init__(
             cages, agent, samples, max_steps_decorrelate=max_steps_decorrelate, check=check
         )
         if "initial_rnn_state" not in samples:
             raise ValueError(
                 "samples: there is no initial_rnn_state; patterns.build_sample_tree makes it for an"
-                " agent with rnn_state"
+                " agent that keeps a state"
             )
         self._has_bootstrap_value = "bootstrap_value" in samples
 

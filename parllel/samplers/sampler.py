@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from parllel.cages import Cage, TrajInfo
 from parllel.samplers.action_check import ActionCheck
-from parllel.samplers.agent import Agent
+from parllel.samplers.agent import Actor
 from parllel.samplers.group import Group
 from parllel.tree import ArrayDict, leaves_of, path_text
 
@@ -33,7 +33,8 @@ class Sampler:
             first action is looked at, for its shape, its dtype, NaN, and `start` of a Discrete.
 
     Raises:
-        TypeError: `action` is of another kind than the environments' action space.
+        TypeError: samples is no tree of Arrays, the agent has no `step`, or `action` is of another
+            kind than the environments' action space.
         ValueError: a branch is missing, `observation` has no padding, B is not the number of
             environments, `action` has another shape than their space, or these differ.
 
@@ -59,11 +60,17 @@ class Sampler:
     """
 
     _max_steps_decorrelate = 0
+    _builder = "patterns.build_sample_tree"  # of a tree that fits; named in errors
 
     def __init__(
-        self, cages: Sequence[Cage], agent: Agent, samples: ArrayDict, *, check: bool = False
+        self, cages: Sequence[Cage], agent: Actor, samples: ArrayDict, *, check: bool = False
     ) -> None:
-        _check(cages, samples)
+        _check(cages, samples, self._builder)
+        if not callable(getattr(agent, "step", None)):
+            raise TypeError(
+                f"agent: {type(agent).__name__} has no method step, expected an Actor: its step"
+                " returns actions and a mapping"
+            )
         self.cages = list(cages)
         self.agent = agent
         self.samples = samples
@@ -145,16 +152,26 @@ class Sampler:
         return [traj for group in self._groups for traj in group.take_completed()]
 
 
-def _check(cages: Sequence[Cage], samples: ArrayDict) -> None:
+def _check(cages: Sequence[Cage], samples: ArrayDict, builder: str) -> None:
+    if not isinstance(samples, ArrayDict):
+        raise TypeError(
+            f"samples: got a {type(samples).__name__}, expected an ArrayDict; {builder} makes it"
+        )
     expected = ("observation", "action", "reward", "terminated", "truncated", "env_info")
     missing = [name for name in expected if name not in samples]
     if missing:
+        raise ValueError(f"samples: branches {missing} are missing; {builder} makes them all")
+    n_envs, batch_shape = sum(cage.n_envs for cage in cages), samples["reward"].batch_shape
+    if len(batch_shape) < 2:
         raise ValueError(
-            f"samples: branches {missing} are missing; patterns.build_sample_tree makes them all"
+            f"samples: reward has leading dimensions {batch_shape}, expected (T, B): T steps of"
+            f" {n_envs} environments; {builder} makes such a tree"
         )
-    n_envs, batch_B = sum(cage.n_envs for cage in cages), samples["reward"].batch_shape[1]
-    if n_envs != batch_B:
-        raise ValueError(f"samples: got B = {batch_B}, expected {n_envs}, the cages' environments")
+    if n_envs != batch_shape[1]:
+        raise ValueError(
+            f"samples: got B = {batch_shape[1]}, expected {n_envs}, the cages' environments;"
+            f" {builder} makes such a tree"
+        )
     for cage in cages:
         if cage.action_space != cages[0].action_space:
             raise ValueError(

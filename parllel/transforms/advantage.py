@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from parllel.arrays import Array
 from parllel.ops.advantage import estimate_advantage
 from parllel.transforms.running_moments import RunningMoments
@@ -12,6 +15,7 @@ from parllel.transforms.transform import (
     side_of_leaves,
 )
 from parllel.tree import ArrayDict
+from parllel.tree.valid_rows import as_mask, valid_rows
 
 
 class EstimateAdvantage:
@@ -20,8 +24,11 @@ class EstimateAdvantage:
     An episode that was truncated at step t is bootstrapped with `final_value[t]`, the value of
     its own last observation; one that goes on after the batch with row T of `agent_info.value`.
 
+    Where the batch has a branch `valid`, rows that are no transitions get 0 in both. An episode
+    that such a row cuts off is bootstrapped with `agent_info.value` of that row.
+
     In device and managed memory it is one launch in the caller's current stream; nothing waits
-    for it.
+    for it. A branch `valid` there is read once for each batch, for which the host waits.
 
     >>> import numpy as np
     >>> batch = ArrayDict(
@@ -61,7 +68,7 @@ class EstimateAdvantage:
         Args:
             batch: a tree with float32 [T, B] `reward`, `final_value` and `agent_info.value`, which
                 has a row T of padding; and bool [T, B] `terminated` and `truncated`. The host
-                works on all of them, or a GPU does.
+                works on all of them, or a GPU does. `valid`, bool [T, B], may be there or not.
         """
         value = batch["agent_info"]["value"]
         inputs = {
@@ -72,6 +79,9 @@ class EstimateAdvantage:
             "final_value": batch["final_value"],
         }
         side_of_leaves(**inputs)
+        valid = valid_rows(batch)
+        if valid is not None:
+            inputs |= _cut_before(~valid, **inputs)
         self._advantage = output_like(value, self._advantage)
         self._return = output_like(value, self._return)
         estimate_advantage(
@@ -81,14 +91,48 @@ class EstimateAdvantage:
             out_advantage=elements(self._advantage),
             out_return=elements(self._return),
         )
+        if valid is not None:
+            self._advantage[np.nonzero(~valid)] = 0
+            self._return[np.nonzero(~valid)] = 0
         return ArrayDict({**batch, "advantage": self._advantage, "return_": self._return})
+
+
+def _cut_before(
+    invalid: NDArray[np.bool_],
+    *,
+    value: Array,
+    truncated: Array,
+    final_value: Array,
+    **inputs: Array,
+) -> dict[str, Array]:
+    """Return flags and values that end an episode before each row that is no transition.
+
+    Args:
+        invalid: bool [T, B] on the host, the rows that are no transitions.
+        value: float32 [T + 1, B].
+        truncated, final_value: [T, B], as the batch has them; copied where they change.
+        inputs: the flags `terminated`, and what stays as it is.
+    """
+    done = as_mask("truncated", truncated) | as_mask("terminated", inputs["terminated"])
+    t, b = np.nonzero(invalid[1:] & ~invalid[:-1] & ~done[:-1])
+    if not len(t):
+        return {}
+    cut, bootstrap = output_like(truncated, None), output_like(final_value, None)
+    cut[...], bootstrap[...] = truncated, final_value
+    cut[t, b] = True
+    bootstrap[t, b] = value[t + 1, b]
+    return {"truncated": cut, "final_value": bootstrap}
 
 
 class NormalizeAdvantage:
     """Replace `advantage` by values of mean 0 and standard deviation 1 over the batch.
 
+    Where the batch has a branch `valid`, mean and deviation are those of the valid rows, and the
+    others become 0.
+
     In device and managed memory it is three launches in the caller's current stream (four for
-    more than 8,000 advantages); nothing waits for them. Equal advantages become zeros.
+    more than 8,000 advantages); nothing waits for them. A branch `valid` there is read once for
+    each batch, for which the host waits. Equal advantages become zeros.
 
     >>> import numpy as np
     >>> batch = ArrayDict({"advantage": Array((2, 2), np.float32)})
@@ -113,11 +157,17 @@ class NormalizeAdvantage:
         """Return the batch with the new `advantage`, overwritten by the next call.
 
         Args:
-            batch: a tree with `advantage`, float32 [T, B].
+            batch: a tree with `advantage`, float32 [T, B, ...], and `valid`, bool [T, B], or none.
         """
         advantage = batch["advantage"]
         if self._moments is None or self._moments.storage != advantage.storage:
             self._moments = RunningMoments(advantage, epsilon=self._epsilon, feature_shape=())
         self._moments.reset()
-        self._moments.update(advantage)
-        return ArrayDict({**batch, "advantage": self._moments.normalize(advantage)})
+        valid = valid_rows(batch)
+        self._moments.update(advantage, valid=valid)
+        if not self._moments.count:  # no row is valid
+            return batch
+        normalized = self._moments.normalize(advantage)
+        if valid is not None:
+            normalized[np.nonzero(~valid)] = 0
+        return ArrayDict({**batch, "advantage": normalized})

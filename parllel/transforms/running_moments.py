@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.arrays import Array
+from parllel.arrays import Array, Leaf
+from parllel.cuda import AnyArray
 from parllel.kernels.array_checks import check_dtype, check_shape
 from parllel.kernels.moment_layout import (
     M2,
@@ -25,9 +26,11 @@ from parllel.kernels.moment_layout import (
 )
 from parllel.ops.moments import update_moments
 from parllel.ops.normalize import normalize
+from parllel.ops.row_copy import RowCopy
 from parllel.ops.sides import copy_from_host, copy_to_host
 from parllel.storages import Side, storage_for
 from parllel.transforms.transform import contiguous_elements, elements, output_like
+from parllel.tree.valid_rows import as_mask
 
 _SAVED = {"shift": SHIFT, "offset": OFFSET, "m2": M2}
 
@@ -123,32 +126,51 @@ class RunningMoments:
         """Forget all rows. No byte moves: the next update begins anew."""
         self._count = 0
 
-    def update(self, rows: Array) -> None:
+    def update(self, rows: Array, *, valid: Leaf | None = None) -> None:
         """Merge rows into the moments.
 
         Args:
             rows: float32 [..., F...]: all leading dimensions count samples. Copied first where it
                 is not contiguous.
+            valid: bool [...], the rows that count, as the branch `valid` of a batch: some or all
+                of the leading dimensions of `rows`. The host waits for a mask in memory of a GPU.
+                All rows count if left out.
 
         Raises:
+            TypeError: `valid` is not of dtype bool.
             ValueError: the rows have another dtype or other features, or one of rows and moments
-                lives on the host and the other on the device.
+                lives on the host and the other on the device, or `valid` has another shape.
         """
         self._check("rows", rows)
-        n_rows = math.prod(rows.shape[: rows.ndim - len(self._features)])
+        lead = rows.shape[: rows.ndim - len(self._features)]
+        n_rows, values = math.prod(lead), None
+        if valid is not None and not (mask := as_mask("valid", valid)).all():
+            values = self._pick(rows, np.flatnonzero(_spread(mask, lead)), n_rows)
+            n_rows = len(values)
         if n_rows and self._n_features:
             n_scratch = lay_out(n_rows, self._n_features).n_scratch
             if self._scratch is None or self._scratch.shape[1] < n_scratch:
                 shape = (N_PLANES, n_scratch)
                 self._scratch = Array(shape, np.float32, storage=storage_for(self._side))
+            if values is None:
+                values = contiguous_elements(rows).reshape(n_rows, self._n_features)
             update_moments(
-                contiguous_elements(rows).reshape(n_rows, self._n_features),
+                values,
                 n_before=self._count,
                 epsilon=self._epsilon,
                 out_kept=elements(self._kept).reshape(N_KEPT, -1, self._n_features),
                 out_scratch=elements(self._scratch),
             )
         self._count += n_rows
+
+    def _pick(self, rows: Array, numbers: NDArray[np.int64], n_rows: int) -> AnyArray:
+        """Return some rows as [len(numbers), F], in memory of their own."""
+        source = contiguous_elements(rows).reshape(n_rows, self._n_features)
+        shape, place = (len(numbers), self._n_features), storage_for(self._side)
+        picked = elements(Array(shape, np.float32, storage=place))
+        if picked.size:
+            RowCopy([picked], [source]).run(range(len(numbers)), numbers)
+        return picked
 
     def normalize(self, rows: Array, *, out: Array | None = None, clip: float = math.inf) -> Array:
         """Return (rows - mean) / (standard deviation + epsilon), in [-clip, clip].
@@ -236,3 +258,10 @@ class RunningMoments:
                 f"{name}: {array.storage} memory, and these moments work in {where};"
                 " make RunningMoments for an Array like this one"
             )
+
+
+def _spread(mask: NDArray[np.bool_], lead: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return a mask of all leading dimensions of rows, of one of the first of these."""
+    if mask.shape != lead[: mask.ndim]:
+        raise ValueError(f"valid: shape {mask.shape}, expected {lead}, of which the last may lack")
+    return np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(lead) - mask.ndim)), lead)

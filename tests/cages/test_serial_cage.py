@@ -307,6 +307,7 @@ def test_returns_are_sums_of_rewards() -> None:
 def test_without_a_discount_both_returns_are_the_same() -> None:
     traj = tell(TrajInfo(), 0.5, 0.25)
     assert traj.episode_return == traj.discounted_return == 0.75
+    assert traj.metrics() == {"episode_length": 2, "episode_return": 0.75}
 
 
 def test_an_episode_begins_at_zero() -> None:

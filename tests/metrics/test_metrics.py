@@ -1,6 +1,7 @@
 """Every sink, read back with the reader its users have: csv, TensorBoard, an image, a terminal."""
 
 import csv
+import errno
 import io
 import logging
 import math
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -505,6 +507,94 @@ def test_tensorboard_continues_a_folder(tmp_path: Path) -> None:
         sink.log(step, {LOSS: 0.5})
     assert len(list(tmp_path.iterdir())) == 3
     assert read_scalars(tmp_path) == {LOSS: [(0, 0.5), (1, 0.5), (2, 0.5)]}
+
+
+class Full(io.FileIO):
+    """A file on a disk that takes no more than some bytes beyond what the file has."""
+
+    room = 0
+
+    def write(self, data: Any) -> int:
+        if not Full.room:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        n = min(len(data), Full.room)
+        Full.room -= n
+        return super().write(data[:n])
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 5, 7])
+@pytest.mark.parametrize("is_truncated", [True, False])
+def test_csv_rows_never_fuse_after_a_full_disk(
+    room: int, is_truncated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, real_open = CsvMetrics(tmp_path / "m.csv"), Path.open
+    sink.log(1, {"a": 0.5, "b": 0.25})
+
+    def open_full(path: Path, mode: str, **options: Any) -> Any:
+        return Full(path, mode)
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "open", open_full)
+        if not is_truncated:  # the row's part stays for a while
+            full.setattr(os, "truncate", lambda *_: _raise(OSError("can't")))
+        Full.room = room
+        with pytest.raises(OSError, match="no space left"):
+            sink.log(2, {"a": 0.125, "b": 0.5})
+    assert Path.open is real_open
+    sink.log(3, {"a": 1, "b": 2})
+    sink.log(4, {"a": 1, "c": 3})
+    assert read_csv(tmp_path / "m.csv") == [
+        {"step": "1", "a": "0.5", "b": "0.25", "c": ""},
+        {"step": "3", "a": "1.0", "b": "2.0", "c": ""},
+        {"step": "4", "a": "1.0", "b": "", "c": "3.0"},
+    ]
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("cut", ["", "st", "step", "step,los"])
+def test_csv_writes_a_header_anew_that_was_cut_short(cut: str, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(cut)
+    with CsvMetrics(tmp_path / "m.csv") as sink:
+        sink.log(1, {"loss": 0.5})
+    assert (tmp_path / "m.csv").read_text() == "step,loss\n1,0.5\n"
+
+
+def test_csv_refuses_two_runs_in_one_file(tmp_path: Path) -> None:
+    first, second = (CsvMetrics(tmp_path / "m.csv") for _ in range(2))
+    second.log(1, {"a": 0.5})
+    for values in ({"a": 1.0}, {"b": 1.0}):
+        with pytest.raises(RuntimeError, match=r"m\.csv: it has .* another run or program"):
+            first.log(1, values)
+    second.log(2, {"a": 0.25})
+    assert (tmp_path / "m.csv").read_text() == "step,a\n1,0.5\n2,0.25\n"
+
+
+def test_csv_refuses_what_it_could_not_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    with pytest.raises(ValueError, match="a carriage return"):
+        CsvMetrics(path).log(1, {"a\rb": 1.0})
+    path.write_text("step," + "x" * 300_000 + "\n1,2\n")
+    with pytest.raises(ValueError, match=r"m\.csv: no table that CsvMetrics wrote"):
+        CsvMetrics(path)
+
+
+@needs("tensorboard")
+def test_tensorboard_goes_on_in_a_new_file_after_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = TensorBoardMetrics(tmp_path)
+    sink.log(1, {LOSS: 0.5})
+    with monkeypatch.context() as full:
+        full.setattr(Path, "open", lambda path, mode: io.BufferedWriter(Full(path, mode)))
+        Full.room = 9
+        with pytest.raises(OSError, match="no space left"):
+            sink.log(2, {LOSS: 0.25})
+    sink.log(3, {LOSS: 0.125})
+    assert len(list(tmp_path.iterdir())) == 2
+    assert read_scalars(tmp_path) == {LOSS: [(1, 0.5), (3, 0.125)]}
 
 
 # Console

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from parllel.cages import Cage, Command, SerialCage
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
-from parllel.samplers import BasicSampler, EvalSampler, RecurrentSampler
+from parllel.samplers import (
+    AlternatingSampler,
+    BasicSampler,
+    EvalSampler,
+    RecurrentActor,
+    RecurrentAgent,
+    RecurrentSampler,
+)
 from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock, Walk
@@ -148,13 +155,17 @@ class Doubtful(SerialCage):
         return (0,) if self.n_steps % 3 == 0 else ()
 
 
+class Still:
+    """An agent without a state: it always takes action 0."""
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        return torch.zeros(len(observation), dtype=torch.long), {}
+
+
 @pytest.mark.parametrize("kind", [BasicSampler, RecurrentSampler])
 def test_rows_that_cages_call_invalid_are_marked(kind: Any) -> None:
-    agent = Summing()
+    agent: Any = Summing() if kind is RecurrentSampler else Still()
     samples = build_sample_tree(build_example(Walk), agent, batch_shape=(T, B))
-    if kind is BasicSampler:
-        agent.begin(B)
-        del samples["final_value"]
     sampler = kind([SerialCage(Walk, n_envs=1), Doubtful(Walk, n_envs=2)], agent, samples)
     sampler.collect_batch()
     for step in range(T, 3 * T, T):
@@ -170,6 +181,47 @@ def test_a_tree_without_a_state_is_refused() -> None:
     del samples["initial_rnn_state"]
     with pytest.raises(ValueError, match=r"there is no initial_rnn_state; patterns\.build_sample"):
         RecurrentSampler(make_cages((B,)), agent, samples)
+
+
+def test_a_sampler_that_carries_no_state_refuses_such_agents_and_trees() -> None:
+    agent = Summing()
+    samples = build_sample_tree(build_example(Walk), agent, batch_shape=(T, B))
+    for kind in (BasicSampler, AlternatingSampler):
+        with pytest.raises(TypeError, match=f"{kind.__name__} doesn't carry.* RecurrentSampler"):
+            kind(make_cages((1, 2)), agent, samples)
+        with pytest.raises(ValueError, match="the tree is one for an agent with a state"):
+            kind(make_cages((1, 2)), Still(), samples)
+    with pytest.raises(TypeError, match=r"Still keeps no state, .* begin and reset_state"):
+        RecurrentSampler(make_cages((B,)), Still(), samples)  # type: ignore[arg-type]
+
+
+class Late:
+    """A recurrent agent that has no state, not even None, before `begin`; and no values."""
+
+    def begin(self, n_envs: int) -> None:
+        self.rnn_state = torch.zeros(n_envs)
+
+    def reset_state(self, columns: Sequence[int]) -> None:
+        self.rnn_state[list(columns)] = 0
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        self.rnn_state = self.rnn_state + 1
+        return torch.zeros(len(observation), dtype=torch.long), {}
+
+
+def test_a_recurrent_agent_is_known_by_its_methods() -> None:
+    agent = Late()
+    assert isinstance(agent, RecurrentActor)
+    assert not isinstance(agent, RecurrentAgent)
+    assert isinstance(Summing(), RecurrentAgent)
+    assert not isinstance(Still(), RecurrentActor)
+    cages = make_cages((B,))
+    samples = build_sample_tree(build_example(Walk), agent, batch_shape=(T, B))
+    eval_sampler = EvalSampler(cages, Late(), build_eval_tree(samples, n_envs=B), n_episodes=B)
+    assert len(eval_sampler.collect_episodes()) == B
+    batch, _ = RecurrentSampler(make_cages((B,)), agent, samples).collect_batch()
+    assert batch["initial_rnn_state"].to_ndarray().tolist() == [0] * B
+    assert agent.rnn_state.max() > 0
 
 
 class Tupled(Summing):

@@ -528,14 +528,15 @@ def test_a_save_that_breaks_off_leaves_the_former_file(
     agent.save(path)
     former = path.read_bytes()
 
-    def break_off(_: Any, target: Path) -> None:
-        target.write_bytes(former[:10])
+    def break_off(_: Any, target: Any) -> None:
+        target.write(former[:10])
         raise OSError("the disk is full")
 
     monkeypatch.setattr(torch, "save", break_off)
     with pytest.raises(OSError, match="the disk is full"):
         agent.save(path)
     assert path.read_bytes() == former
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_model_without_parameters_cannot_be_saved(tmp_path: Path) -> None:

@@ -302,6 +302,11 @@ class ProcessCage(Cage):
         """Numbers of the environments that were made anew in the last step."""
         return self._reply.invalid
 
+    @property
+    def gives_invalid_rows(self) -> bool:
+        """Whether environments are made anew when they fail, with "restart"."""
+        return self._restarts
+
     def take_completed(self) -> list[TrajInfo]:
         """Return the episodes that ended since the last call, in the order of their ends."""
         completed, self._completed = self._completed, []

@@ -12,6 +12,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 import torch
 from torch import nn
 
+from parllel.torch.agents.model_file import read_parameters, write_parameters
+from parllel.torch.agents.modes import in_mode
 from parllel.tree import dict_map, leaves_of
 from parllel.tree.leaves import as_tensor
 
@@ -26,6 +28,9 @@ class Agent(ABC, Generic[_Outputs]):
 
     Subclasses turn the model's outputs into actions: they define `step` and, where values are
     learned, `value`, and decorate both with `in_inference_mode`. A sampler asks for these two.
+
+    An agent acts in the evaluation mode of its model, and learns in its training mode, whatever
+    mode the model was left in; afterwards each part of the model is in its former mode again.
 
     Args:
         model: a function of observations [B, ...]; a `torch.nn.Module` where parameters are to be
@@ -43,6 +48,8 @@ class Agent(ABC, Generic[_Outputs]):
         (torch.Size([2]), True)
     """
 
+    _is_acting = False  # here and not in __init__: a subclass may have one of its own
+
     def __init__(self, model: Callable[..., _Outputs]) -> None:
         self.model = model
 
@@ -54,31 +61,44 @@ class Agent(ABC, Generic[_Outputs]):
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """Enter torch's inference mode once for many calls of `step` and `value`.
+        """Enter torch's inference mode, and the model's evaluation mode, for many calls.
 
-        An environment that is stepped inside and needs gradients of its own leaves it with
+        `step` and `value` enter both themselves where they are called outside. An environment that
+        is stepped inside and needs gradients of its own leaves inference mode with
         `torch.inference_mode(False)`.
         """
-        with torch.inference_mode():
-            yield
+        was_acting = self._is_acting
+        with in_mode(self.model, training=False), torch.inference_mode():
+            self._is_acting = True
+            try:
+                yield
+            finally:
+                self._is_acting = was_acting
 
     def save(self, path: str | Path) -> None:
         """Write the model's parameters to a file, which is replaced at once when all is written.
 
+        The new file is on the disk before it takes the former one's name, and has a checksum. A
+        compiled model's file is that of the plain model.
+
         Raises:
+            OSError: the file can't be written; the former one is as it was.
             TypeError: the model is no `torch.nn.Module`.
         """
-        unfinished = Path(f"{path}.unfinished")
-        torch.save(self._module().state_dict(), unfinished)
-        unfinished.replace(path)
+        write_parameters(self._module(), path)
 
     def load(self, path: str | Path) -> None:
-        """Read the model's parameters from a file that `save` wrote.
+        """Read the model's parameters from a file that `save` wrote, with a model on any device.
+
+        A file that is refused changes nothing, and no code in a file runs.
 
         Raises:
+            FileNotFoundError: there is no such file.
             TypeError: the model is no `torch.nn.Module`.
+            ValueError: the file is damaged, or its parameters have other names, shapes or dtypes
+                than the model's.
         """
-        self._module().load_state_dict(torch.load(path, weights_only=True))
+        read_parameters(self._module(), path)
 
     def _module(self) -> nn.Module:
         if not isinstance(self.model, nn.Module):
@@ -105,7 +125,8 @@ class Agent(ABC, Generic[_Outputs]):
         rows = dict_map(as_tensor, example_obs)
         (_, first), *_ = leaves_of(rows)
         self._check_device(first.device)
-        return self.model(rows), len(first)
+        with in_mode(self.model, training=False):  # one row is enough for batch normalization then
+            return self.model(rows), len(first)
 
     def _check_device(self, device: torch.device) -> None:
         parameters = self.model.parameters() if isinstance(self.model, nn.Module) else iter(())
@@ -121,15 +142,15 @@ class Agent(ABC, Generic[_Outputs]):
 def in_inference_mode(
     method: Callable[Concatenate[_Agent, _Arguments], _Result],
 ) -> Callable[Concatenate[_Agent, _Arguments], _Result]:
-    """Return a method of an agent that runs in torch's inference mode.
+    """Return a method of an agent that runs in torch's inference mode and in evaluation mode.
 
-    Inside of `Agent.acting` it only asks whether the mode is on: to enter it costs more than a
+    Inside of `Agent.acting` it only asks whether the modes are on: to enter them costs more than a
     small model takes.
     """
 
     @functools.wraps(method)
     def run(agent: _Agent, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        if torch.is_inference_mode_enabled():
+        if agent._is_acting and torch.is_inference_mode_enabled():
             return method(agent, *args, **kwargs)
         with agent.acting():
             return method(agent, *args, **kwargs)

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from parllel.torch.agents.agent import Agent, in_inference_mode
+from parllel.torch.agents.modes import in_mode
 from parllel.torch.distributions import Categorical, DistParams
 
 __all__ = ["CategoricalPgAgent", "DistParams", "Evaluation", "ModelOutputs"]
@@ -141,11 +142,14 @@ class CategoricalPgAgent(Agent[ModelOutputs]):
     def evaluate(self, observation: object, action: Tensor) -> Evaluation:
         """Return log-probability, entropy and value of each row, with gradients.
 
+        The model is in its training mode.
+
         Args:
             observation: rows [N, ...] of observations.
             action: integers [N], the actions that were taken, as `step` returned them.
         """
-        outputs = self._outputs(observation)
+        with in_mode(self.model, training=True):
+            outputs = self._outputs(observation)
         log_probs = self.distribution.log_probs(outputs.dist_params)
         index = action.long() - self._start if self._start else action.long()
         return Evaluation(

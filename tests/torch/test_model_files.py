@@ -1,0 +1,142 @@
+"""A model's parameters as a file: whole or not there, checked, and no file of another model."""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
+from parllel.torch.distributions import Categorical, DistParams
+
+
+class Model(nn.Module):
+    """A linear policy and value, with a layer of some width before."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, width), nn.Linear(width, 3)
+
+    def forward(self, observation: Tensor) -> ModelOutputs:
+        logits, value = self.last(self.first(observation)).split([2, 1], dim=-1)
+        return ModelOutputs(DistParams(logits=logits), value.squeeze(-1))
+
+
+def make_agent(seed: int = 0, model: Any = None) -> CategoricalPgAgent:
+    torch.manual_seed(seed)
+    return CategoricalPgAgent(
+        Model() if model is None else model, Categorical(2), np.zeros((1, 3), np.float32)
+    )
+
+
+def parameters(agent: CategoricalPgAgent) -> list[Tensor]:
+    return [value.clone() for value in agent.model.state_dict().values()]
+
+
+def assert_refused(agent: CategoricalPgAgent, path: Path, message: str) -> None:
+    before = parameters(agent)
+    with pytest.raises(ValueError, match=message):
+        agent.load(path)
+    assert all(map(torch.equal, parameters(agent), before))
+
+
+def test_each_flipped_bit_is_found(tmp_path: Path) -> None:
+    path, damaged = tmp_path / "agent.pt", tmp_path / "damaged.pt"
+    make_agent().save(path)
+    content, other = path.read_bytes(), make_agent(1)
+    other.load(path)
+    rng = np.random.default_rng(0)
+    places = {*rng.integers(0, len(content), 150).tolist(), *range(len(content) - 50, len(content))}
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        damaged.write_bytes(flipped)
+        assert_refused(other, damaged, r"damaged\.pt: it is damaged")
+    for length in (0, 1, len(content) // 2, len(content) - 1):
+        damaged.write_bytes(content[:length])
+        assert_refused(other, damaged, r"damaged\.pt: it is damaged")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: Model(5), r"first\.weight is float32 of shape \(4, 3\), expected .* \(5, 3\)"),
+        (lambda: Model().double(), r"first\.weight is float32 .*, expected float64"),
+        (lambda: _with_more(Model()), r"not in the file \['more\.bias', 'more\.weight'\]"),
+    ],
+)
+def test_a_file_of_another_model_changes_nothing(model: Any, message: str, tmp_path: Path) -> None:
+    make_agent().save(tmp_path / "agent.pt")
+    agent = CategoricalPgAgent.__new__(CategoricalPgAgent)
+    agent.model = model()
+    assert_refused(agent, tmp_path / "agent.pt", message)
+
+
+def _with_more(model: nn.Module) -> nn.Module:
+    model.more = nn.Linear(1, 1)
+    return model
+
+
+def test_a_file_of_more_than_the_model_has_changes_nothing(tmp_path: Path) -> None:
+    make_agent(model=_with_more(Model())).save(tmp_path / "agent.pt")
+    message = r"not in the model \['more\.bias', 'more\.weight'\]"
+    assert_refused(make_agent(1), tmp_path / "agent.pt", message)
+
+
+def test_what_is_no_file_of_parameters_is_refused(tmp_path: Path) -> None:
+    agent, path = make_agent(), tmp_path / "other.pt"
+    torch.save([1, 2], path)
+    assert_refused(agent, path, "it holds a list, expected parameters by their names")
+    assert_refused(agent, tmp_path, "no file, expected one that save wrote")
+    os.mkfifo(tmp_path / "fifo")
+    assert_refused(agent, tmp_path / "fifo", "no file, expected one that save wrote")
+    with pytest.raises(FileNotFoundError):
+        agent.load(tmp_path / "missing.pt")
+
+
+def test_a_file_that_torch_wrote_is_read_and_checked_too(tmp_path: Path) -> None:
+    agent, other, path = make_agent(), make_agent(1), tmp_path / "plain.pt"
+    torch.save(agent.model.state_dict(), path)
+    other.load(path)
+    assert all(map(torch.equal, parameters(agent), parameters(other)))
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as file:
+        entry = next(each for each in file.infolist() if each.filename.endswith("data/0"))
+    content[entry.header_offset + 200] ^= 1
+    path.write_bytes(content)
+    agent.save(tmp_path / "sealed.pt")
+    assert torch.load(tmp_path / "sealed.pt", weights_only=True).keys() == {
+        *("first.weight", "first.bias", "last.weight", "last.bias")
+    }
+
+
+def test_the_file_of_a_compiled_model_is_that_of_the_plain_one(tmp_path: Path) -> None:
+    plain, other = make_agent(), make_agent(1)
+    compiled = torch.compile(plain.model, backend="eager")
+    agent = make_agent(model=compiled)
+    agent.save(tmp_path / "agent.pt")
+    other.load(tmp_path / "agent.pt")
+    assert all(map(torch.equal, parameters(plain), parameters(other)))
+    make_agent(2).save(tmp_path / "plain.pt")
+    agent.load(tmp_path / "plain.pt")
+    assert all(map(torch.equal, parameters(agent), parameters(make_agent(2))))
+
+
+def test_a_file_from_a_gpu_is_read_without_one(tmp_path: Path) -> None:
+    path, moved, other = tmp_path / "cpu.pt", tmp_path / "gpu.pt", make_agent(1)
+    agent = make_agent()
+    agent.save(path)
+    # torch writes where a storage was as a word of its pickle.
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(moved, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert b"X\x03\0\0\0cpu" in content
+                content = content.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0")
+            new.writestr(entry, content)
+    other.load(moved)
+    assert all(map(torch.equal, parameters(agent), parameters(other)))
