@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from parllel.tree import Rows
+_Rows: TypeAlias = Any
+"""Rows of the tree, `parllel.tree.Rows`. Any, since each agent names those that it takes."""
 
 
 def check_step(agent: object, result: object) -> None:
@@ -38,7 +39,7 @@ class Actor(Protocol):
     """
 
     def step(
-        self, observation: Rows, *, deterministic: bool = False
+        self, observation: _Rows, *, deterministic: bool = False
     ) -> tuple[object, Mapping[str, object]]:
         """Choose an action for each environment.
 
@@ -67,7 +68,7 @@ class Agent(Actor, Protocol):
         >>> agent: Agent = Zeros()
     """
 
-    def value(self, observation: Rows) -> object:
+    def value(self, observation: _Rows) -> object:
         """Return a value estimate for each row, float32 [n].
 
         Args:
@@ -112,7 +113,7 @@ class RecurrentActor(Actor, Protocol):
         """Put the state of these environments back to the beginning of an episode."""
 
     def step(
-        self, observation: Rows, *, deterministic: bool = False
+        self, observation: _Rows, *, deterministic: bool = False
     ) -> tuple[object, Mapping[str, object]]:
         """Return actions and a mapping, as `Actor.step`, and carry the state on."""
 
@@ -137,7 +138,7 @@ class RecurrentAgent(RecurrentActor, Protocol):
         >>> agent: RecurrentAgent = Counting()
     """
 
-    def value(self, observation: Rows, *, columns: Sequence[int] | None = None) -> object:
+    def value(self, observation: _Rows, *, columns: Sequence[int] | None = None) -> object:
         """Return a value estimate for each row, given the state, which stays what it is.
 
         Args:

@@ -199,6 +199,26 @@ def test_the_python_code_of_the_readme_runs(block: str, tmp_path: Path) -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
+@pytest.mark.long  # mypy reads all of torch and gymnasium
+@needs("mypy")
+def test_the_python_code_of_the_readme_is_typed_in_a_project_that_is_strict(tmp_path: Path) -> None:
+    code = [body for language, body in FENCE.findall(README.read_text()) if language == "python"]
+    for number, block in enumerate(code):
+        (tmp_path / f"program_{number}.py").write_text(block)
+    command = [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports"]
+    command += ["--follow-imports=silent", "--cache-dir", str(ROOT / ".mypy_cache"), "."]
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        timeout=5 * TIMEOUT_S,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, ""), run.stdout
+
+
 # What the documents name
 
 

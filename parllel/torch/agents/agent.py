@@ -55,7 +55,10 @@ class Agent(ABC, Generic[_Outputs]):
 
     @abstractmethod
     def step(
-        self, observation: object, *, deterministic: bool = False
+        self,
+        observation: Any,  # Any: each agent names the rows that it takes
+        *,
+        deterministic: bool = False,
     ) -> tuple[object, Mapping[str, object]]:
         """Return an action for each row, and a mapping of what else learning needs."""
 

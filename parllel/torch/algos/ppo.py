@@ -40,12 +40,13 @@ class PPOAgent(Protocol):
     def model(self) -> Callable[..., Any]:  # Any: whatever `evaluate` makes its results of
         """The model that is trained: PPO puts a `torch.nn.Module` into its training mode."""
 
-    def evaluate(self, observation: Tensor | ArrayDict, action: Tensor) -> Evaluation:
+    # Any: each agent names what it takes, a tensor or a tree of tensors.
+    def evaluate(self, observation: Any, action: Any) -> Evaluation:
         """Return log-probability, entropy and value of each row, with gradients.
 
         Args:
             observation: rows [N, ...] of observations, a tensor or a tree of tensors.
-            action: [N, ...], the actions that were taken.
+            action: [N, ...], the actions that were taken, as the observation.
         """
 
 
