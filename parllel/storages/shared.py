@@ -50,6 +50,7 @@ class Shared(Memory):
 
     Raises:
         MemoryError: there is less memory than that, with the bytes wanted and the bytes free.
+        OSError: this process may have no more open files.
     """
 
     kind = "shared"
@@ -62,6 +63,8 @@ class Shared(Memory):
             file_map = mmap.mmap(self._descriptor, max(nbytes, 1))  # an empty file can't be mapped
         except OSError as error:
             self._close_file()
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # there is memory, but no descriptor
+                raise
             raise _refused(self.kind, nbytes, error) from error
         super().__init__(np.frombuffer(file_map, np.uint8)[:nbytes], taken)
         _mapped[_identity(self._descriptor)] = self

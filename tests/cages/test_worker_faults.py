@@ -1,5 +1,6 @@
 """What a ProcessCage does when its worker goes wrong, with real processes and real signals."""
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -1185,3 +1186,53 @@ def test_a_forked_child_may_make_cages_whatever_threads_of_its_parent_did() -> N
                 reset(cage)
             os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@with_fork
+@pytest.mark.parametrize("start_method", ["forkserver", "fork"])
+def test_a_cage_is_refused_in_a_forked_child(start_method: Any) -> None:
+    def refuses(call: Any) -> bool:
+        try:
+            call()
+        except RuntimeError as error:
+            return "and this is a forked child" in str(error)
+        return False
+
+    with faulty_cage("", start_method=start_method) as cage:
+        reset(cage)
+        command = cage.prepare_step(ACTIONS)
+        cage.start_command(command)
+        child = os.fork()
+        if child == 0:
+            calls = cage.await_step, cage.reset_async, lambda: cage.start_command(command)
+            os._exit(0 if all(map(refuses, calls)) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        observation, *_ = cage.await_step()
+        np.testing.assert_array_equal(observation[:, 1], 1)
+
+
+def test_a_limit_that_is_reached_is_told_with_its_size() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    faulty_cage("").close()  # starts the server, which stays
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    fillers = [os.open(os.devnull, os.O_RDONLY)]
+    while fillers[-1] < highest:
+        fillers.append(os.open(os.devnull, os.O_RDONLY))
+    for n_more in range(1, 6):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + n_more, before[1]))
+        try:
+            with pytest.raises(OSError, match=r"Too many open files.* raise that by `ulimit -n`"):
+                faulty_cage("").close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    for filler in fillers:
+        os.close(filler)
+
+
+def test_too_many_processes_are_told_with_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(fork_client.ForkClient, "fork", refuse)
+    with pytest.raises(OSError, match=r"temporarily unavailable; this user may .* `ulimit -u`"):
+        faulty_cage("")

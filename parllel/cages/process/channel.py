@@ -147,17 +147,19 @@ class Channel:
         if n_bytes < _HEADER.size:
             raise GarbageError(f"a message of {n_bytes} bytes, which is less than its header has")
         kind, argument, number, sequence, n_body = _HEADER.unpack_from(self._buffer)
-        body = bytes(memoryview(self._buffer)[_HEADER.size : n_bytes])
-        if n_body > _LARGEST:
-            raise GarbageError(f"a message that announces {n_body:,} bytes")
-        if len(body) != (n_body if n_body <= _INLINE else 0):
-            raise GarbageError(f"a message of {len(body):,} bytes that announces {n_body:,}")
-        if n_body > _INLINE:
+        body, n_inline = b"", n_bytes - _HEADER.size
+        if n_inline != n_body or n_body > _INLINE:
+            if n_body > _LARGEST or n_inline:
+                raise GarbageError(f"a message of {n_inline:,} bytes that announces {n_body:,}")
             body = self._read_rest(n_body)
+        elif n_body:
+            body = bytes(memoryview(self._buffer)[_HEADER.size : n_bytes])
         return Message(kind, number, body, argument, sequence)
 
     def _read_rest(self, n_body: int) -> bytes:
         """Return a body of so many bytes, which comes in packets of its own."""
+        if n_body <= _INLINE:
+            raise GarbageError(f"a message without its {n_body:,} bytes")
         parts, self.is_cut = [], True
         while n_body > 0:
             n_bytes = self._receive()

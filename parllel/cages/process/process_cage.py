@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import sys
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ from parllel.cages.env_rows import Value
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.process.channel import EXECUTE, RECOVER
 from parllel.cages.process.command_forms import CommandForms, result_outputs
+from parllel.cages.process.limits import limits_explained
 from parllel.cages.process.replies import Failure, Reply, ReplyMemory
 from parllel.cages.process.task import packed_task
 from parllel.cages.process.worker_error import WorkerError
@@ -36,7 +39,17 @@ _SPARE_NBYTES = 65_536  # of the memory for replies, for arrays that are in no s
 
 _EMPTY = Reply()
 
+_GONE = "its environments are gone; make a new one"
+_CLOSED, _LOST = f"the cage is closed: {_GONE}", f"the cage has lost its worker: {_GONE}"
+_OF_THE_PARENT = (
+    "the cage belongs to the process that made it, and this is a forked child: make a cage here"
+)
+
 _logger = logging.getLogger(__name__)
+
+# The cages of this process, so that a forked child refuses them. Otherwise both processes would
+# read each other's replies.
+_cages: weakref.WeakSet[ProcessCage] = weakref.WeakSet()
 
 
 class ProcessCage(Cage):
@@ -74,8 +87,9 @@ class ProcessCage(Cage):
         make_traj_info: returns the summary of a new episode, e.g. the class `TrajInfo`.
         n_envs: number of environments; their rows are written at once.
         seed: as for `SerialCage`, with the same results.
-        timeout_s: longest wait for a command, for environments to be made, and (5 s at most) to
-            be closed.
+        timeout_s: longest silence of a worker, which ends with each call of an environment: the
+            times of several do not add up. Time in which this process is stopped does not count.
+            Environments have 5 s at most to be closed.
         on_worker_error: the reaction to an environment that raises, and to a worker that ends or
             is silent for `timeout_s`. "raise" raises a WorkerError. With "restart", the environment
             is made anew (all of them, where their worker is lost), with a seed that is derived from
@@ -97,6 +111,7 @@ class ProcessCage(Cage):
         ValueError: as for `SerialCage`; or timeout_s or on_worker_error is not valid.
         WorkerError: the worker ended, or was silent for `timeout_s`, before environments were made.
         Exception: make_env raised it.
+        OSError: a limit of this process is reached, on open files or on processes.
         MemoryError: there is too little shared memory.
     """
 
@@ -116,27 +131,26 @@ class ProcessCage(Cage):
         _check(make_env, timeout_s, on_worker_error, start_method)
         self.n_envs = n_envs
         self._seeds = spawn_seeds(seed, n_envs)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._first_env = timeout_s, first_env
         self._restarts = on_worker_error == "restart"
         self._start_method: StartMethod = start_method
-        self._first_env = first_env
         self._calls = {
             "make_env": make_env,
             "env_kwargs": dict(env_kwargs or {}),
             "make_traj_info": make_traj_info,
         }
         self._pending: Command | None = None
-        self._sequence = 0  # of the last command
         self._reply = _EMPTY
         self._completed: list[TrajInfo] = []
         self._left_out: list[str] = []
-        self._is_reset = False
+        self._is_reset, self._sequence = False, 0  # the number of the last command
         self._end = ""  # the reason why the cage can't be used any more; empty while it can
         self._worker = self._start_worker()
         try:
             self.observation_space, self.action_space = self._await_spaces()
             nbytes = n_envs * (_nbytes_of(self.observation_space) + _nbytes_of(self.action_space))
-            self._memory = Shared(2 * nbytes + _SPARE_NBYTES)  # twice: final observations, too
+            with limits_explained():
+                self._memory = Shared(2 * nbytes + _SPARE_NBYTES)  # twice: final observations, too
         except BaseException:
             self._worker.close()
             raise
@@ -145,12 +159,16 @@ class ProcessCage(Cage):
             self._memory.array(0, (self._memory.nbytes,), np.dtype(np.uint8))
         )
         self._forms = CommandForms(self._memory, self._worker.inherited)
+        _cages.add(self)
 
     def _start_worker(self) -> WorkerProcess:
         # Packed for each worker: handles reach one process, as memory that env_kwargs share does.
-        with packed_task(
-            self._calls, self._seeds, restarts=self._restarts, start_method=self._start_method
-        ) as task:
+        with (
+            limits_explained(),
+            packed_task(
+                self._calls, self._seeds, restarts=self._restarts, start_method=self._start_method
+            ) as task,
+        ):
             return WorkerProcess(task, self._timeout_s, self._start_method)
 
     def _await_spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
@@ -177,14 +195,14 @@ class ProcessCage(Cage):
         """Send a command to the worker; `await_step` waits for it.
 
         Raises:
-            RuntimeError: the cage is closed, its worker is lost, or the environments were never
-                reset.
+            RuntimeError: the cage is closed, its worker is lost, the environments were never
+                reset, or this process is a forked child of the one that made the cage.
             WorkerError: a command that was not waited for has failed.
         """
         if self._pending is not None:
             self.await_step()
         if self._end:
-            raise RuntimeError(f"{self._end}: its environments are gone; make a new one")
+            raise RuntimeError(self._end)
         if command.kind == "step" and not self._is_reset:
             raise RuntimeError("step before reset: call reset_async() and await_step() first")
         self._is_reset = True
@@ -202,9 +220,12 @@ class ProcessCage(Cage):
         Raises:
             WorkerError: an environment raised, or the worker ended or was silent for `timeout_s`.
                 In the first case, the cage can still be used.
+            RuntimeError: this process is a forked child of the one that made the cage.
         """
         command = self._pending
         if command is None:
+            if self._end is _OF_THE_PARENT:
+                raise RuntimeError(self._end)
             return None
         try:
             if not self._worker.is_reply_due:  # Ctrl-C cut it short, or the wait for it
@@ -252,7 +273,7 @@ class ProcessCage(Cage):
 
     def _recover(self, command: Command, lost: WorkerLostError) -> Reply:
         """Replace a lost worker by a new one, and return the reply of that; or raise."""
-        self._end = "the cage has lost its worker"  # until the new one has replied
+        self._end = _LOST  # until the new one has replied
         for _ in range(_MOST_LOSSES):
             error = self._error_of(lost, command)
             self._worker.close()
@@ -319,12 +340,21 @@ class ProcessCage(Cage):
 
     def close(self) -> None:
         """Close the environments and end the worker, in 5 s at most. Called again, do nothing."""
-        self._end = "the cage is closed"
+        self._end = _CLOSED
         self._pending = None
         self._worker.close()
         self._forms.close()
         self._reply_memory = ReplyMemory(np.zeros(0, np.uint8))  # an array would keep it mapped
         self._memory.release()
+
+
+def _leave_cages_to_the_parent() -> None:
+    for cage in _cages:
+        cage._end, cage._pending = _OF_THE_PARENT, None
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_leave_cages_to_the_parent)
 
 
 def _check(make_env: object, timeout_s: float, on_worker_error: str, start_method: str) -> None:

@@ -99,6 +99,7 @@ class WorkerProcess:
 
     def __init__(self, task: Task, timeout_s: float, start_method: StartMethod) -> None:
         self._timeout_s = timeout_s
+        self._glance_ms = timeout_s * 1000 / _N_GLANCES
         self._owner = os.getpid()
         self._n_blocks = self._n_forms = 0
         self._open_blocks: set[int] = set()
@@ -224,7 +225,8 @@ class WorkerProcess:
         if self._channel.is_cut:
             what = "the worker is given up: Ctrl-C, or another exception, cut a message short"
             raise WorkerLostError(what, None, "")
-        ready = {descriptor for descriptor, _ in self._await_sign()}
+        signs = self._poll.poll(self._glance_ms) or self._await_sign()
+        ready = {descriptor for descriptor, _ in signs}
         if not ready:
             raise self._lost_for_time()
         self.is_reply_due = False
@@ -245,10 +247,11 @@ class WorkerProcess:
         Each glance counts no more time than it asked for: the time in which this process was
         stopped (SIGSTOP) is no silence of the worker, which may have been stopped, too.
         """
-        words, glance_s = self._status_page.words, self._timeout_s / _N_GLANCES
-        ready, call, n_silent = self._poll.poll(glance_s * 1000), words[CALL], 1
+        words, n_silent = self._status_page.words, 1  # the first glance was taken before
+        ready: list[tuple[int, int]] = []
+        call = words[CALL]
         while not ready and n_silent < _N_GLANCES:
-            ready = self._poll.poll(glance_s * 1000)
+            ready = self._poll.poll(self._glance_ms)
             before, call = call, words[CALL]
             n_silent = n_silent + 1 if call == before else 0
         return ready
