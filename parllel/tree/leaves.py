@@ -56,13 +56,13 @@ def check_write(leaf: Any, index: Any, value: Any) -> None:  # Any: of every lib
         ValueError: the value's shape does not broadcast to that of the rows, or the leaf is
             read-only.
     """
-    rows = leaf[index]
+    rows = leaf if index is Ellipsis else leaf[index]
     shape, dtype = tuple(getattr(rows, "shape", ())), getattr(rows, "dtype", None)
     memory = next(iter(leaf.memory_parts.values())) if isinstance(leaf, Array) else leaf
     if isinstance(memory, np.ndarray) and not memory.flags.writeable:
         raise ValueError("assignment destination is read-only")
     found = getattr(value, "shape", None)
-    if found is not None and not _broadcasts(tuple(found), shape):
+    if found is not None and found != shape and not _broadcasts(tuple(found), shape):
         raise ValueError(
             f"writing a value of shape {tuple(found)} into rows of shape {shape}, dtype {dtype}:"
             " could not broadcast"
