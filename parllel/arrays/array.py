@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from parllel.arrays.array_spec import ArraySpec
-from parllel.arrays.buffer import Buffer
+from parllel.arrays.buffer import Buffer, copy_of
 from parllel.arrays.dlpack import SupportsDLPack
 from parllel.arrays.interop import apart_from, describe, narrow, put_on_device, to_host
 from parllel.arrays.location import Index, Location, is_gathered, keys, locate, shift
@@ -524,7 +524,7 @@ class ArrayView(Array):
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:  # Any: as pickle has it
         if self._buffer.is_private:  # the memory can't be sent, so its values are
-            return _copy_of, (np.array(self), self.dtype, self.n_batch_dims)
+            return _copy_of, (np.array(self), self.dtype, self.n_batch_dims, self.storage)
         return super().__reduce_ex__(protocol)
 
 
@@ -538,6 +538,10 @@ class KindSpec(ArraySpec, ABC):
     - the Array: `spec`, `row_source`, `row_writer`, `row_parts`, `n_older_steps`, `write_history`;
     - the spec: `make`, `kind`, `shape`, `extents`, `nbytes`, `rows_spec`, `row_of`;
     - the buffer, where a kind has memory beside the rows: `parts`, `copy_from`, `moves_around_end`.
+
+    A plain Array's answers presume rows without gaps, one after the other in memory. A kind whose
+    rows lie otherwise has to answer `row_source` itself: the inherited one would be a copy, which
+    a replay buffer would keep while the rows change.
 
     >>> from parllel.arrays import FrameSpec
     >>> issubclass(FrameSpec, KindSpec)
@@ -553,8 +557,9 @@ class KindSpec(ArraySpec, ABC):
         """
 
 
-def _copy_of(data: NDArray[Any], dtype: np.dtype[Any], n_batch_dims: int) -> Array:
-    return _view_of(data.astype(dtype, copy=False), n_batch_dims)
+def _copy_of(data: NDArray[Any], dtype: np.dtype[Any], n_batch_dims: int, kind: str) -> Array:
+    buffer = copy_of(data, dtype, n_batch_dims, kind)
+    return ArrayView(buffer, tuple(map(range, data.shape)))
 
 
 def _view_of(data: NDArray[Any], n_batch_dims: int) -> Array:

@@ -12,7 +12,7 @@ from parllel import cuda
 from parllel.arrays.interop import PLAIN, put_on_device, to_device, to_host
 from parllel.arrays.window import Window
 from parllel.cuda import AnyArray, DeviceArray
-from parllel.storages import Memory, Side, aligned, allocate, nbytes_of
+from parllel.storages import KINDS, Memory, Side, aligned, allocate, nbytes_of
 
 _NONE: frozenset[type] = frozenset()
 
@@ -197,13 +197,22 @@ class Buffer:
     def __reduce__(self) -> tuple[Any, ...]:
         data = self.data
         if self.is_private:
-            return _copy_of, (np.array(data), data.dtype, self.n_batch_axes)
+            return copy_of, (np.array(data), data.dtype, self.n_batch_axes, self.kind)
         return _place, (self.memory, self._offset, data.shape, data.dtype, self.n_batch_axes)
 
 
-def _copy_of(data: NDArray[Any], dtype: np.dtype[Any], n_batch_axes: int) -> Buffer:
-    # The dtype is sent, too: NumPy's own pickles come out in the machine's byte order.
-    buffer = Buffer.allocate("local", data.shape, dtype, n_batch_axes)
+def copy_of(data: NDArray[Any], dtype: np.dtype[Any], n_batch_axes: int, kind: str) -> Buffer:
+    """Return a buffer that holds a copy of values that another process sent.
+
+    Args:
+        data: the values.
+        dtype: their type, which is sent, too: NumPy's own pickles come out in the machine's byte
+            order.
+        n_batch_axes: number of leading axes that are batch dimensions.
+        kind: kind of the memory; where this process does not know it, the memory is local.
+    """
+    storage = kind if kind in KINDS else "local"
+    buffer = Buffer.allocate(storage, data.shape, dtype, n_batch_axes)
     buffer.data[...] = data
     return buffer
 

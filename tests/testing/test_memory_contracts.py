@@ -1,5 +1,6 @@
 """The contracts of memory: they take storages from outside the package, and they find faults."""
 
+import pickle
 import tempfile
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -42,6 +43,25 @@ class TestInFile(StorageContract, ArrayContract, TreeContract):
     @pytest.fixture(autouse=True)
     def _kind(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(KINDS, "file", InFile)
+
+
+class Private(Local):
+    kind = "private"
+
+
+@pytest.mark.parametrize("view_of", [lambda array: array, lambda array: array[1:, 0]])
+def test_values_that_were_sent_lie_in_memory_of_their_kind(
+    view_of: Callable[[Array], Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = Array((3, 2), np.float32, storage=Private(1024))
+    array[...] = np.arange(6).reshape(3, 2)
+    data = pickle.dumps(view_of(array))
+    unknown = pickle.loads(data)  # as in a process that does not know the kind
+    monkeypatch.setitem(KINDS, "private", Private)
+    known = pickle.loads(data)
+    assert (unknown.storage, known.storage) == ("local", "private")
+    for copied in (unknown, known):
+        np.testing.assert_array_equal(copied.to_ndarray(), view_of(array).to_ndarray())
 
 
 # How a test fails: by itself, by what the fault makes of an Array, or by several examples at once.
