@@ -106,18 +106,20 @@ class Model:
 
 
 def walk(axis: Axis, extent: int, item: slice) -> Axis:
-    """Walk from a slice's start to its stop, inside the base buffer alone."""
+    """Walk from a slice's start to its stop, over the view's own grid inside the base buffer."""
     step = 1 if item.step is None else int(item.step)
     first, end = (0, axis.length) if step > 0 else (axis.length - 1, -1)
-    start = axis.at(first if item.start is None else int(item.start))
-    stop = axis.at(end if item.stop is None else int(item.stop))
-    stride = axis.step * step
-    # NumPy's rule: a start outside the buffer is moved to the buffer's end.
-    start = min(max(start, 0), extent) if stride > 0 else min(max(start, -1), extent - 1)
-    length, position = 0, start
-    while 0 <= position < extent and (position < stop if stride > 0 else position > stop):
-        length, position = length + 1, position + stride
-    return Axis(start, stride, length)
+    first = first if item.start is None else int(item.start)
+    end = end if item.stop is None else int(item.stop)
+    positions = {index: axis.at(index) for index in range(-extent - 2, extent + 3)}
+    if axis.step < 0:  # the grid is walked from the buffer's end
+        positions = {index: extent - 1 - at for index, at in positions.items()}
+    lowest = min(index for index, at in positions.items() if at >= 0)
+    highest = max(index for index, at in positions.items() if at < extent)
+    # NumPy's rule: an end outside is moved to the nearest index that is inside, or just outside.
+    low, high = (lowest, highest + 1) if step > 0 else (lowest - 1, highest)
+    first, end = min(max(first, low), high), min(max(end, low), high)
+    return Axis(axis.at(first), axis.step * step, len(range(first, end, step)))
 
 
 def spread(index: object, n_dims: int) -> tuple[list[Any], int | None]:
