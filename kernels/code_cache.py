@@ -74,7 +74,7 @@ class _Announcer(event.Listener):
 
 @functools.cache  # once for each folder: there is one
 def _announce(folder: str | None) -> None:
-    """Print that kernels are compiled. It is no warning, and concerns who waits at the terminal."""
+    """Print that kernels are compiled. It is no warning: it tells the user what the wait is for."""
     if sys.stderr is None:
         return
     kept = "later programs find them there" if folder else "they can't be kept"

@@ -1,6 +1,6 @@
 """SummedArray: a kind of Array that is no part of the package, in one file.
 
-Beside each row it keeps the sum of the row, which whoever writes the row writes, too: a sampler, a
+Beside each row it keeps the sum of the row, which each writer of the row writes, too: a sampler, a
 worker process, or a launch that brings a staged step to the device.
 """
 

@@ -1,4 +1,4 @@
-"""The branch `valid` of a batch: which of its rows are transitions, for those who learn from it."""
+"""The branch `valid` of a batch: which of its rows are transitions, for what learns from it."""
 
 from __future__ import annotations
 

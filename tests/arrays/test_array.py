@@ -30,7 +30,7 @@ def counted(T: int = 5, B: int = 4, **kwargs: Any) -> Array:
     return array
 
 
-# The description, cell by cell
+# The notebook, cell by cell
 
 
 def test_cell_array() -> None:

@@ -38,7 +38,7 @@ class TestSerialCageInSharedMemory(TestSerialCage):
     storage = "shared"
 
 
-# The description's sampling cell
+# What the notebook's sampling cell shows
 
 
 @pytest.fixture

@@ -297,7 +297,7 @@ def test_the_documents_say_how_many_bytes_of_an_observation_go_to_the_device(wha
         with counted() as counts:
             step()
         nbytes = step.nbytes_to_device
-    assert (counts["launches"], counts["bytes_to_device"]) == (1, 0)  # the launch reads the slot
+    assert (counts["launches"], counts["bytes_to_device"]) == (1, 0)  # it reads the staged step
     of_observation = sum(size for name, size in nbytes.items() if name.startswith("observation"))
     assert of_observation == int(documented[what].replace(",", ""))
     small = {name: size for name, size in nbytes.items() if not name.startswith("observation")}

@@ -56,7 +56,7 @@ def assert_same(tree: ArrayDict, other: ArrayDict) -> None:
 PATHS = ["observation", "action.pinky", "action.the_brain", "done"]
 
 
-# The description, cell by cell
+# The notebook, cell by cell
 
 
 def test_a_scalar_is_written_into_every_leaf() -> None:

@@ -16,8 +16,8 @@ Check = Callable[[str], None]
 class HostValues:
     """A host array as the source of queued work.
 
-    Page-locked memory is read when the work runs: whoever overwrites it earlier changes what the
-    device gets. Other memory is staged by the driver, so it is copied now.
+    Page-locked memory is read when the work runs: a program that overwrites it earlier changes what
+    the device gets. Other memory is staged by the driver, so it is copied now.
 
     Args:
         values: the array.
