@@ -157,7 +157,7 @@ def test_only_the_leaf_that_is_named_has_frames() -> None:
     assert (image.stack, image.fill, image.frame_shape) == (STACK, "zero", FRAME)
     assert (image.shape, image.padding, image.full_size) == ((T, B, STACK, *FRAME), 1, FULL_SIZE)
     assert type(state) is Array
-    assert list(observation) == ["image", "body"]
+    assert list(observation) == ["body", "image"]
 
 
 def test_leaves_may_be_named_at_any_depth() -> None:
@@ -179,7 +179,7 @@ def test_a_tree_for_evaluation_has_frames_where_that_of_training_has() -> None:
             "zero",
             TypeError,
             r"frames: got 'zero' for observation, a tree of \['body', 'image'\]; name the leaves"
-            r" that are stacks, as in \{'image': 'zero'\}",
+            r" that are stacks, as in \{'body': 'zero'\}",
         ),
         (
             OneOfTwo,
