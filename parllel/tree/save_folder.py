@@ -140,7 +140,7 @@ class NewSave:
             try:
                 data = read_data(self._folder / match[0])
                 if not is_begun(data):
-                    continue  # a file of somebody else
+                    continue  # a file that no save has written
                 names = {name for name in from_data(data)["files"] if PART_NAME.fullmatch(name)}
             except DamagedError:
                 pass  # the list was not whole, so no file of it was written

@@ -199,7 +199,7 @@ class SavedTree:
 def open_tree(folder: str | Path, kinds: Collection[type[ArraySpec]] = ()) -> SavedTree:
     """Return what was saved in a folder last.
 
-    If a new save takes its place meanwhile, the new one is read. A stranger's folder is read
+    If a new save takes its place during that, the new one is read. A stranger's folder is read
     safely: no other file is opened, and no code is run.
 
     Args:

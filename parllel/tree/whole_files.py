@@ -88,7 +88,7 @@ def replace_file(
 ) -> FileCheck:
     """Write a file and put it in the place of another one in one step, also for a power cut.
 
-    Whoever opens the path gets the old file or the new one, whole. The new one is on the disk when
+    A reader who opens the path gets the old file or the new one, whole. The new one is on the disk when
     this returns. If anything fails, the old file is what it was, and nothing is left of the new
     one; only a process that is killed leaves the file that it was writing, `*.new`.
 

@@ -622,7 +622,7 @@ CYCLES = """
     kind, way = sys.argv[1:]
 
     def answer(connection):
-        for view in iter(connection.recv, None):
+        while (view := connection.recv()) is not None:
             view[...] = 42
             del view
             connection.send(None)

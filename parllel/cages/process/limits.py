@@ -1,4 +1,4 @@
-"""What an OSError says where a process has reached a limit of the system."""
+"""Errors of a process that has reached a limit of the system, with the limit and the way out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def limits_explained() -> Iterator[None]:
     >>> with limits_explained():
     ...     raise OSError(errno.EMFILE, "Too many open files")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    OSError: [Errno 24] no worker process: Too many open files; this process may open ... files ...
+    OSError: [Errno 24] no worker process: Too many open files; this process may open ...
     """
     try:
         yield
