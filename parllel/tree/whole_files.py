@@ -88,9 +88,9 @@ def replace_file(
 ) -> FileCheck:
     """Write a file and put it in the place of another one in one step, also for a power cut.
 
-    A reader who opens the path gets the old file or the new one, whole. The new one is on the disk when
-    this returns. If anything fails, the old file is what it was, and nothing is left of the new
-    one; only a process that is killed leaves the file that it was writing, `*.new`.
+    A reader who opens the path gets the old file or the new one, whole. The new one is on the disk
+    when this returns. If anything fails, the old file is what it was, and nothing of the new one is
+    left; only a process that is killed leaves the file that it was writing, `*.new`.
 
     Args:
         path: the file to replace. A link is replaced, and not what it leads to.
