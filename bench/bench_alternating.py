@@ -3,6 +3,7 @@
 import os
 import statistics
 import timeit
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,7 +151,8 @@ def alternating(first_core: int = -1) -> Callable[[], object]:
     kwargs = {"n_envs": B // 2, "n_threads": N_CORES - 1, "first_core": first_core}
     cages = [VectorCage(make_env, kwargs, seed=seed) for seed in (SEED, SEED + 1)]
     example = example_of(cages[0], storage="local")
-    example["env_info"] = ArrayDict({})
+    example["env_info"] = ArrayDict({})  # no contestant keeps infos
+    warnings.filterwarnings("ignore", message="env_info: the tree has no branch")
     n_actions = int(cages[0].action_space.n)
     model = build_model(n_actions)
     agent = CategoricalPgAgent(model, Categorical(n_actions), example["observation"])

@@ -114,7 +114,7 @@ def cached(package: Path, suffix: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("suffix", [pytest.param("nbi", marks=pytest.mark.long), "nbc"])
 def test_a_damaged_file_is_compiled_again_and_mended(suffix: str, tmp_path: Path) -> None:
     """Empty, cut off, or with one bit flipped, which Numba itself would run as machine code."""
     package = copy_of_package(tmp_path)
