@@ -170,7 +170,7 @@ def can_be_imported(name: str) -> bool:
     """Return whether another process with the same `sys.path` would import the same module.
 
     Args:
-        name: of a module that this process has imported.
+        name: name of a module that this process has imported.
     """
     file = _file_of(name)
     if name.partition(".")[0] in sys.stdlib_module_names or (file and not file.endswith(".py")):
