@@ -41,6 +41,7 @@ class Buffer:
         "is_closed",
         "is_on_host",
         "is_private",
+        "is_writable",
         "kind",
         "memory",
         "n_batch_axes",
@@ -62,6 +63,7 @@ class Buffer:
         self.is_closed = False  # whether the memory was released
         self.is_on_host = memory.is_on_host  # whether `data` is NumPy's; otherwise it is CuPy's
         self.is_private = memory.is_private  # whether another process is sent a copy of the rows
+        self.is_writable = memory.is_on_host and data.flags.writeable  # by NumPy
         self.side: Side = memory.side
         # The classes of values that NumPy can assign as they are, and the function that converts
         # all other values. On a device no value can be assigned as it is: a write is work in a

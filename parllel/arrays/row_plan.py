@@ -1,4 +1,4 @@
-"""RowPlan: the rows of several Arrays, to which arrays of NumPy are quickly told to fit."""
+"""RowPlan and find_write: writes to Arrays in host memory that are quickly told to fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.arrays.array import Array
+from parllel.arrays.array import Array, ArrayView
+
+_NUMBERS = "biuf"  # kinds of dtypes between which NumPy converts any number: bool, integers, floats
 
 _SET: Callable[[Any, Any, Any], None] = setitem
 _LEAD = attrgetter("_lead")  # changes where an Array's window moves, and where it closes
@@ -91,3 +93,47 @@ class RowPlan:
         self._leads, self._rows, [self._steps] = leads, rows, steps
         self._forms = [(np.ndarray, each.shape[1:], each.dtype) for each in rows]
         return True
+
+
+def find_write(array: Any, index: Any, value: Any) -> tuple[NDArray[Any], Any, NDArray[Any]] | None:
+    """Return `array[index] = value` as an assignment between arrays of NumPy that can't fail.
+
+    There is one where an array is written to a plain Array in host memory whose rows have its very
+    shape. A value of another library or of a device comes to NumPy here. For all other writes, the
+    result is None: they may be right too.
+
+    >>> rows, row, value = find_write(Array((3, 2), "float32"), 1, np.ones(2))
+    >>> rows.shape, row, value
+    ((3, 2), 1, array([1., 1.]))
+    >>> find_write(Array((3, 2), "float32"), 1, np.ones(3)) is None
+    True
+
+    Args:
+        array: a leaf of any kind.
+        index: index of the rows: an integer or `...`.
+        value: what is to be written.
+
+    Returns:
+        The array, the index and the value of the assignment.
+    """
+    if array.__class__ is not ArrayView and array.__class__ is not Array:
+        return None  # another kind may write more than these rows
+    buffer = array._buffer
+    if not buffer.is_writable or buffer.is_closed:
+        return None
+    if value.__class__ is not np.ndarray:
+        if value.__class__ in buffer.plain:  # a list, a number
+            return None
+        value = buffer.accept(value)
+    if value.dtype.kind not in _NUMBERS or buffer.dtype.kind not in _NUMBERS:
+        return None
+    if index is Ellipsis:
+        data = array._data
+        if data is not None and value.shape == data.shape:
+            return data, index, value
+    elif index.__class__ is int:
+        rows, start, step, n_rows, *_ = array._lead or array._find_lead()
+        row = start + index * step
+        if 0 <= row < n_rows and value.shape == rows.shape[1:]:
+            return rows, row, value
+    return None

@@ -20,6 +20,7 @@ from parllel.tree.leaves import (
     call,
     call_method,
     check_write,
+    checked_write,
     describe_leaf,
 )
 from parllel.tree.path import TreePath, path_text
@@ -148,13 +149,7 @@ class ArrayDict(MutableMapping[str, Any]):
             if values is not None and self._scatter(index, values):
                 return
         writes: list[tuple[Any, Any, Any]] = []
-        if len(self._items) == 1 and value.__class__ is dict and value.keys() == self._items.keys():
-            # Nothing is half written where there is one leaf: the leaf's own checks are enough.
-            ((name, item),) = self._items.items()
-            if item.__class__ is not ArrayDict:
-                writes.append((item, index, value[name]))
-        if not writes:
-            self._collect_writes(index, value, writes)
+        self._collect_writes(index, value, writes)
         number = 0  # no path: making one for each leaf takes 5 % of a write (bench_index.py)
         try:
             for number, (target, place, content) in enumerate(writes):  # noqa: B007
@@ -222,8 +217,7 @@ class ArrayDict(MutableMapping[str, Any]):
                 if item.__class__ is ArrayDict:  # isinstance() of a Mapping is slow
                     item._collect_writes(index, content, writes)
                 else:
-                    check_write(item, index, content)
-                    writes.append((item, index, content))
+                    writes.append(checked_write(item, index, content))
         except Exception as error:
             raise_at(() if name is None else (name,), error)
 

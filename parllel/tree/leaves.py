@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from parllel import cuda
 from parllel.arrays import Array, Leaf
 from parllel.arrays.interop import is_tensor, to_host, to_tensor
+from parllel.arrays.row_plan import find_write
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,21 @@ def as_tensor(leaf: Leaf) -> torch.Tensor:
     from torch.utils.dlpack import from_dlpack
 
     return from_dlpack(leaf)  # by way of NumPy, JAX arrays would be read-only, and torch would warn
+
+
+def checked_write(leaf: Any, index: Any, value: Any) -> tuple[Any, Any, Any]:  # Any: as below
+    """Return the assignment `target[place] = content` that writes a value to rows of a leaf.
+
+    It is checked: it does not fail.
+
+    Raises:
+        IndexError, TypeError, ValueError: as for `check_write`.
+    """
+    found = find_write(leaf, index, value)
+    if found is not None:
+        return found
+    check_write(leaf, index, value)
+    return leaf, index, value
 
 
 def check_write(leaf: Any, index: Any, value: Any) -> None:  # Any: of every library
