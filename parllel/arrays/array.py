@@ -541,7 +541,7 @@ class KindSpec(ArraySpec, ABC):
 
     A plain Array's answers presume rows without gaps, one after the other in memory. A kind whose
     rows lie otherwise has to answer `row_source` itself: the inherited one would be a copy, which
-    a replay buffer would keep while the rows change.
+    a replay buffer refuses.
 
     >>> from parllel.arrays import FrameSpec
     >>> issubclass(FrameSpec, KindSpec)

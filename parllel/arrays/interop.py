@@ -109,8 +109,15 @@ def apart_from(written: DeviceArray, value: DeviceArray) -> DeviceArray:
 
     A GPU copies elements in no order, so that shared bytes could be written before they are read.
     """
-    is_shared = cuda.is_device_array(value) and cuda.may_share_memory(value, written)
-    return value.copy() if is_shared else value
+    return value.copy() if may_share_memory(value, written) else value
+
+
+def may_share_memory(one: AnyArray, other: AnyArray) -> bool:
+    """Whether two arrays of NumPy, or two of CuPy, may have bytes in common."""
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return np.may_share_memory(one, other)
+    are_on_device = cuda.is_device_array(one) and cuda.is_device_array(other)
+    return are_on_device and cuda.may_share_memory(one, other)
 
 
 def _for_gpu(value: object) -> AnyArray:

@@ -13,7 +13,7 @@ import numpy as np
 from parllel import cuda
 from parllel.arrays import Array
 from parllel.replays.replay_buffer import ReplayBuffer
-from parllel.storages import KINDS, allocate
+from parllel.storages import KINDS, allocate, storage_for
 from parllel.tree import ArrayDict
 
 # The number of a minibatch to fill; an event to set when all before it are filled; None: the end.
@@ -342,5 +342,6 @@ def _check(replay: ReplayBuffer, n_batches: int, storage: str) -> None:
         )
     if n_batches < 2:
         raise ValueError(f"n_batches: got {n_batches}, expected 2 or more: one in use, one ahead")
-    if storage not in ("local", "device"):
-        raise ValueError(f'storage: got {storage!r}, expected "local" or "device"')
+    kinds = [storage_for("host"), storage_for("gpu")]
+    if storage not in kinds:
+        raise ValueError(f"storage: got {storage!r}, expected one of {kinds}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from parllel.arrays import Array, ArraySpec
+from parllel.arrays.interop import may_share_memory
 from parllel.cuda import AnyArray
 from parllel.ops.stack_gather import RowSource, StackGather
 from parllel.ops.transitions import DrawnTransitions
@@ -160,7 +161,19 @@ def count_bytes(specs: ArrayDict) -> int:
 def _ring_source(leaf: Array, n_behind: int, on_gpu: bool) -> RowSource:
     """Return the rows of a ring and of the padding behind it, with T and B as one dimension."""
     rows = leaf.full[0 : leaf.full_size + n_behind]
+    _check_shared(leaf, rows)
     return rows.row_source("gpu" if on_gpu else "host")
+
+
+def _check_shared(leaf: Array, rows: Array) -> None:
+    """Raise unless rows are gathered from the leaf's own memory, which samplers write later."""
+    frames = rows.row_source("host" if leaf.is_on_host else "gpu").frames
+    if not any(may_share_memory(frames, part) for part in leaf.memory_parts.values()):
+        raise ValueError(
+            f"got a {type(leaf).__name__} whose rows are copied to be gathered, so that what is"
+            " written later would be missed; expected rows without gaps, one after the other in"
+            " memory, as build_sample_tree makes them"
+        )
 
 
 def _read(leaf: Array, on_gpu: bool) -> AnyArray:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from parllel import cuda
 from parllel.arrays import Array
-from parllel.arrays.interop import to_device, to_host
+from parllel.arrays.interop import may_share_memory, to_device, to_host
 from parllel.cuda import AnyArray
 from parllel.ops.row_copy import RowCopy, prepare_gather
 from parllel.ops.stack_gather import RowSource
@@ -85,7 +85,7 @@ def scatter(views: Mapping[TreePath, Any], values: Mapping[TreePath, Any]) -> bo
         value = (to_device if on_device else to_host)(values[path])
         if getattr(value, "shape", None) != view.shape or value.dtype != view.dtype:
             return False
-        if _may_overlap(value, rows[path]):
+        if may_share_memory(value, rows[path]):
             return False
         if not value.flags.c_contiguous:
             with cuda.use_stream() if on_device else nullcontext():
@@ -125,12 +125,6 @@ def _names_of(rows: AnyArrays) -> list[str]:
 
 def _has_stacks(rows: AnyArrays) -> bool:
     return any(isinstance(each, RowSource) for each in rows.values())
-
-
-def _may_overlap(value: AnyArray, rows: AnyArray) -> bool:
-    if isinstance(value, np.ndarray):
-        return np.may_share_memory(value, rows)
-    return cuda.may_share_memory(value, rows)
 
 
 def _as_rows(values: AnyArray, like: AnyArray | RowSource) -> AnyArray:

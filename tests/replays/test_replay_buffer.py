@@ -18,6 +18,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from parllel import Array, ArrayDict, FrameArray, cuda
+from parllel.arrays.buffer import Buffer
+from parllel.arrays.location import Location
+from parllel.arrays.window import Window
 from parllel.cages import SerialCage
 from parllel.kernels import transitions
 from parllel.kernels.targets import Axes, launch_plainly
@@ -25,6 +28,7 @@ from parllel.patterns import build_example, build_sample_tree
 from parllel.replays import Prefetcher, ReplayBuffer, final_obs
 from parllel.replays.transition_memory import DRAWN
 from parllel.samplers import AlternatingSampler, BasicSampler
+from parllel.storages import allocate
 from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock
@@ -403,6 +407,28 @@ def test_a_tree_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         ReplayBuffer(changed(**branches), rng=np.random.default_rng(0))
+
+
+class Gapped(Array):
+    """An Array with gaps between its rows, which asks for no rows of its own to gather."""
+
+    __slots__ = ()
+
+    def _assemble(self, buffer: Buffer, location: Location, window: Window | None) -> None:
+        data = np.zeros((*buffer.extents, 2), buffer.dtype)[..., 0]
+        super()._assemble(Buffer(allocate("local", 0), data, 2), location, window)
+
+
+def test_rows_that_would_be_copied_are_refused() -> None:
+    """A copy would be sampled for ever after, whatever is written to the rows."""
+    tree = ArrayDict({"reward": Array((9, 2), np.float32)})
+    for name in ("terminated", "truncated"):
+        tree[name] = Array((9, 2), bool)
+    tree["observation"] = Array((9, 2), np.float32, padding=1)
+    ReplayBuffer(tree, rng=np.random.default_rng(0))
+    tree["extra"] = Gapped((9, 2), np.float32)
+    with pytest.raises(ValueError, match="extra: got a Gapped whose rows are copied"):
+        ReplayBuffer(tree, rng=np.random.default_rng(0))
 
 
 def test_stacks_of_more_batch_dimensions_are_refused() -> None:
