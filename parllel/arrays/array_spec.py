@@ -28,7 +28,7 @@ class ArraySpec:
     """
 
     kind: ClassVar[str] = "array"
-    """What saved files call the kind of Array."""
+    """Name of the kind of Array in saved files."""
 
     batch_shape: tuple[int, ...]
     dtype: np.dtype[Any]

@@ -1,4 +1,4 @@
-"""What an environment, and the function that makes it, have to be like; refused at first sight."""
+"""Checks of environments and of the functions that make them, before anything else is done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of parllel and of packages built on it share: contracts, and what they run on."""
+"""Contracts for tests of parllel and of packages built on it, and the toys that they run on."""
 
 from parllel.testing.simulated_cuda import simulated_cuda
 

@@ -1,4 +1,4 @@
-"""What a tree does with one leaf, whatever library the leaf comes from."""
+"""The operations of a tree on one leaf, whatever library the leaf comes from."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _HEADER_ERRORS = (
 
 
 class PartCheck(NamedTuple):
-    """What a part's file is compared with.
+    """The form and the checksum with which a part's file is compared.
 
     Args:
         header: the bytes before the elements, which are always compared.

@@ -30,9 +30,9 @@ from parllel.storages import aligned, nbytes_of
 from parllel.storages.mapped import Mapped
 from parllel.tree.array_dict import ArrayDict
 from parllel.tree.errors import raise_at
+from parllel.tree.new_save import JSON_NAME, PART_NAME, NewSave
 from parllel.tree.part_files import PartCheck, PartFile, header_of, write_part
 from parllel.tree.path import TreePath, path_text
-from parllel.tree.save_folder import JSON_NAME, PART_NAME, NewSave
 from parllel.tree.saved_json import check_crc32, parse, read_data, to_data
 from parllel.tree.whole_files import FileCheck
 

@@ -18,7 +18,7 @@ _TITLES = ("path", "dtype", "shape", "rows", "storage", "bytes")
 
 
 class LeafDescription(NamedTuple):
-    """What a leaf is, and the memory that it takes.
+    """The dtype, shape and memory of a leaf.
 
     Args:
         path: names that lead to the leaf.

@@ -16,7 +16,7 @@ _NO_PLAIN_FILE = (errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG, errno.ENOTDIR, e
 
 
 class FileCheck(NamedTuple):
-    """What the bytes of a file are compared with.
+    """The length and the checksum with which the bytes of a file are compared.
 
     Args:
         nbytes: their number.

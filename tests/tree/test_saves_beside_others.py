@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from parllel import Array, ArrayDict
-from parllel.tree import open_tree, part_files, save_folder, save_tree
-from parllel.tree.save_folder import NewSave
+from parllel.tree import new_save, open_tree, part_files, save_tree
+from parllel.tree.new_save import NewSave
 from parllel.tree.saved_json import from_data, to_data
 
 
@@ -87,8 +87,8 @@ def test_each_step_can_be_the_last_one_of_a_killed_saver(
     save(tmp_path, 1)
     owner: Any = {
         "write_part": "parllel.tree.saving.write_part",
-        "_delete": "parllel.tree.save_folder.NewSave._delete",
-    }.get(step, f"parllel.tree.save_folder.{step}")
+        "_delete": "parllel.tree.new_save.NewSave._delete",
+    }.get(step, f"parllel.tree.new_save.{step}")
 
     def save_and_die() -> None:
         monkeypatch.setattr(owner, lambda *_: os._exit(0))
@@ -217,7 +217,7 @@ def refuse_locks(*arguments: object) -> None:
 def test_without_locks_savers_do_each_other_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(save_folder.fcntl, "flock", refuse_locks)
+    monkeypatch.setattr(new_save.fcntl, "flock", refuse_locks)
     save(tmp_path, 1)
     with NewSave(tmp_path, ["000-x.rows.{save}.npy"]) as first:
         (tmp_path / first.names[0]).write_bytes(b"mine")

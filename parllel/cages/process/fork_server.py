@@ -29,7 +29,7 @@ RESPONSE = struct.Struct("<ii")
 """The request's number; and the new process, or minus the number of an error."""
 
 EXIT_CODE = struct.Struct("<i")
-"""How a worker ended, as `os.waitstatus_to_exitcode` has it."""
+"""The exit code of a worker, as `os.waitstatus_to_exitcode` gives it."""
 
 FORK, SIGNAL = range(2)
 

@@ -1,4 +1,4 @@
-"""What another Python needs to be told to behave as this one: its options and its import path."""
+"""The options and the import path with which another Python behaves as this one does."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from parllel.storages import Shared
 CALL, BEGIN, END = range(3)
 
 MOST_ENVIRONMENTS = 2**20
-"""Of one worker; see `calls_of`."""
+"""The most environments of one worker: `calls_of` tells so many apart."""
 
 _NBYTES = 4096
 _MAX_TRACE = 65536  # bytes of a traceback that are read: faulthandler prints 100 frames at most

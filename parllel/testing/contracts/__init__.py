@@ -1,1 +1,1 @@
-"""What every Array, tree, storage and cage promises, as test suites."""
+"""Test suites of the promises that every Array, tree, storage and cage keeps."""
