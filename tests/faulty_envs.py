@@ -97,6 +97,26 @@ class Faulty(gym.Env):
         return np.array([self._seed, self._n_steps], float), 1.0, is_end, False, {}
 
 
+class Exclusive(gym.Env):
+    """Hold a file as long as it is open, as simulators hold a port; fail in the first step."""
+
+    observation_space = spaces.Box(0, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, held: Path) -> None:
+        self._held = held
+        held.touch(exist_ok=False)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        raise LookupError("lost the ball")
+
+    def close(self) -> None:
+        self._held.unlink()
+
+
 def commit(fault: str) -> None:
     """Do what the word says."""
     if fault == "raise":

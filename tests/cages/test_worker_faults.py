@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from faulty_envs import Faulty, Slow, Talkative, Unclosable
+from faulty_envs import Exclusive, Faulty, Slow, Talkative, Unclosable
 from parllel import Array, ArrayDict
 from parllel.cages import ProcessCage, WorkerError
 from parllel.cages.process import fork_client
@@ -466,6 +466,15 @@ def test_the_same_seed_gives_the_same_restarts(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         runs.append(Restarted("kill", "shared", tmp_path / name).samples["observation"])
     np.testing.assert_array_equal(*runs)
+
+
+def test_an_environment_that_failed_is_closed_before_its_successor_is_made(tmp_path: Path) -> None:
+    kwargs = {"held": tmp_path / "held"}
+    with ProcessCage(Exclusive, kwargs, on_worker_error="restart", timeout_s=TIMEOUT_S) as cage:
+        reset(cage)
+        step(cage, np.array(0))
+        assert (list(cage.invalid), cage.n_restarts) == ([0], 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_that_is_lost_in_a_reset_is_replaced() -> None:

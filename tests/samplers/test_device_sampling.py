@@ -322,6 +322,22 @@ def test_closing_waits_until_the_gpu_has_read_the_last_step(kind: type[BasicSamp
     assert whole_ring(samples) == expected
 
 
+@on_a_device
+def test_closing_waits_until_the_gpu_has_read_first_observations() -> None:
+    stream = cuda.new_stream()
+    rows = {}
+    for kind in ("local", "device"):
+        samples = make_tree(Walk, QueueingActor("local")).new_array(storage=kind)
+        cuda.synchronize()
+        with cuda.use_stream(stream):
+            sampler = BasicSampler(make_cages(Walk, (1, 3)), QueueingActor(kind), samples)
+            sampler.reset()
+        sampler.close()
+        cuda.synchronize(stream)
+        rows[kind] = samples["observation"][T].to_ndarray().tolist()
+    assert rows["device"] == rows["local"]
+
+
 # The cost of a step
 
 
