@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from parllel.arrays import Leaf
 from parllel.arrays.interop import to_host
-from parllel.cages import as_tree, bounds_of
+from parllel.cages import bounds_of
 from parllel.tree import ArrayDict, TreePath, path_text
 
 _PATH: TreePath = ("action",)
@@ -59,15 +60,14 @@ class ActionCheck:
 
         Args:
             action: n rows, or a tree of such.
-            bounds: whether to compare each number with the space's bounds. Without it only NaN is
-                refused, and integers out of range where the space does not begin with 0: many
-                agents count from there.
+            bounds: whether to compare fractions with the bounds of a Box too. Integers out of range
+                and NaN are refused in any case.
 
         Raises:
-            TypeError: floats for integers, or something that is no number.
+            TypeError: floats for integers, a tuple, or something that is no number.
             ValueError: another shape, other branches, NaN, or a value outside of the space.
         """
-        for path, space, leaf in _parts(self._space, as_tree(action), _PATH):
+        for path, space, leaf in _parts(self._space, action, _PATH):
             values = np.asarray(to_host(leaf))
             _check_shape(path, values.shape, space, "the agent's action", (self._n_envs,))
             _check_kind(path, values.dtype, space)
@@ -76,18 +76,20 @@ class ActionCheck:
 
 def _parts(space: gym.Space[Any], rows: Any, path: TreePath) -> list[tuple[TreePath, Any, Any]]:
     """Return the leaves of a space, each with its path and the rows of the same name."""
-    if not isinstance(space, spaces.Dict | spaces.Tuple):
-        if isinstance(rows, ArrayDict):
+    is_tree = isinstance(space, spaces.Dict | spaces.Tuple)
+    if isinstance(rows, tuple):  # a tree is written by names, and rows are no parts of one action
+        way_out = "a mapping, with the names '0', '1', ..." if is_tree else "an array or a list"
+        raise TypeError(f"{path_text(path)}: got a tuple, expected {way_out} for {space}")
+    if not is_tree:
+        if isinstance(rows, Mapping):
             raise ValueError(
                 f"{path_text(path)}: got branches {list(rows)}, expected rows of {space}"
             )
         return [(path, space, rows)]
     named = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
     members = {str(name): part for name, part in named}
-    if not isinstance(rows, ArrayDict) or set(rows) != set(members):
-        got = (
-            f"branches {list(rows)}" if isinstance(rows, ArrayDict) else f"a {type(rows).__name__}"
-        )
+    if not isinstance(rows, Mapping) or set(rows) != set(members):
+        got = f"branches {list(rows)}" if isinstance(rows, Mapping) else f"a {type(rows).__name__}"
         raise ValueError(f"{path_text(path)}: got {got}, expected branches {list(members)}")
     return [
         found for name, part in members.items() for found in _parts(part, rows[name], (*path, name))
@@ -137,7 +139,8 @@ def _check_values(
     is_wrong = np.zeros(values.shape, np.bool_)
     if values.dtype.kind == "f":
         is_wrong |= np.isnan(values)
-    if bounds or np.any(getattr(space, "start", 0)):
+    is_integer = space.dtype is not None and space.dtype.kind in "iub"
+    if bounds or is_integer:  # rows of integers would wrap; fractions are often clipped later
         low, high = bounds_of(space)
         if values.dtype.kind == "f":  # a bound that was rounded to the values' dtype is within
             low, high = low.astype(values.dtype), high.astype(values.dtype)

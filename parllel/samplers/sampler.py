@@ -30,7 +30,7 @@ class Sampler:
         samples: the tree to write.
         check: whether to compare each action with the environments' action space, NaN and the
             bounds of a Box included. It copies actions on a device to the host. Otherwise only the
-            first action is looked at, for its shape, its dtype, NaN, and `start` of a Discrete.
+            first action is looked at, for its shape, its dtype, NaN and integers out of range.
 
     Raises:
         TypeError: samples is no tree of Arrays, the agent has no `step`, or `action` is of another

@@ -61,6 +61,18 @@ WRONG: dict[str, tuple[spaces.Space[Any], Any]] = {
     "a tensor of floats": (spaces.Discrete(3), torch.ones(B)),
     "counted from 0": (spaces.Discrete(3, start=5), np.arange(B)),
     "counted from 0, some": (spaces.MultiDiscrete([3, 3], start=[0, 4]), np.ones((B, 2), int)),
+    "3 of 3": (spaces.Discrete(3), np.array([0, 2, 3])),
+    "-1": (spaces.Discrete(3), np.array([0, -1, 2])),
+    "2 for a flag": (spaces.MultiBinary(2), np.full((B, 2), 2)),
+    "3 of 3, some": (spaces.MultiDiscrete([4, 3]), np.full((B, 2), 3)),
+    "300 for uint8": (spaces.Box(0, 255, (2,), np.uint8), np.full((B, 2), 300)),
+    "-1 for uint8": (spaces.Box(0, 255, (2,), np.uint8), np.full((B, 2), -1)),
+    "a tuple of rows": (spaces.Discrete(3), (0, 1, 2)),
+    "a tuple of parts": (spaces.Tuple([spaces.Discrete(3)] * 2), (np.zeros(B, int),) * 2),
+    "a tuple in a tree": (
+        spaces.Dict({"a": spaces.Tuple([spaces.Discrete(3)])}),
+        {"a": (np.zeros(B, int),)},
+    ),
     "NaN": (BOX, np.full((B, 2), np.nan, np.float32)),
     "complex": (BOX, np.zeros((B, 2), np.complex64)),
     "text": (spaces.Discrete(3), np.array(["0", "1", "2"])),
@@ -78,6 +90,24 @@ def test_a_first_action_that_does_not_fit_is_refused(space: Any, action: Any) ->
     assert not any(env.seen for env in envs)
 
 
+def test_fractions_beyond_a_box_are_left_to_environments_unless_checked() -> None:
+    action = np.full((B, 2), 1.5, np.float32)
+    sampler, envs = sampler_of(BOX, action)  # they clip, or raise themselves
+    sampler.collect_batch()
+    assert all((seen == 1.5).all() for env in envs for seen in env.seen)
+    with pytest.raises(ValueError, match="for environment 0 of the agent's action"):
+        sampler_of(BOX, action, check=True)[0].collect_batch()
+
+
+def test_members_of_a_tuple_are_given_by_their_numbers() -> None:
+    space = spaces.Tuple([spaces.Discrete(3), BOX])
+    action = {"0": np.arange(B), "1": np.full((B, 2), 0.5, np.float32)}
+    sampler, envs = sampler_of(space, action, check=True)
+    sampler.collect_batch()
+    assert [int(env.seen[-1][0]) for env in envs] == [0, 1, 2]
+    assert all((env.seen[-1][1] == 0.5).all() for env in envs)
+
+
 @pytest.mark.parametrize(
     ("space", "action"),
     [
@@ -87,9 +117,6 @@ def test_a_first_action_that_does_not_fit_is_refused(space: Any, action: Any) ->
     ],
 )
 def test_with_check_each_action_has_to_lie_in_the_space(space: Any, action: Any) -> None:
-    sampler_of(space, action)[0].collect_batch()  # environments may clip, or raise themselves
-    with pytest.raises(ValueError, match="for environment 0 of the agent's action"):
-        sampler_of(space, action, check=True)[0].collect_batch()
     later = np.zeros_like(action)
     sampler, _ = sampler_of(space, later, check=True)
     sampler.collect_batch()
