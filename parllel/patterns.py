@@ -375,7 +375,8 @@ def _info_values(info: Mapping[str, Any], declared: Mapping[str, Any], path: Tre
         path: names of the entries that hold these dictionaries.
     """
     kept: dict[str, Any] = {}
-    for name in [*info, *(name for name in declared if name not in info)]:
+    named = [name for name in info if isinstance(name, str)]  # no branch has another name
+    for name in [*named, *(name for name in declared if name not in info)]:
         value, likeness = info.get(name), declared.get(name)
         if isinstance(likeness, Mapping) or (likeness is None and isinstance(value, Mapping)):
             within = value if isinstance(value, Mapping) else {}

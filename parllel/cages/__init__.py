@@ -7,7 +7,7 @@ from parllel.cages.cage import Cage, Command
 from parllel.cages.env_rows import as_tree, write_column
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.fitting import MisfitError
-from parllel.cages.infos import is_numeric
+from parllel.cages.infos import declaration, is_numeric
 from parllel.cages.process.process_cage import TIMEOUT_S, OnWorkerError, ProcessCage
 from parllel.cages.process.processors import n_physical_cores
 from parllel.cages.process.worker_error import WorkerError
@@ -30,6 +30,7 @@ __all__ = [
     "WorkerError",
     "as_tree",
     "bounds_of",
+    "declaration",
     "empty_rows",
     "is_numeric",
     "n_physical_cores",

@@ -27,7 +27,7 @@ from parllel.cages.fitting import MisfitError, has_form
 from parllel.cages.infos import LeftOut, copy_info, write_infos
 from parllel.cages.spaces import to_actions
 from parllel.cages.stepper import Columns, Stepper
-from parllel.tree import ArrayDict, dict_map
+from parllel.tree import ArrayDict, TreePath, dict_map
 from parllel.tree.leaves import as_ndarray
 
 
@@ -257,10 +257,10 @@ class Cage(ABC):
     def take_completed(self) -> list[TrajInfo]:
         """Return the episodes that ended since the last call, in the order of their ends."""
 
-    def take_left_out(self) -> list[str]:
-        """Return the names of numbers in infos that are new since the last call and not stored.
+    def take_left_out(self) -> list[TreePath]:
+        """Return the paths of numbers in infos that are new since the last call and not stored.
 
-        Those are entries that `out_info` has no branch for; each is named once.
+        Those are entries that `out_info` has no branch for; each is told once.
         """
         return []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,9 +156,20 @@ def fit(
     except (ValueError, TypeError, OverflowError, RuntimeError):  # ragged, or no array at all
         array = None
     fitted = np.empty(shape, dtype)
-    if array is None or array.shape != shape or not _put_exactly(fitted, array):
+    if array is None or array.shape != shape:
         raise MisfitError(describe(value), f"{shape}, {dtype}", environment=environment)
+    if not _put_exactly(fitted, array):
+        got = describe(value)
+        if array.ndim and array.size:  # of others with this shape and dtype, nothing may be lost
+            got += f" with {next(_lost(array, dtype))}"
+        raise MisfitError(got, f"{shape}, {dtype}", environment=environment)
     return fitted
+
+
+def _lost(values: NDArray[Any], dtype: np.dtype[Any]) -> Iterator[object]:
+    """Yield the text of those elements that another dtype can't hold."""
+    out = np.empty((), dtype)
+    return (str(each) for each in values.flat if not _put_exactly(out, np.asarray(each)))
 
 
 def describe(value: object) -> str:
@@ -166,13 +177,16 @@ def describe(value: object) -> str:
 
     >>> describe(np.zeros((4, 4), np.uint8)), describe(0.5), describe(None)
     ('(4, 4), uint8', 'float 0.5', 'None')
+    >>> describe(np.float64(0.5))
+    '(), float64, 0.5'
     """
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if value is None or (shape is None or dtype is None):
         text = repr(value)
         text = text if len(text) <= _MOST_TEXT else text[:_MOST_TEXT] + "..."
         return text if value is None else f"{type(value).__name__} {text}"
-    return f"{tuple(shape)}, {dtype}"
+    number = f", {value}" if isinstance(value, np.ndarray | np.generic) and not value.ndim else ""
+    return f"{tuple(shape)}, {dtype}{number}"
 
 
 def _put_numbers(out: NDArray[Any], dtype: np.dtype[Any], values: Sequence[Any]) -> bool:

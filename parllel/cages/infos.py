@@ -6,15 +6,15 @@ absent become 0, and an entry that no row was made for is noted in `LeftOut`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages.env_rows import Info, write_column
-from parllel.cages.fitting import MisfitError, put_batch
-from parllel.tree import ArrayDict, TreePath, path_text
+from parllel.cages.fitting import MisfitError, describe, put_batch
+from parllel.tree import ArrayDict, TreePath
 
 
 class LeftOut:
@@ -22,14 +22,14 @@ class LeftOut:
 
     >>> left_out = LeftOut()
     >>> for _ in range(2):
-    ...     write_infos(ArrayDict(), [{"is_success": True}], left_out)
+    ...     write_infos(ArrayDict(), [{"is_success": True, "episode": {"r": 1.5}}], left_out)
     >>> left_out.take(), left_out.take()
-    (['is_success'], [])
+    ([('episode', 'r'), ('is_success',)], [])
     """
 
     def __init__(self) -> None:
         self._seen: dict[TreePath, set[str]] = {}
-        self.new: list[str] = []
+        self.new: list[TreePath] = []
 
     def look(self, out: ArrayDict, infos: Iterable[Info], path: TreePath = ()) -> None:
         """Note the entries that are seen for the first time and have no branch.
@@ -44,20 +44,51 @@ class LeftOut:
             if info and not info.keys() <= seen:
                 for name in info.keys() - seen:
                     seen.add(name)
-                    is_mask = name.startswith("_") and name[1:] in info
-                    if name not in out and not is_mask and is_numeric(info[name]):
-                        self.new.append(path_text((*path, name)))
+                    # A name that is no string can't be declared, as no branch may have it.
+                    is_entry = isinstance(name, str) and not _is_mask(name, info)
+                    if is_entry and name not in out:
+                        self.new += _numbers_in(info[name], (*path, name))
 
-    def take(self) -> list[str]:
-        """Return the names that are new since the last call."""
+    def take(self) -> list[TreePath]:
+        """Return the paths that are new since the last call."""
         new, self.new = sorted(self.new), []
         return new
 
 
+def declaration(paths: Iterable[TreePath], value: object) -> str:
+    """Return the call that declares entries of infos, as messages show it.
+
+    >>> declaration([("episode", "r")], 0.0)
+    "build_example(make_env, info={'episode': {'r': 0.0}})"
+    """
+    info: dict[str, Any] = {}
+    for *around, name in paths:
+        within = info
+        for each in around:
+            found = within.setdefault(each, {})
+            within = found if isinstance(found, dict) else {}  # another cage has a number there
+        within.setdefault(name, value)
+    return f"build_example(make_env, info={info})".replace("Ellipsis", "...")
+
+
+def _numbers_in(value: object, path: TreePath) -> Iterator[TreePath]:
+    """Yield the paths of the numbers in an entry of an info."""
+    if not isinstance(value, Mapping):
+        if is_numeric(value):
+            yield path
+        return
+    for name, member in value.items():
+        if isinstance(name, str) and not _is_mask(name, value):
+            yield from _numbers_in(member, (*path, name))
+
+
+def _is_mask(name: object, info: Info) -> bool:
+    """Whether an entry of a dictionary of arrays tells which environments have another entry."""
+    return isinstance(name, str) and name.startswith("_") and name[1:] in info
+
+
 def is_numeric(value: object) -> bool:
-    """Whether an Array can hold a value of an info, or some entries of a dictionary."""
-    if isinstance(value, Mapping):
-        return any(map(is_numeric, value.values()))
+    """Whether an Array can hold a value of an info."""
     try:
         return np.asarray(value).dtype.kind in "biufc"
     except (ValueError, TypeError, RuntimeError):  # a ragged list, or no array at all
@@ -134,9 +165,10 @@ def take_info(info: Info, number: int) -> dict[str, Any]:
     """Return one environment's part of a dictionary of arrays [n, ...], as copies."""
     taken: dict[str, Any] = {}
     for name, values in info.items():
-        is_mask = name.startswith("_") and name[1:] in info
         mask = info.get(f"_{name}")
-        if is_mask or (mask is not None and not mask[number]):
+        if (isinstance(name, str) and _is_mask(name, info)) or (
+            mask is not None and not mask[number]
+        ):
             continue
         if isinstance(values, Mapping):
             taken[name] = take_info(values, number)
@@ -161,11 +193,14 @@ def _write_info(
         left_out.look(out, [info], path)
     for name, branch in out.items():
         values, mask = info.get(name), _present(info, name, present)
-        if not isinstance(branch, np.ndarray):
-            within = values if isinstance(values, Mapping) else _EMPTY
-            _write_info(branch, within, mask, left_out, (*path, name))
+        if isinstance(branch, ArrayDict) and isinstance(values, Mapping | None):
+            _write_info(branch, values or _EMPTY, mask, left_out, (*path, name))
             continue
         try:
+            if isinstance(branch, ArrayDict):
+                number = 0 if mask is None else int(mask.argmax())
+                got = describe(values if np.isscalar(values) else np.asarray(values)[number, ...])
+                raise MisfitError(got, f"a dictionary with {list(branch)}", environment=number)
             _write_entry(branch, values)
         except MisfitError as error:
             raise _at_entry(error, path, name)  # noqa: B904  # the same error, with more to say
@@ -196,7 +231,7 @@ def _at_entry(error: MisfitError, path: TreePath, name: str) -> MisfitError:
     error.path = (*path, name, *error.path)
     error.way_out = (
         f"the example of a step had another {name!r}: declare it with a value of the kind that is"
-        f" to come, as in build_example(make_env, info={{{name!r}: ...}})"
+        f" to come, as in {declaration([(*path, name)], ...)}"
     )
     return error
 

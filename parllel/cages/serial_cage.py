@@ -11,6 +11,7 @@ import gymnasium as gym
 from parllel.cages.cage import Cage, Command, execute
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.stepper import Seed, Stepper
+from parllel.tree import TreePath
 
 
 class SerialCage(Cage):
@@ -73,8 +74,8 @@ class SerialCage(Cage):
         """Return the episodes that ended since the last call, in the order of their ends."""
         return self._stepper.take_completed()
 
-    def take_left_out(self) -> list[str]:
-        """Return the names of numbers in infos that are new since the last call and not stored."""
+    def take_left_out(self) -> list[TreePath]:
+        """Return the paths of numbers in infos that are new since the last call and not stored."""
         return self._stepper.left_out.take()
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from parllel.cages.fitting import MisfitError
 from parllel.cages.infos import info_of, write_info_batch
 from parllel.cages.stepper import Seed
 from parllel.cages.vector_stepper import VectorStepper
-from parllel.tree import ArrayDict, dict_map
+from parllel.tree import ArrayDict, TreePath, dict_map
 
 
 class VectorCage(Cage):
@@ -175,8 +175,8 @@ class VectorCage(Cage):
         """Return the episodes that ended since the last call, in the order of their ends."""
         return self._stepper.take_completed()
 
-    def take_left_out(self) -> list[str]:
-        """Return the names of numbers in infos that are new since the last call and not stored."""
+    def take_left_out(self) -> list[TreePath]:
+        """Return the paths of numbers in infos that are new since the last call and not stored."""
         return self._stepper.left_out.take()
 
     def close(self) -> None:

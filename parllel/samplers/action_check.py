@@ -76,11 +76,11 @@ class ActionCheck:
 
 def _parts(space: gym.Space[Any], rows: Any, path: TreePath) -> list[tuple[TreePath, Any, Any]]:
     """Return the leaves of a space, each with its path and the rows of the same name."""
-    is_tree = isinstance(space, spaces.Dict | spaces.Tuple)
     if isinstance(rows, tuple):  # a tree is written by names, and rows are no parts of one action
-        way_out = "a mapping, with the names '0', '1', ..." if is_tree else "an array or a list"
+        is_leaf = not isinstance(space, spaces.Dict | spaces.Tuple)
+        way_out = "an array or a list" if is_leaf else "a mapping, with the names '0', '1', ..."
         raise TypeError(f"{path_text(path)}: got a tuple, expected {way_out} for {space}")
-    if not is_tree:
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
         if isinstance(rows, Mapping):
             raise ValueError(
                 f"{path_text(path)}: got branches {list(rows)}, expected rows of {space}"

@@ -6,11 +6,11 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from parllel.cages import Cage, TrajInfo
+from parllel.cages import Cage, TrajInfo, declaration
 from parllel.samplers.action_check import ActionCheck
 from parllel.samplers.agent import Actor
 from parllel.samplers.group import Group
-from parllel.tree import ArrayDict, leaves_of, path_text
+from parllel.tree import ArrayDict, TreePath, leaves_of, path_text
 
 
 class Sampler:
@@ -79,7 +79,7 @@ class Sampler:
         bind_actions = getattr(agent, "bind_actions", None)
         if bind_actions is not None:
             bind_actions(cages[0].action_space)
-        self._left_out: set[str] = set()  # entries of infos that were told of
+        self._left_out: set[TreePath] = set()  # entries of infos that were told of
         self._groups = [
             Group(part, samples, columns, check=check)
             for part, columns in self._split_cages(self.cages)
@@ -136,15 +136,14 @@ class Sampler:
 
     def _tell_left_out(self) -> None:
         """Warn of the numbers in infos that appeared later than the tree was made."""
-        names = {name for cage in self.cages for name in cage.take_left_out()} - self._left_out
-        if names:
-            self._left_out |= names
-            example = {min(names): 0.0}
+        paths = {path for cage in self.cages for path in cage.take_left_out()} - self._left_out
+        if paths:
+            self._left_out |= paths
+            names = ", ".join(repr(path_text(path)) for path in sorted(paths))
             warnings.warn(
-                f"env_info: the tree has no branch for {', '.join(map(repr, sorted(names)))} of the"
-                " environments' infos, so that they are not stored; where they are wanted, declare"
-                " them with values like those that are to come, as in"
-                f" build_example(make_env, info={example})",
+                f"env_info: the tree has no branch for {names} of the environments' infos, so that"
+                " they are not stored; where they are wanted, declare them with values like those"
+                f" that are to come, as in {declaration(sorted(paths), 0.0)}",
                 stacklevel=3,
             )
 

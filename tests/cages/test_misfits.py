@@ -1,7 +1,10 @@
 """What environments give is compared with what they declare: nothing is broadcast or cut off."""
 
+import ast
 import pickle
+import re
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -356,6 +359,29 @@ def test_the_space_decides_on_dtype_and_shape(
     assert_array_equal(observation[0].to_ndarray(), value)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "lost"),
+    [
+        (np.uint8, np.array([1, 300]), "300"),
+        (np.uint8, np.array([-1, 300]), "-1"),
+        (np.uint8, np.array([1, 0.5]), "0.5"),
+        (np.float32, np.array([0.1, 1e300]), "1e+300"),
+        (np.int32, np.array([[0, 2**31]]), "2147483648"),
+        (np.bool_, np.array([0, 2]), "2"),
+        (np.float32, np.array(["1", "x"]), "1"),
+    ],
+)
+def test_the_number_that_would_be_lost_is_named(dtype: Any, value: Any, lost: str) -> None:
+    with pytest.raises(MisfitError, match=rf" with {re.escape(lost)}, expected"):
+        fit(value, value.shape, np.dtype(dtype))
+    rows = np.zeros((1, *value.shape), dtype)
+    with pytest.raises(MisfitError, match=rf"{value.dtype} with {re.escape(lost)}, expected"):
+        put_column(rows, [value])
+    number = value.ravel()[-1]
+    with pytest.raises(MisfitError, match=rf", {re.escape(str(number))}, expected"):
+        fit(number, (), np.dtype(np.bool_))
+
+
 def test_an_example_is_compared_with_the_space() -> None:
     env_kwargs = {"space": spaces.Discrete(3), "values": [np.zeros(2)]}
     with pytest.raises(MisfitError, match="observation: environment 0"):
@@ -433,6 +459,59 @@ def test_an_entry_that_appears_later_is_told_once(make_cage: Any) -> None:
         collect([{"a": {"x": 1.0}}, {"a": {"x": 1.0, "late": 2.0}}], make_cage=make_cage)
 
 
+NESTED = {"episode": {"r": 1.5, "l": 3, "text": "no number"}}
+
+
+@pytest.mark.parametrize("make_cage", [SerialCage, ProcessCage])
+def test_the_told_way_to_declare_an_entry_works(make_cage: Any) -> None:
+    infos = [{}, NESTED, {}]
+    with pytest.warns(UserWarning, match=r"'episode\.l', 'episode\.r'") as caught:
+        collect(infos, make_cage=make_cage)
+    told = re.search(r"info=(\{.*\})\)", str(caught[0].message))
+    assert told is not None
+    declared = ast.literal_eval(told[1])
+    found = collect(infos, make_cage=make_cage, info=declared)
+    assert [found["episode"][name][1, 0].item() for name in ("l", "r")] == [3, 1.5]
+
+
+def test_an_entry_of_another_kind_is_refused_with_the_names_around_it() -> None:
+    with pytest.raises(MisfitError, match=r"env_info\.a\.x.*info=\{'a': \{'x': \.\.\.\}\}"):
+        collect([{"a": {"x": 1}}, {"a": {"x": np.ones(2)}}])
+
+
+def test_a_worker_tells_of_a_late_entry_before_an_episode_ends() -> None:
+    action = np.zeros(2, np.int64)
+    env_kwargs = {"space": SPACE, "values": ZERO, "infos": [{}, NESTED, {}, {}, {}]}
+    out = np.zeros((2, 1), np.float32)
+    with ProcessCage(Shown, env_kwargs, n_envs=2) as cage:
+        cage.reset_async()
+        cage.await_step()
+        outputs = cage.prepare_step(
+            action,
+            out_obs=out,
+            out_reward=np.zeros(2, np.float32),
+            out_terminated=np.zeros(2, np.bool_),
+            out_truncated=np.zeros(2, np.bool_),
+            out_info={},
+        )
+        told = []
+        for _ in range(4):
+            cage.start_command(outputs)
+            cage.await_step()
+            assert not cage.final_obs
+            told.append(cage.take_left_out())
+    assert told == [[], [("episode", "l"), ("episode", "r")], [], []]
+
+
+@pytest.mark.parametrize("make_cage", [SerialCage, ProcessCage])
+def test_names_that_are_no_strings_are_left_out(make_cage: Any) -> None:
+    infos = [{0: 1.0, "a": {1: 2.0, "x": 3.0}}, {2: 1.0}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = collect(infos, make_cage=make_cage)
+    assert [path for path, _ in found.walk()] == [("a", "x")]
+
+
 class Locked(Clock):
     """Have a lock in the info, as handles of simulators have."""
 
@@ -466,6 +545,17 @@ def test_a_vector_environment_tells_of_late_entries_too() -> None:
         with pytest.warns(UserWarning, match="'is_success'") as caught:
             BasicSampler([cage], Still(), samples).collect_batch()
     assert len(caught) == 1
+
+
+def test_a_number_in_the_place_of_a_dictionary_is_refused_of_a_vector_environment_too() -> None:
+    infos = [{"x": {"a": 1.0}}, {"x": 3.0}]
+    env_kwargs = {"space": SPACE, "values": ZERO, "infos": infos}
+    with VectorCage(lambda: SyncVectorEnv([lambda: Shown(**env_kwargs)] * 2)) as cage:
+        example = example_of(cage, storage="local")
+        cage.reset_async()
+        samples = build_sample_tree(example, Still(), batch_shape=(3, 2))
+        with pytest.raises(MisfitError, match=r"env_info\.x: environment 0 .* 3\.0"):
+            BasicSampler([cage], Still(), samples).collect_batch()
 
 
 def test_outputs_of_other_dtypes_are_written() -> None:

@@ -480,12 +480,16 @@ def test_nothing_is_pickled_for_a_step_with_places(
 
 
 class NoReplies(Clock):
-    """Have no reply pickled any more."""
+    """Have no reply pickled after the first step's, which tells of entries that have no place."""
+
+    n_steps = 0
 
     def step(self, action: Any) -> Any:
         from parllel.cages.process.replies import ReplyMemory
 
-        ReplyMemory.pack = None  # of the worker
+        self.n_steps += 1
+        if self.n_steps > 1:
+            ReplyMemory.pack = None  # of the worker
         return super().step(action)
 
 

@@ -262,10 +262,16 @@ def test_an_evaluation_is_that_of_host_memory() -> None:
     assert play("device") == expected
 
 
+class Dial(Clock):
+    """Take as many actions as a `QueueingActor` has."""
+
+    action_space = spaces.Discrete(4)
+
+
 @on_a_device
 def test_a_reset_begins_anew() -> None:
-    samples = make_tree(Clock, QueueingActor("local")).new_array(full_size=2 * T, storage="device")
-    sampler = BasicSampler(make_cages(Clock, (B,)), QueueingActor("device"), samples)
+    samples = make_tree(Dial, QueueingActor("local")).new_array(full_size=2 * T, storage="device")
+    sampler = BasicSampler(make_cages(Dial, (B,)), QueueingActor("device"), samples)
     for _ in range(3):
         sampler.collect_batch()
     sampler.reset()

@@ -261,7 +261,7 @@ class Cameras(gym.Env[NDArray[np.uint8], int]):
     """Its 3 images are no stack: they are those of cameras."""
 
     observation_space = spaces.Box(0, 255, (STACK, *FRAME), np.uint8)
-    action_space = spaces.Discrete(2)
+    action_space = spaces.Discrete(7)  # as a Film's: Viewer takes that many
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)

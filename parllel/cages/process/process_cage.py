@@ -27,7 +27,7 @@ from parllel.cages.process.worker_error import WorkerError
 from parllel.cages.process.worker_process import StartMethod, WorkerLostError, WorkerProcess
 from parllel.cages.stepper import Seed, restart_seed, seed_words, spawn_seeds
 from parllel.storages import Shared
-from parllel.tree import dict_map
+from parllel.tree import TreePath, dict_map
 
 OnWorkerError = Literal["raise", "restart"]
 
@@ -142,7 +142,7 @@ class ProcessCage(Cage):
         self._pending: Command | None = None
         self._reply = _EMPTY
         self._completed: list[TrajInfo] = []
-        self._left_out: list[str] = []
+        self._left_out: list[TreePath] = []
         self._is_reset, self._sequence = False, 0  # the number of the last command
         self._end = ""  # the reason why the cage can't be used any more; empty while it can
         self._worker = self._start_worker()
@@ -333,8 +333,8 @@ class ProcessCage(Cage):
         completed, self._completed = self._completed, []
         return completed
 
-    def take_left_out(self) -> list[str]:
-        """Return the names of numbers in infos that are new since the last call and not stored."""
+    def take_left_out(self) -> list[TreePath]:
+        """Return the paths of numbers in infos that are new since the last call and not stored."""
         left_out, self._left_out = self._left_out, []
         return left_out
 

@@ -51,7 +51,7 @@ class Reply(NamedTuple):
         restarted: tracebacks of the environments that were made anew, by their numbers.
         failure: the error by which the command ended; then of the others, only `completed` and
             `restarted` are set.
-        left_out: names of the entries of infos that appeared, and are stored nowhere.
+        left_out: paths of the entries of infos that appeared, and are stored nowhere.
     """
 
     results: Sequence[Any] = ()
@@ -60,7 +60,7 @@ class Reply(NamedTuple):
     invalid: Sequence[int] = ()
     restarted: Mapping[int, str] = {}
     failure: Failure | None = None
-    left_out: Sequence[str] = ()
+    left_out: Sequence[TreePath] = ()
 
 
 def dumps(value: object, arrays: list[pickle.PickleBuffer] | None = None) -> bytes:

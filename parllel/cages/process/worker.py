@@ -366,8 +366,9 @@ class _Worker:
             watch.invalid.clear()  # it was a random step after the reset
         elif is_recovery:
             watch.invalid += range(stepper.n_envs)
-        if not (returned or stepper.final_obs or watch.invalid or watch.restarted):
-            return None  # entries of infos that were left out can wait for the next reply
+        is_empty = not (returned or stepper.final_obs or watch.invalid or watch.restarted)
+        if is_empty and not stepper.left_out.new:
+            return None
         left_out = stepper.left_out.take()
         final_obs, completed = {}, []
         ended = zip(stepper.final_obs.items(), stepper.take_completed(), strict=True)
