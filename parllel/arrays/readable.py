@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ from parllel.storages import Memory, Side
 
 if TYPE_CHECKING:
     import torch
+
+_NDARRAY: NDArray[Any] = np.empty(0)
 
 
 class PickedRows(NamedTuple):
@@ -226,6 +229,16 @@ class Readable:
             )
         return np.array(self.to_ndarray(), dtype=dtype, copy=copy)
 
+    def __array_function__(
+        self, function: Callable[..., Any], types: Any, args: Any, kwargs: Any
+    ) -> Any:
+        # NumPy's array_equal takes an error of a conversion for "not equal". That of device memory
+        # has to be raised before, so that two equal Arrays are not told apart.
+        if not self._buffer.is_on_host:
+            self.__array__()
+        others = [each for each in types if not issubclass(each, Readable)]
+        return _NDARRAY.__array_function__(function, others, args, kwargs)
+
     def __dlpack__(
         self,
         *,
@@ -358,6 +371,8 @@ class Readable:
             return data[first][second]
 
     def __eq__(self, other: object) -> bool:
+        if other is None:  # no element is None: `iter(queue.get, None)` and `None in [...]` ask it
+            return False
         raise TypeError(
             f"`==` between an Array and a {type(other).__name__}: Arrays take no part in arithmetic"
             " and comparisons; compare to_ndarray(), to_torch() or to_cupy(), or ask `is`"

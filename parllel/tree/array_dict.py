@@ -90,6 +90,8 @@ class ArrayDict(MutableMapping[str, Any]):
         self._plan = None
 
     def __eq__(self, other: object) -> bool:
+        if other is None:  # as of an Array
+            return False
         raise TypeError(
             f"`==` between a tree and a {type(other).__name__}: arrays have no single truth value;"
             " compare leaf by leaf, with numpy.testing and `walk()`, or ask `is`"
@@ -102,6 +104,9 @@ class ArrayDict(MutableMapping[str, Any]):
             "a tree is no single array: to_ndarray() returns the tree of its arrays, and"
             " tree['name'] one of its branches"
         )
+
+    def __array_function__(self, *_: object) -> NoReturn:
+        self.__array__()  # for NumPy's array_equal, an error of a conversion means "not equal"
 
     def walk(self) -> Iterator[tuple[TreePath, Any]]:
         """Yield each leaf with its path, in the tree's order.

@@ -206,9 +206,28 @@ class ArrayLifeContract(ArrayCase):
     def test_arrays_are_told_apart_by_identity_and_not_compared(self) -> None:
         array = self.counted()
         same = array
-        for other in (same, self.counted(), 1, None):
+        for other in (same, self.counted(), 1, "text", ...):
             with pytest.raises(TypeError, match=r"`==` between an Array and a .*to_ndarray"):
                 assert array == other
             with pytest.raises(TypeError, match="`==` between"):
                 assert array != other
         assert len({array, same, array[0], array[0]}) == 3
+
+    def test_no_array_is_none(self) -> None:
+        array = self.counted()
+        assert not array == None and array != None  # noqa: E711  # as a sentinel asks it
+        assert None not in [array, array[0]]
+        queue = iter([array, array[0], None])
+        assert list(iter(queue.__next__, None))[0] is array
+
+    def test_numpy_never_takes_equal_arrays_for_different_ones(self) -> None:
+        array = self.counted()
+        if array.is_on_host:
+            assert np.array_equal(array, self.counted())
+            assert not np.array_equal(array, array.to_ndarray() + 1)
+            joined = np.concatenate([array.to_ndarray(), array])
+            np.testing.assert_array_equal(joined, [*array.to_ndarray()] * 2)
+        else:
+            for pair in ((array, array), (array.to_ndarray(), array)):
+                with pytest.raises(TypeError, match="to_ndarray"):
+                    np.array_equal(*pair)
