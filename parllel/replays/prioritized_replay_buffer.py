@@ -152,7 +152,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         Args:
             index: int64 [n], the transitions to update, as the minibatch's `index` numbers them.
             error: float32 [n], their errors, of any sign. One that is NaN or infinite is left out,
-            in host memory with a warning once.
+                in host memory with a warning once.
 
         Raises:
             ValueError: the arguments are no vectors of the same length, or have other dtypes.
