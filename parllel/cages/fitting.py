@@ -19,7 +19,7 @@ _SMALL_NBYTES = 2048
 # float32 holds each integer below this bound, so numbers below it lose nothing but digits.
 _EXACT_IN_FLOAT32 = 1 << 24
 
-_BOOL = np.dtype(np.bool_)
+_FLOATS = "fdg"  # codes of the floats of at least 32 bits
 
 _MOST_TEXT = 100  # characters of a value's text in a message
 
@@ -86,9 +86,9 @@ def put_column(out: NDArray[Any], values: Sequence[Any]) -> None:
     Raises:
         MisfitError: a value has another shape, is no number, or would lose something.
     """
-    dtype = out.dtype
-    if out.ndim == 1 and _put_numbers(out, dtype, values):
+    if out.ndim == 1 and _put_numbers(out, values):
         return
+    dtype = out.dtype
     if out.ndim > 1 and out[0].nbytes > _SMALL_NBYTES:
         shape = out.shape[1:]
         for row, value in enumerate(values):
@@ -189,27 +189,28 @@ def describe(value: object) -> str:
     return f"{tuple(shape)}, {dtype}{number}"
 
 
-def _put_numbers(out: NDArray[Any], dtype: np.dtype[Any], values: Sequence[Any]) -> bool:
+def _put_numbers(out: NDArray[Any], values: Sequence[Any]) -> bool:
     """Write flags or floats as most environments give them; return whether all were such.
 
     Python's own functions read a short list faster than NumPy makes an array of it.
     """
+    code = out.dtype.char
     try:
-        if dtype == _BOOL:
+        if code in _FLOATS:
+            if math.hypot(*values) < _EXACT_IN_FLOAT32:  # no less than the largest of them
+                out[:] = values
+                return True
+        elif code == "?":
             n_false = values.count(False)
             if n_false == len(out):
-                out[...] = False
+                out.fill(False)
                 return True
-            is_exact = n_false + values.count(True) == len(out)
-        elif dtype.kind == "f" and dtype.itemsize > 2:
-            is_exact = math.hypot(*values) < _EXACT_IN_FLOAT32  # no less than the largest of them
-        else:
-            return False
-        if is_exact:
-            out[:] = values
-        return bool(is_exact)
+            if n_false + values.count(True) == len(out):
+                out[:] = values
+                return True
     except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError):
-        return False  # arrays, texts, or something else that is looked at more closely
+        pass  # arrays, texts, or something else that is looked at more closely
+    return False
 
 
 def _put_exactly(out: NDArray[Any], values: NDArray[Any]) -> bool:

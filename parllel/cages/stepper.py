@@ -170,20 +170,22 @@ class Stepper:
             raise RuntimeError("step before reset: call reset_async() and await_step() first")
         self.final_obs = {}
         results: list[Any] = []
-        number = 0
+        traj = self._trajs[0]
         try:
             for env, action in zip(self._envs, actions, strict=True):
                 results.append(env.step(action))
             if not self._is_checked:
-                for number, result in enumerate(results):  # noqa: B007  # for the error
+                for traj, result in zip(self._trajs, results, strict=True):  # noqa: B007
                     as_step(result)
                 self._is_checked = True
-            for number, (obs, reward, terminated, truncated, info) in enumerate(results):
-                self._trajs[number].step(obs, actions[number], reward, terminated, truncated, info)
+            steps = zip(self._trajs, actions, results, strict=True)
+            for traj, action, (obs, reward, terminated, truncated, info) in steps:
+                traj.step(obs, action, reward, terminated, truncated, info)
         except Exception as error:
             if len(results) < len(self._envs):
                 self.tell_of(error, len(results))
                 raise
+            number = next(n for n, each in enumerate(self._trajs) if each is traj)
             self._explain(error, number, results[number])
             raise
         columns = Columns(*zip(*results, strict=True))

@@ -149,7 +149,7 @@ class ArrayDict(MutableMapping[str, Any]):
         elif isinstance(index, str):
             self._set_branch(index, value)
             return
-        elif has_arrays(index):
+        elif index is not Ellipsis and has_arrays(index):
             values = _as_mapping(value)
             if values is not None and self._scatter(index, values):
                 return
