@@ -174,7 +174,36 @@ def test_a_categorical_agent_counts_from_the_start_of_the_space() -> None:
     torch.testing.assert_close(found, batch["agent_info"]["log_prob"].to_torch().flatten())
 
 
-@pytest.mark.parametrize("space", [spaces.Discrete(4), BOX])
+class MaskingModel(Model):
+    """A model that never takes the last action."""
+
+    def forward(self, observation: torch.Tensor) -> ModelOutputs:
+        dist_params, value = super().forward(observation)
+        last = torch.tensor([False, False, True])
+        return ModelOutputs(
+            DistParams(logits=dist_params.logits.masked_fill(last, -torch.inf)), value
+        )
+
+
+class MaskingProbs(MaskingModel):
+    """The same, by probabilities."""
+
+    def forward(self, observation: torch.Tensor) -> ModelOutputs:
+        dist_params, value = super().forward(observation)
+        return ModelOutputs(DistParams(probs=dist_params.logits.softmax(-1)), value)
+
+
+@pytest.mark.parametrize("model", [MaskingModel, MaskingProbs])
+def test_a_categorical_agent_may_have_more_actions_if_they_are_masked(model: Any) -> None:
+    agent = CategoricalPgAgent(model(2, 4), Categorical(dim=3), torch.zeros(1, 2))
+    sampler, envs = sampler_of(spaces.Discrete(2), None, agent=agent, check=True)
+    sampler.collect_batch()
+    assert {int(action) for env in envs for action in env.seen} <= {0, 1}
+    with pytest.raises(ValueError, match="action space: got"):
+        agent.bind_actions(spaces.Discrete(1))
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(4), spaces.Discrete(2), BOX])
 def test_a_categorical_agent_refuses_other_spaces(space: spaces.Space[Any]) -> None:
     agent = CategoricalPgAgent(Model(2, 4), Categorical(dim=3), torch.zeros(1, 2))
     with pytest.raises((TypeError, ValueError), match="action space: got"):

@@ -88,13 +88,14 @@ class CategoricalPgAgent(Agent[ModelOutputs]):
         self.distribution = distribution
         self._generator = generator
         self._start = 0  # the first action of the environments' space
-        self._check_outputs(*self._try_model(example_obs))
+        self._n_possible = self._check_outputs(*self._try_model(example_obs))
 
     def bind_actions(self, space: spaces.Space[Any]) -> None:
         """Learn which actions environments take: a sampler calls it when it is made.
 
         The distribution counts from 0. Actions are counted from the space's `start`, as
-        environments and the sample tree have them.
+        environments and the sample tree have them. A distribution may have more actions than the
+        space where the model gave the last ones a probability of 0 when it was tried.
 
         Raises:
             TypeError: the space is not Discrete.
@@ -102,10 +103,11 @@ class CategoricalPgAgent(Agent[ModelOutputs]):
         """
         if not isinstance(space, spaces.Discrete):
             raise TypeError(f"action space: got {space}, expected Discrete; use another agent")
-        if space.n != self.distribution.dim:
+        if not self._n_possible <= space.n <= self.distribution.dim:
             raise ValueError(
                 f"action space: got {space}, expected {self.distribution.dim} actions, as the"
-                f" distribution has; use Categorical(dim={space.n})"
+                f" distribution has; use Categorical(dim={space.n}), or a model that gives actions"
+                f" beyond {space.n} logits of -inf"
             )
         self._start = int(space.start)
 
@@ -158,7 +160,8 @@ class CategoricalPgAgent(Agent[ModelOutputs]):
             outputs.value,
         )
 
-    def _check_outputs(self, outputs: object, n_rows: int) -> None:
+    def _check_outputs(self, outputs: object, n_rows: int) -> int:
+        """Return how many actions there are up to the last one that the model leaves possible."""
         if not isinstance(outputs, ModelOutputs):
             raise TypeError(
                 f"model: it returned a {type(outputs).__name__}, expected"
@@ -176,3 +179,6 @@ class CategoricalPgAgent(Agent[ModelOutputs]):
                     f"model: {name} has shape {tuple(tensor.shape)}, expected {expected} for"
                     f" {n_rows} rows of observations"
                 )
+        # A probability of 0 is raised to the smallest one by the distribution.
+        is_possible = (log_probs.exp() > 2 * torch.finfo(log_probs.dtype).tiny).any(dim=0)
+        return int(is_possible.nonzero().amax()) + 1 if is_possible.any() else 0
