@@ -180,6 +180,54 @@ class Teller(gym.Wrapper):
         return super().reset(**options)[0], info
 
 
+# A module that registers an environment when it is imported, as plugins do.
+PLUGIN = """
+import gymnasium as gym
+gym.register("Plugged-v0", "faulty_envs:Faulty", max_episode_steps=3)
+
+def make():
+    return gym.make("Plugged-v0")
+"""
+PROGRAM = """
+import {module}
+import gymnasium as gym
+import numpy as np
+from parllel.cages import ProcessCage
+
+gym.register("Another-v0", "nowhere:Env")
+gym.registry["Plugged-v0"].max_episode_steps = 1
+
+def make_later():
+    import {module}
+    return {module}.make()
+
+for make in ({module}.make, make_later):
+    with ProcessCage(make) as cage:
+        cage.reset_async()
+        cage.await_step()
+        cage.step_async(np.array(0))
+        print("truncated", cage.await_step()[3])
+"""
+
+
+def test_a_module_that_registers_again_in_a_worker_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "plugin_of_envs.py").write_text(PLUGIN)
+    code = PROGRAM.format(module="plugin_of_envs")
+    path = os.pathsep.join([str(tmp_path), TESTS])
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    by_name, later = done.stdout.splitlines()
+    assert by_name == "truncated True"  # the program's own word counts, and not the module's
+    assert later.startswith("truncated")  # here the module comes last
+
+
 def test_a_spec_that_was_sent_becomes_the_spec_itself() -> None:
     spec = EnvSpec("Mine-v0", entry_point=Untold, kwargs={"size": 3}, max_episode_steps=5)
     sent = SentSpec(

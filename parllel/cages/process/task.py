@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -66,6 +67,15 @@ class Surroundings(NamedTuple):
         for name in os.environ.keys() - self.variables.keys():
             del os.environ[name]
         multiprocessing.current_process().authkey = self.authkey
+        # A module that registers environments does so again when it is imported here. The program
+        # was told of what is overridden, and -W error would make it an exception.
+        warnings.filterwarnings(
+            "ignore", ".*Overriding environment .* already in registry", UserWarning
+        )
+        self.register()
+
+    def register(self) -> None:
+        """Give the registry of gymnasium the program's environments, whatever it had."""
         gym.registry.update(self.env_specs)
 
 

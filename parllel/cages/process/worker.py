@@ -265,6 +265,7 @@ class _Worker:
         watch.restarts = task.restarts
         _seed_globally(task.seeds[0])
         make_env, env_kwargs, make_traj_info = unpack(task.calls)
+        task.surroundings.register()  # again, after the modules that were imported for the calls
         numbered = zip(itertools.count(), task.seeds, strict=False)
         self._channel = channel
         self._watch = watch
