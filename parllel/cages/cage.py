@@ -30,6 +30,11 @@ from parllel.cages.stepper import Columns, Stepper
 from parllel.tree import ArrayDict, TreePath, dict_map
 from parllel.tree.leaves import as_ndarray
 
+OF_THE_PARENT = (
+    "the cage belongs to the process that made it, and this is a forked child: make a cage here"
+)
+"""What is raised where two processes would read the results of the same environments."""
+
 
 class Outputs(NamedTuple):
     """Where a caller wants each result to be written; None where it wants the result returned.
@@ -212,17 +217,22 @@ class Cage(ABC):
         """Start a command that `prepare_step` returned; `await_step` waits for it."""
 
     def _prepare(self, kind: str, action: Value | None, outputs: Outputs) -> Command:
-        rows = Outputs(*(None if out is None else self._rows(out, as_output) for out in outputs))
-        action_rows = None
-        if action is not None:
-            action_rows = self._rows(action, as_ndarray)
-            dict_map(_check_number, action_rows, self.n_envs)
+        rows = Outputs(
+            *(
+                None if out is None else self._rows(f"output of {name}", out, as_output)
+                for name, out in zip(Outputs._fields, outputs, strict=True)
+            )
+        )
+        action_rows = None if action is None else self._rows("action", action, as_ndarray)
         return Command(kind, action_rows, outputs, rows)
 
-    def _rows(self, tree: Value | Output, convert: Callable[[Any], NDArray[Any]]) -> Any:
+    def _rows(self, name: str, tree: Value | Output, convert: Callable[[Any], NDArray[Any]]) -> Any:
         """Return NumPy arrays with one row for each environment; `convert` makes them of leaves."""
         rows = dict_map(convert, as_tree(tree))
-        return rows if self.n_envs > 1 else rows[None]
+        if self.n_envs == 1:
+            rows = rows[None]
+        dict_map(_check_number, rows, name, self.n_envs)
+        return rows
 
     @abstractmethod
     def await_step(self) -> Any:  # Any: a tuple whose length the command decides
@@ -361,7 +371,7 @@ def _deliver_infos(
     return out
 
 
-def _check_number(action: NDArray[Any], n_envs: int) -> None:
-    n_rows = len(action) if action.ndim else 1
-    if not action.ndim or n_rows != n_envs:
-        raise ValueError(f"action: got {n_rows} rows, expected {n_envs}, one for each environment")
+def _check_number(leaf: NDArray[Any], name: str, n_envs: int) -> None:
+    n_rows = len(leaf) if leaf.ndim else 1
+    if not leaf.ndim or n_rows != n_envs:
+        raise ValueError(f"{name}: got {n_rows} rows, expected {n_envs}, one for each environment")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -13,6 +14,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import ArrayLike, NDArray
 
+from parllel.cages.cage import OF_THE_PARENT
 from parllel.cages.env_rows import Value, as_tree
 from parllel.tree import dict_map
 
@@ -127,6 +129,8 @@ class VectorBackend:
         )
         self.forgets_resets = getattr(env.unwrapped, "shared_memory", True)
         self.goes_on = bool(self._class.start) and not is_wrapped
+        # Its processes and threads are those of this process alone.
+        self._owner = os.getpid() if self._class.start else None
         self._is_closed = self._is_under_way = False
         self._results: Any = None  # of a step that was not started but taken
         if self.mode is AutoresetMode.SAME_STEP and isinstance(env.unwrapped, SyncVectorEnv):
@@ -165,6 +169,7 @@ class VectorBackend:
             Observation, reward, terminated, truncated and info: the environment's own, which it
             may overwrite.
         """
+        self._check_is_ours()
         self._is_under_way = False
         if self.goes_on:
             results = getattr(self.env, self._class.wait)()
@@ -186,10 +191,16 @@ class VectorBackend:
         return dict_map(_select, rows, ended) if self._class.gives_all_rows else rows
 
     def close(self) -> None:
-        """Wait for a step under way, and close the environment. Called again, it does nothing."""
+        """Wait for a step under way, and close the environment. Called again, it does nothing.
+
+        In a forked child, leave an environment with processes or threads of its own to the parent.
+        """
         if self._is_closed:
             return
         self._is_closed = True
+        if self._is_the_parents():
+            self.env.unwrapped.closed = True  # otherwise its end would end the parent's processes
+            return
         try:
             if self._is_under_way:
                 self.wait()
@@ -200,6 +211,14 @@ class VectorBackend:
     def _check_open(self) -> None:
         if self._is_closed:
             raise RuntimeError("the cage is closed: its environments are gone; make a new one")
+        self._check_is_ours()
+
+    def _check_is_ours(self) -> None:
+        if self._is_the_parents():
+            raise RuntimeError(OF_THE_PARENT)
+
+    def _is_the_parents(self) -> bool:
+        return self._owner is not None and self._owner != os.getpid()
 
 
 class _KeepsFinalObs(gym.Wrapper[Any, Any, Any, Any]):

@@ -5,6 +5,7 @@ after the step and before any reset. They must not depend on the mode, nor on wh
 """
 
 import functools
+import gc
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -978,6 +979,38 @@ def test_the_mode_may_be_declared_by_its_name() -> None:
 
     with VectorCage(Named) as cage:
         assert cage.n_envs == 3
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, VectorWrapper])
+def test_an_environment_with_processes_of_its_own_is_refused_in_a_forked_child(wrap: Any) -> None:
+    """Otherwise the child would step, and end, the environments of its parent."""
+
+    def refuses(call: Callable[[], object]) -> bool:
+        try:
+            call()
+        except RuntimeError as error:
+            return "and this is a forked child" in str(error)
+        return False
+
+    with VectorCage(lambda: wrap(AsyncVectorEnv([Clock] * 2)), seed=0) as cage:
+        reset(cage)
+        for n_steps in (1, 2):
+            cage.step_async(np.zeros(2, np.int64))
+            child = os.fork()
+            if child == 0:
+                is_right = False
+                try:
+                    is_told = not cage._stepper.goes_on or refuses(cage.await_step)
+                    calls = (lambda: step(cage, np.zeros(2)), cage.reset_async)
+                    is_told &= all(map(refuses, calls))
+                    cage.close()
+                    gc.collect()
+                    is_right = is_told
+                finally:
+                    os._exit(0 if is_right else 1)
+            assert os.waitpid(child, 0)[1] == 0
+            observation, *_ = cage.await_step()
+            np.testing.assert_array_equal(observation[:, 1], n_steps)
 
 
 @pytest.mark.parametrize("make_env", [Clock, object])

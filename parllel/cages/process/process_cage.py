@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.cages.cage import Cage, Command, Outputs
+from parllel.cages.cage import OF_THE_PARENT, Cage, Command, Outputs
 from parllel.cages.env_checks import check_make_env
 from parllel.cages.env_rows import Value
 from parllel.cages.episodes import TrajInfo
@@ -41,9 +41,6 @@ _EMPTY = Reply()
 
 _GONE = "its environments are gone; make a new one"
 _CLOSED, _LOST = f"the cage is closed: {_GONE}", f"the cage has lost its worker: {_GONE}"
-_OF_THE_PARENT = (
-    "the cage belongs to the process that made it, and this is a forked child: make a cage here"
-)
 
 _logger = logging.getLogger(__name__)
 
@@ -224,7 +221,7 @@ class ProcessCage(Cage):
         """
         command = self._pending
         if command is None:
-            if self._end is _OF_THE_PARENT:
+            if self._end is OF_THE_PARENT:
                 raise RuntimeError(self._end)
             return None
         try:
@@ -350,7 +347,7 @@ class ProcessCage(Cage):
 
 def _leave_cages_to_the_parent() -> None:
     for cage in _cages:
-        cage._end, cage._pending = _OF_THE_PARENT, None
+        cage._end, cage._pending = OF_THE_PARENT, None
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no forks
