@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from statistics import median
@@ -163,9 +164,10 @@ def _make_together(makers: Sequence[Callable[[], Cage]]) -> list[Cage]:
     cages = [future.result() for future in futures if future.exception() is None]
     for error in (future.exception() for future in futures):
         if error is not None:
-            for cage in cages:
-                cage.close()
-            raise error
+            with ExitStack() as stack:  # it closes all, also where one can't be closed
+                for cage in cages:
+                    stack.callback(cage.close)
+                raise error
     return cages
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -84,8 +85,11 @@ class Stepper:
             self.action_space = self._envs[0].action_space
             check_space(("observation",), self.observation_space)
             check_space(("action",), self.action_space)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            try:
+                self.close()
+            except Exception as another:  # any that an environment raises: the first one counts
+                error.add_note(f"nor can the environments made before be closed: {another!r}")
             raise
         # Copies: environments may share one, and draw from each other's random numbers.
         self._action_spaces = [copy.deepcopy(env.action_space) for env in self._envs]
@@ -189,9 +193,21 @@ class Stepper:
             self._explain(error, number, results[number])
             raise
         columns = Columns(*zip(*results, strict=True))
-        if any(columns.terminated) or any(columns.truncated):
-            return self._reset_ended(columns)
-        return columns
+        try:
+            has_ended = any(columns.terminated) or any(columns.truncated)
+        except ValueError as error:  # a flag is an array
+            self._find_misfit(error, results)
+            raise
+        return self._reset_ended(columns) if has_ended else columns
+
+    def _find_misfit(self, error: Exception, results: Sequence[Any]) -> None:
+        """Raise an error that names the first environment whose step returned what none returns."""
+        for number, result in enumerate(results):
+            try:
+                as_step(result)
+            except MisfitError as misfit:
+                self.tell_of(misfit, number)
+                raise misfit from error
 
     def _explain(self, error: Exception, number: int, result: Any) -> None:
         """Say what of a step's result is wrong, where its summary could not be made."""
@@ -216,10 +232,19 @@ class Stepper:
         return completed
 
     def close(self) -> None:
-        """Close all environments. Called again, it does nothing."""
+        """Close all environments, also where one can't be closed. Called again, it does nothing."""
         self._is_closed = True
-        while self._envs:
-            self._envs.pop().close()
+        envs, self._envs = self._envs, []
+        with ExitStack() as stack:  # it calls all, the last one first, and raises what they raise
+            for number, env in enumerate(envs):
+                stack.callback(self._close_one, number, env)
+
+    def _close_one(self, number: int, env: gym.Env[Any, Any]) -> None:
+        try:
+            env.close()
+        except Exception as error:
+            self.tell_of(error, number)
+            raise
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -258,9 +283,13 @@ def seed_spaces(
 
 def spawn_seeds(seed: Seed, n_envs: int) -> list[np.random.SeedSequence]:
     """Return one SeedSequence for each environment."""
+    if not isinstance(n_envs, int | np.integer):
+        raise TypeError(f"n_envs: got {n_envs!r}, expected an integer")
     if n_envs < 1:
         raise ValueError(f"n_envs: got {n_envs}, expected 1 or more")
     if seed is None or isinstance(seed, int | np.integer):
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed: got {seed}, expected 0 or more")
         seed = np.random.SeedSequence(None if seed is None else int(seed))
     if isinstance(seed, np.random.SeedSequence):
         return [_child(seed, number) for number in range(n_envs)]

@@ -1,9 +1,9 @@
 """SerialCage against the contract of all cages, and what is said of it and TrajInfo alone."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +13,8 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from torch.nn import Linear
 
 from parllel import Array, ArrayDict, dict_map
-from parllel.cages import Cage, Seed, SerialCage, TrajInfo
+from parllel.cages import Cage, ProcessCage, Seed, SerialCage, TrajInfo
+from parllel.cages.fitting import MisfitError
 from parllel.testing.contracts.cage_calls import random_step, reset, rollout, step
 from parllel.testing.contracts.cage_contract import CageContract
 from parllel.testing.toy_envs import Clock, Walk
@@ -281,6 +282,85 @@ def test_an_error_in_an_environment_comes_through_and_the_cage_can_be_closed() -
         with pytest.raises(ZeroDivisionError, match="in the environment"):
             step(cage, np.array([0, 1]))
     assert len(closed) == 2
+
+
+def test_a_flag_that_is_an_array_is_told_with_its_environment() -> None:
+    class Flagged(Clock):
+        def step(self, action: Any) -> Any:
+            observation, reward, terminated, truncated, info = super().step(action)
+            flag = np.zeros(2, bool) if action == 1 else terminated
+            return observation, reward, flag, truncated, info
+
+    with SerialCage(Flagged, n_envs=3, seed=0) as cage:
+        reset(cage)
+        step(cage, np.array([0, 0, 0]))
+        with pytest.raises(MisfitError, match=r"terminated: environment 1 of .* gave \(2,\), bool"):
+            step(cage, np.array([0, 1, 0]))
+
+
+@pytest.mark.parametrize("make_cage", [SerialCage, ProcessCage])
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_outputs_have_a_row_for_each_environment(make_cage: Any, n_rows: int) -> None:
+    message = rf"output of reward: got {n_rows} rows, expected 2, one for each environment"
+    with make_cage(Clock, n_envs=2) as cage:
+        reset(cage)
+        with pytest.raises(ValueError, match=message):
+            cage.step_async(np.zeros(2, int), out_reward=np.zeros(n_rows, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n_envs": "2"}, TypeError, "n_envs: got '2', expected an integer"),
+        ({"n_envs": None}, TypeError, "n_envs: got None, expected an integer"),
+        ({"n_envs": 1.0}, TypeError, "n_envs: got 1.0, expected an integer"),
+        ({"seed": -1}, ValueError, "seed: got -1, expected 0 or more"),
+    ],
+)
+def test_numbers_of_a_cage_are_named_where_they_are_none(
+    options: Any, error: type[Exception], message: str
+) -> None:
+    for kind in (SerialCage, ProcessCage):
+        with pytest.raises(error, match=message):
+            kind(Clock, **options)
+
+
+class Unclosable(Clock):
+    """An environment that can't be closed where its number is among some."""
+
+    numbers: ClassVar[list[int]] = []  # of those that were closed, or should have been
+
+    def __init__(self, counter: Iterator[int], bad: Sequence[int], n_made: int = 9) -> None:
+        self.number = next(counter)
+        if self.number == n_made:
+            raise LookupError("no more")
+        super().__init__()
+        self.bad = bad
+
+    def close(self) -> None:
+        self.numbers.append(self.number)
+        if self.number in self.bad:
+            raise ZeroDivisionError(f"in the end of {self.number}")
+
+
+def test_an_environment_that_cannot_be_closed_leaves_no_other_open() -> None:
+    Unclosable.numbers.clear()
+    cage = SerialCage(Unclosable, {"counter": itertools.count(), "bad": [1]}, n_envs=3, seed=0)
+    with pytest.raises(ZeroDivisionError, match="in the end of 1") as caught:
+        cage.close()
+    assert sorted(Unclosable.numbers) == [0, 1, 2]
+    assert any("environment 1 of this cage" in note for note in caught.value.__notes__)
+    cage.close()
+    assert len(Unclosable.numbers) == 3
+
+
+def test_why_an_environment_cannot_be_made_is_told_though_others_cannot_be_closed() -> None:
+    Unclosable.numbers.clear()
+    kwargs = {"counter": itertools.count(), "bad": [0, 1], "n_made": 2}
+    with pytest.raises(LookupError, match="no more") as caught:
+        SerialCage(Unclosable, kwargs, n_envs=3)
+    assert sorted(Unclosable.numbers) == [0, 1]
+    assert any("in the end of" in note for note in caught.value.__notes__)
 
 
 # TrajInfo
