@@ -47,9 +47,11 @@ class CsvMetrics(MetricsSink):
 
         Raises:
           OSError: the file cannot be written.
-          ValueError: the file exists, and CsvMetrics did not write it.
+          ValueError: the file exists, and CsvMetrics did not write it; or it is no file.
         """
         self._path = Path(path).resolve()
+        if self._path.exists() and not (self._path.is_file() or self._path.is_dir()):
+            raise ValueError(f"{path}: it is a FIFO or a device; choose another path")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a"):
             pass  # raises here, not at the first log, where the file cannot be written
@@ -120,20 +122,33 @@ def _write_all(file: io.FileIO, content: bytes) -> None:
 
 
 def _read_header(path: Path) -> list[str]:
-    """Return the columns of a file; none of a file whose header was not written to its end."""
+    """Return the columns of a file, which is emptied if its header was not written to its end."""
+    content = path.read_bytes()
+    end = _end_of_header(content)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header = next(csv.reader(file), [])
-            is_whole = file.seek(0) == 0 and file.read().find("\n") >= 0
-    except csv.Error as error:
+        header = next(csv.reader(io.StringIO(content[:end].decode(), newline="")), [])
+    except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: no table that CsvMetrics wrote: {error}") from error
-    is_cut = not is_whole and (header == [] or STEP.startswith(header[0]))
-    if header and header[0] != STEP and not is_cut:
+    first = header[0] if end else content.split(b",")[0].decode(errors="replace")
+    if first != STEP if end else not STEP.startswith(first):
         raise ValueError(
-            f"{path}: the first column is {header[0]!r}, expected {STEP!r}; "
+            f"{path}: the first column is {first!r}, expected {STEP!r}; "
             "this is no file of CsvMetrics, so choose another path"
         )
-    return [] if is_cut else header
+    if content and not end:
+        _logger.warning("%s: dropped an unfinished header: %r", path, content)
+        os.truncate(path, 0)
+    return header
+
+
+def _end_of_header(content: bytes) -> int:
+    """Return the number of bytes of the first row, 0 where it has no end: keys may hold lines."""
+    end = n_quotes = 0
+    while end := content.find(b"\n", begin := end) + 1:
+        n_quotes += content.count(b'"', begin, end)
+        if n_quotes % 2 == 0:
+            return end
+    return 0
 
 
 def _drop_unfinished_row(path: Path) -> None:

@@ -71,4 +71,5 @@ class TensorBoardMetrics(MetricsSink):
 def _event_file_name() -> str:
     """Name a new event file; TensorBoard wants "tfevents" in it, and reads in order of name."""
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)
-    return f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{nanoseconds}"
+    end = f"{socket.gethostname()}.{os.getpid()}.{nanoseconds:09d}"
+    return f"events.out.tfevents.{seconds:010d}.{end}"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -509,6 +510,15 @@ def test_tensorboard_continues_a_folder(tmp_path: Path) -> None:
     assert read_scalars(tmp_path) == {LOSS: [(0, 0.5), (1, 0.5), (2, 0.5)]}
 
 
+def test_tensorboard_reads_files_of_one_second_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step, nanoseconds in enumerate([7, 80, 100_000_000, 999_999_999]):
+        monkeypatch.setattr(time, "time_ns", lambda now=nanoseconds: 10**18 + now)
+        TensorBoardMetrics(tmp_path).log(step, {LOSS: 0.5})
+    assert read_scalars(tmp_path)[LOSS] == [(step, 0.5) for step in range(4)]
+
+
 class Full(io.FileIO):
     """A file on a disk that takes no more than some bytes beyond what the file has."""
 
@@ -552,6 +562,32 @@ def test_csv_rows_never_fuse_after_a_full_disk(
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+def test_csv_survives_a_cut_anywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also within a header whose keys have lines, quotes and characters of several bytes."""
+    values = {'a\n"b': 1.0, "ü": 2.0, "\n": 3.0}
+    with CsvMetrics(tmp_path / "whole.csv") as sink:
+        for step in (1, 2):
+            sink.log(step, values)
+    content = (tmp_path / "whole.csv").read_bytes()
+    whole = read_csv(tmp_path / "whole.csv")
+    for length in range(len(content)):
+        path = tmp_path / "cut.csv"
+        path.write_bytes(content[:length])
+        with CsvMetrics(path) as sink:
+            sink.log(3, values)
+        rows = read_csv(path)
+        assert rows[-1] == whole[-1] | {"step": "3"}
+        assert rows[:-1] == whole[: len(rows) - 1]
+        assert len(rows) == 1 + max(0, content[:length].count(b"\n") - 3)
+
+
+def test_csv_refuses_what_is_no_file_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path(os.devnull)):
+        with pytest.raises(ValueError, match="it is a FIFO or a device"):
+            CsvMetrics(path)
 
 
 @pytest.mark.parametrize("cut", ["", "st", "step", "step,los"])
