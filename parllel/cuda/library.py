@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
@@ -53,8 +54,21 @@ def is_available() -> bool:
 
 def why_unavailable() -> str | None:
     """Say why no device can be used; None where one can. The first call imports CuPy."""
+    if sys.modules.get("cupy") is None:
+        reason = _why_no_cupy(tuple(map(str, sys.path)), "cupy" in sys.modules)
+        if reason is not None:
+            return reason
+    import cupy
+
+    return _why_no_device(cupy, os.getpid())
+
+
+# Python would import a CuPy that fails anew at each question. By what decides which CuPy it is: the
+# path, and whether `sys.modules` rules all of them out.
+@functools.lru_cache(maxsize=1)
+def _why_no_cupy(path: tuple[str, ...], is_ruled_out: bool) -> str | None:
     try:
-        import cupy
+        import cupy  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name != "cupy":
             return f"CuPy can't be imported ({error})"
@@ -68,7 +82,7 @@ def why_unavailable() -> str | None:
         )
     except Exception as error:  # a broken library may raise anything
         return f"CuPy can't be imported ({type(error).__name__}: {error})"
-    return _why_no_device(cupy, os.getpid())
+    return None
 
 
 @functools.lru_cache(maxsize=1)  # by process: what a forked child inherits can't be used there

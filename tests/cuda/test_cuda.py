@@ -125,17 +125,23 @@ def test_a_cupy_that_breaks_is_told_from_none(
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "cupy"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(tmp_path)
-    for line, words in (
+    lines = (
         ("import missing_part", "missing_part"),
         ("raise ImportError('x.so')", "x.so"),
         ("raise OSError(13, 'Permission denied', '/home/.cupy')", "set CUPY_CACHE_DIR"),
         ("raise AttributeError('of another NumPy')", "AttributeError: of another NumPy"),
-    ):
-        (tmp_path / "cupy.py").write_text(line)
-        reason = str(cuda.why_unavailable())
-        assert "CuPy can't be imported" in reason
-        assert words in reason
+    )
+    for number, (line, words) in enumerate(lines):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        log = f"with open({str(folder / 'log')!r}, 'a') as log: log.write('.')"
+        (folder / "cupy.py").write_text(f"{log}\n{line}")
+        monkeypatch.syspath_prepend(folder)
+        for _ in range(2):
+            reason = str(cuda.why_unavailable())
+            assert "CuPy can't be imported" in reason
+            assert words in reason
+        assert (folder / "log").read_text() == ".", "it is imported once"
 
 
 @needs("cupy")
