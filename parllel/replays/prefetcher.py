@@ -6,6 +6,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Protocol, Self, TypeAlias
 
 import numpy as np
@@ -15,6 +16,8 @@ from parllel.arrays import Array
 from parllel.replays.replay_buffer import ReplayBuffer
 from parllel.storages import KINDS, allocate, storage_for
 from parllel.tree import ArrayDict
+
+_N_GLANCES = 10  # so often a wait of `timeout_s` looks whether a minibatch came
 
 # The number of a minibatch to fill; an event to set when all before it are filled; None: the end.
 _Requests: TypeAlias = "queue.SimpleQueue[int | threading.Event | None]"
@@ -43,7 +46,8 @@ class Prefetcher:
         n_batches: number of minibatches that have memory, 2 or more: the caller learns from one,
             and the others are drawn ahead.
         storage: "local", or "device" for minibatches on the device.
-        timeout_s: the longest time in seconds that drawing a minibatch may take.
+        timeout_s: the longest time in seconds that drawing a minibatch may take. Time in which the
+            process is stopped (SIGSTOP) does not count.
 
     Raises:
         CudaUnavailableError: minibatches are to be on a device, and there is none.
@@ -83,7 +87,7 @@ class Prefetcher:
     ) -> None:
         _check(replay, n_batches, storage)
         self._replay = replay
-        self._timeout_s = timeout_s
+        self._timeout_s, self._glance_s = timeout_s, timeout_s / _N_GLANCES
         self._stream = cuda.new_stream() if KINDS[storage].side == "gpu" else None
         self._batches: list[PrefetchedBatch] = [
             HostBatch(replay, batch_size)
@@ -146,7 +150,7 @@ class Prefetcher:
             return
         is_settled = threading.Event()
         self._requests.put(is_settled)
-        if not is_settled.wait(self._timeout_s):
+        if not any(is_settled.wait(self._glance_s) for _ in range(_N_GLANCES)):
             raise self._too_late()
 
     def discard(self) -> None:
@@ -174,7 +178,8 @@ class Prefetcher:
         self._is_closed = True
         self._replay.watchers.discard(self)
         self._finalizer()
-        self._thread.join(self._timeout_s)
+        for _ in range(_N_GLANCES):
+            self._thread.join(self._glance_s)
         if self._thread.is_alive():
             raise RuntimeError(f"prefetcher: its thread did not end within {self._timeout_s} s")
         for batch in self._batches:
@@ -191,12 +196,12 @@ class Prefetcher:
         self._requests.put(number)
 
     def _await_result(self) -> int | Exception:
-        try:
-            result = self._results.get(timeout=self._timeout_s)
-        except queue.Empty:
-            raise self._too_late() from None
-        self._n_waiting -= 1
-        return result
+        for _ in range(_N_GLANCES):
+            with suppress(queue.Empty):
+                result = self._results.get(timeout=self._glance_s)
+                self._n_waiting -= 1
+                return result
+        raise self._too_late()
 
     def _check_thread(self) -> None:
         if not self._thread.is_alive():

@@ -3,7 +3,11 @@
 import copy
 import gc
 import multiprocessing as mp
+import os
+import signal
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -328,6 +332,32 @@ def test_a_thread_that_hangs_is_an_error_in_bounded_time() -> None:
     prefetcher._thread.join(10)
     assert not prefetcher._thread.is_alive()
     prefetcher.close()
+
+
+class Slow(ReplayBuffer):
+    """A buffer whose minibatches take half a second in which the process runs."""
+
+    def sample_into(self, outputs: Any) -> None:
+        for _ in range(10):
+            time.sleep(0.05)
+        super().sample_into(outputs)
+
+
+@pytest.mark.parametrize("call", ["next", "settle", "close"])
+def test_time_in_which_the_process_is_stopped_does_not_count(call: str) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            prefetcher = Prefetcher(make_model(Slow).replay, SIZE, timeout_s=1.5)
+            prefetcher._ask(0)
+            getattr(prefetcher, call)()
+        finally:
+            os._exit(1 if sys.exc_info()[0] else 0)
+    time.sleep(0.3)
+    os.kill(child, signal.SIGSTOP)
+    time.sleep(1.5)
+    os.kill(child, signal.SIGCONT)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.filterwarnings("ignore:This process .* multi-threaded:DeprecationWarning")
