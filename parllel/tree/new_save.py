@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import stat
@@ -13,12 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from parllel.tree.file_locks import try_lock, unlock
 from parllel.tree.saved_json import DamagedError, from_data, is_begun, read_data, to_data
 from parllel.tree.whole_files import make_folders, replace_file, sync_folder, write_new_file
 
 JSON_NAME = "tree.json"
 PART_NAME = re.compile(r"\d{3,}-[\w.~%-]*\.(?P<save>\d{1,15})\.npy", re.ASCII)
 _LIST_NAME = re.compile(r"tree\.(?P<save>\d{1,15})\.unfinished")
+_JSON_NAME = re.compile(r"tree\.(?P<save>\d{1,15})\.new")
+_MOST_SAVES = 10**12  # larger numbers are none of a save, and would leave no digits for the next
 _QUOTED_PART = re.compile(r'"(\d{3,}-[\w.~%-]*\.\d{1,15}\.npy)"', re.ASCII)
 
 
@@ -71,10 +73,10 @@ class NewSave:
         numbers = [
             int(match["save"])
             for name in os.listdir(self._folder)
-            for match in (PART_NAME.fullmatch(name), _LIST_NAME.fullmatch(name))
-            if match
+            for kind in (PART_NAME, _LIST_NAME, _JSON_NAME)
+            if (match := kind.fullmatch(name))
         ]
-        self.number = max(numbers, default=0)
+        self.number = max((number for number in numbers if number < _MOST_SAVES), default=0)
         self._replaced = self._standing() or set()
         while True:
             self.number += 1
@@ -156,21 +158,17 @@ class NewSave:
 
     def _lock(self) -> bool:
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return try_lock(self._descriptor)
         except BlockingIOError as error:
             raise BlockingIOError(
                 errno.EWOULDBLOCK,
                 "another process or thread is saving to this folder; give each its own",
                 str(self._folder),
             ) from error
-        except OSError:
-            return False
-        return True
 
     def _unlock(self) -> None:
         # By name: a forked child may hold a copy of the descriptor, and with it the lock.
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        unlock(self._descriptor)
         os.close(self._descriptor)
 
 

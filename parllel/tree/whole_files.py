@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import stat
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+from parllel.tree.file_locks import try_lock
 
 # What is no file of its own: a link, a FIFO without a writer, a socket, a name that is too long.
 _NO_PLAIN_FILE = (errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
@@ -70,17 +74,8 @@ def write_new_file(path: Path, write: Callable[[CheckedWriter], object]) -> File
         FileExistsError: there is a file of that name, or a link.
         OSError: the disk is full, or the like.
     """
-    file = path.open("xb")
-    try:
-        with file:
-            writer = CheckedWriter(file)
-            write(writer)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return writer.check
+    with _new_file(path) as file:
+        return _write_whole(file, write)
 
 
 def replace_file(
@@ -90,27 +85,74 @@ def replace_file(
 
     A reader who opens the path gets the old file or the new one, whole. The new one is on the disk
     when this returns. If anything fails, the old file is what it was, and nothing of the new one is
-    left; only a process that is killed leaves the file that it was writing, `*.new`.
+    left; only a process that is killed leaves the file that it was writing.
 
     Args:
         path: the file to replace. A link is replaced, and not what it leads to.
         write: a function that writes the content.
-        beside: where the file is written before it is put in place, in the same folder; by
-            default a name with random digits behind that of the file.
+        beside: where the file is written before it is put in place, in the same folder. By
+            default it is a name with random digits behind that of the file, `*.new`, and files that
+            killed processes have left under such names are deleted before.
 
     Raises:
+        ValueError: the path is that of a device, such as /dev/null.
         OSError: the disk is full, or the like.
     """
+    if (path.is_char_device() or path.is_block_device()) and not path.is_symlink():
+        raise ValueError(f"{path}: it is a device, which no file may replace")
     if beside is None:
+        _delete_unfinished(path)
         beside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
-    check = write_new_file(beside, write)
-    try:
+    with _new_file(beside) as file:
+        check = _write_whole(file, write)
         os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
     return check
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """Create a file that is locked as long as this process writes it; remove it after an error."""
+    while True:
+        file = path.open("xb")
+        if not _is_taken(file):
+            break
+        file.close()
+        path.unlink(missing_ok=True)
+    try:
+        with file:
+            yield file
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _is_taken(file: BinaryIO) -> bool:
+    """Lock a new file; return whether another process has taken it for one of the dead before."""
+    try:
+        try_lock(file.fileno())
+    except BlockingIOError:
+        return True
+    return not os.fstat(file.fileno()).st_nlink
+
+
+def _write_whole(file: BinaryIO, write: Callable[[CheckedWriter], object]) -> FileCheck:
+    writer = CheckedWriter(file)
+    write(writer)
+    file.flush()
+    os.fsync(file.fileno())
+    return writer.check
+
+
+def _delete_unfinished(path: Path) -> None:
+    """Delete what killed processes have left of files for this path: they hold no lock any more."""
+    names = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.new")
+    with suppress(OSError):
+        for name in filter(names.fullmatch, os.listdir(path.parent)):
+            unfinished = path.with_name(name)
+            with suppress(OSError, ValueError), open_plain_file(unfinished) as file:
+                if try_lock(file.fileno()):
+                    unfinished.unlink()
 
 
 def make_folders(folder: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from parllel import Array, ArrayDict
-from parllel.tree import new_save, open_tree, part_files, save_tree
+from parllel.tree import file_locks, open_tree, part_files, save_tree
 from parllel.tree.new_save import NewSave
 from parllel.tree.saved_json import from_data, to_data
 
@@ -121,6 +121,19 @@ def test_only_files_of_known_saves_are_deleted(tmp_path: Path) -> None:
     assert len(names_in(tmp_path)) == len(names) + 3
 
 
+@pytest.mark.parametrize(
+    "name",
+    [f"000-leaf0.rows.{10**15 - 1}.npy", f"tree.{10**15 - 1}.unfinished", "tree.2.new"],
+)
+def test_files_of_others_with_numbers_stop_no_save(tmp_path: Path, name: str) -> None:
+    save(tmp_path, 1)
+    (tmp_path / name).mkdir()
+    for value in (2, 3):
+        save(tmp_path, value)
+        assert value_in(tmp_path) == value
+    assert len(names_in(tmp_path)) == 4
+
+
 def test_links_are_never_written_through(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     folder = tmp_path / "folder"
@@ -217,7 +230,7 @@ def refuse_locks(*arguments: object) -> None:
 def test_without_locks_savers_do_each_other_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(new_save.fcntl, "flock", refuse_locks)
+    monkeypatch.setattr(file_locks.fcntl, "flock", refuse_locks)
     save(tmp_path, 1)
     with NewSave(tmp_path, ["000-x.rows.{save}.npy"]) as first:
         (tmp_path / first.names[0]).write_bytes(b"mine")

@@ -1,13 +1,16 @@
 """Files that are whole or not there, whatever happens to the process that writes them."""
 
 import os
+import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from parllel.tree import whole_files
 from parllel.tree.whole_files import (
     CheckedWriter,
     check_of,
@@ -38,6 +41,72 @@ def test_a_file_is_replaced_and_checked(tmp_path: Path) -> None:
         with open_plain_file(path) as file:
             assert check_of(file, chunk_nbytes=2) == check
         assert check.nbytes == len(text)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_deleted_by_the_next_one_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model.pt"
+    (tmp_path / "mine.new").write_text("mine")
+    (tmp_path / f"other.pt.{'0' * 16}.new").write_text("another's")
+    (tmp_path / f"model.pt.{'1' * 16}.new").symlink_to("mine.new")
+    kept = set(tmp_path.iterdir())
+    reader, writer = os.pipe()
+
+    def write_and_hang(file: CheckedWriter) -> None:
+        file.write(b"half")
+        file.flush()
+        os.write(writer, b".")
+        time.sleep(60)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            replace_file(path, write_and_hang)
+        finally:
+            os._exit(1)
+    os.read(reader, 1)
+    replace_file(path, write_text("new"))  # while the other one is being written
+    unfinished = set(tmp_path.iterdir()) - kept - {path}
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for descriptor in (reader, writer):
+        os.close(descriptor)
+    assert [each.read_text() for each in unfinished] == ["half"]
+    replace_file(path, write_text("newer"))
+    assert path.read_text() == "newer"
+    assert set(tmp_path.iterdir()) == kept | {path}
+
+
+def test_a_file_that_is_taken_for_one_of_the_dead_before_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process looks for such files at the worst moments: it has the lock, or had it."""
+    real, lives = whole_files.try_lock, ["locked", "deleted"]
+
+    def try_lock(descriptor: int) -> bool:
+        if lives and lives.pop(0) == "locked":
+            raise BlockingIOError
+        if lives or not done:
+            done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+            os.unlink(done[-1])
+        return real(descriptor)
+
+    done: list[str] = []
+    monkeypatch.setattr(whole_files, "try_lock", try_lock)
+    replace_file(tmp_path / "model.pt", write_text("new"))
+    assert len(done) == 1
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("model.pt", "new")]
+
+
+def test_a_device_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "null"
+    path.write_text("device")  # only a superuser makes devices
+    monkeypatch.setattr(Path, "is_char_device", lambda each: each == path)
+    with pytest.raises(ValueError, match=r"null: it is a device, which no file may replace"):
+        replace_file(path, write_text("x"))
+    assert path.read_text() == "device"
     assert list(tmp_path.iterdir()) == [path]
 
 
