@@ -87,6 +87,19 @@ def test_a_file_of_more_than_the_model_has_changes_nothing(tmp_path: Path) -> No
     assert_refused(make_agent(1), tmp_path / "agent.pt", message)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (Tensor.to_sparse, r"last\.weight is .*\(3, 4\), sparse_coo, expected float32 of shape"),
+        (lambda value: value.to("meta"), r"last\.weight is .*, without values, expected float32"),
+    ],
+)
+def test_tensors_of_other_forms_change_nothing(change: Any, message: str, tmp_path: Path) -> None:
+    state = make_agent(1).model.state_dict()
+    torch.save({**state, "last.weight": change(state["last.weight"])}, tmp_path / "agent.pt")
+    assert_refused(make_agent(), tmp_path / "agent.pt", message)
+
+
 def test_what_is_no_file_of_parameters_is_refused(tmp_path: Path) -> None:
     agent, path = make_agent(), tmp_path / "other.pt"
     torch.save([1, 2], path)

@@ -87,10 +87,13 @@ def _plain(name: str) -> str:
 
 
 def _look(value: object) -> str | None:
-    """Return dtype and shape of a tensor; None for what takes any, such as a lazy parameter."""
+    """Return dtype and form of a tensor; None for what takes any, such as a lazy parameter."""
     if not isinstance(value, torch.Tensor) or is_lazy(value):
         return None
-    return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    form = f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    if value.layout is not torch.strided:
+        form += f", {str(value.layout).removeprefix('torch.')}"
+    return f"{form}, without values" if value.is_meta else form
 
 
 def _read(path: Path) -> Mapping[str, Any]:
