@@ -4,6 +4,7 @@ The device is simulated unless `--cuda=real` asks for a GPU. `make test` is the 
 with the marker `long` are for `make test-long`.
 """
 
+import gc
 import os
 import tempfile
 import zlib
@@ -120,6 +121,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and items to themselves: `gc.collect()` in a test needn't go through them."""
+    gc.collect()
+    gc.freeze()
 
 
 def why_left_out(item: pytest.Function, config: pytest.Config) -> str | None:
