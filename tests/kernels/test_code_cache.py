@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,16 @@ import pytest
 from parllel.kernels.targets import find_cpu_kernels
 
 KERNELS = Path(__file__).parents[2] / "kernels"
+COMPILE_TWO = """
+from parllel.kernels import normalize, priorities
+normalize._ON_CPU.compiled, priorities.WEIGH_ON_CPU.compiled
+"""
+# It takes the kernel that is compiled fastest.
 REPORT_CACHE = """
 import sys
-from parllel.kernels import normalize
+from parllel.kernels import priorities
 assert "numba" not in sys.modules
-stats = normalize._ON_CPU.compiled.stats
+stats = priorities.WEIGH_ON_CPU.compiled.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), stats.cache_path)
 """
 COMPILE_ALL = """
@@ -64,6 +70,23 @@ def report_cache(package: Path, **environment: str) -> tuple[int, int, str]:
     return int(hits), int(misses), folder
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A package with two compiled kernels, to be read or copied, and what its compiler told."""
+    package = copy_of_package(tmp_path_factory.mktemp("compiled"))
+    stdout, stderr = run_in(package, COMPILE_TWO)
+    assert stdout == ""
+    return package, stderr
+
+
+@pytest.fixture
+def copied(compiled: tuple[Path, str], tmp_path: Path) -> Path:
+    """A package of the test's own whose kernels, as `REPORT_CACHE` asks for them, are compiled."""
+    package = tmp_path / "parllel"
+    shutil.copytree(compiled[0], package)
+    return package
+
+
 def test_rows_are_computed_in_vectors(tmp_path: Path) -> None:
     """In a package of its own: Numba cannot show code that came from the cache."""
     code, _ = run_in(copy_of_package(tmp_path), PRINT_CODE)
@@ -71,21 +94,23 @@ def test_rows_are_computed_in_vectors(tmp_path: Path) -> None:
     assert "fpext" not in code, "a float32 is widened to float64"
 
 
-def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
-    package = copy_of_package(tmp_path)
+def test_compiling_is_told_once_and_loading_never(compiled: tuple[Path, str]) -> None:
+    package, stderr = compiled
+    [line] = stderr.splitlines()
     folder = str(package / "kernels" / "__pycache__")
-    assert report_cache(package) == (0, 1, folder)
-    assert report_cache(package) == (1, 0, folder)
+    assert folder in line
+    assert "python -m parllel compile" in line
+    stdout, stderr = run_in(package, REPORT_CACHE)
+    assert stdout.split() == ["1", "0", folder]  # a second process compiles nothing
+    assert stderr == ""
 
 
 @pytest.mark.parametrize("name", ["targets.py", "moment_layout.py"])
-def test_the_cache_notices_an_edit_of_another_module(name: str, tmp_path: Path) -> None:
+def test_the_cache_notices_an_edit_of_another_module(name: str, copied: Path) -> None:
     """A constant is compiled in, wherever it comes from."""
-    package = copy_of_package(tmp_path)
-    report_cache(package)
-    with (package / "kernels" / name).open("a") as module:
+    with (copied / "kernels" / name).open("a") as module:
         module.write("\n# another line\n")
-    hits, misses, _ = report_cache(package)
+    hits, misses, _ = report_cache(copied)
     assert (hits, misses) == (0, 1)
 
 
@@ -110,34 +135,49 @@ def test_no_place_for_the_cache_is_no_error(tmp_path: Path) -> None:
 
 
 def cached(package: Path, suffix: str) -> Path:
-    [path] = (package / "kernels" / "__pycache__").glob(f"*.{suffix}")
+    [path] = (package / "kernels" / "__pycache__").glob(f"priorities.weigh_*.{suffix}")
     return path
 
 
-@pytest.mark.parametrize("suffix", [pytest.param("nbi", marks=pytest.mark.long), "nbc"])
-def test_a_damaged_file_is_compiled_again_and_mended(suffix: str, tmp_path: Path) -> None:
-    """Empty, cut off, or with one bit flipped, which Numba itself would run as machine code."""
-    package = copy_of_package(tmp_path)
-    report_cache(package)
-    path = cached(package, suffix)
-    whole = path.read_bytes()
+def flip_a_bit(whole: bytes) -> bytes:
     flipped = bytearray(whole)
     flipped[len(whole) * 3 // 4] ^= 1
-    for damaged in (b"", whole[:20], whole[: len(whole) // 2], whole[:-1], bytes(flipped)):
-        path.write_bytes(damaged)
-        assert report_cache(package)[:2] == (0, 1)
-        assert report_cache(package)[:2] == (1, 0)
+    return bytes(flipped)
 
 
-def test_what_can_not_be_kept_is_told_and_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        ("nbc", flip_a_bit),  # which Numba itself would run as machine code
+        pytest.param("nbi", flip_a_bit, marks=pytest.mark.long),
+        *(
+            pytest.param(suffix, damage, marks=pytest.mark.long)
+            for suffix in ("nbc", "nbi")
+            for damage in (
+                lambda whole: b"",
+                lambda whole: whole[:20],
+                lambda whole: whole[: len(whole) // 2],
+                lambda whole: whole[:-1],
+            )
+        ),
+    ],
+)
+def test_a_damaged_file_is_compiled_again_and_mended(
+    suffix: str, damage: Callable[[bytes], bytes], copied: Path
+) -> None:
+    path = cached(copied, suffix)
+    path.write_bytes(damage(path.read_bytes()))
+    assert report_cache(copied)[:2] == (0, 1)
+    assert report_cache(copied)[:2] == (1, 0)
+
+
+def test_what_can_not_be_kept_is_told_and_used(copied: Path) -> None:
     """A folder in a file's place stops a write as a full disk does, and stops root as well."""
-    package = copy_of_package(tmp_path)
-    report_cache(package)
     for suffix in ("nbi", "nbc"):
-        path = cached(package, suffix)
+        path = cached(copied, suffix)
         path.unlink()
         path.mkdir()
-    stdout, stderr = run_in(package, REPORT_CACHE)
+    stdout, stderr = run_in(copied, REPORT_CACHE)
     assert stdout.split()[:2] == ["0", "1"]
     assert stderr.count("set NUMBA_CACHE_DIR") == 1
 
@@ -154,31 +194,26 @@ assert not hasattr(numba.njit(lambda: 0), "compile")
     assert run_in(package, without_prefix + program)[0].split()[:2] == ["0", "1"]
 
 
-def test_compiling_is_told_once_and_loading_never(tmp_path: Path) -> None:
+def test_a_stderr_that_takes_no_text_stops_nothing(tmp_path: Path) -> None:
+    """In a forked child each: compiling is told once."""
     program = """
-from parllel.kernels import normalize, priorities
-normalize._ON_CPU.compiled, priorities.WEIGH_ON_CPU.compiled
+import os, sys
+from parllel.kernels import priorities
+
+for stream in (None, open("/dev/full", "w"), open("/dev/null")):
+    if os.fork() == 0:
+        own, sys.stderr = sys.stderr, stream
+        stats = priorities.WEIGH_ON_CPU.compiled.stats
+        sys.stderr = own
+        sys.stdout.flush()
+        os._exit(0 if stats.cache_misses else 1)
+    print(os.wait()[1], flush=True)
 """
     package = copy_of_package(tmp_path)
-    stdout, stderr = run_in(package, program)
-    assert stdout == ""
-    [line] = stderr.splitlines()
-    assert str(package / "kernels" / "__pycache__") in line
-    assert "python -m parllel compile" in line
-    assert run_in(package, program) == ("", "")
-
-
-@pytest.mark.parametrize("stream", ["None", "open('/dev/full', 'w')", "open('/dev/null')"])
-def test_a_stderr_that_takes_no_text_stops_nothing(stream: str, tmp_path: Path) -> None:
-    program = f"""
-import sys
-own, sys.stderr = sys.stderr, {stream}
-from parllel.kernels import normalize
-normalize._ON_CPU.compiled
-sys.stderr = own
-print("compiled")
-"""
-    assert run_in(copy_of_package(tmp_path), program)[0] == "compiled\n"
+    (package / "kernels" / "__pycache__").touch()  # nothing can be kept for the next one
+    nowhere = str(package / "__init__.py")
+    places = {"XDG_CACHE_HOME": nowhere, "HOME": nowhere, "IPYTHONDIR": nowhere}
+    assert run_in(package, program, **places)[0].split() == ["0", "0", "0"]
 
 
 def test_each_twin_that_a_module_asks_for_is_found() -> None:
