@@ -58,7 +58,9 @@ def train(storage: str | None) -> tuple[list[dict[str, float]], list[Any]]:
     example = build_example(Walk, storage=storage)
     agent = CategoricalPgAgent(Model(), Categorical(4), example["observation"])
     samples = build_sample_tree(example, agent, batch_shape=(T, B), full_size=2 * T)
-    cages, eval_cages = build_cages(Walk, B, seed=1), build_cages(Walk, 2, seed=2)
+    # Not in workers where this machine is busy: the order of episodes would be another one.
+    cages = build_cages(Walk, B, n_workers="serial", seed=1)
+    eval_cages = build_cages(Walk, 2, n_workers="serial", seed=2)
     eval_tree = build_eval_tree(samples, n_envs=2)
     recorder = Recorder()
     runner = RLRunner(
