@@ -198,12 +198,16 @@ class Unclosable(Faulty):
 
 
 class Slow(Faulty):
-    """Each call takes 0.3 s."""
+    """Each call takes a while, in seconds."""
+
+    def __init__(self, call_s: float = 0.2, **options: Any) -> None:
+        super().__init__(**options)
+        self._call_s = call_s
 
     def reset(self, **options: Any) -> Any:
-        time.sleep(0.3)
+        time.sleep(self._call_s)
         return super().reset(**options)
 
     def step(self, action: Any) -> Any:
-        time.sleep(0.3)
+        time.sleep(self._call_s)
         return super().step(action)

@@ -154,11 +154,11 @@ def test_an_exception_that_is_no_exception_names_its_environment() -> None:
 
 def test_times_of_slow_environments_do_not_add_up_to_silence() -> None:
     kwargs = {"length": 1}
-    with ProcessCage(Slow, kwargs, n_envs=3, timeout_s=0.6) as cage:  # 0.9 s a reset, 1.8 s a step
-        reset(cage)
+    with ProcessCage(Slow, kwargs, n_envs=3, seed=0, timeout_s=0.5) as cage:
+        reset(cage)  # which takes 0.6 s, and a step 1.2 s
         observation, *_ = step(cage, ACTIONS)
         np.testing.assert_array_equal(observation[:, 1], 0)
-        reset(cage, max_random_steps=3)
+        reset(cage, max_random_steps=1)  # with this seed it is 1 in each
 
 
 def test_a_worker_that_falls_silent_after_progress_is_given_up_in_time() -> None:
@@ -201,13 +201,12 @@ import numpy as np
 from faulty_envs import Slow
 from parllel.cages import ProcessCage
 
-with ProcessCage(Slow, timeout_s=1) as cage:
+with ProcessCage(Slow, {"call_s": 0.6}, timeout_s=1) as cage:
     cage.reset_async()
     cage.await_step()
+    cage.step_async(0)
     print(cage._worker.process, flush=True)
-    for _ in range(8):
-        cage.step_async(0)
-        cage.await_step()
+    cage.await_step()
 """
 
 
@@ -218,12 +217,13 @@ def test_a_job_that_was_suspended_goes_on() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as program:
         assert program.stdout is not None
         processes = [int(program.stdout.readline()), program.pid]
-        time.sleep(0.1)
-        for number in (signal.SIGSTOP, signal.SIGCONT):
-            for process in reversed(processes):  # the worker is the last one to go on
-                os.kill(process, number)
-                time.sleep(0.1)
-            time.sleep(2)
+        time.sleep(0.3)  # the program has seen that the step began, and sees nothing new now
+        for process in reversed(processes):
+            os.kill(process, signal.SIGSTOP)
+        time.sleep(1.2)  # more than timeout_s
+        for process in reversed(processes):  # the worker is the last one to go on
+            os.kill(process, signal.SIGCONT)
+            time.sleep(0.1)
         assert program.wait(TIMEOUT_S) == 0
 
 
@@ -1094,7 +1094,7 @@ def report(*cages):
     print(*workers, stat.rpartition(")")[2].split()[1], flush=True)
     sys.stdin.readline()  # until the test has looked at the processes
 
-cages = [ProcessCage(Faulty, {"fault": "hang", "at": 1}, n_envs=2, timeout_s=2) for _ in range(2)]
+cages = [ProcessCage(Faulty, {"fault": "hang", "at": 1}, n_envs=2, timeout_s=1) for _ in range(2)]
 for cage in cages:
     cage.reset_async()
 for cage in cages:
