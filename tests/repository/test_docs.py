@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -180,19 +181,29 @@ def test_the_notebook_was_executed_in_order_and_names_no_machine() -> None:
 # README's code
 
 
-def readme_blocks() -> list[object]:
-    code = [body for language, body in FENCE.findall(README.read_text()) if language == "python"]
-    marks = [[needs("ale_py")] if "import AtariVectorEnv" in block else [] for block in code]
-    return [
-        pytest.param(block, marks=mark, id=f"block {number}")
-        for number, (block, mark) in enumerate(zip(code, marks, strict=True))
-    ]
+def readme_blocks() -> list[str]:
+    return [body for language, body in FENCE.findall(README.read_text()) if language == "python"]
 
 
-@pytest.mark.parametrize("block", readme_blocks())
-def test_the_python_code_of_the_readme_runs(block: str, tmp_path: Path) -> None:
-    (tmp_path / "example.py").write_text(block)
-    command = [sys.executable, "example.py"]
+def runs_of_blocks() -> list[object]:
+    """All in one process, which imports torch once; and in the long run each by itself."""
+    has_games = find_spec("ale_py") is not None
+    runs, together = [], []
+    for number, block in enumerate(readme_blocks()):
+        if has_games or "import AtariVectorEnv" not in block:
+            together.append(number)
+            runs.append(pytest.param([number], marks=pytest.mark.long, id=f"block {number}"))
+        else:
+            runs.append(pytest.param([number], marks=needs("ale_py"), id=f"block {number}"))
+    return [pytest.param(together, id="together"), *runs]
+
+
+@pytest.mark.parametrize("numbers", runs_of_blocks())
+def test_the_python_code_of_the_readme_runs(numbers: list[int], tmp_path: Path) -> None:
+    for number in numbers:
+        (tmp_path / f"block_{number}.py").write_text(readme_blocks()[number])
+    runs = [f"runpy.run_path('block_{number}.py', run_name='__main__')" for number in numbers]
+    command = [sys.executable, "-c", "\n".join(["import runpy", *runs])]
     run = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, timeout=TIMEOUT_S, check=False
     )
@@ -202,8 +213,7 @@ def test_the_python_code_of_the_readme_runs(block: str, tmp_path: Path) -> None:
 @pytest.mark.long  # mypy reads all of torch and gymnasium
 @needs("mypy")
 def test_the_python_code_of_the_readme_is_typed_in_a_project_that_is_strict(tmp_path: Path) -> None:
-    code = [body for language, body in FENCE.findall(README.read_text()) if language == "python"]
-    for number, block in enumerate(code):
+    for number, block in enumerate(readme_blocks()):
         (tmp_path / f"program_{number}.py").write_text(block)
     command = [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports"]
     command += ["--follow-imports=silent", "--cache-dir", str(ROOT / ".mypy_cache"), "."]
