@@ -16,9 +16,9 @@ from gymnasium.vector import SyncVectorEnv
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from misfit_envs import Misfit, Returns, Shown, Still
 from numpy.testing import assert_array_equal
 
+from misfit_envs import Misfit, Returns, Shown, Still
 from parllel import Array, FrameArray
 from parllel.cages import MisfitError, ProcessCage, SerialCage, VectorCage, WorkerError
 from parllel.cages.fitting import fit, put_batch, put_column

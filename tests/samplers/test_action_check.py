@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from misfit_envs import Shown, Still
 
+from misfit_envs import Shown, Still
 from parllel import Array, ArrayDict
 from parllel.cages import SerialCage
 from parllel.patterns import build_example, build_sample_tree

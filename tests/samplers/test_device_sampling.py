@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
-from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from parllel import Array, ArrayDict, cuda
@@ -23,10 +22,11 @@ from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler, Samp
 from parllel.samplers.staging import Staging
 from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.simulated_cuda import simulated_cuda
-from parllel.testing.toy_envs import Clock, Echo, Walk
+from parllel.testing.toy_envs import Clock, Walk
 from parllel.tree import dict_map
 from parllel.tree.leaves import as_tensor
 from schedules import each_schedule
+from tree_envs import make_echo
 
 T, B = 5, 4  # odd: a batch ends in the staged step that a reset writes
 on_a_device = pytest.mark.usefixtures("cuda_device")
@@ -83,16 +83,8 @@ class QueueingActor(QueueingAgent):
         return action, agent_info
 
 
-SPACE = spaces.Dict(
-    {
-        "move": spaces.Tuple((spaces.Discrete(5), spaces.Box(-1, 1, (2,)))),
-        "talk": spaces.MultiBinary(3),
-    }
-)
-
-
 class TreeAgent:
-    """Draw actions of `SPACE`, and value an observation by what it contains."""
+    """Draw actions of `tree_envs.SPACE`, and value an observation by what it contains."""
 
     def __init__(self) -> None:
         self._rng = np.random.default_rng(0)
@@ -107,10 +99,6 @@ class TreeAgent:
     def value(self, observation: Any) -> Tensor:
         rows = dict_map(as_tensor, observation)
         return rows["move"]["0"] + rows["talk"].sum(dim=1)
-
-
-def make_echo() -> gym.Env:
-    return TimeLimit(Echo(SPACE), 3)
 
 
 def make_tree(make_env: Callable[..., gym.Env], agent: Any, n_envs: int = B) -> ArrayDict:

@@ -4,11 +4,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.testing import assert_array_equal
 
@@ -18,6 +16,7 @@ from parllel.patterns import build_sample_tree, example_of
 from parllel.replays import Minibatches, ReplayBuffer
 from parllel.samplers import BasicSampler
 from parllel.tree import open_tree, path_text, save_tree
+from tree_envs import Dotted
 
 T, B = 6, 2
 N_ROWS = 5000  # so many that rows in host memory are gathered all leaves at once
@@ -95,33 +94,6 @@ def test_minibatches_have_both() -> None:
     (minibatch,) = Minibatches(1, np.random.default_rng(0)).of(make_tree())
     assert_array_equal(minibatch["a"]["b"], -minibatch["a.b"])
     assert sorted(minibatch["a.b"].tolist()) == list(range(T * B))
-
-
-class Dotted(gym.Env[Any, Any]):
-    """Shows its step as "a.b" and the negative one as a -> b; takes actions of such a space."""
-
-    action_space = spaces.Dict(
-        {"a.b": spaces.Discrete(3), "a": spaces.Dict({"b": spaces.Box(-1, 1, (2,), np.float32)})}
-    )
-    observation_space = spaces.Dict(
-        {
-            "a.b": spaces.Box(-99, 99, (), np.float32),
-            "a": spaces.Dict({"b": spaces.Box(-99, 99, (), np.float32)}),
-        }
-    )
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
-        self.n_steps = 0
-        return self._show(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.n_steps += 1
-        reward = float(action["a.b"] + 10 * action["a"]["b"].sum())
-        info = {"a.b": self.n_steps, "a": {"b": -self.n_steps}}
-        return self._show(), reward, False, self.n_steps == 4, info
-
-    def _show(self) -> Any:
-        return {"a.b": np.float32(self.n_steps), "a": {"b": np.float32(-self.n_steps)}}
 
 
 class Constant:

@@ -8,7 +8,6 @@ import html
 import multiprocessing as mp
 import os
 import pickle
-import warnings
 from collections.abc import MutableMapping
 from operator import setitem
 from typing import Any
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from optional import needs
 from parllel import Array, ArrayDict, dict_map
 from parllel.arrays import ArraySpec
 from parllel.testing.contracts.tree_case import leaves, numbered
@@ -291,35 +289,6 @@ def test_to_torch_shares_memory() -> None:
 def test_a_tree_of_tensors_moves_and_casts() -> None:
     tree = make_tree().to_torch().to(device="cpu", dtype=torch.float64)
     assert set(leaves(tree.dtype).values()) == {torch.float64}
-
-
-def check_jax_leaves() -> None:
-    """Use a tree of JAX arrays."""
-    import jax
-
-    warnings.simplefilter("error")
-    tree = ArrayDict({"x": jax.numpy.arange(6.0).reshape(3, 2), "y": {"z": jax.numpy.ones(3)}})
-    np.testing.assert_array_equal(tree[1]["x"], [2, 3])
-    assert leaves(tree.sum()) == {"x": 15, "y.z": 3}
-    assert leaves(tree.apply(jax.numpy.max)) == {"x": 5, "y.z": 1}
-    assert type(tree.to_ndarray()["x"]) is np.ndarray
-    tensors = tree.to_torch()
-    np.testing.assert_array_equal(tensors["x"], np.arange(6.0).reshape(3, 2))
-    assert tensors["x"].data_ptr() == tree["x"].unsafe_buffer_pointer()
-    samples = ArrayDict({"x": Array((3, 2), np.float32), "y": {"z": Array((3,), np.float32)}})
-    samples[...] = tree
-    assert_same(samples, tree)
-    with pytest.raises(TypeError, match=r"^x: JAX arrays are immutable"):
-        tree[0] = 1
-
-
-@needs("jax")
-def test_jax_arrays_are_leaves() -> None:
-    # In a process of its own: once JAX is loaded, it warns of every fork, also in other tests.
-    child = mp.get_context("spawn").Process(target=check_jax_leaves)
-    child.start()
-    child.join(60)
-    assert child.exitcode == 0
 
 
 # Arrays as leaves
