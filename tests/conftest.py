@@ -2,7 +2,12 @@
 
 The device is simulated unless `--cuda=real` asks for a GPU. `make test` is the short run; tests
 with the marker `long` are for `make test-long`.
+
+torch and Hypothesis are imported where they are needed: the process that hands out tests does
+without them, and the others start only after its own start.
 """
+
+from __future__ import annotations
 
 import gc
 import os
@@ -10,14 +15,15 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-import profiles
 from parllel import cuda
-from parllel.testing.simulated_cuda import simulated_cuda
 from schedules import marks_of
+
+if TYPE_CHECKING:
+    import torch
 
 LEFT_OUT = pytest.StashKey[Counter[str]]()
 
@@ -45,8 +51,6 @@ def pytest_configure(config: pytest.Config) -> None:
         "simulation(reason): needs simulated CUDA; left out with --cuda=real",
     ):
         config.addinivalue_line("markers", marker)
-    if not config.getoption("--hypothesis-profile"):
-        profiles.load("long" if config.getoption("long") else "short")
     if config.getoption("cuda") == "simulated":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # so that a GPU changes nothing here
         if "CUPY_CACHE_DIR" not in os.environ:  # CuPy makes a folder when it is imported
@@ -57,14 +61,35 @@ def pytest_configure(config: pytest.Config) -> None:
         reason = why_no_gpu()
         if reason is not None:
             raise pytest.UsageError(f"--cuda=real: {reason}")
+    if not hands_out_tests(config):
+        prepare_libraries(config)
+
+
+def hands_out_tests(config: pytest.Config) -> bool:
+    """Tell whether this process runs no test: `-n` starts others for that."""
+    return bool(getattr(config.option, "numprocesses", 0)) and not hasattr(config, "workerinput")
+
+
+def prepare_libraries(config: pytest.Config) -> None:
+    import torch
+
+    import profiles
+
+    torch.set_num_threads(1)  # several would wait for each other where tests run beside tests
+    if not config.getoption("--hypothesis-profile"):
+        profiles.load("long" if config.getoption("long") else "short")
 
 
 def why_no_gpu() -> str | None:
     """Say why the tests can't run on a GPU; None where they can."""
     reason = cuda.why_unavailable()
-    if reason is None and not torch.cuda.is_available():
-        reason = "torch sees no CUDA device (its build may be for CPUs); make -B venv gets another"
-    return reason
+    if reason is not None:
+        return reason
+    import torch
+
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device (its build may be for CPUs); make -B venv gets another"
+    return None
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -91,6 +116,8 @@ def cuda_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         yield device_of_torch()
         cuda.synchronize()  # an error of the device belongs to the test that caused it
     else:
+        from parllel.testing.simulated_cuda import simulated_cuda
+
         seed = zlib.crc32(request.node.nodeid.encode())  # another random order for each test
         with simulated_cuda(request.param, seed):
             yield device_of_torch()
@@ -124,7 +151,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
 
 
 def pytest_collection_finish() -> None:
-    """Leave modules and items to themselves: `gc.collect()` in a test needn't go through them."""
+    leave_alone_what_exists()
+
+
+@pytest.fixture(scope="module")
+def quick_collections() -> None:
+    """For modules that call `gc.collect()` often: what was there before them is left alone."""
+    leave_alone_what_exists()
+
+
+def leave_alone_what_exists() -> None:
+    """Spare `gc.collect()` modules, items and Numba's types, a third of a second."""
     gc.collect()
     gc.freeze()
 

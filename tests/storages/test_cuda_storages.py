@@ -24,6 +24,7 @@ from parllel.testing.simulated_cuda import Simulation, simulated_cuda
 CUDA_KINDS = ("device", "managed", "pinned")
 HOST_KINDS = tuple(kind for kind in KINDS if kind not in CUDA_KINDS)
 each_cuda_kind = pytest.mark.parametrize("kind", CUDA_KINDS)
+pytestmark = pytest.mark.usefixtures("quick_collections")
 
 
 class FakeError(RuntimeError):

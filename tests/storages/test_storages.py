@@ -35,8 +35,11 @@ from numpy.testing import assert_array_equal
 from parllel import Array
 from parllel.storages import Memory, allocate, host_memory
 
-# Python 3.12 and later warn of every fork beside threads; NumPy's own threads are enough for it.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* multi-threaded:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("quick_collections"),
+    # Python 3.12 and later warn of every fork beside threads; NumPy's own are enough for it.
+    pytest.mark.filterwarnings("ignore:This process .* multi-threaded:DeprecationWarning"),
+]
 
 TIMEOUT_S = 60
 METHODS = ("fork", "forkserver", "spawn")
