@@ -1,6 +1,7 @@
 """The rules of the repository: layers, sizes, names, light import, packaging. No behaviour."""
 
 import ast
+import functools
 import graphlib
 import io
 import json
@@ -94,13 +95,18 @@ def repository_files() -> list[str]:
     return listing.stdout.splitlines()
 
 
+@functools.cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 # Checkers: each returns what is wrong, as text
 
 
 def imports(source: str, module: str, *, is_package: bool) -> Iterator[str]:
     """Yield the dotted name of everything imported anywhere in the source."""
     package = module if is_package else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -212,7 +218,7 @@ def code_lines(source: str) -> set[int]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in NO_CODE:
             lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
@@ -228,7 +234,7 @@ def size_faults(source: str) -> list[str]:
     lines = code_lines(source)
     if len(lines) > MODULE_LINES:
         faults.append(f"module: {len(lines)} lines of code, at most {MODULE_LINES}")
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             n_lines = len(lines & set(range(node.lineno, node.end_lineno + 1)))
@@ -239,7 +245,7 @@ def size_faults(source: str) -> list[str]:
 
 def has_first_line(source: str) -> bool:
     """Tell whether the module's docstring begins with text on its first line."""
-    docstring = ast.get_docstring(ast.parse(source), clean=False)
+    docstring = ast.get_docstring(parsed(source), clean=False)
     return docstring is not None and docstring.partition("\n")[0].strip() != ""
 
 

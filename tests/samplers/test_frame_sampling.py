@@ -153,10 +153,17 @@ def test_taking_turns_gives_the_same_batches(kind: str, cuda_device: torch.devic
     samples.close()
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("kind", ["local", "shared", "pinned", "device"])
+@pytest.mark.parametrize(
+    ("kind", "window"),
+    [
+        # In the short run each kind, and each window once.
+        pytest.param(kind, window, marks=[pytest.mark.long] if number and kind != "shared" else [])
+        for kind in ("local", "shared", "pinned", "device")
+        for number, window in enumerate(WINDOWS)
+    ],
+)
 def test_workers_write_frames_too(
-    window: dict[str, int], kind: str, cuda_device: torch.device
+    kind: str, window: dict[str, int], cuda_device: torch.device
 ) -> None:
     make_env = functools.partial(make_film, "zero", FilmWithSound)
     dense = make_tree(make_env, ViewerOfTrees()).new_array(**window)

@@ -1,7 +1,7 @@
 """Trees with frames as the builders make them: samples and replay are those of whole stacks."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -74,10 +74,19 @@ CAGES: dict[str, tuple[Callable[[], list[Cage]], Any]] = {
     "atari, same step": (functools.partial(make_atari, AutoresetMode.SAME_STEP), "zero"),
     "a leaf of a tree": (lambda: [SerialCage(OneOfTwo, n_envs=B, seed=3)], {"image": "first"}),
 }
-NAMES = [
-    pytest.param(name, marks=[needs("ale_py")] if name.startswith("atari") else [])
-    for name in CAGES
-]
+
+
+def cases() -> Iterator[object]:
+    """Yield each name with each kind of buffer.
+
+    How rows are drawn does not ask who wrote them: by priority, Atari's are for the long run.
+    """
+    for name in CAGES:
+        is_atari = name.startswith("atari")
+        marks = [needs("ale_py")] if is_atari else []
+        yield pytest.param(name, ReplayBuffer, marks=marks)
+        marks += [pytest.mark.long] if is_atari else []
+        yield pytest.param(name, PrioritizedReplayBuffer, marks=marks)
 
 
 def transitions_of(minibatch: ArrayDict) -> dict[int, dict[str, Any]]:
@@ -114,8 +123,7 @@ def play(
     return samples, batches, drawn
 
 
-@pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedReplayBuffer])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "kind"), list(cases()))
 def test_samples_and_replay_are_those_of_whole_stacks(name: str, kind: type[ReplayBuffer]) -> None:
     make_cages, frames = CAGES[name]
     _, expected, stored = play(make_cages, kind, storage="local")
