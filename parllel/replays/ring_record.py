@@ -13,8 +13,9 @@ from parllel.arrays import Array
 from parllel.arrays.interop import side_of
 from parllel.replays.final_obs import FinalObs, spec_of
 from parllel.storages import Side, storage_for
-from parllel.tree import ArrayDict, leaves_of, path_text
-from parllel.tree.leaves import describe_leaf
+from parllel.tree import ArrayDict, dict_map, leaves_of, path_text
+from parllel.tree.leaves import as_ndarray, describe_leaf
+from parllel.tree.not_finite import refuse_not_finite
 
 # Of the table's usual size: episodes may be that short on average.
 _STEPS_PER_FINAL_OBS = 16
@@ -153,6 +154,7 @@ class RingRecord:
         Raises:
             IndexError: the batch has no such step or column.
             RuntimeError: no batch was begun.
+            ValueError: a final observation is NaN or infinite.
         """
         self._settle()
         if not self._is_writing:
@@ -163,6 +165,8 @@ class RingRecord:
                 f"final_obs: got step {t} and columns {sorted(final_obs)}, expected a step below"
                 f" {self.batch_T} of the batch, and columns below {self.batch_B}"
             )
+        for column, observation in final_obs.items():
+            _check_finite(t, column, observation)
         self._add_final_obs(t, final_obs)
 
     def _add_final_obs(self, t: int, final_obs: Mapping[int, Any]) -> None:
@@ -183,6 +187,8 @@ class RingRecord:
 
         Raises:
             RuntimeError: no batch was begun, or the tree's window is not where it has to lie.
+            ValueError: in host memory, a reward or an observation is NaN or infinite. The batch is
+                not taken.
         """
         row, expected = self.samples["reward"].window_begin, self._stop % self.full_size
         if row != expected or not self._is_writing:
@@ -190,11 +196,18 @@ class RingRecord:
                 f"replay: the batch lies at row {row} of the ring, expected row {expected}: call"
                 " begin_batch, then rotate the tree once, write it, and call end_batch; or restart"
             )
+        refuse_not_finite(self._written())
         self._settle()
         self.final_obs.end()
         self._is_writing = False
         self._stop += self.batch_T
         self._change_steps(self._stop - self.batch_T - self.n_steps + 1, self._stop)
+
+    def _written(self) -> ArrayDict:
+        """Return the rows that transitions of the batch read: the observation behind it too."""
+        rows = {name: self.samples[name] for name in ("reward", "valid") if name in self.samples}
+        observation = self.samples["observation"]
+        return ArrayDict({"observation": dict_map(_with_next, observation), **rows})
 
     def _settle(self) -> None:
         """Wait until no thread draws, before the buffer changes or is read as a whole."""
@@ -265,6 +278,22 @@ class RingRecord:
             after = after.apply(lambda leaf: leaf.full[row + 1]).to_ndarray()
             self._add_final_obs(0, {int(each): after[each]["observation"] for each in columns})
             self.samples["truncated"].full[row, columns] = True
+
+
+def _with_next(leaf: Array) -> Array:
+    return leaf[: len(leaf) + 1]
+
+
+def _check_finite(t: int, column: int, observation: Any) -> None:
+    """Refuse a final observation, a value of an environment, with a NaN or an infinity."""
+    for path, leaf in leaves_of(observation):
+        values = as_ndarray(leaf)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(
+                f"batch: {path_text(('observation', *path))} is not finite behind row t = {t} of"
+                f" environment {column}, where its episode was truncated; find out why the"
+                " environment gave it"
+            )
 
 
 def _check_tree(samples: ArrayDict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from parllel.metrics import MetricsSink
 from parllel.samplers import BasicSampler, EvalSampler
 from parllel.transforms import Transform
 from parllel.tree import ArrayDict
+from parllel.tree.not_finite import find_not_finite, refuse_not_finite
 
 
 class Algorithm(Protocol):
@@ -28,7 +30,7 @@ class Algorithm(Protocol):
     """
 
     def optimize(self, batch: ArrayDict) -> Mapping[str, float]:
-        """Learn from one batch; return the numbers to log."""
+        """Learn from one batch; return the numbers to log, all of them finite."""
 
 
 class SavedAgent(Protocol):
@@ -155,7 +157,13 @@ class RLRunner:
         self._learn_s = 0.0
 
     def run(self) -> RunSummary:
-        """Train to the end. The metrics are open afterwards, also after an exception."""
+        """Train to the end. The metrics are open afterwards, also after an exception.
+
+        Raises:
+            ValueError: after the transforms, a reward or an observation in host memory is NaN or
+                infinite, or a number that the algorithm returned is. The message names the first
+                such leaf of the batch, its row and its environment.
+        """
         for number in range(1, self._n_batches + 1):
             batch = self._sample()
             learned = self._learn(batch)
@@ -180,7 +188,9 @@ class RLRunner:
         start = _work_seconds()
         for transform in self._transforms:
             batch = transform(batch)
+        refuse_not_finite(batch)
         learned = self._algorithm.optimize(batch)
+        _check_learned(learned, batch)
         self._learn_s += _work_seconds() - start
         return learned
 
@@ -210,6 +220,18 @@ class RLRunner:
             n_episodes=self._n_episodes,
             sample_s=self._sample_s,
             learn_s=self._learn_s,
+        )
+
+
+def _check_learned(learned: Mapping[str, float], batch: ArrayDict) -> None:
+    """Raise ValueError if a number of the algorithm is NaN or infinite."""
+    bad = {name: number for name, number in learned.items() if not math.isfinite(number)}
+    if bad:
+        found = find_not_finite(batch)
+        cause = f"as {found}" if found else "and all of this batch is finite: look at the model"
+        raise ValueError(
+            f"algorithm: got {bad} of optimize, expected finite numbers, {cause}; one that is not"
+            " known yet is left out"
         )
 
 

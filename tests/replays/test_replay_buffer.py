@@ -705,3 +705,63 @@ def test_a_sampler_feeds_a_buffer_of_frames(cuda_device: torch.device) -> None:
             if len(replay) >= 2 * 3:
                 check_stacks(replay.sample(200))
         sampler.close()
+
+
+class TestNotFinite:
+    """A batch with a NaN or an infinity is refused before it can be drawn."""
+
+    T, B = 4, 2
+
+    def make(self, *, valid: bool = False) -> tuple[ArrayDict, ReplayBuffer]:
+        shape, full = (self.T, self.B), {"full_size": 2 * self.T}
+        samples = ArrayDict(
+            {
+                "observation": {"x": Array(shape, np.float32, padding=1, **full)},
+                "reward": Array(shape, np.float32, **full),
+                "terminated": Array(shape, bool, **full),
+                "truncated": Array(shape, bool, **full),
+            }
+        )
+        if valid:
+            samples["valid"] = Array(shape, bool, **full)
+            samples["valid"][...] = True
+        replay = ReplayBuffer(samples, rng=np.random.default_rng(0))
+        replay.restart()
+        replay.begin_batch()
+        samples.rotate()
+        if valid:
+            samples["valid"][...] = True
+        return samples, replay
+
+    @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("row", [0, 3, 4])
+    @pytest.mark.parametrize("valid", [False, True])
+    def test_in_any_row_that_a_transition_reads(self, number: Any, row: int, valid: bool) -> None:
+        samples, replay = self.make(valid=valid)
+        samples["observation"]["x"][row, 1] = number
+        message = rf"observation\.x is {number} in row t = {row} of environment 1"
+        with pytest.raises(ValueError, match=message):
+            replay.end_batch()
+        assert len(replay) == 0
+        samples["observation"]["x"][row, 1] = 0
+        if row < self.T:
+            samples["reward"][row, 0] = number
+            with pytest.raises(ValueError, match=rf"reward is {number} in row t = {row} of env"):
+                replay.end_batch()
+            samples["reward"][row, 0] = 0
+        replay.end_batch()
+        assert len(replay) == self.T * self.B
+
+    def test_in_a_row_that_is_no_transition_it_does_not_count(self) -> None:
+        samples, replay = self.make(valid=True)
+        samples["reward"][1, 1] = np.nan
+        samples["valid"][1, 1] = False
+        replay.end_batch()
+        assert len(replay) == self.T * self.B
+
+    def test_in_a_final_observation(self) -> None:
+        _, replay = self.make()
+        final_obs = ArrayDict({"x": np.float32(np.nan)})
+        message = r"observation\.x is not finite behind row t = 2 of environment 1"
+        with pytest.raises(ValueError, match=message):
+            replay.add_final_obs(2, {1: final_obs})

@@ -495,3 +495,52 @@ def test_each_run_of_the_example_has_a_folder_of_its_own(
     assert len(files) == 2
     for file in files:
         assert len(file.read_text().splitlines()) == 2  # the header and one row
+
+
+class Spoilt(Clock):
+    """Give a number in the place of a reward, or of an observation's first one, in one step."""
+
+    def __init__(self, name: str, number: float) -> None:
+        super().__init__(length=4)
+        self._name, self._number = name, number
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *others = super().step(action)
+        if reward == 3:
+            if self._name == "reward":
+                reward = self._number
+            else:
+                observation = observation.copy()
+                observation[0] = self._number
+        return (observation, reward, *others)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("name", "row"), [("reward", 2), ("observation", 3)])
+def test_no_algorithm_learns_from_what_is_not_finite(name: str, row: int, number: float) -> None:
+    algorithm, agent = Script(), Constant()
+    samples = build_sample_tree(build_example(Clock, storage="local"), agent, batch_shape=(4, 2))
+    with SerialCage(Spoilt, {"name": name, "number": number}, n_envs=2) as cage:
+        runner = RLRunner(BasicSampler([cage], agent, samples), algorithm, Recorder(), n_steps=8)
+        with pytest.raises(ValueError, match=f"{name} is {number} in row t = {row} of environment"):
+            runner.run()
+    assert not algorithm.sums
+
+
+def test_a_transform_may_replace_what_is_not_finite() -> None:
+    algorithm, agent = Script(), Constant()
+    samples = build_sample_tree(build_example(Clock, storage="local"), agent, batch_shape=(4, 2))
+    with SerialCage(Spoilt, {"name": "reward", "number": math.inf}, n_envs=2) as cage:
+        sampler = BasicSampler([cage], agent, samples)
+        clip = ClipRewards(0, 9)
+        RLRunner(sampler, algorithm, Recorder(), n_steps=8, transforms=[clip]).run()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_number_of_the_algorithm_that_is_not_finite_ends_the_run(number: float) -> None:
+    class Diverging:
+        def optimize(self, batch: ArrayDict) -> dict[str, float]:
+            return {"rate": 0.1, "loss": number}
+
+    with pytest.raises(ValueError, match=rf"algorithm: got {{'loss': {number}}}.* is finite"):
+        run(Diverging(), n_steps=1)

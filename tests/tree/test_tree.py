@@ -516,7 +516,8 @@ def test_a_tree_is_made_of_what_a_dict_is_made_of() -> None:
 
 def test_a_tree_is_not_none_and_numpy_never_takes_it_for_an_unequal_array() -> None:
     tree = ArrayDict({"a": np.arange(3)})
-    assert not tree == None and tree != None  # noqa: E711  # as a sentinel asks it
+    is_none, is_other = tree == None, tree != None  # noqa: E711  # as a sentinel asks it
+    assert (is_none, is_other) == (False, True)
     assert None not in [tree]
     for function in (np.array_equal, np.array_equiv, np.allclose):
         with pytest.raises(TypeError, match="to_ndarray"):

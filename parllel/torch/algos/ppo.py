@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from parllel.replays import Minibatches
 from parllel.torch.agents import Evaluation
 from parllel.torch.agents.modes import in_mode
-from parllel.torch.algos.not_finite import find_not_finite, parameter_not_finite
+from parllel.torch.algos.not_finite import parameter_not_finite
 from parllel.torch.algos.policy_before import PolicyBefore
 from parllel.tree import ArrayDict, leaves_of
+from parllel.tree.not_finite import find_not_finite
 
 _NAMES = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")  # what is reported
 

@@ -1,0 +1,103 @@
+"""The first number of a batch that is NaN or infinite, for what learns from the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parllel.arrays import Array, Leaf
+from parllel.arrays.interop import side_of
+from parllel.tree.array_dict import ArrayDict, leaves_of
+from parllel.tree.leaves import as_ndarray
+from parllel.tree.path import TreePath, path_text
+from parllel.tree.row_parts import written_rows
+from parllel.tree.valid_rows import valid_rows
+
+# Causes first: a reward that is NaN makes NaN of advantages.
+_BRANCHES = ("observation", "action", "reward", "agent_info", "final_value", "return_", "advantage")
+
+
+def refuse_not_finite(batch: ArrayDict) -> None:
+    """Refuse a batch with an observation or a reward that is NaN or infinite, in host memory.
+
+    Rows that are not valid are not looked at, nor is memory of a GPU: there the loss has to tell.
+
+    Raises:
+        ValueError: the message names the first such leaf, row and environment.
+
+    Example:
+        >>> refuse_not_finite(ArrayDict({"reward": np.array([[0, np.nan]])}))
+        Traceback (most recent call last):
+        ValueError: batch: reward is nan in row t = 0 of environment 1; find out why ...
+    """
+    names = ("observation", "reward")
+    leaves = [leaf for _, leaf in _floats(batch, names) if side_of(leaf) == "host"]
+    if all(map(_is_finite, leaves)):
+        return
+    found = find_not_finite(batch, names)
+    if found is not None:
+        raise ValueError(
+            f"batch: {found}; find out why the environment gave it, or replace it before (a"
+            " transform, a wrapper)"
+        )
+
+
+def _is_finite(leaf: Leaf) -> bool:
+    rows = written_rows(leaf) if isinstance(leaf, Array) else leaf  # each frame once, not stacks
+    return all(bool(np.isfinite(as_ndarray(part)).all()) for _, part in leaves_of(rows))
+
+
+def find_not_finite(batch: ArrayDict, names: Sequence[str] = _BRANCHES) -> str | None:
+    """Return where the first NaN or infinity among a batch's valid rows is; None if there is none.
+
+    Entries of `env_info` may be NaN, and nothing learns from `final_value` but at steps that
+    truncated an episode: these are not looked at. The host waits for what is in memory of a GPU.
+
+    Example:
+        >>> batch = ArrayDict({"reward": np.array([[0, 1], [2, np.inf]])})
+        >>> find_not_finite(batch)
+        'reward is inf in row t = 1 of environment 1'
+    """
+    valid = valid_rows(batch)
+    for path, leaf in _floats(batch, names):
+        values = as_ndarray(leaf)
+        is_bad = ~np.isfinite(values)
+        is_bad &= _over(values, valid)
+        if path == ("final_value",):
+            is_bad &= _over(values, _is_bootstrapped(batch))
+        if is_bad.any():
+            first = np.unravel_index(int(is_bad.argmax()), is_bad.shape)
+            t, b, *inner = map(int, first)
+            element = f", element {tuple(inner)}" if inner else ""
+            where = f"in row t = {t} of environment {b}{element}"
+            return f"{path_text(path)} is {values[first]} {where}"
+    return None
+
+
+def _floats(batch: ArrayDict, names: Sequence[str]) -> Iterator[tuple[TreePath, Leaf]]:
+    for name in names:
+        for path, leaf in leaves_of(batch[name]) if name in batch else ():
+            dtype = leaf.dtype if isinstance(leaf, Array) else as_ndarray(leaf).dtype
+            if np.issubdtype(dtype, np.floating):
+                yield (name, *path), leaf
+
+
+def _is_bootstrapped(batch: ArrayDict) -> NDArray[np.bool_]:
+    is_bootstrapped: NDArray[np.bool_] = as_ndarray(batch["truncated"]) & ~as_ndarray(
+        batch["terminated"]
+    )
+    return is_bootstrapped
+
+
+def _over(values: NDArray[np.floating], mask: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """Return a mask of rows with axes of length 1 for what each row holds.
+
+    Rows behind those of the mask count.
+    """
+    if mask is None:
+        return np.ones((1,) * values.ndim, np.bool_)
+    n_more = len(values) - len(mask)
+    mask = np.concatenate([mask, np.ones((n_more, *mask.shape[1:]), np.bool_)])
+    return mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
