@@ -17,16 +17,20 @@ def describe() -> str:
     """
     try:
         import pynvml
+
+        is_refused, start = pynvml.NVMLError, pynvml.nvmlInit
     except ModuleNotFoundError:
         return (
             "The devices can't be described: nvidia-ml-py is not installed;"
             " `pip install 'parllel[cuda13]'` brings it (or cuda12)."
         )
-    except Exception as error:  # a broken library may raise anything
+    except KeyboardInterrupt:  # it is the user's, and not the library's
+        raise
+    except BaseException as error:  # a broken library may raise anything, or exit
         return f"The devices can't be described: nvidia-ml-py can't be imported ({error})."
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
+        start()
+    except is_refused as error:
         return f"No NVIDIA driver answers ({error}): only host storages can be used."
     try:
         lines = [_versions(pynvml)]

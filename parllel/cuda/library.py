@@ -80,7 +80,9 @@ def _why_no_cupy(path: tuple[str, ...], is_ruled_out: bool) -> str | None:
             f"CuPy can't be imported ({error}); if it names CuPy's cache of kernels, set"
             " CUPY_CACHE_DIR to a folder that can be written"
         )
-    except Exception as error:  # a broken library may raise anything
+    except KeyboardInterrupt:  # it is the user's, and not the library's
+        raise
+    except BaseException as error:  # a broken library may raise anything, or exit
         return f"CuPy can't be imported ({type(error).__name__}: {error})"
     return None
 
@@ -95,7 +97,9 @@ def _why_no_device(cupy: Library, process: int) -> str | None:
             capability = int(cupy.cuda.Device().compute_capability)
         except runtime.CUDARuntimeError as error:
             return _explain(error, runtime.driverGetVersion(), runtime.runtimeGetVersion())
-    except Exception as error:  # as in why_unavailable; CuPy loads CUDA's libraries when asked
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # as in _why_no_cupy; CuPy loads CUDA's libraries when asked
         return f"CuPy can't find out about devices ({type(error).__name__}: {error})"
     if capability < OLDEST_CAPABILITY:
         return (

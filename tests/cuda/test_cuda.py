@@ -130,6 +130,8 @@ def test_a_cupy_that_breaks_is_told_from_none(
         ("raise ImportError('x.so')", "x.so"),
         ("raise OSError(13, 'Permission denied', '/home/.cupy')", "set CUPY_CACHE_DIR"),
         ("raise AttributeError('of another NumPy')", "AttributeError: of another NumPy"),
+        ("raise SystemExit('no license')", "SystemExit: no license"),
+        ("class Panic(BaseException): ...\nraise Panic('in Rust')", "Panic: in Rust"),
     )
     for number, (line, words) in enumerate(lines):
         folder = tmp_path / str(number)
@@ -230,6 +232,17 @@ def test_without_a_driver_the_description_is_a_sentence(monkeypatch: pytest.Monk
     assert calls == []
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert "nvidia-ml-py is not installed" in cuda.describe()
+
+
+@pytest.mark.parametrize("line", ["nothing = 1", "raise SystemExit('no license')", "raise OSError"])
+def test_a_management_library_that_breaks_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, line: str
+) -> None:
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    (tmp_path / "pynvml.py").write_text(line)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "nvidia-ml-py can't be imported" in cuda.describe()
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
 
 
 def test_here_the_description_is_text() -> None:
