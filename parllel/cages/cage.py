@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from parllel.cages.env_rows import (
@@ -296,7 +297,24 @@ def execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
     except MisfitError as error:
         if error.environment is not None and error.seed is None:
             stepper.tell_of(error, error.environment)
+        if error.path[:1] == ("observation",):
+            _explain_output(error, stepper.observation_space, command.rows.observation)
         raise
+
+
+def _explain_output(error: MisfitError, space: gym.Space[Any], rows: Rows | None) -> None:
+    """Tell of an output that the environment's space does not fit, whatever the value is."""
+    try:
+        for name in error.path[1:]:
+            space = space[int(name)] if isinstance(space, spaces.Tuple) else space[name]  # type: ignore[index]
+            rows = rows[name]  # type: ignore[index]
+    except LookupError:  # the value lacks a branch
+        return
+    if isinstance(rows, np.ndarray) and rows.shape[1:] != space.shape:
+        error.way_out = (
+            f"the output has another shape than the space's {space.shape}; that of a single"
+            " environment has no axis for environments"
+        )
 
 
 def _execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:

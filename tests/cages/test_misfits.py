@@ -25,6 +25,7 @@ from parllel.cages.fitting import fit, put_batch, put_column
 from parllel.cages.stepper import seed_words, spawn_seeds
 from parllel.patterns import build_cages, build_example, build_sample_tree, example_of
 from parllel.samplers import BasicSampler
+from parllel.testing.contracts.cage_calls import reset
 from parllel.testing.toy_envs import Clock
 
 IMAGE, ICON = (60, 20, 3), (4, 4, 3)
@@ -71,7 +72,17 @@ def test_an_observation_that_does_not_fit_is_refused(wrong: dict[str, Any], n_en
     assert error.path == ("observation", name)
     seed, _ = seed_words(spawn_seeds(7, n_envs)[n_envs - 1])
     assert f"observation.{name}: environment {n_envs - 1} of this cage gave" in str(error)
+    assert "output" not in str(error)  # that is right
     assert str(seed) in str(error)
+
+
+@pytest.mark.parametrize("kind", [SerialCage, ProcessCage])
+def test_an_output_of_another_shape_than_the_space_is_told(kind: Any) -> None:
+    with kind(Shown, {"space": BATCH_SPACE, "values": [np.zeros(ICON, np.uint8)]}) as cage:
+        out = Array((1,), np.uint8, feature_shape=ICON, storage="shared")
+        with pytest.raises((MisfitError, WorkerError), match=r"output has another shape.*no axis"):
+            reset(cage, out_obs=out)  # a row for each environment, of which there is one
+        reset(cage, out_obs=out[0])
 
 
 @pytest.mark.parametrize("wrong", ["gray icon", "missing key", "None for Discrete"])
@@ -171,10 +182,6 @@ def test_a_batch_of_a_vector_environment_is_compared(value: Any) -> None:
 )
 def test_a_reset_of_another_api_is_shown(kind: str, result: Any) -> None:
     make_cage = SerialCage if kind == "serial" else ProcessCage
-
-    def reset(cage: SerialCage | ProcessCage) -> None:
-        cage.reset_async()
-        cage.await_step()
 
     with (
         make_cage(Returns, {"reset": result}) as cage,
