@@ -6,12 +6,14 @@ import numpy as np
 import numpy.typing as npt
 
 from parllel.kernels.array_checks import (
+    are_native,
     check_dtype,
     check_fraction,
     check_is_ndarray,
     check_layout,
     check_output,
     check_shape,
+    is_aligned,
     is_apart,
 )
 from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda, pointer_to
@@ -76,8 +78,10 @@ def estimate_advantage(
     outputs = (out_advantage, out_return)
     mismatch = None
     try:
-        is_written = _ON_CPU.compiled(*inputs, discount, gae_lambda, *outputs)
-    except TypeError as error:  # raised before anything runs: the entry takes its own types only
+        is_written = are_native(reward, value, final_value, *outputs) and _ON_CPU.compiled(
+            *inputs, discount, gae_lambda, *outputs
+        )
+    except (TypeError, AttributeError) as error:  # raised before anything is written
         is_written, mismatch = False, error
     if not is_written:
         _explain_refusal(inputs, outputs, discount, gae_lambda)
@@ -256,6 +260,10 @@ def estimate_batch(
         return False
     if reward.size == 0:
         return True
+    if not (is_aligned(reward) and is_aligned(value) and is_aligned(final_value)):
+        return False
+    if not (is_aligned(out_advantage) and is_aligned(out_return)):
+        return False
     if not (
         is_apart(out_advantage, out_return)
         and is_apart_from_inputs(out_advantage, reward, value, terminated, truncated, final_value)
@@ -286,7 +294,10 @@ _ON_CPU = CpuKernel(
     estimate_batch,
     f"boolean({_READ}, {_READ}, {_FLAGS}, {_FLAGS}, {_READ}, float64, float64, "
     f"{_WRITTEN}, {_WRITTEN})",
-    parts=(estimate_step, estimate_environment, estimate_rows, is_apart, is_apart_from_inputs),
+    parts=(
+        *(estimate_step, estimate_environment, estimate_rows),
+        *(is_aligned, is_apart, is_apart_from_inputs),
+    ),
     outputs_are_apart=True,
 )
 

@@ -29,6 +29,27 @@ def is_apart(array: npt.NDArray[np.generic], other: npt.NDArray[np.generic]) -> 
     return begin + array.nbytes <= other_begin or other_begin + other.nbytes <= begin
 
 
+def is_aligned(array: npt.NDArray[np.generic]) -> bool:
+    """Return whether the elements lie at multiples of their size. A twin calls it, compiled.
+
+    Numba's types do not tell it of a C-contiguous array.
+    """
+    return int(np.int64(array.ctypes.data)) % array.itemsize == 0
+
+
+def are_native(*arrays: npt.NDArray[np.generic]) -> bool:
+    """Return whether the elements are in the byte order of this machine.
+
+    To be asked before numbers are given to a twin. Numba remembers the types of arrays it has met,
+    and leaves the byte order out: others would be read as numbers of this machine, or these be
+    refused as others were. Proof: `test_another_byte_order_is_refused_whatever_came_before`.
+    """
+    for array in arrays:  # noqa: SIM110  # a generator takes longer
+        if not array.dtype.isnative:
+            return False
+    return True
+
+
 def check_is_ndarray(name: str, array: object) -> None:
     """Raise TypeError unless an argument is an array of NumPy."""
     if not isinstance(array, np.ndarray):

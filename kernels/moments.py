@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from parllel.kernels.array_checks import (
+    are_native,
     check_dtype,
     check_is_ndarray,
     check_layout,
     check_output,
+    is_aligned,
     is_apart,
 )
 from parllel.kernels.moment_layout import (
@@ -85,7 +87,9 @@ def update_moments(
         _, _, width, n_parts, n_groups = lay_out(*rows.shape)
         by = Weights.of(n_before, len(rows), epsilon)
         arrays = (rows, out_kept, *out_scratch)
-        is_written = _ON_CPU.compiled(*arrays, width, n_parts, n_groups, *by)
+        is_written = are_native(rows, out_kept, out_scratch) and _ON_CPU.compiled(
+            *arrays, width, n_parts, n_groups, *by
+        )
     except (TypeError, ValueError, AttributeError) as error:  # raised before anything is written
         is_written, mismatch = False, error
     if not is_written:
@@ -329,7 +333,7 @@ def update_checked(
     for plane in (n, mean, m2):
         if not (is_apart(rows, plane) and is_apart(kept, plane)):
             return False
-    if not is_apart(rows, kept):
+    if not (is_apart(rows, kept) and is_aligned(rows) and is_aligned(kept) and is_aligned(n)):
         return False
     parts = Parts(pointer_to(n), pointer_to(mean), pointer_to(m2))
     values, kept_at = pointer_to(rows), pointer_to(kept)
@@ -352,7 +356,7 @@ _ON_CPU = CpuKernel(
     update_checked,
     "boolean(Array(float32, 2, 'C', readonly=True), Array(float32, 3, 'C'), "
     f"{_PLANE}, {_PLANE}, {_PLANE}, int64, int64, int64, float32, float32, float32, float32)",
-    parts=(is_apart, summarize, store, measure_block, merge_lane, update_feature),
+    parts=(is_aligned, is_apart, summarize, store, measure_block, merge_lane, update_feature),
     outputs_are_apart=True,
 )
 

@@ -5,11 +5,13 @@ import numpy.typing as npt
 
 from parllel.kernels.array_checks import (
     Shaped,
+    are_native,
     check_dtype,
     check_is_ndarray,
     check_layout,
     check_output,
     check_shape,
+    is_aligned,
     is_apart,
 )
 from parllel.kernels.moment_layout import N_KEPT, OFFSET, SCALE, SHIFT
@@ -125,6 +127,8 @@ def normalize_checked(
     """Check what is left, then write; return whether the checks passed."""
     if not (low <= high and is_apart(out_values, values) and is_apart(out_values, kept)):
         return False
+    if not (is_aligned(values) and is_aligned(kept) and is_aligned(out_values)):
+        return False
     width = kept.size // N_KEPT
     read, written, kept_at = pointer_to(values), pointer_to(out_values), pointer_to(kept)
     low_32, high_32 = np.float32(low), np.float32(high)
@@ -139,7 +143,7 @@ _READ = "Array(float32, 1, 'C', readonly=True)"
 _ON_CPU = CpuKernel(
     normalize_checked,
     f"boolean({_READ}, {_READ}, float64, float64, Array(float32, 1, 'C'))",
-    parts=(is_apart, normalize_number),
+    parts=(is_aligned, is_apart, normalize_number),
     outputs_are_apart=True,
 )
 
@@ -147,7 +151,7 @@ _ON_CPU = CpuKernel(
 def _run(values: Floats, kept: Floats, low: float, high: float, out_values: Floats) -> bool:
     """Return whether the arguments passed all checks; the values are written then."""
     arrays = (values, kept, out_values)
-    if not all(array.flags.c_contiguous for array in arrays):
+    if not (are_native(*arrays) and all(array.flags.c_contiguous for array in arrays)):
         return False
     if values.shape != out_values.shape or not is_kept_for(values, kept):
         return False

@@ -310,6 +310,28 @@ def test_an_array_that_does_not_fit_is_named(
         update_moments(n_before=0, epsilon=EPSILON, **arrays)
 
 
+def test_another_byte_order_is_refused_whatever_came_before() -> None:
+    """Numba keeps types of arrays that are read-only, without their byte order."""
+    for dtype in (">f4", np.float32, ">f4", np.float32):
+        rows = zeros(4, 3).astype(dtype)
+        rows.flags.writeable = False
+        if dtype == np.float32:
+            update_moments(rows, n_before=0, epsilon=EPSILON, **arrays_for(rows))
+        else:
+            with pytest.raises(ValueError, match="rows: dtype >f4, expected float32"):
+                update_moments(rows, n_before=0, epsilon=EPSILON, **arrays_for(rows))
+
+
+@pytest.mark.parametrize("name", ["rows", "out_kept", "out_scratch"])
+def test_an_array_that_is_not_aligned_is_refused(name: str) -> None:
+    rows = zeros(4, 3)
+    arrays = {"rows": rows, **arrays_for(rows)}
+    nbytes, shape = arrays[name].nbytes, arrays[name].shape
+    arrays[name] = np.zeros(nbytes + 1, np.uint8)[1:].view(np.float32).reshape(shape)
+    with pytest.raises(ValueError, match=f"{name}: strides .* aligned"):
+        update_moments(n_before=0, epsilon=EPSILON, **arrays)
+
+
 @pytest.mark.parametrize("name", ["out_kept", "out_scratch"])
 def test_an_output_that_is_read_only_is_refused(name: str) -> None:
     rows = zeros(4, 3)

@@ -129,6 +129,29 @@ def test_an_argument_that_does_not_fit_is_named(
         normalize(**arguments)
 
 
+@pytest.mark.parametrize("name", ["values", "kept"])
+def test_another_byte_order_is_refused_whatever_came_before(name: str) -> None:
+    """Numba keeps types of arrays that are read-only, without their byte order."""
+    for dtype in (">f4", np.float32, ">f4", np.float32):
+        arrays = {"values": zeros(4, 3), "kept": zeros(6, 42, 3), "out_values": zeros(4, 3)}
+        arrays[name] = arrays[name].astype(dtype)
+        arrays[name].flags.writeable = False
+        if dtype == np.float32:
+            normalize(low=-1, high=1, **arrays)
+        else:
+            with pytest.raises(ValueError, match=f"{name}: dtype >f4, expected float32"):
+                normalize(low=-1, high=1, **arrays)
+
+
+@pytest.mark.parametrize("name", ["values", "kept", "out_values"])
+def test_an_array_that_is_not_aligned_is_refused(name: str) -> None:
+    arrays = {"values": zeros(4, 3), "kept": zeros(6, 42, 3), "out_values": zeros(4, 3)}
+    nbytes, shape = arrays[name].nbytes, arrays[name].shape
+    arrays[name] = np.zeros(nbytes + 1, np.uint8)[1:].view(np.float32).reshape(shape)
+    with pytest.raises(ValueError, match=f"{name}: strides .* aligned"):
+        normalize(low=-1, high=1, **arrays)
+
+
 def test_an_output_that_is_read_only_or_overlaps_is_refused() -> None:
     values, kept = zeros(4, 3), zeros(6, 42, 3)
     out = zeros(4, 3)
