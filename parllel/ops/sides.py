@@ -8,6 +8,7 @@ is given decide which one it is (`common_side`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -103,6 +104,20 @@ def index_arguments(index: AnyIndex) -> list[np.int64 | DeviceArray]:
     if isinstance(index, np.ndarray):
         index = cuda.to_device(np.ascontiguousarray(index, np.int64))
     return [index, np.int64(0), np.int64(0)]
+
+
+def fill_rows(rows: tuple[NDArray[np.intp], ...], number: float, *, out: AnyArray) -> None:
+    """Write a number to some rows; of CuPy's array in the caller's current stream.
+
+    In memory that both sides use, the write thus comes behind the launches that were queued.
+
+    Args:
+        rows: intp [n] for each leading axis, as `numpy.nonzero` returns them.
+        number: what is written.
+        out: the array, overwritten there.
+    """
+    with nullcontext() if isinstance(out, np.ndarray) else cuda.use_stream():
+        out[rows] = number
 
 
 def copy_to_host(values: AnyArray) -> NDArray[Any]:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from parllel.arrays import Array
 from parllel.ops.advantage import estimate_advantage
+from parllel.ops.sides import fill_rows
 from parllel.transforms.running_moments import RunningMoments
 from parllel.transforms.transform import (
     contiguous_elements,
@@ -92,8 +93,8 @@ class EstimateAdvantage:
             out_return=elements(self._return),
         )
         if valid is not None:
-            self._advantage[np.nonzero(~valid)] = 0
-            self._return[np.nonzero(~valid)] = 0
+            for output in (self._advantage, self._return):
+                fill_rows(np.nonzero(~valid), 0, out=elements(output))
         return ArrayDict({**batch, "advantage": self._advantage, "return_": self._return})
 
 
@@ -169,5 +170,5 @@ class NormalizeAdvantage:
             return batch
         normalized = self._moments.normalize(advantage)
         if valid is not None:
-            normalized[np.nonzero(~valid)] = 0
+            fill_rows(np.nonzero(~valid), 0, out=elements(normalized))
         return ArrayDict({**batch, "advantage": normalized})

@@ -14,7 +14,7 @@ import torch  # noqa: F401  # before a simulation, which gives its operations th
 from gymnasium import spaces
 from gymnasium.wrappers import FrameStackObservation
 
-from parllel import ArrayDict, FrameArray, cuda
+from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.cages import SerialCage
 from parllel.patterns import build_example, build_sample_tree
 from parllel.replays import Minibatches, Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
@@ -144,13 +144,23 @@ def minibatch(samples: ArrayDict) -> Callable[[], Any]:
     return lambda: next(minibatches)
 
 
-def minibatch_pass() -> Callable[[], Any]:
+def minibatch_pass(sampled: Callable[[], ArrayDict] = sampled) -> Callable[[], Any]:
     samples, minibatches = sampled(), Minibatches(2, np.random.default_rng(0))
     list(minibatches.of(samples))
     return lambda: list(minibatches.of(samples))
 
 
-def transform(make: Callable[[], Any]) -> Callable[[], Any]:
+def sampled_valid(*invalid: tuple[int, int]) -> ArrayDict:
+    """Return a batch that tells which rows are transitions."""
+    samples, is_valid = sampled(), np.ones((T, B), bool)
+    for row in invalid:
+        is_valid[row] = False
+    return ArrayDict({**samples, "valid": Array.from_numpy(is_valid, storage="device")})
+
+
+def transform(
+    make: Callable[[], Any], sampled: Callable[[], ArrayDict] = sampled
+) -> Callable[[], Any]:
     batch, step = EstimateAdvantage()(sampled()), make()
     step(batch)  # allocates its outputs
     return lambda: step(batch)
@@ -225,6 +235,19 @@ OPERATIONS: dict[str, Callable[[], Callable[[], Any]]] = {
     "`EstimateAdvantage`": lambda: transform(EstimateAdvantage),
     "`NormalizeAdvantage` (of up to 8,000 rows; of more: 4)": lambda: transform(NormalizeAdvantage),
     "`ClipRewards`": lambda: transform(ClipRewards),
+    "`EstimateAdvantage` of a batch with `valid`, all rows valid": lambda: transform(
+        EstimateAdvantage, sampled_valid
+    ),
+    "`NormalizeAdvantage` of a batch with `valid`, all rows valid": lambda: transform(
+        NormalizeAdvantage, sampled_valid
+    ),
+    "`EstimateAdvantage` of a batch where an episode is cut off by a row that is not valid": (
+        lambda: transform(EstimateAdvantage, lambda: sampled_valid((2, 1)))
+    ),
+    "`NormalizeAdvantage` of a batch with a row that is not valid": lambda: transform(
+        NormalizeAdvantage, lambda: sampled_valid((2, 1))
+    ),
+    "a pass of 2 minibatches over a new batch with `valid`": lambda: minibatch_pass(sampled_valid),
     "a time step of `BasicSampler` with a `FrameArray`, the agent's reading aside": lambda: Step(
         make_stacked_clock, frames="first"
     ),

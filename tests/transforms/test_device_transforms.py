@@ -85,6 +85,31 @@ def test_a_batch_on_the_device_gives_the_hosts_bits(
             assert to_host(result[name]).tobytes() == expected[name].to_ndarray().tobytes()
 
 
+def mark_invalid(batch: ArrayDict, share: float) -> ArrayDict:
+    """Return a batch of which some rows are no transitions, and hold what nothing may read."""
+    valid = np.random.default_rng(7).random(batch["reward"].shape) < share
+    batch["valid"] = batch["terminated"].new_array()
+    batch["valid"].move_window(batch["terminated"].window_begin)
+    batch["valid"][...] = valid
+    batch["reward"][np.nonzero(~valid)] = np.nan
+    batch["final_value"][np.nonzero(~valid)] = np.nan
+    return batch
+
+
+@each_kind
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.0])
+def test_rows_that_are_no_transitions_give_the_hosts_bits(
+    kind: str, share: float, simulation: Simulation
+) -> None:
+    transforms, on_host = make_transforms(), make_transforms()
+    for seed in (1, 2):
+        result = apply(transforms, mark_invalid(random_batch((12, 5), seed), share).to(kind))
+        expected = apply(on_host, mark_invalid(random_batch((12, 5), seed), share))
+        assert np.isfinite(expected["advantage"].to_ndarray()).all()
+        for name in ("advantage", "return_"):
+            assert to_host(result[name]).tobytes() == expected[name].to_ndarray().tobytes()
+
+
 @each_kind
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_batch_costs_launches_alone_and_their_number_is_known(
