@@ -60,6 +60,9 @@ def checked_write(leaf: Any, index: Any, value: Any) -> tuple[Any, Any, Any]:  #
     if found is not None:
         return found
     check_write(leaf, index, value)
+    if is_tensor(leaf) and is_tensor(value):  # of one memory, torch copies no rows that overlap
+        is_shared = leaf.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+        value = value.clone() if is_shared else value
     return leaf, index, value
 
 

@@ -258,3 +258,11 @@ def test_trees_are_not_compared() -> None:
         with pytest.raises(TypeError, match="leaf by leaf"):
             compare()
     assert {tree: 1}[tree] == 1
+
+
+def test_rows_of_a_tree_may_overlap_those_that_are_written() -> None:
+    leaves = {"numpy": np.arange(3), "torch": torch.arange(3), "array": Array.from_numpy([0, 1, 2])}
+    tree = ArrayDict(leaves)
+    tree[1:3] = tree[0:2]
+    for leaf in leaves.values():
+        np.testing.assert_array_equal(np.asarray(leaf), [0, 0, 1])
