@@ -220,6 +220,14 @@ DEVICE = DeviceEntry(
 )
 
 
+def are_aligned(
+    reward: Floats, value: Floats, final_value: Floats, out_advantage: Floats, out_return: Floats
+) -> bool:
+    """Return whether all floats lie at multiples of their size."""
+    inputs_are = is_aligned(reward) and is_aligned(value) and is_aligned(final_value)
+    return inputs_are and is_aligned(out_advantage) and is_aligned(out_return)
+
+
 def is_apart_from_inputs(
     output: Floats,
     reward: Floats,
@@ -260,12 +268,9 @@ def estimate_batch(
         return False
     if reward.size == 0:
         return True
-    if not (is_aligned(reward) and is_aligned(value) and is_aligned(final_value)):
-        return False
-    if not (is_aligned(out_advantage) and is_aligned(out_return)):
-        return False
     if not (
-        is_apart(out_advantage, out_return)
+        are_aligned(reward, value, final_value, out_advantage, out_return)
+        and is_apart(out_advantage, out_return)
         and is_apart_from_inputs(out_advantage, reward, value, terminated, truncated, final_value)
         and is_apart_from_inputs(out_return, reward, value, terminated, truncated, final_value)
     ):
@@ -296,7 +301,7 @@ _ON_CPU = CpuKernel(
     f"{_WRITTEN}, {_WRITTEN})",
     parts=(
         *(estimate_step, estimate_environment, estimate_rows),
-        *(is_aligned, is_apart, is_apart_from_inputs),
+        *(is_aligned, are_aligned, is_apart, is_apart_from_inputs),
     ),
     outputs_are_apart=True,
 )
