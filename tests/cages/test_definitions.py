@@ -276,6 +276,35 @@ def test_a_module_of_the_same_name_is_not_taken_for_another(
         assert can_be_imported("doubled") == (name == "found")
 
 
+@pytest.mark.parametrize("others", [[], ["single.py"], ["loaded.py"]])
+def test_a_module_whose_parent_can_not_be_imported_is_sent_by_its_definitions(
+    others: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "path").mkdir()
+    for name in ["own.py", *(f"path/{other}" for other in others)]:
+        (tmp_path / name).write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    module = foreign_module("single.loaded")  # as `spec_from_file_location` names one
+    module.__file__ = str(tmp_path / "own.py")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with ProcessCage(module.Plugin) as cage:
+        assert reset(cage)[1]["step"] == 3
+
+
+def test_a_module_whose_parent_was_not_imported_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "single").mkdir()
+    (tmp_path / "single" / "loaded.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = ModuleType("single.loaded")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name in ("loaded.py", "other.py"):
+        module.__file__ = str(tmp_path / "single" / name)
+        (tmp_path / "single" / name).touch()
+        assert can_be_imported(module.__name__) == (name == "loaded.py")
+
+
 @pytest.mark.parametrize("name", ["os.path", "numpy", "gymnasium.envs.registration", "faulty_envs"])
 def test_modules_on_the_path_are_sent_by_their_names(name: str) -> None:
     assert can_be_imported(name)

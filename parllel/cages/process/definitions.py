@@ -176,11 +176,10 @@ def can_be_imported(name: str) -> bool:
     if name.partition(".")[0] in sys.stdlib_module_names or (file and not file.endswith(".py")):
         return True
     parent = name.rpartition(".")[0]
-    if parent:
-        if parent not in sys.modules or file is None:  # its parent makes it
-            return True
-        if not can_be_imported(parent):
-            return False
+    if parent and file is None:  # its parent makes it
+        return True
+    if parent in sys.modules and not can_be_imported(parent):
+        return False
     try:
         spec = _find(name)
     except Exception:  # a finder of another library fails: pickle it by its name, as ever
@@ -196,11 +195,13 @@ def can_be_imported(name: str) -> bool:
 def _find(name: str) -> ModuleSpec | None:
     """Return where the import system finds a module that was not imported yet."""
     path, parent = None, name.rpartition(".")[0]
-    if parent and _file_of(parent) is not None:
+    if parent in sys.modules and _file_of(parent) is not None:
         path = sys.modules[parent].__path__
-    elif parent:  # a namespace, which a program may have extended
+    elif parent:  # a namespace, which a program may have extended, or one that was not imported
         parent_spec = _find(parent)
         path = None if parent_spec is None else parent_spec.submodule_search_locations
+        if path is None:
+            return None
     specs = (finder.find_spec(name, path, None) for finder in sys.meta_path)
     return next((spec for spec in specs if spec is not None), None)
 
