@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import importlib.util
 import multiprocessing
 import os
 import subprocess
@@ -349,6 +350,31 @@ def test_functions_of_a_script_without_a_guard_reach_processes_of_environments(
     command = [sys.executable, str(script), method]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert run.stdout == "made\n", run.stderr
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_functions_of_a_module_that_only_the_program_has_reach_processes_of_environments(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loaded.py").write_text(SCRIPT.partition("\nProcessCage(")[0])
+    spec = importlib.util.spec_from_file_location("nowhere.loaded", tmp_path / "loaded.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    ProcessCage(module.Parent, {"method": method}).close()
+
+
+def test_unpacked_names_are_not_given_to_a_module_that_was_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = foreign_module("module_without_a_file")
+    exec("def double(n): return 2 * n", vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    packed, own = pack(module.double), module.double
+    assert unpack(packed)(4) == 8
+    assert module.double is own
 
 
 def test_unpacked_names_can_be_found_in_main(monkeypatch: pytest.MonkeyPatch) -> None:

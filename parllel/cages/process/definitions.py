@@ -1,7 +1,8 @@
 """How functions, classes and handles of the program are packed for a worker, and unpacked there.
 
 What can be imported is sent by its name. Functions and classes of `__main__`, local ones, and those
-of modules that only the program can import are sent by their definitions.
+of modules that only the program can import are sent by their definitions, and found by their names
+in the other process, too.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def packing(method: str) -> Iterator[Handles]:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no annotations
-    """Notes which names of `__main__` are sent by their definitions."""
+    """Notes which names of modules are sent by their definitions."""
 
     def __init__(self, file: io.BytesIO) -> None:
         # Sockets and pipes, which cloudpickle would refuse, or send as numbers that mean nothing.
@@ -103,7 +104,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no annotati
             if reduce.__module__.partition(".")[0] == "multiprocessing"
         }
         self.dispatch_table = ChainMap(handles, cloudpickle.Pickler.dispatch_table)
-        self.named: dict[str, Any] = {}  # Any: a function or a class
+        self.named: dict[str, dict[str, Any]] = {}  # by module. Any: a function, class or file
         self.by_value: list[ModuleType] = []
         self._can_be_imported: dict[str, bool] = {}
         super().__init__(file, 5)
@@ -115,15 +116,16 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no annotati
 
     def _look_at(self, value: type | FunctionType | ModuleType) -> None:
         name = value.__name__ if isinstance(value, ModuleType) else value.__module__
-        if not isinstance(value, ModuleType) and name == "__main__":
-            own_name = value.__qualname__
-            if vars(sys.modules[name]).get(own_name) is value:
-                self.named[own_name] = value
-        elif name in sys.modules and not self._is_importable(name):
-            module = sys.modules[name]
-            if name not in cloudpickle.list_registry_pickle_by_value():
-                cloudpickle.register_pickle_by_value(module)
-                self.by_value.append(module)
+        if name not in sys.modules or (name != "__main__" and self._is_importable(name)):
+            return
+        module = sys.modules[name]
+        if name != "__main__" and name not in cloudpickle.list_registry_pickle_by_value():
+            cloudpickle.register_pickle_by_value(module)
+            self.by_value.append(module)
+        if not isinstance(value, ModuleType) and vars(module).get(value.__qualname__) is value:
+            self.named.setdefault(name, {})[value.__qualname__] = value
+            if name != "__main__":  # the file decides on whether it can be imported there
+                self.named[name]["__file__"] = _file_of(name)
 
     def _is_importable(self, name: str) -> bool:
         if name not in self._can_be_imported:
@@ -148,20 +150,36 @@ def pack(value: object) -> bytes:
 
 
 def unpack(packed: bytes) -> Any:  # Any: what was packed
-    """Return what was packed, and give `__main__` of this process the names that came with it.
+    """Return what was packed, and give modules of this process the names that came with it.
 
-    So pickle finds them by their names in this process, too. In processes that this one starts by
-    multiprocessing, it does not look for them there: they get the definitions.
+    These are `__main__`, and modules that only the sender can import: here they are made of the
+    names alone. So pickle finds them by their names in this process, too. In processes that this
+    one starts by multiprocessing, it does not look for them there: they get the definitions.
     """
     value, named = pickle.loads(packed)
-    vars(sys.modules["__main__"]).update(named)
+    for module, names in named.items():
+        if module not in sys.modules:
+            _make_module(module)
+        if module == "__main__" or sys.modules[module] is _made.get(module):
+            vars(sys.modules[module]).update(names)
     if named:
         setattr(ForkingPickler, "reducer_override", _reduce_definition)  # noqa: B010  # of a class
     return value
 
 
+_made: dict[str, ModuleType] = {}
+
+
+def _make_module(name: str) -> None:
+    """Make a module, and those above it that can't be imported, since pickle imports them, too."""
+    parent = name.rpartition(".")[0]
+    if parent and parent not in sys.modules and _find(parent) is None:
+        _make_module(parent)
+    _made[name] = sys.modules[name] = ModuleType(name)
+
+
 def _reduce_definition(_: ForkingPickler, value: Any) -> Any:  # Any: as pickle has it
-    if isinstance(value, type | FunctionType) and value.__module__ == "__main__":
+    if isinstance(value, type | FunctionType) and value.__module__ in {"__main__", *_made}:
         return unpack, (pack(value),)
     return NotImplemented
 
