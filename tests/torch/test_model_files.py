@@ -100,6 +100,22 @@ def test_tensors_of_other_forms_change_nothing(change: Any, message: str, tmp_pa
     assert_refused(make_agent(), tmp_path / "agent.pt", message)
 
 
+def test_a_buffer_that_was_expanded_changes_nothing(tmp_path: Path) -> None:
+    agents = [make_agent(seed) for seed in (0, 1)]
+    for agent in agents:
+        agent.model.register_buffer("mask", torch.ones(1).expand(4))
+    agents[0].save(tmp_path / "agent.pt")
+    assert_refused(agents[1], tmp_path / "agent.pt", "mask of the model is one element many times")
+
+
+def test_names_that_differ_by_the_mark_of_compiled_models_are_not_saved(tmp_path: Path) -> None:
+    agent = make_agent()
+    agent.model.register_module("_orig_mod", nn.ModuleDict({"first": nn.Linear(3, 4)}))
+    with pytest.raises(ValueError, match="parameters of one name but for"):
+        agent.save(tmp_path / "agent.pt")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_file_of_parameters_is_refused(tmp_path: Path) -> None:
     agent, path = make_agent(), tmp_path / "other.pt"
     torch.save([1, 2], path)

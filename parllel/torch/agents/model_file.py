@@ -36,8 +36,15 @@ def write_parameters(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         OSError: the file can't be written.
+        ValueError: names of parameters differ only by what `torch.compile` adds.
     """
-    state = {_plain(name): value for name, value in model.state_dict().items()}
+    own = model.state_dict()
+    state = {_plain(name): value for name, value in own.items()}
+    if len(state) < len(own):
+        raise ValueError(
+            f"model: parameters of one name but for {_COMPILED!r}, which torch.compile adds; give"
+            " the attribute another name"
+        )
 
     def write(file: CheckedWriter) -> None:
         torch.save(state, file)  # type: ignore[arg-type]  # it calls write and flush alone
@@ -59,7 +66,8 @@ def read_parameters(model: nn.Module, path: str | Path) -> None:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or is not one of parameters, or its parameters have
-            other names, shapes or dtypes than the model's.
+            other names, shapes or dtypes than the model's, or the model has one that was
+            expanded.
     """
     saved = _read(Path(path))
     own = model.state_dict()
@@ -74,6 +82,11 @@ def read_parameters(model: nn.Module, path: str | Path) -> None:
         )
     for name, value in values.items():
         got, expected = _look(value), _look(own[names[name]])
+        if _is_expanded(own[names[name]]):  # torch would find out when others are loaded
+            raise ValueError(
+                f"{path}: {name} of the model is one element many times in memory (`expand`), which"
+                " can't be loaded; have the model clone it"
+            )
         if expected is not None and got != expected:
             raise ValueError(
                 f"{path}: {name} is {got}, expected {expected} as in the model; load it into a"
@@ -94,6 +107,15 @@ def _look(value: object) -> str | None:
     if value.layout is not torch.strided:
         form += f", {str(value.layout).removeprefix('torch.')}"
     return f"{form}, without values" if value.is_meta else form
+
+
+def _is_expanded(value: object) -> bool:
+    if _look(value) is None or not isinstance(value, torch.Tensor):
+        return False
+    is_strided = value.layout is torch.strided
+    return is_strided and any(
+        size > 1 and not stride for size, stride in zip(value.shape, value.stride(), strict=True)
+    )
 
 
 def _read(path: Path) -> Mapping[str, Any]:
