@@ -4,6 +4,7 @@ What a tree of Arrays promises in memory of every kind is in parllel.testing's T
 """
 
 import copy
+import gc
 import html
 import multiprocessing as mp
 import os
@@ -300,6 +301,7 @@ def n_descriptors() -> int:
 
 def test_a_tree_in_shared_memory_needs_one_descriptor() -> None:
     specs = {f"leaf_{number}": ArraySpec.of((3, 2), np.float32) for number in range(50)}
+    gc.collect()  # what earlier tests left
     before = n_descriptors()
     one = Array((3, 2), np.float32, storage="shared")
     for_one_array = n_descriptors() - before

@@ -1,5 +1,6 @@
 """Files that are whole or not there, whatever happens to the process that writes them."""
 
+import gc
 import os
 import signal
 import socket
@@ -199,6 +200,7 @@ def test_what_is_no_plain_file_is_refused_at_once(
     tmp_path: Path, put: Callable[[Path], None]
 ) -> None:
     put(tmp_path / "file")
+    gc.collect()  # what earlier tests left
     descriptors = os.listdir("/proc/self/fd")
     with pytest.raises(ValueError, match=r"/file: .*; expected a plain file"):
         open_plain_file(tmp_path / "file")
