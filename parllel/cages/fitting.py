@@ -19,6 +19,9 @@ _SMALL_NBYTES = 2048
 # float32 holds each integer below this bound, so numbers below it lose nothing but digits.
 _EXACT_IN_FLOAT32 = 1 << 24
 
+# What Python and NumPy raise for arrays, texts and other values that are no numbers.
+_NO_NUMBERS = (ValueError, TypeError, AttributeError, OverflowError, RuntimeError)
+
 _FLOATS = "fdg"  # codes of the floats of at least 32 bits
 
 _MOST_TEXT = 100  # characters of a value's text in a message
@@ -86,22 +89,35 @@ def put_column(out: NDArray[Any], values: Sequence[Any]) -> None:
     Raises:
         MisfitError: a value has another shape, is no number, or would lose something.
     """
-    if out.ndim == 1 and _put_numbers(out, values):
-        return
-    dtype = out.dtype
-    if out.ndim > 1 and out[0].nbytes > _SMALL_NBYTES:
-        shape = out.shape[1:]
+    if out.ndim == 1:
+        code = out.dtype.char
+        try:  # Python's own functions read a short list faster than NumPy makes an array of it
+            if code == "?":
+                n_false = values.count(False)
+                if n_false == len(out):
+                    out.fill(False)
+                    return
+                if n_false + values.count(True) == len(out):
+                    out[:] = values
+                    return
+            elif code in _FLOATS and math.hypot(*values) < _EXACT_IN_FLOAT32:  # so all are
+                out[:] = values
+                return
+        except _NO_NUMBERS:
+            pass
+    elif out[0].nbytes > _SMALL_NBYTES:
+        shape, dtype = out.shape[1:], out.dtype
         for row, value in enumerate(values):
             is_alike = has_form(value, shape, dtype)
             out[row] = value if is_alike else fit(value, shape, dtype, environment=row)
         return
     try:
         column = np.array(values)
-    except (ValueError, TypeError, OverflowError, RuntimeError):  # the values are not alike
+    except _NO_NUMBERS:  # the values are not alike
         column = np.array(None)
     if column.shape != out.shape or not _put_exactly(out, column):
         for row, value in enumerate(values):
-            out[row] = fit(value, out.shape[1:], dtype, environment=row)
+            out[row] = fit(value, out.shape[1:], out.dtype, environment=row)
 
 
 def put_batch(out: NDArray[Any], batch: Any, index: Any = ...) -> None:
@@ -153,7 +169,7 @@ def fit(
     """
     try:
         array: NDArray[Any] | None = None if value is None else np.asarray(value)
-    except (ValueError, TypeError, OverflowError, RuntimeError):  # ragged, or no array at all
+    except _NO_NUMBERS:  # ragged, or no array at all
         array = None
     fitted = np.empty(shape, dtype)
     if array is None or array.shape != shape:
@@ -187,30 +203,6 @@ def describe(value: object) -> str:
         return text if value is None else f"{type(value).__name__} {text}"
     number = f", {value}" if isinstance(value, np.ndarray | np.generic) and not value.ndim else ""
     return f"{tuple(shape)}, {dtype}{number}"
-
-
-def _put_numbers(out: NDArray[Any], values: Sequence[Any]) -> bool:
-    """Write flags or floats as most environments give them; return whether all were such.
-
-    Python's own functions read a short list faster than NumPy makes an array of it.
-    """
-    code = out.dtype.char
-    try:
-        if code in _FLOATS:
-            if math.hypot(*values) < _EXACT_IN_FLOAT32:  # no less than the largest of them
-                out[:] = values
-                return True
-        elif code == "?":
-            n_false = values.count(False)
-            if n_false == len(out):
-                out.fill(False)
-                return True
-            if n_false + values.count(True) == len(out):
-                out[:] = values
-                return True
-    except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError):
-        pass  # arrays, texts, or something else that is looked at more closely
-    return False
 
 
 def _put_exactly(out: NDArray[Any], values: NDArray[Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeAlias, TypeGuard
 from numpy.typing import NDArray
 
 from parllel.arrays import Array, ArraySpec, Leaf
-from parllel.arrays.row_plan import RowPlan
+from parllel.arrays.row_plan import RowPlan, find_write
 from parllel.ops.row_copy import copy_blocks
 from parllel.storages import KINDS, Memory, aligned, allocate
 from parllel.tree.errors import raise_at
@@ -222,7 +222,8 @@ class ArrayDict(MutableMapping[str, Any]):
                 if item.__class__ is ArrayDict:  # isinstance() of a Mapping is slow
                     item._collect_writes(index, content, writes)
                 else:
-                    writes.append(checked_write(item, index, content))
+                    found = find_write(item, index, content)
+                    writes.append(found or checked_write(item, index, content))
         except Exception as error:
             raise_at(() if name is None else (name,), error)
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from parllel import cuda
 from parllel.arrays import Array, Leaf
 from parllel.arrays.interop import is_tensor, to_host, to_tensor
-from parllel.arrays.row_plan import find_write
 
 if TYPE_CHECKING:
     import torch
@@ -49,16 +48,13 @@ def as_tensor(leaf: Leaf) -> torch.Tensor:
 
 
 def checked_write(leaf: Any, index: Any, value: Any) -> tuple[Any, Any, Any]:  # Any: as below
-    """Return the assignment `target[place] = content` that writes a value to rows of a leaf.
+    """Return the assignment `target[place] = content` of a write for which `find_write` has none.
 
     It is checked: it does not fail.
 
     Raises:
         IndexError, TypeError, ValueError: as for `check_write`.
     """
-    found = find_write(leaf, index, value)
-    if found is not None:
-        return found
     check_write(leaf, index, value)
     if is_tensor(leaf) and is_tensor(value):  # of one memory, torch copies no rows that overlap
         is_shared = leaf.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
