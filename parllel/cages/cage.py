@@ -214,6 +214,21 @@ class Cage(ABC):
         self.start_command(self._prepare("random_step", None, outputs))
 
     @abstractmethod
+    def reseed(self, seed: Any) -> None:  # Any: a Seed, whose room imports this one
+        """Have the next reset seed the environments, as the first one of a new cage does.
+
+        From that reset on, results depend on this seed and on actions alone, for environments of
+        which a seeded reset leaves nothing of what was before. Call `reset_async` next: a step
+        before it is an error.
+
+        Args:
+            seed: an integer for all environments, or a SeedSequence for each.
+
+        Raises:
+            TypeError, ValueError: as for the seed of a new cage.
+        """
+
+    @abstractmethod
     def start_command(self, command: Command) -> None:
         """Start a command that `prepare_step` returned; `await_step` waits for it."""
 

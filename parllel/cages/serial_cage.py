@@ -54,6 +54,10 @@ class SerialCage(Cage):
         self.observation_space = self._stepper.observation_space
         self.action_space = self._stepper.action_space
 
+    def reseed(self, seed: Seed) -> None:
+        """Have the next reset seed the environments, as the first one of a new cage does."""
+        self._stepper.reseed(seed)
+
     def start_command(self, command: Command) -> None:
         """Carry out a command; `await_step` returns its results."""
         begin_s = time.perf_counter()

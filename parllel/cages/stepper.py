@@ -103,8 +103,13 @@ class Stepper:
         self.final_obs: dict[int, Any] = {}
         """The true final observation of each environment whose episode ended in the last step."""
 
+    def reseed(self, seed: Seed) -> None:
+        """Have the next reset seed all environments, as the first one of a new stepper does."""
+        self._seeds = spawn_seeds(seed, self.n_envs)
+        self._is_reset = False
+
     def reset(self, max_random_steps: int = 0) -> tuple[list[Any], list[dict[str, Any]]]:
-        """Reset all environments, seeded the first time. Episodes under way are forgotten.
+        """Reset all environments, seeded the first time and after `reseed`. Episodes end untold.
 
         Args:
             max_random_steps: the most random steps that an environment takes after its reset.

@@ -153,6 +153,18 @@ class VectorBackend:
             )
         return as_tree(observation), info
 
+    def check_can_be_seeded(self) -> None:
+        """Refuse an environment that takes its seed only when it is made.
+
+        Raises:
+            NotImplementedError: it is one of those.
+        """
+        if self._class.to_seed is _none:
+            raise NotImplementedError(
+                f"reseed: {type(self.env.unwrapped).__name__} takes a seed only when it is made;"
+                " make the cage anew"
+            )
+
     def start(self, actions: Value) -> None:
         """Start a step of all environments; where it can't be started, take it."""
         self._check_open()

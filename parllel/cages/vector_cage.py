@@ -95,6 +95,17 @@ class VectorCage(Cage):
         self.observation_space = self._stepper.observation_space
         self.action_space = self._stepper.action_space
 
+    def reseed(self, seed: Seed) -> None:
+        """Have the next reset seed the environments, as the first one of a new cage does.
+
+        Raises:
+            NotImplementedError: the environment takes no seed after it was made (envpool).
+            TypeError, ValueError: as for the seed of the constructor.
+        """
+        if self._under_way is not None:
+            self.await_step()
+        self._stepper.reseed(seed)
+
     def start_command(self, command: Command) -> None:
         """Start a step, or carry out a reset."""
         if self._under_way is not None:

@@ -90,6 +90,16 @@ class VectorStepper:
         self.invalid: tuple[int, ...] = ()
         """Numbers of the environments that spent the last step on a reset."""
 
+    def reseed(self, seed: Seed) -> None:
+        """Have the next reset seed all environments, as the first one of a new stepper does.
+
+        Raises:
+            NotImplementedError: the environment takes no seed after it was made.
+        """
+        self._backend.check_can_be_seeded()
+        self._seeds = spawn_seeds(seed, self.n_envs)
+        self._is_reset = False
+
     def reset(self, max_random_steps: int = 0) -> tuple[Any, Info]:
         """Reset all environments, seeded the first time. Episodes under way are forgotten.
 

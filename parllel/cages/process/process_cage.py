@@ -188,6 +188,17 @@ class ProcessCage(Cage):
         command = super()._prepare(kind, action, outputs)
         return command._replace(packed=self._forms.pack(command, action))
 
+    def reseed(self, seed: Seed) -> None:
+        """Have the next reset seed the environments, as the first one of a new cage does.
+
+        Raises:
+            RuntimeError, WorkerError: as for `start_command`.
+            TypeError, ValueError: as for the seed of the constructor.
+        """
+        self._finish_pending()
+        self._seeds, self._is_reset = spawn_seeds(seed, self.n_envs), False
+        self._worker.send_seeds(self._seeds)
+
     def start_command(self, command: Command) -> None:
         """Send a command to the worker; `await_step` waits for it.
 
@@ -196,10 +207,7 @@ class ProcessCage(Cage):
                 reset, or this process is a forked child of the one that made the cage.
             WorkerError: a command that was not waited for has failed.
         """
-        if self._pending is not None:
-            self.await_step()
-        if self._end:
-            raise RuntimeError(self._end)
+        self._finish_pending()
         if command.kind == "step" and not self._is_reset:
             raise RuntimeError("step before reset: call reset_async() and await_step() first")
         self._is_reset = True
@@ -210,6 +218,13 @@ class ProcessCage(Cage):
         # (test_a_step_whose_message_is_interrupted_is_taken_once).
         self._pending = command
         self._worker.start(EXECUTE, command, self._forms, self._sequence)
+
+    def _finish_pending(self) -> None:
+        """Wait for a command that was not waited for; raise if the cage can't be used any more."""
+        if self._pending is not None:
+            self.await_step()
+        if self._end:
+            raise RuntimeError(self._end)
 
     def await_step(self) -> Any:  # Any: a tuple whose length the command decides
         """Wait for the command that was started and return its results; None if there was none.

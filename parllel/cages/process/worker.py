@@ -33,6 +33,7 @@ from parllel.cages.process.channel import (
     INHERITED,
     READY,
     RECOVER,
+    SEED,
     Channel,
     Message,
 )
@@ -52,7 +53,7 @@ from parllel.cages.process.status_page import (
     calls_of,
 )
 from parllel.cages.process.task import Task
-from parllel.cages.stepper import Columns, Stepper, restart_seed, seed_words
+from parllel.cages.stepper import Columns, Seed, Stepper, restart_seed, seed_words
 from parllel.storages import Memory, Shared
 
 TRACE_SIGNAL: Any = getattr(signal, "SIGUSR1", None)  # Windows has none, and no ProcessCage
@@ -195,6 +196,10 @@ class WatchedEnv(gym.Env[Any, Any]):
         self._observation, info = self._reset_first()
         return self._observation, info
 
+    def reseed(self, seed: np.random.SeedSequence) -> None:
+        """Derive the seeds of environments that are made anew from this one."""
+        self._seed, self._first_seed, self._n_failures = seed, None, 0
+
     def close(self) -> None:
         """Close the environment."""
         self._words[CALL] = next(self._calls)
@@ -244,6 +249,14 @@ class _WorkerStepper(Stepper):
     """
 
     is_lost = False
+
+    def reseed(self, seed: Seed) -> None:
+        """Have the next reset seed all environments, and seed the global generators."""
+        super().reseed(seed)
+        _seed_globally(self._seeds[0])
+        for env, own in zip(self._envs, self._seeds, strict=True):
+            assert isinstance(env, WatchedEnv)
+            env.reseed(own)
 
     def step(self, actions: Sequence[Any]) -> Columns:
         """Step all environments; or reset them, where the ones before them were lost."""
@@ -313,6 +326,8 @@ class _Worker:
             self._add_block(message.number, Shared(nbytes, descriptor=descriptor))
         elif message.kind == INHERITED:
             self._add_block(message.number, pickle.loads(message.body))
+        elif message.kind == SEED:
+            self.stepper.reseed(pickle.loads(message.body))
         elif message.kind == FORGET:
             self._commands.clear()  # they hold views of all blocks, and are found anew
             for blocks in (self._blocks, self._bytes):

@@ -10,8 +10,11 @@ import signal
 import socket
 import time
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Literal
+
+import numpy as np
 
 from parllel.cages.cage import Command
 from parllel.cages.process.channel import (
@@ -21,6 +24,7 @@ from parllel.cages.process.channel import (
     FORM,
     INHERITED,
     READY,
+    SEED,
     SET_UP,
     Channel,
     GarbageError,
@@ -177,6 +181,11 @@ class WorkerProcess:
             self._n_due += 1
             self._channel.post(pack(kind, packed.form, packed.offsets, argument, sequence))
         self.is_reply_due = True
+
+    def send_seeds(self, seeds: Sequence[np.random.SeedSequence]) -> None:
+        """Send the seeds of the next reset. Where the worker is lost, `await_reply` raises."""
+        with suppress(OSError):
+            self._channel.send(SEED, body=dumps(seeds))
 
     def await_reply(self, sequence: int) -> bytes:
         """Wait for the reply to a command and return it, packed; an empty reply has no bytes.

@@ -61,6 +61,26 @@ class CageContract(CageResultsContract):
         with self.make_cage(Walk, n_envs=2, seed=1) as cage:
             assert (reset(cage)[0] != reset(cage)[0]).all()
 
+    @pytest.mark.parametrize("n_envs", [1, 3])
+    def test_a_new_seed_gives_the_bits_of_a_new_cage(self, n_envs: int) -> None:
+        with self.make_cage(Walk, n_envs=n_envs, seed=2) as cage:
+            expected = rollout([cage], storage=self.storage)
+        with self.make_cage(Walk, n_envs=n_envs, seed=1) as cage:
+            rollout([cage], storage=self.storage)
+            cage.step_async(idle(n_envs))  # not waited for
+            cage.reseed(2)
+            cage.take_completed()
+            with pytest.raises(RuntimeError, match="step before reset"):
+                step(cage, idle(n_envs))
+            assert_same(rollout([cage], storage=self.storage), expected)
+
+    def test_a_new_seed_must_fit(self) -> None:
+        with self.make_cage(Walk, n_envs=2, seed=1) as cage:
+            with pytest.raises(ValueError, match=r"got 3 SeedSequences, expected 2 = n_envs"):
+                cage.reseed(np.random.SeedSequence(0).spawn(3))
+            with pytest.raises(TypeError, match="seed"):
+                cage.reseed("0")
+
     @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 2), (3, 1), (1, 3)])
     def test_grouping_changes_no_bit(self, sizes: tuple[int, ...]) -> None:
         with self.make_cage(Walk, n_envs=4, seed=np.random.SeedSequence(5).spawn(4)) as cage:
