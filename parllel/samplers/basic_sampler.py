@@ -8,7 +8,7 @@ from typing import Any
 
 from parllel.arrays import Array
 from parllel.arrays.interop import side_of
-from parllel.cages import Cage, TrajInfo, write_column
+from parllel.cages import Cage, Seed, TrajInfo, write_column
 from parllel.samplers.agent import Actor, RecurrentActor
 from parllel.samplers.group import Group
 from parllel.samplers.recorder import Recorder
@@ -118,6 +118,11 @@ class BasicSampler(Sampler):
         self._goes_on = False
         super().reset()
         self._goes_on = True
+
+    def reseed(self, seed: Seed) -> None:
+        """Have the next reset seed all environments; the next batch begins with that reset."""
+        self._goes_on = False
+        super().reseed(seed)
 
     def _rewind(self) -> None:
         if self._replay is None:

@@ -6,10 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from parllel.cages import Cage, TrajInfo
+import numpy as np
+from numpy.typing import NDArray
+
+from parllel.arrays import ArraySpec
+from parllel.cages import Cage, Seed, TrajInfo, empty_rows
 from parllel.samplers.agent import Actor, RecurrentActor
 from parllel.samplers.sampler import Sampler
-from parllel.tree import ArrayDict
+from parllel.storages import default_storage
+from parllel.tree import ArrayDict, allocate_tree, dict_map
 
 
 class EvalSampler(Sampler):
@@ -21,31 +26,34 @@ class EvalSampler(Sampler):
 
     Args:
         cages, agent: as for `Sampler`; the cages are not those of training.
-        samples: a tree of T >= 1 steps that is written over and over (`patterns.build_eval_tree`),
-            and not the tree of training.
+        samples: a tree of T >= 1 steps that is written over and over, and not the tree of training;
+            `patterns.build_eval_tree` makes one that stores frames as that tree does. By default
+            the sampler makes a tree of its own, without infos, and frees it in `close`.
         n_episodes: number of episodes to play, a multiple of the number of environments.
         max_steps: steps of each environment after which unfinished episodes are given up.
         deterministic: whether the agent takes its most probable actions.
         check: as for `Sampler`.
+        seed: given, each call of `collect_episodes` seeds the environments by it: their episodes
+            differ by the agent's actions alone. Otherwise each call has new episodes.
+        storage: kind of the memory of the sampler's own tree; `parllel.default_storage()` by
+            default. An agent's model has to be on the same device.
 
     Raises:
         TypeError: as for `Sampler`.
         ValueError: as for `Sampler`; or n_episodes is no positive multiple of the number of
-            environments, or max_steps is not positive.
+            environments, or max_steps is not positive, or there are both samples and storage.
 
     Example:
         >>> import numpy as np
-        >>> from parllel.patterns import build_cages, build_example, build_sample_tree
+        >>> from parllel.patterns import build_cages
         >>> from parllel.testing.toy_envs import Clock  # pays 1, 2 and 3 in an episode
         >>> class Zeros:
         ...     def step(self, observation, *, deterministic=False):
         ...         return np.zeros(len(observation), np.int64), {}
         ...     def value(self, observation):
         ...         return np.zeros(len(observation), np.float32)
-        >>> example = build_example(Clock, storage="local")
-        >>> samples = build_sample_tree(example, Zeros(), batch_shape=(1, 2))
         >>> cages = build_cages(Clock, n_envs=2, n_workers="serial")
-        >>> episodes = EvalSampler(cages, Zeros(), samples, n_episodes=4).collect_episodes()
+        >>> episodes = EvalSampler(cages, Zeros(), n_episodes=4).collect_episodes()
         >>> [episode.episode_return for episode in episodes]
         [6.0, 6.0, 6.0, 6.0]
     """
@@ -56,14 +64,33 @@ class EvalSampler(Sampler):
         self,
         cages: Sequence[Cage],
         agent: Actor,
-        samples: ArrayDict,
+        samples: ArrayDict | None = None,
         *,
         n_episodes: int,
         max_steps: int = 100_000,
         deterministic: bool = True,
         check: bool = False,
+        seed: Seed = None,
+        storage: str | None = None,
     ) -> None:
-        super().__init__(cages, agent, samples, check=check)
+        if samples is not None and storage is not None:
+            raise ValueError(f"storage: got {storage!r} beside samples, whose memory is used")
+        self._own_tree = _make_tree(cages, storage) if samples is None else ArrayDict()
+        try:
+            super().__init__(
+                cages, agent, self._own_tree if samples is None else samples, check=check
+            )
+            self._check_numbers(n_episodes, max_steps)
+        except BaseException:
+            self._own_tree.close()
+            raise
+        self._is_recurrent = isinstance(agent, RecurrentActor)
+        self._share = n_episodes // self.batch_B
+        self._max_steps = max_steps
+        self._deterministic = deterministic
+        self._seed = seed
+
+    def _check_numbers(self, n_episodes: int, max_steps: int) -> None:
         if n_episodes < 1 or n_episodes % self.batch_B:
             raise ValueError(
                 f"n_episodes: got {n_episodes}, expected a positive multiple of {self.batch_B},"
@@ -71,18 +98,22 @@ class EvalSampler(Sampler):
             )
         if max_steps < 1:
             raise ValueError(f"max_steps: got {max_steps}, expected 1 or more")
-        self._is_recurrent = isinstance(agent, RecurrentActor)
-        self._share = n_episodes // self.batch_B
-        self._max_steps = max_steps
-        self._deterministic = deterministic
 
     def collect_episodes(self) -> list[TrajInfo]:
         """Reset all environments, play the episodes, and return those that were finished."""
+        if self._seed is not None:
+            self.reseed(self._seed)
         self.reset()
         with self._own_state():
             episodes = self._play()
-        self._tell_left_out()
+        if not self._own_tree:  # which stores no infos
+            self._tell_left_out()
         return episodes
+
+    def close(self) -> None:
+        """Give back the sampler's own tree, and what else it allocated. Cages stay open."""
+        super().close()
+        self._own_tree.close()
 
     @contextmanager
     def _own_state(self) -> Iterator[None]:
@@ -123,3 +154,23 @@ class EvalSampler(Sampler):
                 if not any(left):
                     break
         return finished
+
+
+def _make_tree(cages: Sequence[Cage], storage: str | None) -> ArrayDict:
+    """Allocate one step of the environments of some cages, without infos."""
+    batch_shape = (1, sum(cage.n_envs for cage in cages))
+    number, flag = ArraySpec.of(batch_shape, np.float32), ArraySpec.of(batch_shape, np.bool_)
+    observation = empty_rows(cages[0].observation_space, batch_shape)
+    specs = {
+        "observation": dict_map(_spec_of, observation, padding=1),
+        "action": dict_map(_spec_of, empty_rows(cages[0].action_space, batch_shape)),
+        "reward": number,
+        "terminated": flag,
+        "truncated": flag,
+        "env_info": ArrayDict(),
+    }
+    return allocate_tree(ArrayDict(specs), storage or default_storage())
+
+
+def _spec_of(rows: NDArray[Any], *, padding: int = 0) -> ArraySpec:
+    return ArraySpec.of(rows.shape[:2], rows.dtype, rows.shape[2:], padding=padding)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from parllel.cages import Cage, TrajInfo, declaration
+from parllel.cages import Cage, Seed, TrajInfo, declaration, spawn_seeds
 from parllel.samplers.action_check import ActionCheck
 from parllel.samplers.agent import Actor
 from parllel.samplers.group import Group
@@ -98,6 +98,23 @@ class Sampler:
             group.start_reset(self._max_steps_decorrelate)
         for group in self._groups:
             group.finish_reset()
+
+    def reseed(self, seed: Seed) -> None:
+        """Have the next reset seed all environments, as `build_cages` with this seed does.
+
+        Call `reset` next, or collect a batch, which begins with the reset then.
+
+        Args:
+            seed: one for all environments, or a SeedSequence for each.
+
+        Raises:
+            NotImplementedError: an environment takes no seed after it was made (`VectorCage`).
+            TypeError, ValueError: as for `build_cages`.
+        """
+        seeds = spawn_seeds(seed, self.batch_B)
+        for cage in self.cages:
+            own, seeds = seeds[: cage.n_envs], seeds[cage.n_envs :]
+            cage.reseed(own)
 
     def _rewind(self) -> None:
         """Move the tree's window to where the first observations go."""

@@ -1,7 +1,7 @@
 """Samplers against loops that are written by hand in plain NumPy, step for step and bit for bit."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +13,7 @@ from gymnasium.wrappers import TimeLimit
 from torch import nn
 
 from parllel import Array, ArrayDict
-from parllel.cages import Cage, SerialCage
+from parllel.cages import Cage, SerialCage, spawn_seeds
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler, Sampler
 from parllel.testing.contracts.tree_case import leaves
@@ -671,6 +671,50 @@ def test_an_evaluation_asks_for_no_values_and_leaves_the_training_tree_alone() -
     assert agent.valued == []
     for path, leaf in leaves(samples).items():
         np.testing.assert_array_equal(leaf, leaves(before)[path], err_msg=path)
+
+
+def test_with_a_seed_each_evaluation_has_the_same_episodes_in_a_tree_of_its_own() -> None:
+    agent = NumpyAgent(n_actions=2)
+    returns: dict[int | None, list[list[float]]] = {}
+    for seed in (None, 5):
+        with SerialCage(Walk, n_envs=3, seed=1) as cage:
+            sampler = EvalSampler([cage], agent, n_episodes=6, seed=seed, storage="local")
+            both = [sampler.collect_episodes() for _ in range(2)]
+            sampler.close()
+            with pytest.raises(ValueError, match="the Array is closed"):
+                sampler.samples["reward"].to_ndarray()
+        returns[seed] = [[traj.episode_return for traj in episodes] for episodes in both]
+    assert returns[None][0] != returns[None][1]
+    assert returns[5][0] == returns[5][1]
+
+
+def test_a_tree_of_the_caller_has_its_own_memory() -> None:
+    agent = NumpyAgent(n_actions=2)
+    with SerialCage(Walk, n_envs=3) as cage:
+        tree = build_eval_tree(make_samples(Walk, 3, agent), n_envs=3)
+        with pytest.raises(ValueError, match="storage: got 'local' beside samples"):
+            EvalSampler([cage], agent, tree, n_episodes=3, storage="local")
+        EvalSampler([cage], agent, tree, n_episodes=3).close()
+        assert tree["reward"].to_ndarray().shape == (1, 3)
+
+
+@pytest.mark.parametrize("sizes", [(3,), (2, 1)])
+def test_a_new_seed_begins_a_batch_as_new_cages_do(sizes: tuple[int, ...]) -> None:
+    agent, batches = NumpyAgent(n_actions=2), []
+    for seed, n_batches in ((7, 0), (1, 2)):
+        with ExitStack() as stack:
+            seeds = spawn_seeds(seed, 3)
+            cages = [
+                stack.enter_context(SerialCage(Walk, n_envs=size, seed=seeds[first : first + size]))
+                for first, size in zip((0, sizes[0]), sizes, strict=False)
+            ]
+            sampler = BasicSampler(cages, agent, make_samples(Walk, 3, agent))
+            for _ in range(n_batches):
+                sampler.collect_batch()
+            sampler.reseed(7)
+            batch, _ = sampler.collect_batch()
+            batches.append(batch["observation"].to_ndarray().copy())
+    np.testing.assert_array_equal(batches[1], batches[0])
 
 
 # Mistakes are found at construction
