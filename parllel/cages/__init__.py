@@ -8,6 +8,7 @@ from parllel.cages.env_rows import as_tree, write_column
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.fitting import MisfitError
 from parllel.cages.infos import declaration, is_numeric
+from parllel.cages.mask_in_observation import MaskInObservation
 from parllel.cages.process.process_cage import TIMEOUT_S, OnWorkerError, ProcessCage
 from parllel.cages.process.processors import n_physical_cores
 from parllel.cages.process.worker_error import WorkerError
@@ -20,6 +21,7 @@ __all__ = [
     "TIMEOUT_S",
     "Cage",
     "Command",
+    "MaskInObservation",
     "MisfitError",
     "OnWorkerError",
     "ProcessCage",

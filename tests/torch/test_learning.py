@@ -306,7 +306,7 @@ def both_kinds(probs: Tensor) -> list[DistParams]:
 def test_actions_are_drawn_with_their_probabilities(kind: int) -> None:
     probs, n = torch.tensor([[0.7, 0.25, 0.05], [0.1, 0.1, 0.8]]), 40_000
     categorical = Categorical(3)
-    log_probs = categorical.log_probs(both_kinds(probs)[kind])
+    log_probs = categorical.normalize(both_kinds(probs)[kind])
     rows = log_probs.repeat(n, 1, 1)
     action = categorical.sample(rows, torch.Generator().manual_seed(0))
     assert action.shape == (n, 2)
@@ -322,7 +322,7 @@ def test_actions_are_drawn_with_their_probabilities(kind: int) -> None:
 
 
 def test_the_generator_decides_the_actions() -> None:
-    log_probs = Categorical(4).log_probs(DistParams(logits=torch.zeros(100, 4)))
+    log_probs = Categorical(4).normalize(DistParams(logits=torch.zeros(100, 4)))
     draws = [
         Categorical(4).sample(log_probs, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     ]
@@ -337,7 +337,7 @@ def test_the_generator_decides_the_actions() -> None:
 def test_an_action_of_probability_0_is_never_drawn() -> None:
     probs = torch.tensor([0.5, 0.0, 0.5]).expand(100_000, 3)
     for dist_params in both_kinds(probs):
-        log_probs = Categorical(3).log_probs(dist_params)
+        log_probs = Categorical(3).normalize(dist_params)
         action = Categorical(3).sample(log_probs, torch.Generator().manual_seed(0))
         assert set(action.unique().tolist()) == {0, 2}
 
@@ -348,7 +348,7 @@ def test_log_probability_and_entropy_are_those_of_torch(kind: int) -> None:
     logits = 3 * torch.randn(50, 6, generator=generator)
     action = torch.randint(0, 6, (50,), generator=generator)
     reference = torch.distributions.Categorical(logits=logits)
-    log_probs = Categorical(6).log_probs(both_kinds(reference.probs)[kind])
+    log_probs = Categorical(6).normalize(both_kinds(reference.probs)[kind])
     close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
     torch.testing.assert_close(
         Categorical(6).log_prob(log_probs, action), reference.log_prob(action), **close
@@ -362,7 +362,7 @@ def test_probability_0_has_finite_entropy_and_gradients(kind: str) -> None:
     given = {"probs": [[0.0, 0.25, 0.75]], "logits": [[-math.inf, 0.0, math.log(3)]]}[kind]
     parameter = torch.tensor(given, requires_grad=True)
     categorical = Categorical(3)
-    log_probs = categorical.log_probs(DistParams(**{kind: parameter}))
+    log_probs = categorical.normalize(DistParams(**{kind: parameter}))
     entropy = categorical.entropy(log_probs)
     expected = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     assert entropy.item() == pytest.approx(expected, rel=1e-5)

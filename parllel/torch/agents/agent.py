@@ -12,6 +12,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 import torch
 from torch import nn
 
+from parllel.arrays import Array
 from parllel.torch.agents.model_file import read_parameters, write_parameters
 from parllel.torch.agents.modes import in_mode
 from parllel.tree import dict_map, leaves_of
@@ -35,6 +36,8 @@ class Agent(ABC, Generic[_Outputs]):
     Args:
         model: a function of observations [B, ...]; a `torch.nn.Module` where parameters are to be
             learned, saved and loaded.
+        generator: source of randomness of the actions, on the device of the observations; torch's
+            own by default.
 
     Example:
         >>> import numpy as np
@@ -50,8 +53,11 @@ class Agent(ABC, Generic[_Outputs]):
 
     _is_acting = False  # here and not in __init__: a subclass may have one of its own
 
-    def __init__(self, model: Callable[..., _Outputs]) -> None:
+    def __init__(
+        self, model: Callable[..., _Outputs], generator: torch.Generator | None = None
+    ) -> None:
         self.model = model
+        self._generator = generator
 
     @abstractmethod
     def step(
@@ -103,6 +109,43 @@ class Agent(ABC, Generic[_Outputs]):
         """
         read_parameters(self._module(), path)
 
+    def state_dict(self) -> dict[str, Any]:  # Any: tensors, and dictionaries of them
+        """Return what the agent's next actions depend on, beside its observations.
+
+        Returns:
+            `model`, the tensors of the model's own state dictionary, over the model's memory (it
+            is empty where the model is no `torch.nn.Module`); `generator`, the state of the
+            agent's generator, uint8 on the host, or None where the agent draws by torch's own,
+            whose state the program has to keep itself.
+        """
+        has_state = isinstance(self.model, nn.Module)
+        generator = None if self._generator is None else self._generator.get_state()
+        return {
+            "model": dict(self._module().state_dict()) if has_state else {},
+            "generator": generator,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where an agent was when `state_dict` was called, with a model on any device.
+
+        Raises:
+            KeyError, RuntimeError: the state is another model's: names or shapes differ.
+            ValueError: one of the two agents has a generator and the other has none.
+        """
+        generator = state["generator"]
+        if (generator is None) != (self._generator is None):
+            found, own = (
+                "none" if each is None else "one" for each in (generator, self._generator)
+            )
+            raise ValueError(
+                f"generator: the state has {found}, and the agent has {own}; make the agent as the"
+                " one that was saved, with or without generator="
+            )
+        if isinstance(self.model, nn.Module):
+            self.model.load_state_dict(state["model"])
+        if self._generator is not None:
+            self._generator.set_state(generator)
+
     def _module(self) -> nn.Module:
         if not isinstance(self.model, nn.Module):
             raise TypeError(
@@ -111,9 +154,15 @@ class Agent(ABC, Generic[_Outputs]):
             )
         return self.model
 
+    def _rows(self, observation: object) -> Any:  # Any: a tensor, or a tree of tensors
+        """Return rows of observations as the model takes them, read without a copy."""
+        if isinstance(observation, Array):  # asked first: it is what samplers give
+            return observation.to_torch()
+        return dict_map(as_tensor, observation)
+
     def _outputs(self, observation: object) -> _Outputs:
         """Return the model's outputs for rows of observations, which are read without a copy."""
-        return self.model(dict_map(as_tensor, observation))
+        return self.model(self._rows(observation))
 
     @torch.no_grad()  # not inference mode: a model may keep what it makes at its first call
     def _try_model(self, example_obs: object) -> tuple[_Outputs, int]:

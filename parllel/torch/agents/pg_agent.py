@@ -1,0 +1,203 @@
+"""PgAgent: a policy-gradient agent, whose model gives a distribution of actions and a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from parllel.torch.agents.action_mask import find_mask
+from parllel.torch.agents.agent import Agent, in_inference_mode
+from parllel.torch.agents.modes import in_mode
+from parllel.torch.distributions import Distribution
+
+
+class ModelOutputs(NamedTuple):
+    """The outputs of a model for rows of observations.
+
+    Args:
+        dist_params: parameters of the distribution of actions, as the distribution takes them:
+            `DistParams` [..., dim] for a `Categorical`.
+        value: float32 [...], estimate of the discounted return from the observation on.
+
+    Example:
+        >>> from parllel.torch.distributions import DistParams
+        >>> outputs = ModelOutputs(DistParams(logits=torch.zeros(4, 2)), value=torch.zeros(4))
+        >>> outputs.value.shape
+        torch.Size([4])
+    """
+
+    dist_params: Any  # Any: each distribution names what it takes
+    value: Tensor
+
+
+class Evaluation(NamedTuple):
+    """The three results that a learning step needs for each row, float32 [...] with gradients.
+
+    Args:
+        log_prob: log-probability of the action that was taken.
+        entropy: entropy of the distribution of actions in nats.
+        value: estimate of the discounted return from the observation on.
+
+    Example:
+        >>> Evaluation(torch.tensor([-0.7]), torch.tensor([0.7]), torch.tensor([1.0])).entropy
+        tensor([0.7000])
+    """
+
+    log_prob: Tensor
+    entropy: Tensor
+    value: Tensor
+
+
+class PgAgent(Agent[ModelOutputs]):
+    """Draw actions from a distribution whose parameters a model gives, beside a value.
+
+    Observations may be Arrays, NumPy arrays or tensors, or trees of them; on the host they are
+    read without a copy. The model sees them with the dtype that they are stored in.
+
+    Where the observation is a tree with a leaf `action_mask`, bool or integers [B, n], the agent
+    takes and evaluates only actions whose entry is not 0. The model is given the whole tree.
+    `cages.MaskInObservation` makes such observations of an environment whose info has the mask.
+
+    Args:
+        model: takes rows of observations and returns `ModelOutputs`.
+        distribution: the distribution of actions.
+        example_obs: rows [B, ...] of observations, on which the model is tried once.
+        generator: source of randomness of the actions; torch's own by default.
+
+    Raises:
+        TypeError: the model does not return `ModelOutputs`, or the mask is no mask.
+        ValueError: the model's outputs or the mask have a wrong shape, or its parameters are on
+            another device than the observations.
+
+    Example:
+        >>> from parllel.torch.distributions import DistParams, MultiCategorical
+        >>> def model(observation):
+        ...     return ModelOutputs(DistParams(logits=observation), observation.sum(dim=-1))
+        >>> agent = PgAgent(model, MultiCategorical([2, 2]), torch.zeros(1, 4))
+        >>> action, agent_info = agent.step(torch.tensor([[0.0, 9, 9, 0]]), deterministic=True)
+        >>> action, agent_info["value"]
+        (tensor([[1, 0]]), tensor([18.]))
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., ModelOutputs],
+        distribution: Distribution,
+        example_obs: object,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(model, generator)
+        self.distribution = distribution
+        self._start: int | Tensor | None = None  # the first action of the environments' space
+        mask = find_mask(self._rows(example_obs))
+        self._has_mask = mask is not None
+        self._example_params = self._check_outputs(*self._try_model(example_obs), mask)
+
+    def bind_actions(self, space: spaces.Space[Any]) -> None:
+        """Learn which actions environments take: a sampler calls it when it is made.
+
+        A distribution of integers counts from 0. Actions are counted from the space's `start`, as
+        environments and the sample tree have them.
+
+        Raises:
+            TypeError, ValueError: the distribution has other actions than the space
+                (`Distribution.first_action`).
+        """
+        start = self.distribution.first_action(space, self._example_params)
+        if isinstance(start, int):
+            self._start = start or None
+        else:
+            self._start = torch.as_tensor(start, device=self._example_params.device)
+
+    @in_inference_mode
+    def step(
+        self, observation: object, *, deterministic: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Choose an action for each row.
+
+        Args:
+            observation: rows [B, ...] of observations.
+            deterministic: take the most probable action instead of drawing one.
+
+        Returns:
+            The actions, of a `Categorical` int64 [B], and a dictionary of `value` and `log_prob`,
+            float32 [B]. They are made in torch's inference mode: clone them before autograd uses
+            them.
+
+        Raises:
+            ValueError: on the host, a row's mask allows no action. On a device nothing looks for
+                such a row: its `log_prob` is NaN (`Categorical.normalize`).
+        """
+        params, value = self._parameters(observation)
+        distribution = self.distribution
+        if deterministic:
+            action = distribution.mode(params)
+        else:
+            action = distribution.sample(params, self._generator)
+        log_prob = distribution.log_prob(params, action)
+        if self._start is not None:
+            action = action + self._start
+        return action, {"value": value, "log_prob": log_prob}
+
+    @in_inference_mode
+    def value(self, observation: object) -> Tensor:
+        """Return the value estimate of each row, float32 [B]."""
+        return self._outputs(observation).value
+
+    def evaluate(self, observation: object, action: Tensor) -> Evaluation:
+        """Return log-probability, entropy and value of each row, with gradients.
+
+        The model is in its training mode.
+
+        Args:
+            observation: rows [N, ...] of observations.
+            action: the actions that were taken, as `step` returned them; of a `Categorical`
+                integers [N].
+
+        Raises:
+            ValueError: on the host, a row's mask allows no action.
+        """
+        with in_mode(self.model, training=True):
+            params, value = self._parameters(observation)
+        if not action.is_floating_point():
+            action = action.long()  # the tree may keep them in fewer bits
+        if self._start is not None:
+            action = action - self._start
+        distribution = self.distribution
+        return Evaluation(
+            distribution.log_prob(params, action), distribution.entropy(params), value
+        )
+
+    def _parameters(self, observation: object) -> tuple[Tensor, Tensor]:
+        """Return normalized parameters and values of rows of observations."""
+        rows = self._rows(observation)
+        dist_params, value = self.model(rows)
+        mask = find_mask(rows) if self._has_mask else None
+        return self.distribution.normalize(dist_params, mask), value
+
+    def _check_outputs(self, outputs: object, n_rows: int, mask: Tensor | None) -> Tensor:
+        """Return the normalized parameters of the example."""
+        if not isinstance(outputs, ModelOutputs):
+            raise TypeError(
+                f"model: it returned a {type(outputs).__name__}, expected"
+                " ModelOutputs(dist_params=DistParams(...), value=...)"
+            )
+        with torch.no_grad():
+            params = self.distribution.normalize(outputs.dist_params)
+            if mask is not None:  # an example may be all zeros, and so allow nothing
+                self.distribution.normalize(outputs.dist_params, torch.ones_like(mask))
+        shapes = {
+            "dist_params": (params, (n_rows, *self.distribution.params_shape)),
+            "value": (outputs.value, (n_rows,)),
+        }
+        for name, (tensor, expected) in shapes.items():
+            if tuple(tensor.shape) != expected:
+                raise ValueError(
+                    f"model: {name} has shape {tuple(tensor.shape)}, expected {expected} for"
+                    f" {n_rows} rows of observations"
+                )
+        return params
