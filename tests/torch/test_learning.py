@@ -21,6 +21,7 @@ from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
 from parllel.torch.algos import PPO, PPOSettings
 from parllel.torch.distributions import Categorical, DistParams
 from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantage
+from parllel.tree.whole_files import CheckedWriter
 
 T, B = 12, 5
 
@@ -514,8 +515,8 @@ def test_a_saved_agent_is_loaded(tmp_path: Path) -> None:
     agent, other = make_agent(0), make_agent(1)
     observation = torch.randn(20, 3)
     assert not torch.equal(agent.value(observation), other.value(observation))
-    agent.save(tmp_path / "agent.pt")
-    other.load(tmp_path / "agent.pt")
+    agent.save(tmp_path / "agent.safetensors")
+    other.load(tmp_path / "agent.safetensors")
     assert torch.equal(agent.value(observation), other.value(observation))
     actions = [each.step(observation, deterministic=True)[0] for each in (agent, other)]
     assert torch.equal(*actions)
@@ -524,15 +525,17 @@ def test_a_saved_agent_is_loaded(tmp_path: Path) -> None:
 def test_a_save_that_breaks_off_leaves_the_former_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agent, path = make_agent(0), tmp_path / "agent.pt"
+    agent, path = make_agent(0), tmp_path / "agent.safetensors"
     agent.save(path)
     former = path.read_bytes()
 
-    def break_off(_: Any, target: Any) -> None:
-        target.write(former[:10])
+    write = CheckedWriter.write
+
+    def break_off(file: CheckedWriter, data: bytes) -> int:
+        write(file, data[:10])
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(torch, "save", break_off)
+    monkeypatch.setattr(CheckedWriter, "write", break_off)
     with pytest.raises(OSError, match="the disk is full"):
         agent.save(path)
     assert path.read_bytes() == former
@@ -542,7 +545,7 @@ def test_a_save_that_breaks_off_leaves_the_former_file(
 def test_a_model_without_parameters_cannot_be_saved(tmp_path: Path) -> None:
     agent = CategoricalPgAgent(Constant3(), Categorical(3), np.zeros((2, 3), np.float32))
     with pytest.raises(TypeError, match=r"model: got a Constant3, expected a torch\.nn\.Module"):
-        agent.save(tmp_path / "agent.pt")
+        agent.save(tmp_path / "agent.safetensors")
 
 
 # PPO

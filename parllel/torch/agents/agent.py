@@ -85,21 +85,25 @@ class Agent(ABC, Generic[_Outputs]):
                 self._is_acting = was_acting
 
     def save(self, path: str | Path) -> None:
-        """Write the model's parameters to a file, which is replaced at once when all is written.
+        """Write the model's parameters to a safetensors file, replaced at once when all is written.
 
         The new file is on the disk before it takes the former one's name, and has a checksum. A
         compiled model's file is that of the plain model.
 
+        Args:
+            path: the file, usually `*.safetensors`.
+
         Raises:
             OSError: the file can't be written; the former one is as it was.
-            TypeError: the model is no `torch.nn.Module`.
+            TypeError: the model is no `torch.nn.Module`, or a part of its state is no dense tensor.
         """
         write_parameters(self._module(), path)
 
     def load(self, path: str | Path) -> None:
         """Read the model's parameters from a file that `save` wrote, with a model on any device.
 
-        A file that is refused changes nothing, and no code in a file runs.
+        A file that is refused changes nothing, and no code in a file runs. Files that
+        `safetensors.torch.save_file` or `torch.save` wrote of a model's `state_dict` are read too.
 
         Raises:
             FileNotFoundError: there is no such file.
