@@ -105,13 +105,21 @@ class CsvMetrics(MetricsSink):
                 raise ValueError(f"key {key!r}: a carriage return can't be read back; leave it out")
         self._drop_cut_row()
         self._check_size(self._path.stat().st_size)
-        columns = self._columns + new_columns
-        wider = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}.tmp")
+        self._rewrite(self._columns + new_columns)
+
+    def _rewind(self, step: int) -> None:
+        self._drop_cut_row()
+        self._check_size(self._path.stat().st_size)
+        self._rewrite(self._columns, last_step=step)
+
+    def _rewrite(self, columns: list[str], last_step: int | None = None) -> None:
+        """Put a file with more columns, or without the rows of later steps, in place at once."""
+        other = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            _copy_widened(self._path, wider, columns)
-            wider.replace(self._path)
+            _copy_rows(self._path, other, columns, last_step)
+            other.replace(self._path)
         finally:
-            wider.unlink(missing_ok=True)
+            other.unlink(missing_ok=True)
         self._columns = columns
         self._size = self._path.stat().st_size
 
@@ -161,7 +169,7 @@ def _drop_unfinished_row(path: Path) -> None:
             file.truncate(end)
 
 
-def _copy_widened(source: Path, target: Path, columns: Sequence[str]) -> None:
+def _copy_rows(source: Path, target: Path, columns: Sequence[str], last_step: int | None) -> None:
     with (
         source.open(encoding="utf-8", newline="") as old,
         target.open("x", encoding="utf-8", newline="") as new,
@@ -170,4 +178,6 @@ def _copy_widened(source: Path, target: Path, columns: Sequence[str]) -> None:
         next(rows)  # the old header
         writer = csv.writer(new, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(row + [""] * (len(columns) - len(row)) for row in rows)
+        for row in rows:
+            if last_step is None or int(row[0]) <= last_step:
+                writer.writerow(row + [""] * (len(columns) - len(row)))

@@ -1,5 +1,6 @@
 """LearningCurve: a PNG of chosen metrics over the run, drawn when the run ends."""
 
+import csv
 import logging
 import os
 from array import array
@@ -35,6 +36,7 @@ class LearningCurve(MetricsSink):
         *,
         smooth: int | None = None,
         title: str = "",
+        history: str | os.PathLike[str] | None = None,
     ) -> None:
         """Choose the metrics to draw, and check that the picture can be written.
 
@@ -44,6 +46,8 @@ class LearningCurve(MetricsSink):
           y: the keys to draw, from top to bottom.
           smooth: int >= 1, the number of points in the moving mean; a 20th of all by default.
           title: a line above the panels.
+          history: the file of the run's CsvMetrics. After `rewind` the curve begins with its rows,
+            so the picture of a resumed run has all of it.
 
         Raises:
           ModuleNotFoundError: matplotlib is not installed.
@@ -65,6 +69,7 @@ class LearningCurve(MetricsSink):
         self._points = {key: (array("d"), array("d")) for key in ([y] if isinstance(y, str) else y)}
         self._smooth = smooth
         self._title = title
+        self._history = None if history is None else Path(history).resolve()
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         x = float(step) if self._x == STEP else values.get(self._x)
@@ -74,6 +79,19 @@ class LearningCurve(MetricsSink):
             x_points, y_points = self._points[key]
             x_points.append(x)
             y_points.append(values[key])
+
+    def _rewind(self, step: int) -> None:
+        self._points = {key: (array("d"), array("d")) for key in self._points}
+        if self._history is not None:
+            self._read(self._history, step)
+
+    def _read(self, path: Path, last_step: int) -> None:
+        """Take the points of a run that is resumed from the table that it wrote."""
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if int(row[STEP]) <= last_step:
+                    values = {key: float(cell) for key, cell in row.items() if cell}
+                    self._write(int(row[STEP]), values)
 
     def _finish(self) -> None:
         curves = {key: points for key, points in self._points.items() if points[0]}

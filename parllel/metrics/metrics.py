@@ -39,6 +39,9 @@ class Metrics(MetricsSink):
     def _write(self, step: int, values: dict[str, float]) -> None:
         _call_all([partial(sink.log, step, values) for sink in self._sinks])
 
+    def _rewind(self, step: int) -> None:
+        _call_all([partial(sink.rewind, step) for sink in self._sinks])
+
     def _finish(self) -> None:
         _call_all([sink.close for sink in self._sinks])
 

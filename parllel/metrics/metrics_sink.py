@@ -12,8 +12,8 @@ STEP = "step"
 class MetricsSink(ABC):
     """Take the numbers of a training run.
 
-    A new sink implements `_write`, and `_finish` if it has something to do at the end. It is
-    called from one thread of one process.
+    A new sink implements `_write`, `_finish` if it has something to do at the end, and `_rewind` if
+    it can forget the steps that a resumed run repeats. It is called from one thread of one process.
 
     Example:
         >>> class Printed(MetricsSink):
@@ -49,6 +49,22 @@ class MetricsSink(ABC):
         self._write(_as_step(step), floats)
 
     @final
+    def rewind(self, step: SupportsIndex) -> None:
+        """Go back to a step: a run that was cut off is resumed there, and logs what follows again.
+
+        Values of later steps are forgotten where the output can forget.
+
+        Args:
+          step: integer >= 0, the last one that counts.
+
+        Raises:
+          TypeError, ValueError, RuntimeError: as for `log`.
+        """
+        if self._is_closed:
+            raise RuntimeError(f"{type(self).__name__}: rewind() after close()")
+        self._rewind(_as_step(step))
+
+    @final
     def close(self) -> None:
         """Finish the output. A second call does nothing."""
         if not self._is_closed:
@@ -58,6 +74,9 @@ class MetricsSink(ABC):
     @abstractmethod
     def _write(self, step: int, values: dict[str, float]) -> None:
         """Record checked values; afterwards the dictionary belongs to the sink."""
+
+    def _rewind(self, step: int) -> None:  # noqa: B027 - some outputs can't forget
+        """Forget the values of all steps after one."""
 
     def _finish(self) -> None:  # noqa: B027 - most sinks have nothing to do here
         """Complete the output; called once, from `close`."""

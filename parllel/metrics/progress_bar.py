@@ -66,6 +66,12 @@ class ProgressBar(MetricsSink):
         # The last batch often overshoots, and tqdm draws no bar beyond its total.
         self._bar.update(max(0, min(step, self._total_steps) - self._bar.n))
 
+    def _rewind(self, step: int) -> None:
+        self._bar.initial = min(step, self._total_steps)  # its speed is counted from there
+        self._bar.reset()
+        self._bar.n = self._bar.initial
+        self._bar.refresh()
+
     def _finish(self) -> None:
         self._bar.close()
 

@@ -60,6 +60,11 @@ class TensorBoardMetrics(MetricsSink):
         scalars = [{"tag": key, "simple_value": value} for key, value in values.items()]
         self._append("ab", step=step, summary={"value": scalars})
 
+    def _rewind(self, step: int) -> None:
+        # TensorBoard forgets the events of a run from this step on that were written before.
+        start = self._event_pb2.SessionLog(status=self._event_pb2.SessionLog.START)
+        self._append("ab", step=step + 1, session_log=start)
+
     def _append(self, mode: str, **event: object) -> None:
         self._is_whole = False
         message = self._event_pb2.Event(wall_time=time.time(), **event)

@@ -1,5 +1,19 @@
-"""Runners: the outer loop of a training program."""
+"""Runners: the outer loop of a training program, its hooks, and runs in files."""
 
+from parllel.runners.checkpoints import Checkpoints
+from parllel.runners.hooks import Evaluation, Hook, Run, every
 from parllel.runners.rl_runner import Algorithm, RLRunner, RunSummary
+from parllel.runners.saved_run import load_run, save_run
 
-__all__ = ["Algorithm", "RLRunner", "RunSummary"]
+__all__ = [
+    "Algorithm",
+    "Checkpoints",
+    "Evaluation",
+    "Hook",
+    "RLRunner",
+    "Run",
+    "RunSummary",
+    "every",
+    "load_run",
+    "save_run",
+]

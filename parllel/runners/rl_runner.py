@@ -1,19 +1,18 @@
-"""RLRunner: the outer loop. Sample, transform, learn, evaluate, log, save."""
+"""RLRunner: the outer loop. Sample, transform, learn, log, and call hooks."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from parllel.cages import TrajInfo
 from parllel.kernels.targets import compile_seconds
 from parllel.metrics import MetricsSink
-from parllel.samplers import BasicSampler, EvalSampler
+from parllel.runners.hooks import Hook, is_reached, mean_of_each
+from parllel.samplers import BasicSampler
 from parllel.transforms import Transform
 from parllel.tree import ArrayDict
 from parllel.tree.not_finite import find_not_finite, refuse_not_finite
@@ -21,6 +20,9 @@ from parllel.tree.not_finite import find_not_finite, refuse_not_finite
 
 class Algorithm(Protocol):
     """An object that learns from batches, as `torch.algos.PPO`.
+
+    If it has a method `set_progress`, a runner calls that before each batch with the share of the
+    run's steps that are done, in [0, 1]: numbers that change while learning are functions of it.
 
     Example:
         >>> class MeanReward:  # learns nothing
@@ -33,18 +35,11 @@ class Algorithm(Protocol):
         """Learn from one batch; return the numbers to log, all of them finite."""
 
 
-class SavedAgent(Protocol):
-    """An agent that can be written to a file, as those of `torch.agents`.
+class Resumable(Protocol):
+    """The saves of a run, as `Checkpoints`."""
 
-    Example:
-        >>> class Fixed:
-        ...     def save(self, path):
-        ...         Path(path).write_text("it has no parameters")
-        >>> agent: SavedAgent = Fixed()
-    """
-
-    def save(self, path: str | Path) -> None:
-        """Write the agent to a file."""
+    def load(self, runner: RLRunner) -> bool:
+        """Set all parts of the run to the newest save; return whether there is one."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +73,31 @@ class RLRunner:
         sampler: collects the batches.
         algorithm: learns from the batches.
         metrics: takes all numbers; the caller closes it. `train/...` are means over the last
-            episodes of training, `eval/...` means over the episodes of an evaluation, `algo/...`
-            the results of the algorithm, `time/...` seconds. `train/n_restarts` counts the
-            environments that failed and were made anew, once there is one.
+            episodes of training, `algo/...` the results of the algorithm, `time/...` seconds.
+            `train/n_restarts` counts the environments that failed and were made anew, once there
+            is one. Hooks log what they have to tell.
         n_steps: number of environment steps, over all environments; the last batch is collected
             whole.
         transforms: functions that are applied to each batch in turn.
-        log_every: number of batches from one log to the next; `algo/...` are those of the last.
+        log_every: number of environment steps from one log to the next; each batch by default.
+            `algo/...` are those of the last batch.
         window: number of episodes of training that are averaged.
-        eval_sampler: plays episodes after every `eval_every` batches, and at the end.
-        eval_every: number of batches from one evaluation to the next.
-        agent: the agent to save after each evaluation and at the end, with a `checkpoint`.
-        checkpoint: the file to save the agent in, in a folder that exists.
+        learn_after: number of environment steps before learning begins. Batches before are
+            collected, and a replay buffer takes them.
+        after_batch: functions that are called with the runner after each batch, in this order:
+            `Evaluation`, `Checkpoints`, or any of your own. `every` makes them less frequent.
+        stop_when: function of the runner; the batch after which it returns True is the last one.
+
+    Attributes:
+        n_steps: number of environment steps so far.
+        steps_per_batch: how many of these a batch has.
+        is_done: whether the last batch was collected and learned from.
+        learned: the numbers that the algorithm returned last.
+        mean_return: mean return of the last episodes of training, `window` at most; NaN where
+            none has ended.
 
     Raises:
-        ValueError: a count is not positive, or checkpoint is given without agent.
-        FileNotFoundError: the checkpoint's folder does not exist.
+        ValueError: a count is out of range.
 
     Example:
         >>> import numpy as np
@@ -127,60 +131,104 @@ class RLRunner:
         transforms: Sequence[Transform] = (),
         log_every: int = 1,
         window: int = 100,
-        eval_sampler: EvalSampler | None = None,
-        eval_every: int = 10,
-        agent: SavedAgent | None = None,
-        checkpoint: str | Path | None = None,
+        learn_after: int = 0,
+        after_batch: Sequence[Hook] = (),
+        stop_when: Callable[[RLRunner], bool] | None = None,
     ) -> None:
         counts = {"n_steps": n_steps, "log_every": log_every, "window": window}
-        for name, count in (counts | {"eval_every": eval_every}).items():
+        for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name}: got {count}, expected 1 or more")
-        if checkpoint is not None and agent is None:
-            raise ValueError("checkpoint: got a path without an agent to save; give agent=")
-        if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
-            raise FileNotFoundError(f"checkpoint: {Path(checkpoint).parent} is no folder; make it")
+        if not 0 <= learn_after < n_steps:
+            raise ValueError(
+                f"learn_after: got {learn_after}, expected 0 or more, and less than n_steps ="
+                f" {n_steps}"
+            )
+        self.metrics = metrics
+        self.steps_per_batch = sampler.batch_T * sampler.batch_B
+        self.n_steps = 0
+        self.is_done = False
+        self.learned: Mapping[str, float] = {}
         self._sampler = sampler
         self._algorithm = algorithm
-        self._metrics = metrics
         self._transforms = list(transforms)
-        self._steps_per_batch = sampler.batch_T * sampler.batch_B
-        self._n_batches = -(-n_steps // self._steps_per_batch)
+        self._last_step = n_steps
         self._log_every = log_every
-        self._eval_sampler = eval_sampler
-        self._eval_every = eval_every
-        self._agent = agent
-        self._checkpoint = checkpoint
-        self._recent: deque[TrajInfo] = deque(maxlen=window)
+        self._learn_after = learn_after
+        self._after_batch = list(after_batch)
+        self._stop_when = stop_when
+        self._recent: deque[dict[str, float]] = deque(maxlen=window)  # episodes
         self._n_episodes = 0
         self._sample_s = 0.0
         self._learn_s = 0.0
 
-    def run(self) -> RunSummary:
+    def run(self, *, resume: Resumable | None = None) -> RunSummary:
         """Train to the end. The metrics are open afterwards, also after an exception.
+
+        Args:
+            resume: the `Checkpoints` of a run that was cut off, which goes on from its newest one;
+                where there is none, the run begins. What was logged after that step is
+                forgotten.
 
         Raises:
             ValueError: after the transforms, a reward or an observation in host memory is NaN or
                 infinite, or a number that the algorithm returned is. The message names the first
                 such leaf of the batch, its row and its environment.
         """
-        for number in range(1, self._n_batches + 1):
+        if resume is not None and resume.load(self):
+            self.metrics.rewind(self.n_steps)
+        while self.n_steps < self._last_step and not self.is_done:
+            self._set_progress()
             batch = self._sample()
-            learned = self._learn(batch)
-            is_last = number == self._n_batches
-            n_steps = number * self._steps_per_batch
-            if is_last or number % self._log_every == 0:
-                self._log(n_steps, learned)
-            if is_last or number % self._eval_every == 0:
-                self._evaluate(n_steps)
-                self._save()
+            self.n_steps += self.steps_per_batch
+            if self.n_steps > self._learn_after:
+                self.learned = self._learn(batch)
+            self.is_done = self.n_steps >= self._last_step or (
+                self._stop_when is not None and self._stop_when(self)
+            )
+            if self.is_done or is_reached(self._log_every, self):
+                self._log()
+            for hook in self._after_batch:
+                hook(self)
         return self._summary()
+
+    @property
+    def mean_return(self) -> float:
+        """Mean return of the last episodes of training; NaN where none has ended."""
+        return mean_of_each(self._recent).get("episode_return", float("nan"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `run` goes on from: numbers of steps and episodes, and the last returns."""
+        return {
+            "n_steps": self.n_steps,
+            "is_done": self.is_done,
+            "n_episodes": self._n_episodes,
+            "recent": list(self._recent),
+            "sample_s": self._sample_s,
+            "learn_s": self._learn_s,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have `run` go on from a state that `state_dict` returned."""
+        self.n_steps = state["n_steps"]
+        # A run that was done goes on where this one has more steps to do.
+        self.is_done = state["is_done"] and self.n_steps >= self._last_step
+        self._n_episodes = state["n_episodes"]
+        self._recent.clear()
+        self._recent.extend(state["recent"])
+        self._sample_s, self._learn_s = state["sample_s"], state["learn_s"]
+
+    def _set_progress(self) -> None:
+        """Tell an algorithm with schedules how far the run is, before a batch is collected."""
+        set_progress = getattr(self._algorithm, "set_progress", None)
+        if set_progress is not None:
+            set_progress(self.n_steps / self._last_step)
 
     def _sample(self) -> ArrayDict:
         start = _work_seconds()
         batch, completed = self._sampler.collect_batch()
         self._sample_s += _work_seconds() - start
-        self._recent.extend(completed)
+        self._recent.extend(traj.metrics() for traj in completed)
         self._n_episodes += len(completed)
         return batch
 
@@ -194,29 +242,19 @@ class RLRunner:
         self._learn_s += _work_seconds() - start
         return learned
 
-    def _log(self, n_steps: int, learned: Mapping[str, float]) -> None:
-        numbers = {f"train/{name}": mean for name, mean in mean_metrics(self._recent).items()}
+    def _log(self) -> None:
+        numbers = {f"train/{name}": mean for name, mean in mean_of_each(self._recent).items()}
         numbers["train/n_episodes"] = float(self._n_episodes)
         if n_restarts := sum(cage.n_restarts for cage in self._sampler.cages):
             numbers["train/n_restarts"] = float(n_restarts)
-        numbers |= {f"algo/{name}": number for name, number in learned.items()}
+        numbers |= {f"algo/{name}": number for name, number in self.learned.items()}
         numbers |= {"time/sample_s": self._sample_s, "time/learn_s": self._learn_s}
-        self._metrics.log(n_steps, numbers)
-
-    def _evaluate(self, n_steps: int) -> None:
-        if self._eval_sampler is not None:
-            means = mean_metrics(self._eval_sampler.collect_episodes())
-            self._metrics.log(n_steps, {f"eval/{name}": mean for name, mean in means.items()})
-
-    def _save(self) -> None:
-        if self._agent is not None and self._checkpoint is not None:
-            self._agent.save(self._checkpoint)
+        self.metrics.log(self.n_steps, numbers)
 
     def _summary(self) -> RunSummary:
-        mean_return = mean_metrics(self._recent).get("episode_return", float("nan"))
         return RunSummary(
-            n_steps=self._n_batches * self._steps_per_batch,
-            mean_return=mean_return,
+            n_steps=self.n_steps,
+            mean_return=self.mean_return,
             n_episodes=self._n_episodes,
             sample_s=self._sample_s,
             learn_s=self._learn_s,
@@ -238,12 +276,3 @@ def _check_learned(learned: Mapping[str, float], batch: ArrayDict) -> None:
 def _work_seconds() -> float:
     """Return the time of a clock that stands still while kernels are compiled or loaded."""
     return time.perf_counter() - compile_seconds()
-
-
-def mean_metrics(episodes: Iterable[TrajInfo]) -> dict[str, float]:
-    """Return the mean of each number over those episodes that have it; nothing for no episodes."""
-    numbers: dict[str, list[float]] = {}
-    for episode in episodes:
-        for name, number in episode.metrics().items():
-            numbers.setdefault(name, []).append(number)
-    return {name: sum(found) / len(found) for name, found in numbers.items()}

@@ -15,8 +15,8 @@ import torch
 
 from parllel import default_storage
 from parllel.metrics import Metrics, MetricsSink
-from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
-from parllel.runners import RLRunner
+from parllel.patterns import build_cages, build_example, build_sample_tree
+from parllel.runners import Evaluation, RLRunner, every
 from parllel.samplers import BasicSampler, EvalSampler
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Walk
@@ -61,7 +61,7 @@ def train(storage: str | None) -> tuple[list[dict[str, float]], list[Any]]:
     # Not in workers where this machine is busy: the order of episodes would be another one.
     cages = build_cages(Walk, B, n_workers="serial", seed=1)
     eval_cages = build_cages(Walk, 2, n_workers="serial", seed=2)
-    eval_tree = build_eval_tree(samples, n_envs=2)
+    eval_sampler = EvalSampler(eval_cages, agent, n_episodes=4, storage=storage)
     recorder = Recorder()
     runner = RLRunner(
         BasicSampler(cages, agent, samples),
@@ -74,8 +74,7 @@ def train(storage: str | None) -> tuple[list[dict[str, float]], list[Any]]:
         Metrics(recorder),
         n_steps=4 * T * B,
         transforms=[ClipRewards(-2, 2), EstimateAdvantage(), NormalizeAdvantage()],
-        eval_sampler=EvalSampler(eval_cages, agent, eval_tree, n_episodes=4),
-        eval_every=2,
+        after_batch=[every(2 * T * B, Evaluation(eval_sampler))],
     )
     runner.run()
     return recorder.logs, [each.tolist() for each in agent.model.parameters()]

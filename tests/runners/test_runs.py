@@ -24,7 +24,7 @@ from parllel.cages import SerialCage, TrajInfo
 from parllel.kernels import targets
 from parllel.metrics import Metrics, MetricsSink
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
-from parllel.runners import RLRunner
+from parllel.runners import Evaluation, RLRunner, every
 from parllel.samplers import BasicSampler, EvalSampler
 from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.toy_envs import Clock, Walk
@@ -221,18 +221,14 @@ class Script:
         return {"n_batches": len(self.sums)}
 
 
-class Saved:
-    """An agent that notes each time it is saved, and where."""
-
-    def __init__(self) -> None:
-        self.paths: list[Any] = []
-
-    def save(self, path: Any) -> None:
-        self.paths.append(path)
-
-
 def run(
-    algorithm: Any = None, *, eval_lengths: int | None = None, n_steps: int = 200, **options: Any
+    algorithm: Any = None,
+    *,
+    eval_lengths: int | None = None,
+    eval_every: int = 1,
+    after: Any = (),
+    n_steps: int = 200,
+    **options: Any,
 ) -> tuple[Recorder, Any]:
     """Run on five clocks of episodes of 6 steps, 60 steps in a batch."""
     agent = Constant()
@@ -243,8 +239,8 @@ def run(
         SerialCage(Clock, {"length": eval_lengths or 1}, n_envs=2) as eval_cage,
     ):
         if eval_lengths:
-            tree = build_eval_tree(samples, n_envs=2)
-            options["eval_sampler"] = EvalSampler([eval_cage], agent, tree, n_episodes=4)
+            eval_sampler = EvalSampler([eval_cage], agent, n_episodes=4)
+            options["after_batch"] = [every(eval_every, Evaluation(eval_sampler, after=after))]
         runner = RLRunner(
             BasicSampler([cage], agent, samples),
             algorithm or Script(),
@@ -301,7 +297,7 @@ def test_a_run_logs_means_of_episodes_and_what_was_learned() -> None:
 
 
 def test_log_every_thins_out_the_logs_and_keeps_the_last_one() -> None:
-    recorder, _ = run(n_steps=5 * BATCH, log_every=2)
+    recorder, _ = run(n_steps=5 * BATCH, log_every=2 * BATCH)
     assert recorder.series("algo/n_batches") == {2 * BATCH: 2, 4 * BATCH: 4, 5 * BATCH: 5}
 
 
@@ -347,23 +343,70 @@ def test_transforms_are_applied_in_their_order() -> None:
     assert algorithm.sums == [BATCH]
 
 
-def test_evaluations_come_after_every_so_many_batches_and_at_the_end() -> None:
-    recorder, _ = run(n_steps=5 * BATCH, eval_lengths=3, eval_every=2)
+def test_evaluations_come_after_every_so_many_steps_and_at_the_end() -> None:
+    found = []
+    recorder, _ = run(
+        n_steps=5 * BATCH,
+        eval_lengths=3,
+        eval_every=2 * BATCH - 1,
+        after=[lambda run, means: found.append((run.n_steps, run.is_done, means))],
+    )
+    # Multiples of 119 are reached by steps 120, 240 and 300 (119, 238, 357): the last one is the end.
     expected = dict.fromkeys((2 * BATCH, 4 * BATCH, 5 * BATCH), 1 + 2 + 3)
     assert recorder.series("eval/episode_return") == expected
+    means = {"episode_length": 3.0, "episode_return": 6.0}
+    assert found == [(step, step == 5 * BATCH, means) for step in expected]
     assert set(recorder.series("train/episode_return").values()) == {RETURN}
 
 
-def test_the_agent_is_saved_after_each_evaluation_and_at_the_end(tmp_path: Path) -> None:
-    agent, path = Saved(), tmp_path / "agent.pt"
-    run(n_steps=5 * BATCH, eval_every=2, agent=agent, checkpoint=path)
-    assert agent.paths == [path] * 3
-    without = Saved()
-    run(agent=without)
-    assert without.paths == []
+def test_hooks_see_the_run_after_each_batch_in_their_order() -> None:
+    seen: list[Any] = []
+    hooks = [
+        lambda run: seen.append((run.n_steps, run.is_done, dict(run.learned), run.mean_return)),
+        lambda run: seen.append(len(seen)),
+    ]
+    run(n_steps=3 * BATCH, after_batch=hooks)
+    batches = [(n * BATCH, n == 3, {"n_batches": n}, RETURN) for n in (1, 2, 3)]
+    assert seen == [each for n, batch in enumerate(batches) for each in (batch, 2 * n + 1)]
 
 
-def test_a_checkpoint_is_the_trained_agent(tmp_path: Path) -> None:
+def test_a_run_ends_early_when_it_is_told_to() -> None:
+    last = []
+    recorder, summary = run(
+        n_steps=9 * BATCH,
+        log_every=99 * BATCH,
+        stop_when=lambda run: run.learned["n_batches"] == 4,
+        after_batch=[every(99 * BATCH, lambda run: last.append(run.n_steps))],
+    )
+    assert summary.n_steps == 4 * BATCH
+    assert [step for step, _ in recorder.logs] == last == [4 * BATCH]
+
+
+def test_learning_begins_after_some_steps() -> None:
+    algorithm = Script()
+    recorder, _ = run(algorithm, n_steps=4 * BATCH, learn_after=2 * BATCH)
+    assert len(algorithm.sums) == 2
+    assert recorder.series("algo/n_batches") == {3 * BATCH: 1, 4 * BATCH: 2}
+    with pytest.raises(ValueError, match="learn_after: got 60, expected 0 or more, and less than"):
+        run(n_steps=BATCH, learn_after=BATCH)
+
+
+def test_an_algorithm_is_told_how_far_the_run_is() -> None:
+    class Scheduled(Script):
+        def __init__(self) -> None:
+            super().__init__()
+            self.progress: list[float] = []
+
+        def set_progress(self, progress: float) -> None:
+            self.progress.append(progress)
+
+    algorithm = Scheduled()
+    run(algorithm, n_steps=3 * BATCH + 1)
+    n_steps = 3 * BATCH + 1
+    assert algorithm.progress == [0, BATCH / n_steps, 2 * BATCH / n_steps, 3 * BATCH / n_steps]
+
+
+def test_a_hook_may_save_the_trained_agent(tmp_path: Path) -> None:
     agent, path = make_agent(n_inputs=2, n_actions=2), tmp_path / "agent.pt"
     before = parameters(agent)
     samples = build_sample_tree(build_example(Clock), agent, batch_shape=(T, B))
@@ -372,7 +415,8 @@ def test_a_checkpoint_is_the_trained_agent(tmp_path: Path) -> None:
     with SerialCage(Clock, n_envs=B) as cage:
         sampler = BasicSampler([cage], agent, samples)
         transforms = [EstimateAdvantage(), NormalizeAdvantage()]
-        options: dict[str, Any] = {"transforms": transforms, "agent": agent, "checkpoint": path}
+        save = every(999, lambda _: agent.save(path))
+        options: dict[str, Any] = {"transforms": transforms, "after_batch": [save]}
         RLRunner(sampler, ppo, Recorder(), n_steps=100, **options).run()
     other = make_agent(seed=1, n_inputs=2, n_actions=2)
     other.load(path)
@@ -395,20 +439,15 @@ def test_after_an_exception_the_metrics_are_open_and_can_be_closed() -> None:
     assert [step for step, _ in recorder.logs] == [BATCH, 2 * BATCH, 999]
 
 
-@pytest.mark.parametrize("name", ["n_steps", "log_every", "window", "eval_every"])
+@pytest.mark.parametrize("name", ["n_steps", "log_every", "window"])
 def test_a_run_needs_positive_counts(name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: got 0, expected 1 or more"):
         run(**{name: 0})
 
 
-def test_a_checkpoint_needs_a_folder_from_the_start(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"checkpoint: .*missing is no folder; make it"):
-        run(agent=Constant(), checkpoint=tmp_path / "missing" / "agent.pt")
-
-
-def test_a_checkpoint_needs_an_agent() -> None:
-    with pytest.raises(ValueError, match="give agent="):
-        run(checkpoint="agent.pt")
+def test_a_hook_comes_after_a_positive_number_of_steps() -> None:
+    with pytest.raises(ValueError, match="every: got 0 steps, expected 1 or more"):
+        every(0, print)
 
 
 # The example

@@ -1,0 +1,256 @@
+"""save_run and load_run: all parts of a run in a folder, whole or not there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from parllel.replays import ReplayBuffer
+from parllel.runners.generators import GlobalGenerators
+from parllel.runners.state_data import from_data, to_data
+from parllel.tree import ArrayDict, open_tree, save_tree, saved_json
+from parllel.tree.file_locks import try_lock
+from parllel.tree.whole_files import (
+    CheckedWriter,
+    FileCheck,
+    check_of,
+    make_folders,
+    open_plain_file,
+    sync_folder,
+    write_new_file,
+)
+
+_NUMBERED = re.compile(r"checkpoint-(\d{6,12})", re.ASCII)
+_UNFINISHED = re.compile(r"checkpoint-\d{6,12}\.unfinished", re.ASCII)
+_GENERATORS = "generators"  # the name of a part that each run has
+_JSON_NAME = "run.json"
+
+
+@runtime_checkable
+class HasState(Protocol):
+    """A part of a run that says what its state is, as torch's modules and optimizers do.
+
+    >>> isinstance(torch.nn.Linear(2, 2), HasState)
+    True
+    """
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state: nested dictionaries and lists of tensors, arrays and numbers."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:
+        """Set the state that `state_dict` returned."""
+
+
+def save_run(folder: str | Path, /, **parts: Any) -> Path:  # Any: a part of any of these kinds
+    """Save all parts of a run as the newest checkpoint in a folder, and delete the ones before.
+
+    A checkpoint is a folder, `checkpoint-000001` and so on. It is written under another name, which
+    is changed when all is on the disk: a process that is killed, and a power cut, leave the newest
+    checkpoint that was whole. The states of the global generators of Python, NumPy and torch
+    are a part of each run.
+
+    Trees and replay buffers are written as `tree.save_tree` does, from the memory that they have;
+    of other states there is a second copy in memory as long as this takes.
+
+    Args:
+        folder: the folder of the checkpoints, which is made if there is none.
+        parts: objects by names of your choice: those with `state_dict` and `load_state_dict`
+            (agents, algorithms, optimizers, running moments, an `RLRunner`), generators of NumPy
+            and torch, replay buffers, and ArrayDicts of Arrays.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        BlockingIOError: another process saves there.
+        OSError: the disk is full, or the like. The checkpoint before is what it was.
+        TypeError: a part is of another kind, or its state has something that is no number.
+
+    >>> import tempfile
+    >>> folder, model = tempfile.mkdtemp(), torch.nn.Linear(2, 1)
+    >>> save_run(folder, model=model).name
+    'checkpoint-000001'
+    >>> load_run(folder, model=torch.nn.Linear(2, 1))
+    True
+    """
+    folder = Path(folder)
+    parts = _with_generators(parts)
+    make_folders(folder)
+    with ExitStack() as stack:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, descriptor)
+        _lock(folder, descriptor)
+        before = _numbers_of(folder)
+        _delete(folder, [name for name in os.listdir(folder) if _UNFINISHED.fullmatch(name)])
+        name = f"checkpoint-{max(before, default=0) + 1:06d}"
+        unfinished = folder / f"{name}.unfinished"
+        unfinished.mkdir()
+        try:
+            _write(unfinished, parts)
+            sync_folder(unfinished)
+            unfinished.rename(folder / name)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        sync_folder(folder)
+        _delete(folder, list(before.values()))
+    return folder / name
+
+
+def load_run(folder: str | Path, /, **parts: Any) -> bool:  # Any: as for save_run
+    """Set all parts of a run to the newest checkpoint in a folder; return whether there is one.
+
+    No code in a file runs. All files but those of trees and replay buffers are read and compared
+    with their checksums before anything is changed; those are compared before they change.
+
+    Args:
+        folder: the folder of the checkpoints.
+        parts: objects like those that were saved, by the same names.
+
+    Raises:
+        KeyError: other parts were saved.
+        TypeError: a part is of a kind that can't be saved.
+        ValueError: a file is damaged, or a part does not take what was saved.
+    """
+    numbered = _numbers_of(Path(folder))
+    if not numbered:
+        return False
+    checkpoint = Path(folder) / numbered[max(numbered)]
+    parts = _with_generators(parts)
+    json_path = checkpoint / _JSON_NAME
+    try:
+        saved = saved_json.from_data(saved_json.read_data(json_path))
+    except saved_json.DamagedError as error:
+        raise ValueError(f"{json_path}: damaged: {error}") from error
+    if saved["parts"].keys() != parts.keys():
+        raise KeyError(
+            f"{checkpoint}: saved with the parts {sorted(saved['parts'])}, expected {sorted(parts)}"
+        )
+    states = {
+        name: _read_state(checkpoint / f"{name}.safetensors", entry)
+        for name, entry in saved["parts"].items()
+        if entry is not None
+    }
+    for name, part in parts.items():  # the generators are the last: another part may draw
+        if _is_tree(part) is not (name not in states):
+            raise ValueError(f"{checkpoint}: {name} was saved as a part of another kind")
+        try:
+            if name in states:
+                _set_state(part, states[name])
+            else:
+                _load_tree(part, checkpoint / name)
+        except Exception as error:
+            error.add_note(f"part {name!r} of {checkpoint}")
+            raise
+    return True
+
+
+def _lock(folder: Path, descriptor: int) -> None:
+    try:
+        try_lock(descriptor)
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            f"{folder}: another process saves there; give each run a folder of its own"
+        ) from error
+
+
+def _with_generators(parts: Mapping[str, Any]) -> dict[str, Any]:
+    if _GENERATORS in parts:
+        raise TypeError(f"{_GENERATORS}: it is saved in any case; rename the part of that name")
+    kinds = (ReplayBuffer, ArrayDict, HasState, np.random.Generator, torch.Generator)
+    for name, part in parts.items():
+        if not isinstance(part, kinds):
+            raise TypeError(
+                f"{name}: got a {type(part).__name__}, expected an object with state_dict and"
+                " load_state_dict, a generator, a replay buffer or an ArrayDict"
+            )
+    return {**parts, _GENERATORS: GlobalGenerators()}
+
+
+def _is_tree(part: object) -> bool:
+    return isinstance(part, ReplayBuffer | ArrayDict)
+
+
+def _numbers_of(folder: Path) -> dict[int, str]:
+    """Return the names of the whole checkpoints in a folder, by their numbers."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return {}
+    return {int(match[1]): match[0] for name in names if (match := _NUMBERED.fullmatch(name))}
+
+
+def _delete(folder: Path, names: list[str]) -> None:
+    """Delete checkpoints; one that can't be deleted stays."""
+    for name in names:
+        unfinished = folder / f"{name.removesuffix('.unfinished')}.unfinished"
+        if not name.endswith(".unfinished"):
+            (folder / name).rename(unfinished)  # half of a checkpoint must not look like one
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write(folder: Path, parts: Mapping[str, Any]) -> None:
+    entries: dict[str, Any] = {}
+    for name, part in parts.items():
+        if isinstance(part, ReplayBuffer):
+            part.save(folder / name)
+            entries[name] = None
+        elif isinstance(part, ArrayDict):
+            save_tree(part, folder / name, {})
+            entries[name] = None
+        else:
+            data, tensors = to_data(_state_of(part))
+            path = folder / f"{name}.safetensors"
+            check = write_new_file(path, _writer_of(save(tensors)))
+            entries[name] = {"state": data, "nbytes": check.nbytes, "crc32": check.crc32}
+    content = saved_json.to_data({"format": 1, "parts": entries})
+    write_new_file(folder / _JSON_NAME, _writer_of(content))
+
+
+def _writer_of(content: bytes) -> Callable[[CheckedWriter], object]:
+    return lambda file: file.write(content)
+
+
+def _read_state(path: Path, entry: Mapping[str, Any]) -> Any:
+    with open_plain_file(path) as file:
+        if check_of(file) != FileCheck(entry["nbytes"], entry["crc32"]):
+            raise ValueError(f"{path}: damaged: its bytes are not those that were saved (CRC-32)")
+        file.seek(0)
+        try:
+            return from_data(entry["state"], load(file.read()))
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path}: no tensors of a run: {error}") from error
+
+
+def _state_of(part: Any) -> Any:
+    if isinstance(part, np.random.Generator):
+        return part.bit_generator.state
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    return part.state_dict()
+
+
+def _set_state(part: Any, state: Any) -> None:
+    if isinstance(part, np.random.Generator):
+        part.bit_generator.state = state
+    elif isinstance(part, torch.Generator):
+        part.set_state(state)
+    else:
+        part.load_state_dict(state)
+
+
+def _load_tree(part: ReplayBuffer | ArrayDict, folder: Path) -> None:
+    if isinstance(part, ReplayBuffer):
+        part.load(folder)
+    else:
+        open_tree(folder).load_into(part)
