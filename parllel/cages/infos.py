@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages.env_rows import Info, write_column
-from parllel.cages.fitting import MisfitError, describe, put_batch
+from parllel.cages.fitting import MisfitError, describe, has_form, put_batch
 from parllel.tree import ArrayDict, TreePath
+
+_NONE: frozenset[str] = frozenset()
 
 
 class LeftOut:
@@ -48,6 +50,10 @@ class LeftOut:
                     is_entry = isinstance(name, str) and not _is_mask(name, info)
                     if is_entry and name not in out:
                         self.new += _numbers_in(info[name], (*path, name))
+
+    def has_seen(self, info: Info) -> bool:
+        """Whether the entries of an info, of which none is stored, were noted before."""
+        return info.keys() <= self._seen.get((), _NONE)
 
     def take(self) -> list[TreePath]:
         """Return the paths that are new since the last call."""
@@ -193,11 +199,15 @@ def _write_info(
         left_out.look(out, [info], path)
     for name, branch in out.items():
         values, mask = info.get(name), _present(info, name, present)
-        if isinstance(branch, ArrayDict) and isinstance(values, Mapping | None):
+        is_leaf = type(branch) is np.ndarray
+        if is_leaf and mask is None and has_form(values, branch.shape, branch.dtype):
+            branch[...] = values
+            continue
+        if not is_leaf and isinstance(branch, ArrayDict) and isinstance(values, Mapping | None):
             _write_info(branch, values or _EMPTY, mask, left_out, (*path, name))
             continue
         try:
-            if isinstance(branch, ArrayDict):
+            if not is_leaf and isinstance(branch, ArrayDict):
                 number = 0 if mask is None else int(mask.argmax())
                 got = describe(values if np.isscalar(values) else np.asarray(values)[number, ...])
                 raise MisfitError(got, f"a dictionary with {list(branch)}", environment=number)
@@ -210,7 +220,9 @@ def _write_info(
 
 def _write_entry(branch: NDArray[Any], values: Any) -> None:
     """Write one entry of a dictionary of arrays [n, ...], or one value for all environments."""
-    if values is None:
+    if type(values) is np.ndarray and values.ndim and values.dtype != object:
+        put_batch(branch, values)
+    elif values is None:
         branch[...] = 0
     elif np.asarray(values).dtype == object:  # a Python object for each environment, as a list
         absent = _absent(branch)

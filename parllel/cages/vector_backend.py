@@ -210,7 +210,7 @@ class VectorBackend:
         if self._is_closed:
             return
         self._is_closed = True
-        if self._is_the_parents():
+        if self._owner is not None and self._owner != os.getpid():
             self.env.unwrapped.closed = True  # otherwise its end would end the parent's processes
             return
         try:
@@ -226,11 +226,8 @@ class VectorBackend:
         self._check_is_ours()
 
     def _check_is_ours(self) -> None:
-        if self._is_the_parents():
+        if self._owner is not None and self._owner != os.getpid():
             raise RuntimeError(OF_THE_PARENT)
-
-    def _is_the_parents(self) -> bool:
-        return self._owner is not None and self._owner != os.getpid()
 
 
 class _KeepsFinalObs(gym.Wrapper[Any, Any, Any, Any]):

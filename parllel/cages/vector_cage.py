@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from parllel.cages.cage import Cage, Command
 from parllel.cages.env_rows import Info, Output, Rows, check_fits, write_batch
 from parllel.cages.episodes import TrajInfo
-from parllel.cages.fitting import MisfitError
+from parllel.cages.fitting import MisfitError, put_batch
 from parllel.cages.infos import info_of, write_info_batch
 from parllel.cages.stepper import Seed
 from parllel.cages.vector_stepper import VectorStepper
@@ -89,7 +89,7 @@ class VectorCage(Cage):
         seed: Seed = None,
     ) -> None:
         self._stepper = VectorStepper(make_vector_env(**(env_kwargs or {})), make_traj_info, seed)
-        self._under_way: tuple[Command, tuple[Any, ...]] | None = None
+        self._under_way: tuple[Command, Rows] | None = None
         self._result: tuple[Any, ...] | None = None
         self.n_envs = self._stepper.n_envs
         self.observation_space = self._stepper.observation_space
@@ -110,31 +110,31 @@ class VectorCage(Cage):
         """Start a step, or carry out a reset."""
         if self._under_way is not None:
             self.await_step()  # one command at a time
-        self._result = None
-        try:
-            self._start(command)
-        except MisfitError as error:
-            self._stepper.tell_of(error)
-            raise
-
-    def _start(self, command: Command) -> None:
         begin_s = time.perf_counter()
-        outputs, rows = command.outputs, command.rows
-        if command.kind == "reset":
-            observation, info = self._stepper.reset(command.max_random_steps)
-            self._result = (
-                self._deliver("observation", observation, outputs.observation, rows.observation),
-                self._deliver_info(info, {}, outputs.info, rows.info),
-            )
-        else:
-            action: tuple[Any, ...] = ()
-            action_rows = command.action
-            if action_rows is None:  # a random step
-                action_rows = self._stepper.random_actions()
-                action = (self._deliver("action", action_rows, outputs.action, rows.action),)
-            self._stepper.start(action_rows)
+        self._result, action = None, command.action
+        if action is None:
+            try:
+                action = self._reset_or_draw(command)
+            except MisfitError as error:
+                self._stepper.tell_of(error)
+                raise
+        if action is not None:
+            self._stepper.start(action)  # which copies it
             self._under_way = command, action
         self.busy_span = begin_s, time.perf_counter()
+
+    def _reset_or_draw(self, command: Command) -> Rows | None:
+        """Carry out a reset; or return the actions of a random step."""
+        outputs, rows = command.outputs, command.rows
+        if command.kind != "reset":
+            drawn: Rows = self._stepper.random_actions()
+            return drawn
+        observation, info = self._stepper.reset(command.max_random_steps)
+        self._result = (
+            self._deliver("observation", observation, outputs.observation, rows.observation),
+            self._deliver_info(info, {}, outputs.info, rows.info),
+        )
+        return None
 
     def await_step(self) -> Any:  # Any: a tuple whose length the command decides
         """Wait for the command that was started and return its results; None if there was none."""
@@ -149,8 +149,8 @@ class VectorCage(Cage):
                 raise
         return result
 
-    def _finish(self, command: Command, action: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Wait for a step, and return its results."""
+    def _finish(self, command: Command, action: Rows) -> tuple[Any, ...]:
+        """Wait for a step, and return its results; those of a random step begin with its action."""
         outputs, rows = command.outputs, command.rows
         observation, reward, terminated, truncated, info, single = self._stepper.wait()
         if self._stepper.goes_on and self.busy_span is not None:
@@ -158,8 +158,11 @@ class VectorCage(Cage):
         if outputs.observation is not None:
             for number, value in self._stepper.final_obs.items():
                 check_fits(rows.observation, value, number)
+        drawn: tuple[Any, ...] = ()
+        if command.action is None:
+            drawn = (self._deliver("action", action, outputs.action, rows.action),)
         return (
-            *action,
+            *drawn,
             self._deliver("observation", observation, outputs.observation, rows.observation),
             self._deliver("reward", reward, outputs.reward, rows.reward),
             self._deliver("terminated", terminated, outputs.terminated, rows.terminated),
@@ -201,7 +204,10 @@ class VectorCage(Cage):
             own = dict_map(np.array, batch)
             return own if self.n_envs > 1 else own[0]
         try:
-            write_batch(rows, batch)
+            if isinstance(rows, np.ndarray):
+                put_batch(rows, batch)
+            else:
+                write_batch(rows, batch)
         except MisfitError as error:
             error.path = (name, *error.path)
             raise
@@ -218,7 +224,7 @@ class VectorCage(Cage):
         if out is None:
             own = [info_of(number, info, single) for number in range(self.n_envs)]
             return own if self.n_envs > 1 else own[0]
-        if len(rows) or info or single:  # most environments have no info
+        if len(rows) or single or not self._stepper.left_out.has_seen(info):
             try:
                 write_info_batch(rows, info, single, self._stepper.left_out)
             except MisfitError as error:
