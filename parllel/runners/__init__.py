@@ -3,6 +3,8 @@
 from parllel.runners.checkpoints import Checkpoints
 from parllel.runners.hooks import Evaluation, Hook, Run, every
 from parllel.runners.rl_runner import Algorithm, RLRunner, RunSummary
+from parllel.runners.run_config import RunConfig
+from parllel.runners.run_folder import RunFolder
 from parllel.runners.saved_run import load_run, save_run
 
 __all__ = [
@@ -12,6 +14,8 @@ __all__ = [
     "Hook",
     "RLRunner",
     "Run",
+    "RunConfig",
+    "RunFolder",
     "RunSummary",
     "every",
     "load_run",

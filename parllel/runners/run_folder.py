@@ -1,0 +1,131 @@
+"""RunFolder: the folder of a run, with its config, numbers, curve, checkpoints and model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from parllel.metrics import (
+    CsvMetrics,
+    LearningCurve,
+    Metrics,
+    MetricsSink,
+    ProgressBar,
+    TensorBoardMetrics,
+)
+from parllel.runners.run_config import RunConfig
+from parllel.tree.whole_files import make_folders, replace_file
+
+# A resumed run may have others of these: where it lies, how long it is, which memory it has.
+_MAY_CHANGE = ("out", "resume", "steps", "storage")
+
+
+class RunFolder:
+    """The folder of a run, and the names of what lies in it.
+
+    - `config.json`: the arguments of the run;
+    - `metrics.csv`, `tensorboard/`, `learning_curve.png`: its numbers (`open_metrics`);
+    - `checkpoints/`, `model.safetensors`, `video.gif`: names for the program to use.
+
+    >>> import tempfile
+    >>> config = RunConfig(out=Path(tempfile.mkdtemp()) / "run")
+    >>> run = RunFolder(config, name="example")
+    >>> sorted(path.name for path in run.path.iterdir()), run.model.name
+    (['config.json'], 'model.safetensors')
+    >>> RunFolder(config, name="example")
+    Traceback (most recent call last):
+    FileExistsError: ...: there is a run in this folder; choose another one (out), or go on...
+
+    Args:
+        config: the arguments of the run: a frozen dataclass, whose values JSON holds.
+        name: the program's name, for the folder below `runs` where the config names none.
+
+    Attributes:
+        path: the folder.
+        checkpoints, model, video: paths in it.
+
+    Raises:
+        FileExistsError: there is a run in the folder, and it is not to be resumed.
+        FileNotFoundError: there is none to resume.
+        ValueError: a run is to be resumed that was begun with other arguments; or no folder is
+            named to resume.
+    """
+
+    def __init__(self, config: RunConfig, *, name: str) -> None:
+        if config.out is None and config.resume:
+            raise ValueError("resume: got no folder, expected the one of the run (out)")
+        started = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        self.path = Path("runs") / name / started if config.out is None else config.out
+        self._config_path = self.path / "config.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model.safetensors"
+        self.video = self.path / "video.gif"
+        if config.resume:
+            self._check_same(_as_json(config))
+            return
+        if self._config_path.exists():
+            raise FileExistsError(
+                f"{self.path}: there is a run in this folder; choose another one (out), or go on"
+                " with it (resume)"
+            )
+        make_folders(self.path)
+        content = json.dumps(_as_json(config), indent=1).encode()
+        replace_file(self._config_path, lambda file: file.write(content))
+
+    def _check_same(self, config: Mapping[str, Any]) -> None:
+        if not self._config_path.exists():
+            raise FileNotFoundError(f"{self._config_path}: there is no run to resume; leave it out")
+        begun = json.loads(self._config_path.read_text())
+        names = sorted((begun.keys() | config.keys()) - set(_MAY_CHANGE))
+        differing = {
+            name: (begun.get(name), config.get(name))
+            for name in names
+            if begun.get(name) != config.get(name)
+        }
+        if differing:
+            raise ValueError(
+                f"{self.path}: the run was begun with other arguments (then, now): {differing};"
+                " resume it with the same"
+            )
+
+    def open_metrics(
+        self,
+        n_steps: int,
+        *,
+        curve: Sequence[str] = ("train/episode_return",),
+        sinks: Sequence[MetricsSink] = (),
+    ) -> Metrics:
+        """Return the sinks of the run: a table, TensorBoard, a curve, a progress bar, and others.
+
+        Args:
+            n_steps: number of environment steps of the run.
+            curve: keys of the numbers that the learning curve shows.
+            sinks: more sinks, which are closed with these.
+
+        Raises:
+            ModuleNotFoundError: a package of parllel[train] is not installed.
+        """
+        table = self.path / "metrics.csv"
+        return Metrics(
+            CsvMetrics(table),
+            TensorBoardMetrics(self.path / "tensorboard"),
+            LearningCurve(self.path / "learning_curve.png", y=curve, history=table),
+            ProgressBar(n_steps),
+            *sinks,
+        )
+
+
+def _as_json(config: RunConfig) -> dict[str, Any]:
+    """Return the fields of a config as JSON holds them: tuples are lists, paths are texts."""
+    loaded: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=_as_text))
+    return loaded
+
+
+def _as_text(value: object) -> str:
+    if not isinstance(value, Path):
+        raise TypeError(f"config: got {value!r}, expected numbers, texts, paths, or lists of these")
+    return str(value)
