@@ -17,6 +17,9 @@ from parllel.transforms import Transform
 from parllel.tree import ArrayDict
 from parllel.tree.not_finite import find_not_finite, refuse_not_finite
 
+# So often a batch is traced, which takes some percent longer, to tell where the time goes.
+_TRACE_EVERY_S = 5.0
+
 
 class Algorithm(Protocol):
     """An object that learns from batches, as `torch.algos.PPO`.
@@ -73,7 +76,9 @@ class RLRunner:
         sampler: collects the batches.
         algorithm: learns from the batches.
         metrics: takes all numbers; the caller closes it. `train/...` are means over the last
-            episodes of training, `algo/...` the results of the algorithm, `time/...` seconds.
+            episodes of training, `algo/...` the results of the algorithm, `time/..._s` seconds,
+            `time/..._share` shares of the time since the last log: of environments, policy,
+            transfer (these from a batch that is traced every 5 s) and learning.
             `train/n_restarts` counts the environments that failed and were made anew, once there
             is one. Hooks log what they have to tell.
         n_steps: number of environment steps, over all environments; the last batch is collected
@@ -161,6 +166,9 @@ class RLRunner:
         self._n_episodes = 0
         self._sample_s = 0.0
         self._learn_s = 0.0
+        self._logged = (0.0, 0.0)  # the two at the last log
+        self._shares: Mapping[str, float] = {}  # of the time of a batch
+        self._traced_at = time.monotonic()  # the first batch may wait for what later ones don't
 
     def run(self, *, resume: Resumable | None = None) -> RunSummary:
         """Train to the end. The metrics are open afterwards, also after an exception.
@@ -216,7 +224,7 @@ class RLRunner:
         self._n_episodes = state["n_episodes"]
         self._recent.clear()
         self._recent.extend(state["recent"])
-        self._sample_s, self._learn_s = state["sample_s"], state["learn_s"]
+        self._sample_s, self._learn_s = self._logged = state["sample_s"], state["learn_s"]
 
     def _set_progress(self) -> None:
         """Tell an algorithm with schedules how far the run is, before a batch is collected."""
@@ -226,7 +234,12 @@ class RLRunner:
 
     def _sample(self) -> ArrayDict:
         start = _work_seconds()
-        batch, completed = self._sampler.collect_batch()
+        if time.monotonic() - self._traced_at < _TRACE_EVERY_S:
+            batch, completed = self._sampler.collect_batch()
+        else:
+            batch, completed, trace = self._sampler.collect_traced()
+            self._shares = trace.shares(_work_seconds() - start)
+            self._traced_at = time.monotonic()
         self._sample_s += _work_seconds() - start
         self._recent.extend(traj.metrics() for traj in completed)
         self._n_episodes += len(completed)
@@ -249,7 +262,15 @@ class RLRunner:
             numbers["train/n_restarts"] = float(n_restarts)
         numbers |= {f"algo/{name}": number for name, number in self.learned.items()}
         numbers |= {"time/sample_s": self._sample_s, "time/learn_s": self._learn_s}
-        self.metrics.log(self.n_steps, numbers)
+        self.metrics.log(self.n_steps, numbers | self._time_shares())
+
+    def _time_shares(self) -> dict[str, float]:
+        """Return the shares of environments, policy, transfer and learning since the last log."""
+        sample_s, learn_s = self._sample_s - self._logged[0], self._learn_s - self._logged[1]
+        self._logged = self._sample_s, self._learn_s
+        share = sample_s / (sample_s + learn_s)
+        own = {f"time/{name}_share": share * part for name, part in self._shares.items()}
+        return own | {"time/learn_share": 1 - share}
 
     def _summary(self) -> RunSummary:
         return RunSummary(

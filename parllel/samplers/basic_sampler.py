@@ -13,7 +13,7 @@ from parllel.samplers.agent import Actor, RecurrentActor
 from parllel.samplers.group import Group
 from parllel.samplers.recorder import Recorder
 from parllel.samplers.sampler import Sampler
-from parllel.samplers.trace import TracedAgent, traced
+from parllel.samplers.trace import Trace, TracedAgent, traced
 from parllel.tree import ArrayDict, Rows, dict_map, leaves_of
 
 
@@ -174,18 +174,23 @@ class BasicSampler(Sampler):
         Raises:
             ModuleNotFoundError: matplotlib is not installed; parllel[train] brings it.
         """
+        batch, completed, trace = self.collect_traced()
+        trace.write_json(path)
+        trace.write_png(Path(path).with_suffix(".png"))
+        return batch, completed
+
+    def collect_traced(self) -> tuple[ArrayDict, list[TrajInfo], Trace]:
+        """Collect a batch as `collect_batch` does; return where its time went, too."""
         if not self._goes_on:
             self.reset()
         agent = self.agent
         with traced(self._groups) as trace:
             self.agent = TracedAgent(agent, trace)
             try:
-                result = self.collect_batch()
+                batch, completed = self.collect_batch()
             finally:
                 self.agent = agent
-        trace.write_json(path)
-        trace.write_png(Path(path).with_suffix(".png"))
-        return result
+        return batch, completed, trace
 
     def _collect_steps(self) -> None:
         for t in range(self.batch_T):

@@ -14,6 +14,7 @@ from parllel.samplers.group import Group
 from parllel.samplers.transfer import Transfer
 
 AGENT, COPIES, WAITS = "agent", "copies", "waits"
+AGENT_WAIT = "for actions"  # a span of WAITS: what the device has to do before actions are there
 
 
 class Span(NamedTuple):
@@ -67,6 +68,20 @@ class Trace:
     def busy_s(self, lane: str) -> float:
         """Return the sum of the spans of one lane in seconds. They must not overlap."""
         return sum(span.end_s - span.begin_s for span in self.spans if span.lane == lane)
+
+    def shares(self, total_s: float) -> dict[str, float]:
+        """Return which shares of a batch's time the host spent on what; their sum is 1.
+
+        What is neither the agent's nor a copy's time belongs to the environments: their steps in
+        this process, and waits for those in workers.
+
+        Args:
+            total_s: the time of the whole batch in seconds.
+        """
+        waits_s = sum(s.end_s - s.begin_s for s in self.spans if s.name == AGENT_WAIT)
+        policy = min(self.busy_s(AGENT) / total_s, 1.0)
+        transfer = min((self.busy_s(COPIES) + waits_s) / total_s, 1.0 - policy)
+        return {"policy": policy, "transfer": transfer, "envs": 1.0 - policy - transfer}
 
     def write_json(self, path: str | Path) -> None:
         """Write a file in Chrome's trace format: open it in Perfetto or chrome://tracing.
@@ -182,7 +197,7 @@ class _TracedTransfer:
             self._transfer.send_actions(t)
 
     def await_actions(self, t: int) -> None:
-        with self._trace.span(WAITS, "for actions"):
+        with self._trace.span(WAITS, AGENT_WAIT):
             self._transfer.await_actions(t)
 
     def take_outputs(self, t: int) -> None:
