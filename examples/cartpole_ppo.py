@@ -14,14 +14,15 @@ from parllel.metrics import CsvMetrics, LearningCurve, Metrics, ProgressBar, Ten
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.runners import RLRunner, RunSummary
 from parllel.samplers import BasicSampler
+from parllel.schedules import linear
 from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
 from parllel.torch.algos import PPO, PPOSettings
 from parllel.torch.distributions import Categorical, DistParams
 from parllel.transforms import EstimateAdvantage, NormalizeAdvantage
 
 N_ENVS, T = 16, 64  # environments, and steps of each in a batch
-SETTINGS = PPOSettings(n_epochs=10, n_minibatches=4)
-DISCOUNT, GAE_LAMBDA, LEARNING_RATE = 0.98, 0.9, 2e-3
+DISCOUNT, GAE_LAMBDA = 0.98, 0.9
+SETTINGS = PPOSettings(n_epochs=10, n_minibatches=4, learning_rate=linear(2e-3, 0.0))
 
 
 class ActorCritic(nn.Module):
@@ -68,11 +69,8 @@ def train(seed: int, n_steps: int, metrics: Metrics, storage: str | None = None)
 
     # What happens to a batch: advantages first, then PPO.
     transforms = [EstimateAdvantage(discount=DISCOUNT, gae_lambda=GAE_LAMBDA), NormalizeAdvantage()]
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, eps=1e-5, fused=True)
-    n_batches = -(-n_steps // (T * N_ENVS))
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=n_batches)
-    rng = np.random.default_rng(seed)
-    algorithm = PPO(agent, optimizer, SETTINGS, rng=rng, scheduler=decay)
+    optimizer = torch.optim.Adam(model.parameters(), eps=1e-5, fused=True)
+    algorithm = PPO(agent, optimizer, SETTINGS, rng=np.random.default_rng(seed))
 
     runner = RLRunner(sampler, algorithm, metrics, n_steps=n_steps, transforms=transforms)
     with ExitStack() as stack:  # closes environments and memory, also after an error

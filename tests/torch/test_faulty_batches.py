@@ -122,7 +122,7 @@ def test_parameters_that_are_not_finite_are_named() -> None:
     agent = make_agent()
     with torch.no_grad():
         agent.model.layer.bias[0] = torch.nan
-    with pytest.raises(ValueError, match=r"the model's parameter layer\.bias is not finite"):
+    with pytest.raises(ValueError, match=r"the model's parameter layer\.bias is not, and all"):
         learn(make_batch(), agent)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from linear_agent import B, Model, T, make_agent, parameters, ppo_batch
 from parllel import Array, ArrayDict
 from parllel.cages import SerialCage
 from parllel.patterns import build_example, build_sample_tree
@@ -22,8 +23,6 @@ from parllel.torch.algos import PPO, PPOSettings
 from parllel.torch.distributions import Categorical, DistParams
 from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantage
 from parllel.tree.whole_files import CheckedWriter
-
-T, B = 12, 5
 
 
 def copied(tree: ArrayDict) -> dict[str, Any]:
@@ -387,28 +386,6 @@ def test_a_choice_needs_an_action() -> None:
 # The agent
 
 
-class Model(nn.Module):
-    """A linear policy and value, which remember where their input lies."""
-
-    def __init__(self, n_inputs: int = 3, n_actions: int = 4) -> None:
-        super().__init__()
-        self.pi, self.critic = nn.Linear(n_inputs, n_actions), nn.Linear(n_inputs, 1)
-        self.seen: list[int] = []
-
-    def forward(self, observation: Tensor) -> ModelOutputs:
-        self.seen.append(observation.data_ptr())
-        dist_params = DistParams(logits=self.pi(observation))
-        return ModelOutputs(dist_params=dist_params, value=self.critic(observation).squeeze(-1))
-
-
-def make_agent(seed: int = 0, **model: int) -> CategoricalPgAgent:
-    torch.manual_seed(seed)
-    net = Model(**model)
-    example = np.zeros((1, net.pi.in_features), np.float32)
-    generator = torch.Generator().manual_seed(seed)
-    return CategoricalPgAgent(net, Categorical(net.pi.out_features), example, generator)
-
-
 def test_a_step_gives_what_the_model_says() -> None:
     agent, observation = make_agent(), torch.randn(50, 3)
     action, agent_info = agent.step(observation)
@@ -551,30 +528,6 @@ def test_a_model_without_parameters_cannot_be_saved(tmp_path: Path) -> None:
 # PPO
 
 
-def ppo_batch(agent: CategoricalPgAgent, *, off_policy: float = 0.0, seed: int = 0) -> ArrayDict:
-    """Return a batch of the agent's own actions, with log-probabilities that are off by noise."""
-    rng = np.random.default_rng(seed)
-    batch = ArrayDict(
-        {
-            "observation": Array((T, B), np.float32, feature_shape=(3,), padding=1),
-            "action": Array((T, B), np.int32),
-            "advantage": Array((T, B), np.float32),
-            "return_": Array((T, B), np.float32),
-            "agent_info": {"log_prob": Array((T, B), np.float32)},
-            "env_info": {},
-        }
-    )
-    batch["observation"][...] = rng.standard_normal((T, B, 3))
-    batch["advantage"][...] = rng.standard_normal((T, B))
-    batch["return_"][...] = 2 * rng.standard_normal((T, B))
-    for t in range(T):
-        action, agent_info = agent.step(batch["observation"][t])
-        batch["action"][t] = action
-        noise = off_policy * rng.standard_normal(B)
-        batch["agent_info"]["log_prob"][t] = agent_info["log_prob"].numpy() + noise
-    return batch
-
-
 def ppo_by_hand(agent: CategoricalPgAgent, batch: ArrayDict, settings: PPOSettings) -> Any:
     """Return the loss of a whole batch and its parts: eq. 7 and 9 of the paper, row by row."""
     rows = []
@@ -618,10 +571,6 @@ def make_ppo(
 ) -> tuple[PPO, Counting]:
     optimizer = Counting(agent.model.parameters(), lr=lr)
     return PPO(agent, optimizer, PPOSettings(**settings), rng=np.random.default_rng(0)), optimizer
-
-
-def parameters(agent: CategoricalPgAgent) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in agent.model.parameters()])
 
 
 @pytest.mark.parametrize("clip", [0.05, 0.2])
@@ -711,26 +660,14 @@ def test_n_updates_counts_the_optimizers_steps_at_the_kl_limit_too() -> None:
 def test_a_limit_that_the_first_minibatch_reaches_stops_everything_and_does_not_crash() -> None:
     agent = make_agent()
     optimizer = Counting(agent.model.parameters(), lr=0.5)
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=10)
     settings = PPOSettings(kl_limit=1e-3)
-    ppo = PPO(agent, optimizer, settings, rng=np.random.default_rng(0), scheduler=decay)
+    ppo = PPO(agent, optimizer, settings, rng=np.random.default_rng(0))
     before = parameters(agent)
     numbers = ppo.optimize(ppo_batch(agent, off_policy=1.0))
     assert optimizer.n_steps == 0
     assert torch.equal(parameters(agent), before)
     assert numbers["kl"] > 1e-3
     assert all(math.isfinite(number) for number in numbers.values())
-
-
-def test_the_scheduler_steps_once_a_batch_and_its_rate_is_reported() -> None:
-    agent = make_agent()
-    optimizer = Counting(agent.model.parameters(), lr=1.0)
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=4)
-    settings = PPOSettings(n_epochs=1, n_minibatches=1)
-    ppo = PPO(agent, optimizer, settings, rng=np.random.default_rng(0), scheduler=decay)
-    batch = ppo_batch(agent)
-    rates = [ppo.optimize(batch)["learning_rate"] for _ in range(5)]
-    assert rates == pytest.approx([1, 0.75, 0.5, 0.25, 0])
 
 
 def test_learning_leaves_the_batch_as_it_was() -> None:
@@ -789,9 +726,9 @@ def test_a_model_may_keep_what_it_makes_at_its_first_call() -> None:
 
 def test_a_transform_takes_batches_of_another_length() -> None:
     normalize = NormalizeAdvantage()
-    for T in (4, 6):
-        batch = ArrayDict({"advantage": Array((T, 2), np.float32)})
-        batch["advantage"][...] = np.arange(2 * T).reshape(T, 2)
+    for n_steps in (4, 6):
+        batch = ArrayDict({"advantage": Array((n_steps, 2), np.float32)})
+        batch["advantage"][...] = np.arange(2 * n_steps).reshape(n_steps, 2)
         normalized = normalize(batch)["advantage"].to_ndarray()
-        assert normalized.shape == (T, 2)
+        assert normalized.shape == (n_steps, 2)
         assert abs(normalized.mean()) < 1e-6

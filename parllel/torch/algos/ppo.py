@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from parllel.replays import Minibatches
+from parllel.schedules import Schedule, value_at
 from parllel.torch.agents import Evaluation
 from parllel.torch.agents.modes import in_mode
-from parllel.torch.algos.not_finite import parameter_not_finite
+from parllel.torch.algos.descent import Descent
+from parllel.torch.algos.not_finite import refuse_loss
 from parllel.torch.algos.policy_before import PolicyBefore
 from parllel.tree import ArrayDict, leaves_of
 from parllel.tree.not_finite import find_not_finite
@@ -23,7 +25,9 @@ _NAMES = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")  # what
 
 
 class PPOAgent(Protocol):
-    """An agent that PPO can train, as `CategoricalPgAgent`; one without that base is as good.
+    """An agent that PPO can train, as `PgAgent`; one without that base is as good.
+
+    If it has a method `set_progress` too, PPO calls it when its own is called.
 
     >>> class Normal:
     ...     def __init__(self, model):
@@ -55,28 +59,39 @@ class PPOAgent(Protocol):
 class PPOSettings:
     """The numbers of PPO; the defaults are those of the paper and its common implementations.
 
+    Those that say so may be a schedule, a function of the run's progress (`parllel.schedules`).
+
     Args:
         n_epochs: number of passes over each batch.
         n_minibatches: number of parts of each pass.
-        clip: bound on the change of the probability ratio, epsilon in the paper.
-        value_coefficient, entropy_coefficient: weights of the value loss and the entropy bonus.
+        clip: bound on the change of the probability ratio, epsilon in the paper; or a schedule.
+        value_clip: bound on the change of a value estimate from the one that the agent acted
+            with, in units of the return; a number or a schedule. None for no bound.
+        value_coefficient: weight of the value loss.
+        entropy_coefficient: weight of the entropy bonus; or a schedule.
+        learning_rate: the optimizer's learning rate, of all its groups; a number or a schedule.
+            None leaves it to the optimizer.
         max_grad_norm: norm to which a larger gradient is cut down.
         kl_limit: estimated KL divergence from the batch's policy, in nats, beyond which no more
             minibatches of the batch are used; None for no limit.
 
     Raises:
+        TypeError: a setting is no number, or a schedule gives none at 0 or 1.
         ValueError: a number is outside the range in which it means something.
 
     Example:
-        >>> PPOSettings(n_epochs=10, kl_limit=0.02).clip
-        0.2
+        >>> from parllel.schedules import linear
+        >>> PPOSettings(n_epochs=10, clip=linear(0.2, 0.1), kl_limit=0.02).clip
+        linear(0.2, 0.1, until=1.0)
     """
 
     n_epochs: int = 4
     n_minibatches: int = 4
-    clip: float = 0.2
+    clip: float | Schedule = 0.2
+    value_clip: float | Schedule | None = None
     value_coefficient: float = 0.5
-    entropy_coefficient: float = 0.0
+    entropy_coefficient: float | Schedule = 0.0
+    learning_rate: float | Schedule | None = None
     max_grad_norm: float = 0.5
     kl_limit: float | None = None
 
@@ -85,10 +100,41 @@ class PPOSettings:
         for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name}: got {count}, expected 1 or more")
-        for name in ("clip", "max_grad_norm", "kl_limit"):
+        for name in ("clip", "value_clip", "max_grad_norm", "kl_limit"):
             number = getattr(self, name)
-            if number is not None and not number > 0:
+            if isinstance(number, int | float) and not number > 0:
                 raise ValueError(f"{name}: got {number}, expected a number above 0")
+        value_at("value_coefficient", self.value_coefficient, 0.0, least=0)
+        for progress in (0.0, 1.0):
+            self.at(progress)
+
+    def at(self, progress: float) -> PPONumbers:
+        """Return the numbers that may be schedules at some progress of the run.
+
+        Raises:
+            TypeError, ValueError: a schedule gives no number, or one below 0.
+        """
+        return PPONumbers(
+            clip=value_at("clip", self.clip, progress, least=0),
+            value_clip=_optional("value_clip", self.value_clip, progress),
+            entropy_coefficient=value_at(
+                "entropy_coefficient", self.entropy_coefficient, progress, least=0
+            ),
+            learning_rate=_optional("learning_rate", self.learning_rate, progress),
+        )
+
+
+def _optional(name: str, setting: float | Schedule | None, progress: float) -> float | None:
+    return None if setting is None else value_at(name, setting, progress, least=0)
+
+
+class PPONumbers(NamedTuple):
+    """The settings of PPO that may change while it learns, at some progress of the run."""
+
+    clip: float
+    value_clip: float | None
+    entropy_coefficient: float
+    learning_rate: float | None
 
 
 class PPO:
@@ -108,13 +154,16 @@ class PPO:
         optimizer: updates the parameters of the agent's model.
         settings: the numbers of PPO; the defaults if left out.
         rng: source of randomness of the minibatches.
-        scheduler: changes the learning rate; it is stepped once for each batch with updates.
 
     Raises:
         TypeError: the agent has no `evaluate` or no `model`, or rng is no generator of NumPy.
 
+    With `value_clip` the value loss of a row is the larger one of (V - R)^2 / 2 and
+    (V_old + clip(V - V_old) - R)^2 / 2, and the batch has the branch `agent_info.value`, too.
+
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9; the KL estimate is k3 of
-        Schulman 2020, "Approximating KL divergence".
+        Schulman 2020, "Approximating KL divergence"; value clipping as in Engstrom et al. 2020,
+        arXiv:2005.12729, section 3.
 
     Example:
         >>> from parllel import Array
@@ -151,7 +200,6 @@ class PPO:
         settings: PPOSettings | None = None,
         *,
         rng: np.random.Generator,
-        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     ) -> None:
         missing = [name for name in ("evaluate", "model") if not hasattr(agent, name)]
         if missing:
@@ -160,12 +208,52 @@ class PPO:
                 " agent as torch.agents.CategoricalPgAgent (see PPOAgent)"
             )
         self._agent = agent
-        self._optimizer = optimizer
         self._settings = settings or PPOSettings()
         self._minibatches = Minibatches(self._settings.n_minibatches, rng)
-        self._scheduler = scheduler
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._rng = rng
+        self._descent = Descent(optimizer, self._settings.max_grad_norm)
         self._before = PolicyBefore(agent.model)
+        self._set_numbers(0.0)
+
+    def set_progress(self, progress: float) -> None:
+        """Set what has a schedule, here and in the agent, before a batch is collected.
+
+        Args:
+            progress: share of the run that is done, in [0, 1].
+
+        Raises:
+            TypeError, ValueError: a schedule gives no number, or one that means nothing.
+        """
+        self._set_numbers(progress)
+        if (set_progress := getattr(self._agent, "set_progress", None)) is not None:
+            set_progress(progress)
+
+    def _set_numbers(self, progress: float) -> None:
+        self._numbers = self._settings.at(progress)
+        self._progress = progress
+        if self._numbers.learning_rate is not None:
+            self._descent.set_rate(self._numbers.learning_rate)
+
+    def state_dict(self) -> dict[str, Any]:  # Any: tensors, numbers, lists and dictionaries
+        """Return all that the next updates depend on beside the agent, the batch and the settings.
+
+        Dropout draws by torch's own generator, whose state the program has to keep itself.
+        """
+        return {
+            "optimizer": self._descent.state_dict(),
+            "rng": self._rng.bit_generator.state,
+            "progress": self._progress,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where an algorithm with the same settings was when `state_dict` was called.
+
+        Raises:
+            KeyError, ValueError: the state is another one's.
+        """
+        self._descent.load_state_dict(state["optimizer"])
+        self._rng.bit_generator.state = state["rng"]
+        self._set_numbers(state["progress"])
 
     def optimize(self, batch: ArrayDict) -> dict[str, float]:
         """Learn from one batch.
@@ -185,20 +273,16 @@ class PPO:
                 the first such leaf, row and environment of the batch. Or a branch is missing, the
                 agent evaluates to another shape, or there are fewer valid rows than minibatches.
         """
-        needed = _needed(batch)
-        learning_rate = self._optimizer.param_groups[0]["lr"]
+        needed = _needed(batch, with_value=self._numbers.value_clip is not None)
         with in_mode(self._agent.model, training=True):
             rows, norms = self._run_epochs(needed, batch)
-        n_updates = len(norms)
-        if self._scheduler is not None and n_updates:  # torch warns of a schedule before updates
-            self._scheduler.step()
         total_norm = torch.stack(norms).sum() if norms else torch.zeros_like(rows[0][0])
         *means, total = torch.cat([torch.stack(rows).mean(dim=0), total_norm[None]]).tolist()
         self._check(means, batch)
         self._check_gradient(total, batch)
         return dict(zip(_NAMES, means, strict=False)) | {
-            "n_updates": float(n_updates),
-            "learning_rate": float(learning_rate),
+            "n_updates": float(len(norms)),
+            "learning_rate": self._descent.rate,
         }
 
     def _run_epochs(self, needed: ArrayDict, batch: ArrayDict) -> tuple[list[Tensor], list[Tensor]]:
@@ -215,13 +299,10 @@ class PPO:
                 self._check(read, batch)
                 if limit is not None and not read[_NAMES.index("kl")] <= limit:
                     break
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
-            limit_norm = self._settings.max_grad_norm
-            norms.append(nn.utils.clip_grad_norm_(self._parameters, limit_norm))
+            norms.append(self._descent.backward(loss))
             if on_host:
                 self._check_gradient(norms[-1].item(), batch)
-            self._optimizer.step()
+            self._descent.step()
         return rows, norms
 
     def _with_policy_before(self, minibatch: ArrayDict, *, is_first: bool) -> ArrayDict:
@@ -241,20 +322,19 @@ class PPO:
 
         Behind them is the sum of the observations, which is finite if all of them are.
         """
-        settings = self._settings
         evaluation = self._agent.evaluate(minibatch["observation"], minibatch["action"])
         advantage = minibatch["advantage"]
         _check_shapes(evaluation, advantage.shape)
         log_ratio = evaluation.log_prob - minibatch["old_log_prob"]
         ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
+        clipped = ratio.clamp(1 - self._numbers.clip, 1 + self._numbers.clip)
         policy_loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
-        value_loss = 0.5 * nn.functional.mse_loss(evaluation.value, minibatch["return_"])
+        value_loss = self._value_loss(evaluation.value, minibatch)
         entropy = evaluation.entropy.mean()
         loss = (
             policy_loss
-            + settings.value_coefficient * value_loss
-            - settings.entropy_coefficient * entropy
+            + self._settings.value_coefficient * value_loss
+            - self._numbers.entropy_coefficient * entropy
         )
         with torch.no_grad():
             kl = (ratio - 1 - log_ratio).mean()
@@ -263,40 +343,35 @@ class PPO:
             numbers = torch.stack([policy_loss, value_loss, entropy, kl, clip_fraction, observed])
         return loss, numbers
 
+    def _value_loss(self, value: Tensor, minibatch: ArrayDict) -> Tensor:
+        return_, clip = minibatch["return_"], self._numbers.value_clip
+        if clip is None:
+            return 0.5 * nn.functional.mse_loss(value, return_)
+        old = minibatch["old_value"]
+        clipped = old + (value - old).clamp(-clip, clip)
+        return 0.5 * torch.maximum((value - return_) ** 2, (clipped - return_) ** 2).mean()
+
     def _check(self, numbers: list[float], batch: ArrayDict) -> None:
         """Raise ValueError if what `_loss` returned tells of a NaN or an infinity."""
         *losses, kl, _, observed = numbers
         bad = [name for name, loss in zip(_NAMES, losses, strict=False) if not math.isfinite(loss)]
         if bad or math.isnan(kl):
-            self._explain(f"{bad[0] if bad else 'kl'} is not finite", batch)
+            refuse_loss(bad[0] if bad else "kl", batch, self._agent.model)
         for name, number in (("kl", kl), ("the sum of observations", observed)):
             if not math.isfinite(number) and find_not_finite(batch):  # both may also overflow
-                self._explain(f"{name} is not finite", batch)
+                refuse_loss(name, batch, self._agent.model)
 
     def _check_gradient(self, norm: float, batch: ArrayDict) -> None:
         if not math.isfinite(norm):
-            self._explain("the norm of the gradient is not finite", batch)
-
-    def _explain(self, what: str, batch: ArrayDict) -> NoReturn:
-        found = find_not_finite(batch)
-        if found is not None:
-            raise ValueError(
-                f"batch: {what}, as {found}; find out why the environment or the agent gave it"
-            )
-        name = parameter_not_finite(self._agent.model)
-        if name is not None:
-            raise ValueError(
-                f"batch: {what}: the model's parameter {name} is not finite, and all of the batch"
-                " is; load older parameters, and learn with a smaller rate or max_grad_norm"
-            )
-        raise ValueError(
-            f"batch: {what}, and all of the batch and of the model's parameters is finite; look"
-            " for a division by 0 or the like in the model, or for numbers too large for float32"
-        )
+            refuse_loss("the norm of the gradient", batch, self._agent.model)
 
 
-def _needed(batch: ArrayDict) -> ArrayDict:
+def _needed(batch: ArrayDict, *, with_value: bool) -> ArrayDict:
     """Return the branches that PPO reads.
+
+    Args:
+        batch: the batch.
+        with_value: whether the value estimates that the agent acted with are read.
 
     Raises:
         ValueError: one is missing.
@@ -307,14 +382,22 @@ def _needed(batch: ArrayDict) -> ArrayDict:
             f"batch: there is no {' and no '.join(missing)}, which transforms.EstimateAdvantage"
             " adds; apply it to the batch first, as RLRunner does with its transforms="
         )
-    if "log_prob" not in batch.get("agent_info", {}):
-        raise ValueError(
-            "batch: there is no agent_info.log_prob, the log-probability of each action; the"
-            " agent's step returns it in its mapping"
-        )
+    agent_info = batch.get("agent_info", {})
+    kept = {"log_prob": "log-probability of each action"}
+    kept |= (
+        {"value": "value estimate of each observation, which value_clip needs"}
+        if with_value
+        else {}
+    )
+    for name, meaning in kept.items():
+        if name not in agent_info:
+            raise ValueError(
+                f"batch: there is no agent_info.{name}, the {meaning}; the agent's step returns it"
+                " in its mapping"
+            )
     own = ("observation", "action", "advantage", "return_", "valid")
     branches = {name: batch[name] for name in own if name in batch}
-    return ArrayDict({**branches, "old_log_prob": batch["agent_info"]["log_prob"]})
+    return ArrayDict({**branches, **{f"old_{name}": agent_info[name] for name in kept}})
 
 
 def _check_shapes(evaluation: Evaluation, expected: torch.Size) -> None:

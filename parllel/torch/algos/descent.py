@@ -1,0 +1,70 @@
+"""Descent: the steps of an optimizer along gradients of bounded length, and their state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Descent:
+    """Make an optimizer's steps, along gradients that are cut down to a norm.
+
+    Args:
+        optimizer: has the parameters.
+        max_grad_norm: norm to which a larger gradient is cut down.
+
+    Example:
+        >>> weight = nn.Parameter(torch.tensor([3.0]))
+        >>> descent = Descent(torch.optim.SGD([weight], lr=1.0), max_grad_norm=0.5)
+        >>> descent.backward(2 * weight.sum())
+        tensor(2.)
+        >>> descent.step()
+        >>> weight.data
+        tensor([2.5000])
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+        self._optimizer = optimizer
+        self._max_grad_norm = max_grad_norm
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the first group; waits for a device where it is a tensor there."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of all groups."""
+        for group in self._optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)  # in place: a captured step reads it there
+            else:
+                group["lr"] = rate
+
+    def backward(self, loss: Tensor) -> Tensor:
+        """Compute the gradient of a loss, cut it down, and return its norm from before.
+
+        Nothing waits for a device. A step along a gradient that is not finite spoils parameters.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
+        return nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+
+    def step(self) -> None:
+        """Make the optimizer's step."""
+        self._optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:  # Any: numbers, tensors, and lists and dictionaries
+        """Return the optimizer's state, over its own memory."""
+        return self._optimizer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where an optimizer of the same parameters was when `state_dict` was called.
+
+        Raises:
+            KeyError, ValueError: the state is that of other groups of parameters.
+        """
+        self._optimizer.load_state_dict(dict(state))

@@ -1,0 +1,163 @@
+"""What PPO may change while it learns, and how it goes on from its state."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from linear_agent import make_agent, parameters, ppo_batch
+from parllel import Array, ArrayDict
+from parllel.runners.state_data import from_data, to_data
+from parllel.schedules import linear
+from parllel.torch.agents import CategoricalPgAgent, Evaluation
+from parllel.torch.algos import PPO, PPOSettings
+
+ONE_UPDATE: dict[str, Any] = {"n_epochs": 1, "n_minibatches": 1}
+
+
+def make_ppo(agent: CategoricalPgAgent, lr: float = 0.1, **settings: Any) -> PPO:
+    optimizer = torch.optim.Adam(agent.model.parameters(), lr=lr)
+    return PPO(agent, optimizer, PPOSettings(**settings), rng=np.random.default_rng(0))
+
+
+class ValueAlone:
+    """An agent of one parameter for each row: its value; its policy never changes."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self.model = torch.nn.ParameterList([torch.tensor(value)])
+        self.seen_progress: list[float] = []
+
+    def evaluate(self, observation: Any, action: Any) -> Evaluation:
+        value = self.model[0][observation.long()]
+        zeros = value * 0
+        return Evaluation(zeros, zeros, value)
+
+    def set_progress(self, progress: float) -> None:
+        self.seen_progress.append(progress)
+
+
+@pytest.mark.parametrize("clip", [0.25, linear(0.0, 0.5)])
+def test_value_clipping_is_that_of_the_formula(clip: Any) -> None:
+    T, B = 6, 4
+    rng = np.random.default_rng(0)
+    value, old, return_ = (rng.standard_normal((T, B)).astype(np.float32) for _ in range(3))
+    leaf = {"feature_shape": ()}
+    batch = ArrayDict(
+        {
+            "observation": Array.from_numpy(np.arange(T * B).reshape(T, B)),
+            "action": Array((T, B), np.int64, **leaf),
+            "advantage": Array((T, B), np.float32),
+            "return_": Array.from_numpy(return_),
+            "agent_info": {
+                "log_prob": Array((T, B), np.float32),
+                "value": Array((T, B), np.float32, padding=1),
+            },
+        }
+    )
+    batch["agent_info"]["value"][...] = old
+    agent = ValueAlone(value.ravel())
+    settings = PPOSettings(**ONE_UPDATE, value_clip=clip, value_coefficient=1, max_grad_norm=1e9)
+    optimizer = torch.optim.SGD(agent.model.parameters(), lr=1.0)
+    ppo = PPO(agent, optimizer, settings, rng=np.random.default_rng(0))
+    ppo.set_progress(0.5)
+    assert agent.seen_progress == [0.5]
+    bound = 0.25  # of the schedule at 0.5, too
+    expected_loss, gradient = 0.0, np.zeros((T, B))
+    for t in range(T):
+        for b in range(B):
+            v, o, r = (float(each[t, b]) for each in (value, old, return_))
+            clipped = o + min(max(v - o, -bound), bound)
+            plain_is_larger = (v - r) ** 2 >= (clipped - r) ** 2
+            expected_loss += max((v - r) ** 2, (clipped - r) ** 2) / 2 / (T * B)
+            is_moving = plain_is_larger or clipped == v
+            gradient[t, b] = (v - r) / (T * B) if is_moving else 0.0
+    assert 0 < (gradient == 0).mean() < 1
+    assert ppo.optimize(batch)["value_loss"] == pytest.approx(expected_loss, rel=1e-5)
+    moved = value - agent.model[0].detach().numpy().reshape(T, B)
+    np.testing.assert_allclose(moved, gradient, rtol=1e-4, atol=1e-6)
+    del batch["agent_info"]["value"]
+    with pytest.raises(ValueError, match=r"no agent_info\.value, the value estimate .*value_clip"):
+        ppo.optimize(batch)
+
+
+@pytest.mark.parametrize("name", ["clip", "entropy_coefficient", "learning_rate", "value_clip"])
+def test_a_schedule_learns_as_its_number_at_that_progress_does(name: str) -> None:
+    results = []
+    for setting in (linear(0.4, 0.0), 0.1, 0.2):
+        agent = make_agent()
+        batch = ppo_batch(agent, off_policy=0.3)
+        batch["agent_info"]["value"] = Array(batch["return_"].shape, np.float32)
+        ppo = make_ppo(agent, **ONE_UPDATE, **{name: setting})
+        if callable(setting):
+            ppo.set_progress(0.75)
+        numbers = ppo.optimize(batch)
+        results.append(parameters(agent))
+        if name == "learning_rate" and setting != 0.2:
+            assert numbers["learning_rate"] == pytest.approx(0.1)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-7)
+    assert not torch.equal(results[1], results[2])
+
+
+def test_a_rate_of_the_settings_replaces_that_of_all_groups_and_else_it_stays() -> None:
+    agent = make_agent()
+    for rate, expected in ((None, [0.1, 0.2]), (0.3, [0.3, 0.3])):
+        groups = [
+            {"params": agent.model.pi.parameters(), "lr": 0.1},
+            {"params": agent.model.critic.parameters(), "lr": torch.tensor(0.2)},
+        ]
+        optimizer = torch.optim.Adam(groups, lr=1.0)
+        PPO(agent, optimizer, PPOSettings(learning_rate=rate), rng=np.random.default_rng(0))
+        assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"clip": linear(0.1, -0.1)},
+        {"clip": lambda _: math.nan},
+        {"entropy_coefficient": -0.1},
+        {"entropy_coefficient": "0.1"},
+        {"learning_rate": math.nan},
+        {"value_clip": 0},
+        {"value_coefficient": math.nan},
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_at_once(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises((TypeError, ValueError), match=f"{name}: got"):
+        PPOSettings(**wrong)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_it_goes_on_from_its_state_bit_for_bit(optimizer: Any) -> None:
+    def make() -> tuple[CategoricalPgAgent, PPO]:
+        agent = make_agent()
+        settings = PPOSettings(learning_rate=linear(0.1, 0.0))
+        descends = optimizer(agent.model.parameters(), lr=1.0)
+        return agent, PPO(agent, descends, settings, rng=np.random.default_rng(0))
+
+    agent, ppo = make()
+    batches = [ppo_batch(agent, seed=seed) for seed in range(4)]
+    for number, batch in enumerate(batches):
+        if number == 2:
+            state = [copied(ppo.state_dict()), copied(agent.state_dict())]
+        ppo.set_progress(number / 4)
+        ppo.optimize(batch)
+    other, resumed = make()
+    resumed.load_state_dict(state[0])
+    other.load_state_dict(state[1])
+    for number in (2, 3):
+        resumed.set_progress(number / 4)
+        resumed.optimize(batches[number])
+    assert torch.equal(parameters(agent), parameters(other))
+
+
+def copied(state: Any) -> Any:
+    """Return a copy, by way of what a checkpoint holds."""
+    data, tensors = to_data(state)
+    return from_data(
+        json.loads(json.dumps(data)), {name: each.clone() for name, each in tensors.items()}
+    )
