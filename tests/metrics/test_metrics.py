@@ -510,6 +510,7 @@ def test_tensorboard_continues_a_folder(tmp_path: Path) -> None:
     assert read_scalars(tmp_path) == {LOSS: [(0, 0.5), (1, 0.5), (2, 0.5)]}
 
 
+@needs("tensorboard")
 def test_tensorboard_reads_files_of_one_second_in_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,11 +24,9 @@ from parllel.cuda import Counters
 from parllel.ops.row_copy import RowCopy
 from parllel.testing.simulated_cuda import simulated_cuda
 
-pytest.importorskip("ale_py", reason="the benches need ale_py; `pip install .[dev]` brings it")
-pytest.importorskip("matplotlib", reason="the benches need it; `pip install .[train]` brings it")
-pytest.importorskip(
-    "stable_baselines3", reason="the benches need it; `pip install .[dev]` brings it"
-)
+pytest.importorskip("ale_py", reason="no ale_py: install .[dev]")
+pytest.importorskip("matplotlib", reason="no matplotlib: install .[train]")
+pytest.importorskip("stable_baselines3", reason="no stable_baselines3: install .[dev]")
 
 import bench_advantage
 import bench_alternating
