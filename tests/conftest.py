@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 LEFT_OUT = pytest.StashKey[Counter[str]]()
+# multiprocessing puts sockets below it, whose paths have at most 103 bytes on macOS, 107 on Linux:
+# with a longer one Python starts no fork server.
+LONGEST_TMPDIR = 103 - len("/pymp-12345678/listener-12345678")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,6 +64,8 @@ def pytest_configure(config: pytest.Config) -> None:
         reason = why_no_gpu()
         if reason is not None:
             raise pytest.UsageError(f"--cuda=real: {reason}")
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
+        os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
     if not hands_out_tests(config):
         prepare_libraries(config)
 

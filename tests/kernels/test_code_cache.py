@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import parllel.kernels
 from parllel.kernels.targets import find_cpu_kernels
 
-KERNELS = Path(__file__).parents[2] / "kernels"
+KERNELS = Path(parllel.kernels.__file__).parent  # a source distribution holds them there only
 COMPILE_TWO = """
 from parllel.kernels import normalize, priorities
 normalize._ON_CPU.compiled, priorities.WEIGH_ON_CPU.compiled

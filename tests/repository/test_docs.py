@@ -207,7 +207,9 @@ def test_the_python_code_of_the_readme_runs(numbers: list[int], tmp_path: Path) 
     run = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, timeout=TIMEOUT_S, check=False
     )
-    assert (run.returncode, run.stderr) == (0, "")
+    told = "parllel: compiling kernels"  # in a checkout where they are not compiled yet
+    errors = [line for line in run.stderr.splitlines() if not line.startswith(told)]
+    assert (run.returncode, errors) == (0, [])
 
 
 @pytest.mark.long  # mypy reads all of torch and gymnasium
