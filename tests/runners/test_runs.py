@@ -351,7 +351,7 @@ def test_evaluations_come_after_every_so_many_steps_and_at_the_end() -> None:
         eval_every=2 * BATCH - 1,
         after=[lambda run, means: found.append((run.n_steps, run.is_done, means))],
     )
-    # Multiples of 119 are reached by steps 120, 240 and 300 (119, 238, 357): the last one is the end.
+    # Multiples of 119 are reached by steps 120, 240 and 300 (119, 238, 357): the last is the end.
     expected = dict.fromkeys((2 * BATCH, 4 * BATCH, 5 * BATCH), 1 + 2 + 3)
     assert recorder.series("eval/episode_return") == expected
     means = {"episode_length": 3.0, "episode_return": 6.0}
