@@ -1,0 +1,345 @@
+"""DQN: action values learned from transitions of a replay buffer, with a target network."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from parllel.replays import Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
+from parllel.schedules import Schedule, value_at
+from parllel.torch.agents.modes import in_mode
+from parllel.torch.algos.descent import Descent
+from parllel.torch.algos.not_finite import refuse_loss
+from parllel.tree import ArrayDict
+
+_NAMES = ("loss", "value", "td_error")  # what is reported
+
+
+class DQNAgent(Protocol):
+    """An agent that DQN can train, as `QAgent`; one without that base is as good.
+
+    If it has a method `set_progress` too, DQN calls it when its own is called.
+
+    >>> class Own:
+    ...     def __init__(self, model):
+    ...         self.model = model
+    ...     def action_values(self, observation, *, model=None):
+    ...         return (model or self.model)(observation)
+    ...     def action_index(self, action):
+    ...         return action.long()
+    >>> agent: DQNAgent = Own(nn.Linear(3, 2))
+    >>> agent.action_values(torch.zeros(5, 3)).shape
+    torch.Size([5, 2])
+    """
+
+    @property
+    def model(self) -> Callable[..., Any]:  # Any: whatever `action_values` makes values of
+        """The model that is trained, a `torch.nn.Module`: DQN keeps a copy as target network."""
+
+    # Any: each agent names what it takes, a tensor or a tree of tensors.
+    def action_values(self, observation: Any, *, model: Callable[..., Any] | None = None) -> Tensor:
+        """Return the values of all actions, float32 [N, n], with gradients.
+
+        Args:
+            observation: rows [N, ...] of observations, a tensor or a tree of tensors.
+            model: the model to ask, a copy of the agent's own; that one by default.
+
+        Returns:
+            The values; -inf for actions that are not allowed.
+        """
+
+    def action_index(self, action: Any) -> Tensor:
+        """Return the columns of `action_values` for actions [N] of the tree, int64 [N]."""
+
+
+@dataclass(frozen=True)
+class DQNSettings:
+    """The numbers of DQN.
+
+    The number of steps of a return and the discount are the replay buffer's (`n_steps`,
+    `discount`); a dueling network is a matter of the model.
+
+    Args:
+        batch_size: number of transitions of an update.
+        n_updates: number of updates for each batch of the sampler.
+        double: whether the agent's own network chooses the next action, whose value the target
+            network gives; otherwise the target network does both.
+        loss: of an error e, "huber" is e^2 / 2 where abs(e) <= 1 and abs(e) - 1/2 elsewhere;
+            "squared" is e^2 / 2 everywhere.
+        target_period: number of updates from one change of the target network to the next.
+        target_share: share of the agent's network that the target network takes on at each
+            change, in (0, 1]: target += share * (own - target). With 1 it is a copy; averaging
+            has a small share and a period of 1.
+        learning_rate: the optimizer's learning rate, of all its groups; a number or a schedule
+            (`parllel.schedules`). None leaves it to the optimizer.
+        beta: exponent of the importance weights of a PrioritizedReplayBuffer; a number or a
+            schedule. None leaves it to the buffer.
+        max_grad_norm: norm to which a larger gradient is cut down.
+
+    Raises:
+        TypeError: a setting is no number, or a schedule gives none at 0 or 1.
+        ValueError: a number is outside the range in which it means something.
+
+    Example:
+        >>> DQNSettings(target_period=1, target_share=0.005).double
+        True
+    """
+
+    batch_size: int = 32
+    n_updates: int = 1
+    double: bool = True
+    loss: Literal["huber", "squared"] = "huber"
+    target_period: int = 1000
+    target_share: float = 1.0
+    learning_rate: float | Schedule | None = None
+    beta: float | Schedule | None = None
+    max_grad_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "n_updates", "target_period"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more")
+        for name in ("target_share", "max_grad_norm"):
+            number = value_at(name, getattr(self, name), 0.0)
+            if not 0 < number <= (1 if name == "target_share" else math.inf):
+                most = " and at most 1" if name == "target_share" else ""
+                raise ValueError(f"{name}: got {number}, expected a number above 0{most}")
+        if self.loss not in ("huber", "squared"):
+            raise ValueError(f"loss: got {self.loss!r}, expected 'huber' or 'squared'")
+        for name in ("learning_rate", "beta"):
+            if (setting := getattr(self, name)) is not None:
+                for progress in (0.0, 1.0):
+                    value_at(name, setting, progress, least=0)
+
+
+class DQN:
+    """Learn action values from transitions that are drawn from a replay buffer.
+
+    error = Q(s, a) - (R + g * Q'(s', a*)),  a* = argmax_a Q(s', a) or, not double, of Q'(s', a)
+
+    R and g are the n-step return and its discount, as the buffer gives them (g is 0 after a
+    termination), s' the observation after n steps, and Q' the target network. Actions that the
+    observation's mask does not allow are no a*. The loss is the mean of the errors' losses; from a
+    `PrioritizedReplayBuffer`, each has its importance weight, and the errors become the new
+    priorities.
+
+    The target network is a copy of the agent's as it is when this object is made.
+
+    Nothing is read from a device during updates. There, an error of the numbers shows when the
+    updates of the batch are done.
+
+    Args:
+        agent: the agent that learns.
+        replay: the buffer that the sampler writes to (`replay=`).
+        optimizer: updates the parameters of the agent's model.
+        settings: the numbers of DQN; the defaults if left out.
+        prefetcher: draws the minibatches of `replay` ahead, with the settings' `batch_size`.
+
+    Raises:
+        TypeError: the agent lacks a method, or its model is no `torch.nn.Module`.
+        ValueError: there is a `beta` for a buffer without priorities.
+
+    Source: Mnih et al. 2015, Nature 518; van Hasselt et al. 2016, arXiv:1509.06461, eq. 4 (double);
+        Hessel et al. 2018, arXiv:1710.02298 (several steps); Schaul et al. 2016, arXiv:1511.05952,
+        algorithm 1 (weights); Lillicrap et al. 2016, arXiv:1509.02971 (averaged target).
+
+    Example:
+        >>> import numpy as np
+        >>> from parllel import Array
+        >>> from parllel.torch.agents import QAgent
+        >>> samples = ArrayDict(
+        ...     {
+        ...         "observation": Array((4, 1), np.float32, feature_shape=(3,), padding=1),
+        ...         "action": Array((4, 1), np.int64),
+        ...         "reward": Array((4, 1), np.float32),
+        ...         "terminated": Array((4, 1), bool),
+        ...         "truncated": Array((4, 1), bool),
+        ...     }
+        ... )
+        >>> replay = ReplayBuffer(samples, rng=np.random.default_rng(0))
+        >>> replay.restart()  # a sampler calls this and the next three methods
+        >>> replay.begin_batch()
+        >>> samples.rotate()
+        >>> replay.end_batch()
+        >>> model = nn.Linear(3, 2)
+        >>> agent = QAgent(model, torch.zeros(1, 3), epsilon=0.1)
+        >>> dqn = DQN(agent, replay, torch.optim.Adam(model.parameters()), DQNSettings(n_updates=4))
+        >>> sorted(dqn.optimize(samples))
+        ['learning_rate', 'loss', 'n_updates', 'td_error', 'value']
+    """
+
+    def __init__(
+        self,
+        agent: DQNAgent,
+        replay: ReplayBuffer,
+        optimizer: torch.optim.Optimizer,
+        settings: DQNSettings | None = None,
+        *,
+        prefetcher: Prefetcher | None = None,
+    ) -> None:
+        needed = ("action_values", "action_index", "model")
+        if missing := [name for name in needed if not hasattr(agent, name)]:
+            raise TypeError(
+                f"agent: {type(agent).__name__} has no {' and no '.join(missing)}, expected an"
+                " agent as torch.agents.QAgent (see DQNAgent)"
+            )
+        if not isinstance(agent.model, nn.Module):
+            raise TypeError(
+                f"model: got a {type(agent.model).__name__}, expected a torch.nn.Module, which can"
+                " be copied and learn"
+            )
+        self._settings = settings or DQNSettings()
+        self._priorities = replay if isinstance(replay, PrioritizedReplayBuffer) else None
+        if self._settings.beta is not None and self._priorities is None:
+            raise ValueError(
+                "beta: got one for a buffer without priorities; use a PrioritizedReplayBuffer"
+            )
+        self._agent, self._model = agent, agent.model
+        self._replay, self._prefetcher = replay, prefetcher
+        self._descent = Descent(optimizer, self._settings.max_grad_norm)
+        self._target_model = copy.deepcopy(self._model).eval().requires_grad_(False)
+        self._n_updates = 0
+        self._set_numbers(0.0)
+
+    def optimize(self, batch: ArrayDict) -> dict[str, float]:
+        """Make the updates that follow one batch of the sampler, which the buffer has already.
+
+        Args:
+            batch: the sampler's batch; it is read only to explain numbers that are not finite.
+
+        Returns:
+            `loss`; `value`, of the actions that were taken; and `td_error`, the absolute error:
+            means over the updates. `n_updates`, since the beginning; `learning_rate`.
+
+        Raises:
+            RuntimeError: the buffer has no transition yet.
+            ValueError: a loss or a gradient is NaN or infinite: on the host before the update is
+                made, on a GPU when all are; or the prefetcher has another batch size.
+        """
+        rows = [self._update(batch) for _ in range(self._settings.n_updates)]
+        *means, norm = torch.stack(rows).mean(dim=0).tolist()  # the one read of a device
+        self._check(norm, batch)
+        return dict(zip(_NAMES, means, strict=True)) | {
+            "n_updates": float(self._n_updates),
+            "learning_rate": self._descent.rate,
+        }
+
+    def _update(self, batch: ArrayDict) -> Tensor:
+        """Make one update; return what is reported of it, and the norm of its gradient."""
+        minibatch = self._draw()
+        loss, error, value = self._loss(minibatch)
+        norm = self._descent.backward(loss)
+        if norm.device.type == "cpu":
+            self._check(norm.item(), batch)
+        self._descent.step()
+        if self._priorities is not None:
+            self._priorities.update_priorities(minibatch["index"], error)
+        self._n_updates += 1
+        if self._n_updates % self._settings.target_period == 0:
+            self._change_target()
+        return torch.stack([loss.detach(), value.mean(), error.abs().mean(), norm])
+
+    def _draw(self) -> ArrayDict:
+        size = self._settings.batch_size
+        if self._prefetcher is None:
+            return self._replay.sample(size)
+        minibatch = self._prefetcher.next()
+        if len(minibatch["index"]) != size:
+            raise ValueError(
+                f"prefetcher: got a minibatch of {len(minibatch['index'])} transitions, expected"
+                f" {size}, the batch_size of the settings; make both alike"
+            )
+        return minibatch
+
+    def _loss(self, minibatch: ArrayDict) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, and of each transition the error and the value, without gradients."""
+        index = self._agent.action_index(minibatch["action"])
+        with in_mode(self._model, training=True):
+            values = self._agent.action_values(minibatch["observation"])
+        value = values.gather(1, index.unsqueeze(1)).squeeze(1)
+        target = self._target(minibatch)
+        if self._settings.loss == "huber":
+            losses = nn.functional.huber_loss(value, target, reduction="none")
+        else:
+            losses = 0.5 * (value - target) ** 2
+        if self._priorities is not None:
+            losses = minibatch["weight"] * losses
+        value = value.detach()
+        return losses.mean(), value - target, value
+
+    @torch.no_grad()
+    def _target(self, minibatch: ArrayDict) -> Tensor:
+        """Return R + g * Q'(s', a*) of each transition."""
+        next_observation = minibatch["next_observation"]
+        next_values = self._agent.action_values(next_observation, model=self._target_model)
+        chooser = next_values
+        if self._settings.double:
+            with in_mode(self._model, training=False):
+                chooser = self._agent.action_values(next_observation)
+        best = chooser.argmax(1, keepdim=True)
+        next_value = next_values.gather(1, best).squeeze(1)
+        discount = minibatch["n_step_discount"]
+        # Whatever the value is where nothing follows: 0 * inf would be NaN.
+        following = torch.where(discount == 0, 0, discount * next_value)
+        target: Tensor = minibatch["n_step_return"] + following
+        return target
+
+    @torch.no_grad()
+    def _change_target(self) -> None:
+        """Move the target network towards the agent's; its buffers become copies."""
+        target, own = self._target_model, self._model
+        share = self._settings.target_share
+        torch._foreach_lerp_(list(target.parameters()), list(own.parameters()), share)
+        for kept, buffer in zip(target.buffers(), own.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    def _check(self, norm: float, batch: ArrayDict) -> None:
+        if not math.isfinite(norm):
+            refuse_loss("the norm of the gradient", batch, self._model)
+
+    def set_progress(self, progress: float) -> None:
+        """Set what has a schedule, here, in the buffer and in the agent, before each batch.
+
+        Args:
+            progress: share of the run that is done, in [0, 1].
+
+        Raises:
+            TypeError, ValueError: a schedule gives no number, or one that means nothing.
+        """
+        self._set_numbers(progress)
+        if (set_progress := getattr(self._agent, "set_progress", None)) is not None:
+            set_progress(progress)
+
+    def _set_numbers(self, progress: float) -> None:
+        rate, beta = self._settings.learning_rate, self._settings.beta
+        if rate is not None:
+            self._descent.set_rate(value_at("learning_rate", rate, progress, least=0))
+        if beta is not None and self._priorities is not None:
+            self._priorities.beta = value_at("beta", beta, progress, least=0)
+        self._progress = progress
+
+    def state_dict(self) -> dict[str, Any]:  # Any: tensors, numbers, lists and dictionaries
+        """Return all that the next updates depend on, beside the agent and the replay buffer."""
+        return {
+            "optimizer": self._descent.state_dict(),
+            "target": dict(self._target_model.state_dict()),
+            "n_updates": self._n_updates,
+            "progress": self._progress,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where an algorithm with the same settings was when `state_dict` was called.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: the state is another one's.
+        """
+        self._descent.load_state_dict(state["optimizer"])
+        self._target_model.load_state_dict(state["target"])
+        self._n_updates = state["n_updates"]
+        self._set_numbers(state["progress"])
