@@ -18,6 +18,7 @@ from optional import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
+YOUR_OWN = ROOT / "docs" / "your_own.md"
 NOTEBOOK = ROOT / "docs" / "arrays_and_trees.ipynb"
 TEXTS = [README, *sorted((ROOT / "docs").glob("*.md")), NOTEBOOK]
 each_text = pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
@@ -178,18 +179,22 @@ def test_the_notebook_was_executed_in_order_and_names_no_machine() -> None:
     }
 
 
-# README's code
+# The code of README and of the page on classes of one's own
 
 
-def readme_blocks() -> list[str]:
-    return [body for language, body in FENCE.findall(README.read_text()) if language == "python"]
+def blocks_of(path: Path) -> list[str]:
+    return [body for language, body in FENCE.findall(path.read_text()) if language == "python"]
+
+
+def all_blocks() -> list[str]:
+    return [*blocks_of(README), *blocks_of(YOUR_OWN)]
 
 
 def runs_of_blocks() -> list[object]:
     """All in one process, which imports torch once; and in the long run each by itself."""
     has_games = find_spec("ale_py") is not None
     runs, together = [], []
-    for number, block in enumerate(readme_blocks()):
+    for number, block in enumerate(all_blocks()):
         if has_games or "import AtariVectorEnv" not in block:
             together.append(number)
             runs.append(pytest.param([number], marks=pytest.mark.long, id=f"block {number}"))
@@ -199,13 +204,20 @@ def runs_of_blocks() -> list[object]:
 
 
 @pytest.mark.parametrize("numbers", runs_of_blocks())
-def test_the_python_code_of_the_readme_runs(numbers: list[int], tmp_path: Path) -> None:
-    for number in numbers:
-        (tmp_path / f"block_{number}.py").write_text(readme_blocks()[number])
-    runs = [f"runpy.run_path('block_{number}.py', run_name='__main__')" for number in numbers]
+def test_the_python_code_of_the_documents_runs(numbers: list[int], tmp_path: Path) -> None:
+    run_blocks([all_blocks()[number] for number in numbers], tmp_path)
+
+
+def run_blocks(blocks: list[str], folder: Path) -> None:
+    """Run programs one after the other in a new process; they have to end well and say no error."""
+    for number, block in enumerate(blocks):
+        (folder / f"block_{number}.py").write_text(block)
+    runs = [
+        f"runpy.run_path('block_{number}.py', run_name='__main__')" for number in range(len(blocks))
+    ]
     command = [sys.executable, "-c", "\n".join(["import runpy", *runs])]
     run = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, timeout=TIMEOUT_S, check=False
+        command, capture_output=True, text=True, cwd=folder, timeout=TIMEOUT_S, check=False
     )
     told = "parllel: compiling kernels"  # in a checkout where they are not compiled yet
     errors = [line for line in run.stderr.splitlines() if not line.startswith(told)]
@@ -215,7 +227,7 @@ def test_the_python_code_of_the_readme_runs(numbers: list[int], tmp_path: Path) 
 @pytest.mark.long  # mypy reads all of torch and gymnasium
 @needs("mypy")
 def test_the_python_code_of_the_readme_is_typed_in_a_project_that_is_strict(tmp_path: Path) -> None:
-    for number, block in enumerate(readme_blocks()):
+    for number, block in enumerate(blocks_of(README)):
         (tmp_path / f"program_{number}.py").write_text(block)
     command = [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports"]
     command += ["--follow-imports=silent", "--cache-dir", str(ROOT / ".mypy_cache"), "."]
