@@ -1,1 +1,1 @@
-"""The torch part: agents, distributions and algorithms. Nothing below this package needs torch."""
+"""The torch part: agents, models, distributions, algorithms. Nothing below it needs torch."""

@@ -33,9 +33,9 @@ LAYERS = (
     ("parllel.cages", "parllel.transforms", "parllel.replays"),
     ("parllel.samplers",),
     ("parllel.patterns",),
-    ("parllel.torch.distributions", "parllel.torch.models"),
+    ("parllel.torch.distributions",),
     ("parllel.torch.agents",),
-    ("parllel.torch.algos",),
+    ("parllel.torch.models", "parllel.torch.algos"),
     ("parllel.torch",),  # the __init__ alone: what lies below it is listed above
     ("parllel.runners",),
     ("parllel.__main__",),

@@ -1,0 +1,28 @@
+"""Models: networks that take rows of observations as agents give them, also frames of bytes.
+
+    encoder = NatureCnn(frame_shape=(4, 84, 84))
+    model = ActorCritic(encoder, n_logits=6)  # for PgAgent
+    model = QNetwork(encoder, n_actions=6, dueling=True)  # for QAgent
+
+An encoder is any `nn.Module` that turns rows into features [B, n_features]. `torch.compile(model)`
+compiles a model as a whole; agents save and load it as the plain one.
+"""
+
+from parllel.torch.models.actor_critic import ActorCritic
+from parllel.torch.models.frame_conv import FrameConv
+from parllel.torch.models.impala_cnn import ImpalaCnn
+from parllel.torch.models.mlp import Mlp
+from parllel.torch.models.nature_cnn import NatureCnn
+from parllel.torch.models.q_network import DuelingHead, QNetwork
+from parllel.torch.models.twin_mlp import TwinMlp
+
+__all__ = [
+    "ActorCritic",
+    "DuelingHead",
+    "FrameConv",
+    "ImpalaCnn",
+    "Mlp",
+    "NatureCnn",
+    "QNetwork",
+    "TwinMlp",
+]
