@@ -262,6 +262,17 @@ def test_integers_are_kept_exactly_or_refused(data: st.DataObject) -> None:
         assert [int(value) for value in out.ravel()] == [int(value) for value in values.ravel()]
 
 
+@pytest.mark.parametrize("n_values", [1, 3])
+def test_integers_that_float32_would_round_are_refused_in_short_lists(n_values: int) -> None:
+    out = np.zeros(n_values, np.float32)
+    for number in (2**24 - 1, 2**24, -(2**24)):
+        put_column(out, [0] * (n_values - 1) + [number])
+        assert out[-1] == number
+    for number in (2**24 + 1, -(2**24) - 1, 2**25 - 1):
+        with pytest.raises(MisfitError, match=str(number)):
+            put_column(out, [0] * (n_values - 1) + [number])
+
+
 @given(st.lists(st.floats(width=64), min_size=1, max_size=4))
 def test_floats_are_rounded_and_never_become_infinite(values: list[float]) -> None:
     out = np.zeros(len(values), np.float32)

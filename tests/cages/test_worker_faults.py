@@ -547,6 +547,16 @@ def test_an_environment_that_always_fails_is_an_error_after_all() -> None:
         assert cage.n_restarts == 3
 
 
+def test_failures_with_a_good_step_between_them_are_not_in_a_row() -> None:
+    with faulty_cage("raise", on_worker_error="restart", env_kwargs={"at": 2}) as cage:
+        reset(cage)
+        for number in range(1, 6):
+            step(cage, ACTIONS)
+            assert list(cage.invalid) == []
+            step(cage, ACTIONS)
+            assert (list(cage.invalid), cage.n_restarts) == ([1], number)
+
+
 def test_what_was_made_anew_by_a_step_that_failed_after_all_is_counted() -> None:
     with faulty_cage("raise", on_worker_error="restart", env_kwargs={"at": 1}) as cage:
         reset(cage)

@@ -392,8 +392,9 @@ def test_a_branch_that_is_called_weight_is_refused() -> None:
         PrioritizedReplayBuffer(tree, rng=np.random.default_rng(0))
 
 
-def test_an_update_of_nothing_does_nothing() -> None:
-    model = make_model(Shape(), seed=0)
+@pytest.mark.parametrize("storage", ["local", "device"])
+def test_an_update_of_nothing_does_nothing(cuda_device: torch.device, storage: str) -> None:
+    model = make_model(Shape(), seed=0, storage=storage)
     model.replay.update_priorities(np.zeros(0, np.int64), np.zeros(0, np.float32))
     assert not any(leaves_of(model.replay))
 

@@ -532,6 +532,20 @@ def test_a_batch_costs_the_same_whatever_its_size(
             assert counted.copies_to_host == counted.stream_synchronizations == 0
 
 
+def test_final_observations_are_sent_to_a_device_once() -> None:
+    """What was sent once more by a later batch could overwrite what was loaded since."""
+    with simulated_cuda():
+        model = Model(Shape(), SELDOM, seed=0, storage="device")
+        for n_given, n_copies in ((1, 6), (0, 1)):
+            model.replay.begin_batch()
+            for column in range(n_given):
+                model.replay.add_final_obs(0, {column: show(0)})
+            model.tree.rotate()
+            before = copy.copy(cuda.counters)
+            model.replay.end_batch()
+            assert cuda.counters.since(before).copies_to_device == n_copies
+
+
 def test_nothing_to_sample_on_a_device_shows_as_nan(cuda_device: torch.device) -> None:
     model = Model(Shape(has_valid=True), Chances(invalid=10), seed=0, storage="device")
     model.write_batch()

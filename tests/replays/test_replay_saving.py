@@ -214,6 +214,17 @@ def test_a_save_with_a_larger_table_is_refused(tmp_path: Path) -> None:
         other.load(tmp_path)
 
 
+def test_a_table_that_grew_as_far_as_it_may_is_loaded(tmp_path: Path) -> None:
+    shape = SHAPE._replace(n_final_obs=None)
+    model, other = (Model(shape, Chances(truncated=9), seed=seed) for seed in range(2))
+    train(model, 9)
+    n_slots = len(model.replay.final_obs.owner)
+    assert len(other.replay.final_obs.owner) < n_slots == model.replay.final_obs.most_slots
+    model.replay.save(tmp_path)
+    other.replay.load(tmp_path)
+    assert len(other.replay.final_obs.owner) == n_slots
+
+
 @each_kind
 @pytest.mark.parametrize("storage", ["local", "device"])
 def test_a_table_that_grew_is_saved_and_grows_on(

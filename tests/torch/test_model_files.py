@@ -116,6 +116,14 @@ def test_a_buffer_that_was_expanded_changes_nothing(tmp_path: Path) -> None:
     )
 
 
+def test_a_buffer_of_one_element_is_loaded_whatever_its_stride(tmp_path: Path) -> None:
+    agents = [make_agent(seed) for seed in (0, 1)]
+    for agent in agents:
+        agent.model.register_buffer("scale", torch.ones(()).expand(1))
+    agents[0].save(tmp_path / "agent.safetensors")
+    agents[1].load(tmp_path / "agent.safetensors")
+
+
 def test_names_that_differ_by_the_mark_of_compiled_models_are_not_saved(tmp_path: Path) -> None:
     agent = make_agent()
     agent.model.register_module("_orig_mod", nn.ModuleDict({"first": nn.Linear(3, 4)}))

@@ -336,6 +336,7 @@ FILE = (*FIRST, "files", "rows")
             put(*FIRST, "path", value=["leaf1", "x"]),
             "leaf 1: path leaf1: another leaf has it, or is",
         ),
+        (put("leaves", 1, "path", value=["leaf0", "x"]), "leaf 1: path leaf0.x: another leaf has"),
         (put(*FIRST, "path", value="leaf0"), "leaf 0: got a str, expected a list"),
         (put(*FIRST, "window_begin", value=0.0), "leaf leaf0: got a float, expected a int"),
         (put(*FIRST, "window_begin", value=1), "leaf leaf0: window_begin: got 1, expected a"),
@@ -380,6 +381,15 @@ def test_text_that_no_save_has_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "tree.json").write_bytes(data)
     with pytest.raises(ValueError, match=r"tree\.json: expected parllel tree 3: "):
         open_tree(tmp_path)
+
+
+def test_a_byte_that_is_no_boolean_is_refused(tmp_path: Path) -> None:
+    """As a program writes it whose flags have other bits, with a right checksum."""
+    leaf = Array((3,), np.bool_)
+    leaf.to_ndarray().view(np.uint8)[1] = 2
+    save_tree(ArrayDict({"leaf": leaf}), tmp_path, {})
+    with pytest.raises(ValueError, match="a boolean of 2, expected 0 or 1"):
+        open_tree(tmp_path).check()
 
 
 @pytest.mark.parametrize("name", ["tree.json", "000-leaf0.rows.1.npy"])

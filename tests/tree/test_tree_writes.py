@@ -177,8 +177,10 @@ def test_a_written_row_follows_the_window_and_the_branches() -> None:
     del tree["b"]
     tree[1] = {"a": 5 * ones}
     assert values_of(tree) == [[[1] * 3, [5] * 3]]
+    with pytest.raises(IndexError, match=r"^a: "):
+        tree[2] = {"a": ones}
     tree["a"].close()
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(ValueError, match=r"^a: .*closed"):
         tree[1] = {"a": ones}
 
 
