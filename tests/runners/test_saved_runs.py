@@ -1,0 +1,343 @@
+"""Runs in files: whole or not there, refused where damaged, and resumed bit for bit."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from optional import needs
+from parllel import Array, ArrayDict
+from parllel.replays import ReplayBuffer
+from parllel.runners import RunConfig, RunFolder, load_run, save_run
+from parllel.runners.state_data import from_data, to_data
+from parllel.tree.file_locks import try_lock
+
+KILLED_RUNS = Path(__file__).parents[1] / "killed_runs.py"
+
+
+# States
+
+
+def test_a_state_comes_back_with_its_kinds_and_bits() -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    state = {
+        "none": None,
+        "flag": True,
+        "large": 2**127 + 1,
+        "odd": [0.1, float("inf"), -0.0],
+        "text": "ä.b",
+        "nested": {"a.b": (1, [2, {"c": b"\0\xff"}]), "a": {"b": np.uint32([7, 2**32 - 1])}},
+        "numbers": {0: torch.tensor(3.0), 1: np.float64(0.1)},
+        "transposed": base.T,
+        "shared": base[:, 1:],
+        "half": torch.tensor([1.5], dtype=torch.bfloat16),
+        "empty": torch.zeros(0, 3, dtype=torch.int64),
+        "learned": nn.Parameter(torch.ones(2)),
+    }
+    data, tensors = to_data(state)
+    found = from_data(json.loads(json.dumps(data)), tensors)
+    assert list(found) == list(state)
+    assert_equal(found, state)
+    assert np.signbit(found["odd"][2])
+    found["shared"][...] = -1  # a copy of its own
+    assert base.min() == 0
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    if isinstance(expected, torch.Tensor):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected.detach())
+    elif isinstance(expected, np.ndarray | np.generic):
+        assert type(found) is type(expected)
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+    elif isinstance(expected, Mapping):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_equal(found[key], value)
+    elif isinstance(expected, list | tuple):
+        assert type(found) is type(expected)
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_equal(one, other)
+    else:
+        assert (type(found), found) == (type(expected), expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (object(), "object"),
+        ({1, 2}, "set"),
+        (np.array([None]), "ndarray of object"),
+        (np.array(["a"]), "ndarray of <U1"),
+        (torch.eye(2).to_sparse(), "Tensor of torch.float32"),
+        (print, "builtin_function_or_method"),
+    ],
+)
+def test_what_no_file_should_hold_is_refused_with_its_path(value: object, named: str) -> None:
+    with pytest.raises(TypeError, match=rf"^a\.b\.1: got a {named}, expected a dense tensor"):
+        to_data({"a": {"b": [0, value]}})
+
+
+def test_keys_are_texts_or_numbers() -> None:
+    with pytest.raises(TypeError, match=r"^a: got the keys \[\(1, 2\)\], expected texts"):
+        to_data({"a": {(1, 2): 3}})
+
+
+# Runs
+
+
+def make_parts(seed: int) -> dict[str, Any]:
+    """Return a part of each kind, whose content depends on the seed."""
+    torch.manual_seed(seed)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1 * (seed + 1))
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.ones(3)).sum().backward()
+        optimizer.step()
+    tree = ArrayDict({"a": Array((4, 2), np.float32)})
+    tree["a"][...] = seed
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    parts = {"model": model, "optimizer": optimizer, "rng": rng, "generator": generator}
+    return {**parts, "tree": tree, "replay": make_replay(seed)}
+
+
+def make_replay(seed: int) -> ReplayBuffer:
+    samples = ArrayDict(
+        {
+            "observation": Array((2, 1), np.float32, full_size=4, padding=1),
+            "reward": Array((2, 1), np.float32, full_size=4),
+            "terminated": Array((2, 1), bool, full_size=4),
+            "truncated": Array((2, 1), bool, full_size=4),
+        }
+    )
+    replay = ReplayBuffer(samples, rng=np.random.default_rng(seed))
+    replay.restart()
+    replay.begin_batch()
+    samples.rotate()
+    samples["reward"][...] = seed
+    replay.end_batch()
+    return replay
+
+
+def content_of(parts: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what tells whether parts are equal; it draws from a copy of their generators."""
+    rng, generator = np.random.default_rng(), torch.Generator()
+    rng.bit_generator.state = parts["rng"].bit_generator.state
+    generator.set_state(parts["generator"].get_state())
+    return (
+        [each.tolist() for each in parts["model"].parameters()],
+        parts["optimizer"].state_dict()["state"][0]["exp_avg"].tolist(),
+        parts["optimizer"].param_groups[0]["lr"],
+        rng.integers(2**40),
+        torch.rand(2, generator=generator).tolist(),
+        parts["tree"]["a"].to_ndarray().tolist(),
+        parts["replay"].samples["reward"].full.to_ndarray().tolist(),
+        (len(parts["replay"]), parts["replay"]._key),
+    )
+
+
+def test_each_kind_of_part_comes_back(tmp_path: Path) -> None:
+    parts, others = make_parts(1), make_parts(2)
+    assert content_of(parts) != content_of(others)
+    save_run(tmp_path, **parts)
+    draws = [draw() for draw in GENERATORS]
+    assert load_run(tmp_path, **others)
+    assert content_of(others) == content_of(parts)
+    assert [draw() for draw in GENERATORS] == draws
+
+
+GENERATORS: list[Callable[[], object]] = [
+    random.random,
+    lambda: np.random.random(),  # noqa: NPY002
+    lambda: torch.rand(()).item(),
+]
+
+
+def test_the_newest_checkpoint_alone_stays(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        save_run(tmp_path, **make_parts(seed))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000003"]
+    others = make_parts(0)
+    assert load_run(tmp_path, **others)
+    assert others["tree"]["a"].to_ndarray().max() == 3
+
+
+def test_there_may_be_nothing_to_load(tmp_path: Path) -> None:
+    parts = make_parts(1)
+    before = content_of(parts)
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert not load_run(folder, **parts)
+    (tmp_path / "checkpoint-000001.unfinished").mkdir()
+    assert not load_run(tmp_path, **parts)
+    assert content_of(parts) == before
+
+
+def test_a_save_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
+    class Broken(nn.Linear):
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            raise KeyboardInterrupt
+
+    parts = make_parts(1)
+    save_run(tmp_path, **parts)
+    with pytest.raises(KeyboardInterrupt):
+        save_run(tmp_path, **{**make_parts(2), "model": Broken(3, 2)})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000001"]
+    (tmp_path / "checkpoint-000002.unfinished").mkdir()  # as a process that is killed leaves it
+    assert save_run(tmp_path, **parts).name == "checkpoint-000002"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000002"]
+
+
+def test_two_processes_do_not_save_to_one_folder(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try_lock(descriptor)
+    with pytest.raises(BlockingIOError, match="another process saves there; give each run a"):
+        save_run(tmp_path, model=nn.Linear(2, 2))
+    os.close(descriptor)
+    save_run(tmp_path, model=nn.Linear(2, 2))
+
+
+def test_other_parts_than_those_that_were_saved_are_refused(tmp_path: Path) -> None:
+    parts = make_parts(1)
+    save_run(tmp_path, **parts)
+    others = make_parts(2)
+    before = content_of(others)
+    del parts["model"]
+    with pytest.raises(KeyError, match=r"saved with the parts .*'model', .*, expected"):
+        load_run(tmp_path, **parts)
+    swapped = {**others, "model": others["tree"], "tree": others["model"]}
+    with pytest.raises(ValueError, match="saved as a part of another kind"):
+        load_run(tmp_path, **swapped)
+    assert content_of(others) == before
+
+
+@pytest.mark.parametrize("part", [3, "model", None, np.zeros(2)])
+def test_a_part_without_a_state_is_refused(part: object, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^part: got a .*, expected an object with state_dict and"):
+        save_run(tmp_path, part=part)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_damaged_is_refused_and_nothing_is_changed(tmp_path: Path) -> None:
+    checkpoint = save_run(tmp_path, **make_parts(1))
+    others = make_parts(2)
+    before, states = content_of(others), [draw() for draw in GENERATORS]
+    paths = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    assert len(paths) > 10
+    state = random.getstate()
+    for path in paths:
+        if path.parent != checkpoint:
+            continue  # trees are read after states: tests/tree and tests/replays damage those
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        original = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="damaged"):
+            load_run(tmp_path, **others)
+        path.write_bytes(original)
+    assert content_of(others) == before
+    assert random.getstate() == state
+    assert states
+
+
+# Runs that are killed
+
+
+def killed_runs(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, str(KILLED_RUNS), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("kind", ["ppo", "dqn"])
+@pytest.mark.parametrize("n_kills", [4, pytest.param(50, marks=pytest.mark.long)])
+def test_a_run_that_is_killed_ends_with_the_same_weights(
+    kind: str, n_kills: int, tmp_path: Path
+) -> None:
+    found = killed_runs(kind, str(n_kills), str(tmp_path))
+    assert found["n_kills"] >= n_kills
+    assert found["n_wrong"] == 0
+    assert found["n_resumed"] > n_kills // 4  # not only before the first checkpoint
+
+
+# The folder of a run
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """The arguments of a program."""
+
+    steps: int = 100
+    sizes: tuple[int, ...] = (64, 64)
+    learning_rate: float = 1e-3
+
+
+def test_a_folder_is_of_one_run(tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "one"
+    run = RunFolder(Config(out=out, seed=3), name="program")
+    assert json.loads((out / "config.json").read_text())["sizes"] == [64, 64]
+    assert run.checkpoints.parent == out
+    with pytest.raises(FileExistsError, match="there is a run in this folder; choose another one"):
+        RunFolder(Config(out=out, seed=3), name="program")
+    RunFolder(Config(out=out, seed=3, resume=True, steps=999, storage="local"), name="program")
+
+
+def test_a_run_is_resumed_with_its_own_arguments(tmp_path: Path) -> None:
+    RunFolder(Config(out=tmp_path), name="program")
+    match = r"\(then, now\): \{'learning_rate': \(0.001, 0.1\), 'seed': \(0, 1\)\}"
+    with pytest.raises(ValueError, match=match):
+        RunFolder(Config(out=tmp_path, resume=True, learning_rate=0.1, seed=1), name="program")
+    with pytest.raises(FileNotFoundError, match="there is no run to resume"):
+        RunFolder(Config(out=tmp_path / "other", resume=True), name="program")
+    with pytest.raises(ValueError, match="resume: got no folder"):
+        RunFolder(Config(resume=True), name="program")
+
+
+def test_a_run_without_a_folder_gets_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(Config(), name="program")
+    assert run.path.parent == Path("runs/program")
+    assert (run.path / "config.json").exists()
+
+
+@needs("matplotlib", "tensorboard", "tqdm")
+def test_numbers_after_the_checkpoint_are_logged_once(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = RunFolder(Config(out=tmp_path), name="program")
+    with run.open_metrics(100) as metrics:
+        for step in (10, 20, 30):
+            metrics.log(step, {"train/episode_return": step, f"only/{step}": 0.5})
+    resumed = RunFolder(Config(out=tmp_path, resume=True), name="program")
+    with resumed.open_metrics(100) as metrics:
+        metrics.rewind(20)
+        metrics.log(30, {"train/episode_return": 31})
+        curve = metrics._sinks[2]._points["train/episode_return"]  # type: ignore[attr-defined]
+        assert [list(points) for points in curve] == [[10, 20, 30], [10, 20, 31]]
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert rows == [
+        "step,train/episode_return,only/10,only/20,only/30",
+        "10,10.0,0.5,,",
+        "20,20.0,,0.5,",
+        "30,31.0,,,",
+    ]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    scalars = [(each.step, each.value) for each in events.Scalars("train/episode_return")]
+    assert scalars == [(10, 10), (20, 20), (30, 31)]
