@@ -264,7 +264,7 @@ def killed_runs(*arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["ppo", "dqn"])
-@pytest.mark.parametrize("n_kills", [4, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=pytest.mark.long)])
 def test_a_run_that_is_killed_ends_with_the_same_weights(
     kind: str, n_kills: int, tmp_path: Path
 ) -> None:
