@@ -6,7 +6,6 @@ A cage is written with the files of this folder; `process` holds the machinery o
 from parllel.cages.cage import Cage, Command
 from parllel.cages.env_rows import as_tree, write_column
 from parllel.cages.episodes import TrajInfo
-from parllel.cages.fitting import MisfitError
 from parllel.cages.infos import declaration, is_numeric
 from parllel.cages.mask_in_observation import MaskInObservation
 from parllel.cages.process.process_cage import TIMEOUT_S, OnWorkerError, ProcessCage
@@ -16,6 +15,7 @@ from parllel.cages.serial_cage import SerialCage
 from parllel.cages.spaces import bounds_of, empty_rows
 from parllel.cages.stepper import Seed, spawn_seeds
 from parllel.cages.vector_cage import VectorCage
+from parllel.tree.fitting import MisfitError
 
 __all__ = [
     "TIMEOUT_S",

@@ -24,11 +24,11 @@ from parllel.cages.env_rows import (
     write_column,
 )
 from parllel.cages.episodes import TrajInfo
-from parllel.cages.fitting import MisfitError, has_form
 from parllel.cages.infos import LeftOut, copy_info, write_infos
 from parllel.cages.spaces import to_actions
 from parllel.cages.stepper import Columns, Stepper
 from parllel.tree import ArrayDict, TreePath, dict_map
+from parllel.tree.fitting import MisfitError, has_form
 from parllel.tree.leaves import as_ndarray
 
 OF_THE_PARENT = (

@@ -7,7 +7,7 @@ from typing import Any
 
 from gymnasium.vector import VectorEnv
 
-from parllel.cages.fitting import MisfitError, describe
+from parllel.tree.fitting import MisfitError, describe
 
 _WAY_OUT = "wrap an environment of another API, such as gym's before 0.26"
 

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from parllel.arrays import Array
 from parllel.arrays.interop import is_tensor
-from parllel.cages.fitting import (
+from parllel.tree import ArrayDict, RowParts, dict_map
+from parllel.tree.fitting import (
     MisfitError,
     describe,
     fit,
@@ -24,7 +25,6 @@ from parllel.cages.fitting import (
     put_batch,
     put_column,
 )
-from parllel.tree import ArrayDict, RowParts, dict_map
 from parllel.tree.leaves import as_ndarray
 from parllel.tree.row_parts import written_rows
 

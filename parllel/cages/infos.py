@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages.env_rows import Info, write_column
-from parllel.cages.fitting import MisfitError, describe, has_form, put_batch
 from parllel.tree import ArrayDict, TreePath
+from parllel.tree.fitting import MisfitError, describe, has_form, put_batch
 
 _NONE: frozenset[str] = frozenset()
 

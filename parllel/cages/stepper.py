@@ -13,9 +13,9 @@ import numpy as np
 from parllel.cages.env_checks import as_reset, as_step, check_env, check_make_env
 from parllel.cages.env_rows import copy_tree
 from parllel.cages.episodes import TrajInfo
-from parllel.cages.fitting import MisfitError
 from parllel.cages.infos import LeftOut, copy_info
 from parllel.cages.spaces import check_space
+from parllel.tree.fitting import MisfitError
 
 Seed = int | np.random.SeedSequence | Sequence[np.random.SeedSequence] | None
 

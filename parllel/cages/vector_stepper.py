@@ -20,12 +20,12 @@ from parllel.cages.env_rows import (
     write_batch,
 )
 from parllel.cages.episodes import Episodes, TrajInfo
-from parllel.cages.fitting import MisfitError
 from parllel.cages.infos import LeftOut, copy_info, info_of, take_info
 from parllel.cages.spaces import check_space, to_action_batch, to_actions
 from parllel.cages.stepper import Seed, seed_spaces, seed_words, spawn_seeds
 from parllel.cages.vector_backend import Mask, VectorBackend, check_is_vector_env
 from parllel.tree import dict_map
+from parllel.tree.fitting import MisfitError
 
 # Entries that vector environments with SAME_STEP add to their info, beside those of the step.
 _FINAL = ("final_obs", "_final_obs", "final_info", "_final_info")

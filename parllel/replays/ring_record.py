@@ -11,6 +11,7 @@ import numpy as np
 
 from parllel.arrays import Array
 from parllel.arrays.interop import side_of
+from parllel.replays.appended_step import AppendedStep, fitted
 from parllel.replays.final_obs import FinalObs, spec_of
 from parllel.storages import Side, storage_for
 from parllel.tree import ArrayDict, dict_map, leaves_of, path_text
@@ -91,6 +92,9 @@ class RingRecord:
         self._stop = 0  # number of the step that will be written next
         self._is_writing = False
         self._is_closed = False
+        self._n_appended: int | None = (
+            None  # steps of the batch; None: reset first
+        )
 
     @staticmethod
     def make_specs(samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
@@ -127,6 +131,7 @@ class RingRecord:
         write their frames.
         """
         self._settle()
+        self._n_appended = None
         if self._stop > self._first:
             self._cut_episodes()
         for _, leaf in self.samples.walk():
@@ -139,6 +144,69 @@ class RingRecord:
         self._forget(self._oldest_after(self._stop + self.batch_T))
         self.final_obs.begin(self._stop, self.batch_T)
         self._is_writing = True
+
+    def reset(self, observation: object) -> None:
+        """Begin to append steps: all environments were reset, and gave these first observations.
+
+        Steps that are in the ring stay; episodes under way count as truncated (`restart`).
+
+        Args:
+            observation: rows [B, ...], a tree where the tree's `observation` is one.
+
+        Raises:
+            ValueError: it does not fit the tree, or is not finite.
+        """
+        first = fitted(("observation",), self.samples["observation"], observation)
+        self.restart()
+        _write(self.samples["observation"], self.batch_T, first)
+        self._n_appended = 0
+
+    def append(
+        self,
+        next_observation: object,
+        *,
+        final_obs: Mapping[int, object] | None = None,
+        **branches: object,
+    ) -> None:
+        """Append one step of all environments, in a loop of one's own or from data on a disk.
+
+        Call `reset` before the first step, and after each reset of all environments. The
+        observations that were acted on are those of the call before. After T steps, those of a
+        batch, these can be sampled: make the tree with T = 1 where that should be at once. Flags on
+        a device are copied to the host, which waits for them.
+
+        Args:
+            next_observation: rows [B, ...] to act on next: where an episode ended, the first
+                observation of the next one.
+            final_obs: the true last observation of each episode that was truncated, by the number
+                of its environment. Those that terminated need none.
+            branches: rows [B, ...] of all other branches of the tree: `action`, `reward`,
+                `terminated`, `truncated` and so on.
+
+        Raises:
+            RuntimeError: `reset` was not called before, or an error cut a batch short.
+            TypeError: a branch is missing, or is none of the tree.
+            ValueError: a value has another shape than its rows, would lose something, or is not
+                finite; or `final_obs` are not those of truncated episodes. Nothing was changed.
+        """
+        if self._n_appended is None:
+            raise RuntimeError(
+                "append: there is no observation that was acted on: call reset before, and again"
+                " after a sampler has written, or a batch was cut short"
+            )
+        step = AppendedStep.of(self.samples, next_observation, branches, final_obs or {})
+        t, self._n_appended = self._n_appended % self.batch_T, None
+        if t == 0:
+            self.begin_batch()
+            self.samples.rotate()
+        for name, rows in step.rows.items():
+            _write(self.samples[name], t, rows)
+        _write(self.samples["observation"], t + 1, step.observation)
+        if step.final_obs:
+            self.add_final_obs(t, step.final_obs)
+        if t == self.batch_T - 1:
+            self.end_batch()
+        self._n_appended = t + 1
 
     def add_final_obs(self, t: int, final_obs: Mapping[int, Any]) -> None:
         """Keep the true final observations of episodes that were cut off at step t of the batch.
@@ -278,6 +346,10 @@ class RingRecord:
             after = after.apply(lambda leaf: leaf.full[row + 1]).to_ndarray()
             self._add_final_obs(0, {int(each): after[each]["observation"] for each in columns})
             self.samples["truncated"].full[row, columns] = True
+
+
+def _write(branch: Array | ArrayDict, row: int, rows: Any) -> None:  # Any: rows that fit
+    branch[row] = rows
 
 
 def _with_next(leaf: Array) -> Array:

@@ -21,12 +21,12 @@ from numpy.testing import assert_array_equal
 from misfit_envs import Misfit, Returns, Shown, Still
 from parllel import Array, FrameArray
 from parllel.cages import MisfitError, ProcessCage, SerialCage, VectorCage, WorkerError
-from parllel.cages.fitting import fit, put_batch, put_column
 from parllel.cages.stepper import seed_words, spawn_seeds
 from parllel.patterns import build_cages, build_example, build_sample_tree, example_of
 from parllel.samplers import BasicSampler
 from parllel.testing.contracts.cage_calls import reset
 from parllel.testing.toy_envs import Clock
+from parllel.tree.fitting import fit, put_batch, put_column
 
 IMAGE, ICON = (60, 20, 3), (4, 4, 3)
 WRONG: dict[str, dict[str, Any]] = {

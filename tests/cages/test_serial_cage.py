@@ -14,12 +14,12 @@ from torch.nn import Linear
 
 from parllel import Array, ArrayDict, dict_map
 from parllel.cages import Cage, ProcessCage, Seed, SerialCage, TrajInfo
-from parllel.cages.fitting import MisfitError
 from parllel.testing.contracts.cage_calls import random_step, reset, rollout, step
 from parllel.testing.contracts.cage_contract import CageContract
 from parllel.testing.toy_envs import Clock, Walk
 from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
 from parllel.torch.distributions import Categorical, DistParams
+from parllel.tree.fitting import MisfitError
 
 
 class TestSerialCage(CageContract):

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages.episodes import TrajInfo
-from parllel.cages.fitting import MisfitError
 from parllel.tree import TreePath
+from parllel.tree.fitting import MisfitError
 
 
 class Failure(NamedTuple):

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from parllel.cages.cage import Command, execute
 from parllel.cages.env_checks import as_reset, check_env
 from parllel.cages.env_rows import Value
-from parllel.cages.fitting import MisfitError
 from parllel.cages.process.channel import (
     BLOCK,
     DONE,
@@ -55,6 +54,7 @@ from parllel.cages.process.status_page import (
 from parllel.cages.process.task import Task
 from parllel.cages.stepper import Columns, Seed, Stepper, restart_seed, seed_words
 from parllel.storages import Memory, Shared
+from parllel.tree.fitting import MisfitError
 
 TRACE_SIGNAL: Any = getattr(signal, "SIGUSR1", None)  # Windows has none, and no ProcessCage
 """Lets a worker write its traceback to its status page, whatever it is doing."""

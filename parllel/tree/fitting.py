@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.tree import TreePath, path_text
+from parllel.tree.path import TreePath, path_text
 
 # Samples of at most so many bytes are joined by one call and written by another. That takes half
 # the time of a look at each of them, but copies twice.

@@ -1,0 +1,178 @@
+"""Steps of a loop of one's own, appended to a replay buffer: those of a sampler, or refused."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from films import make_film
+from parllel import Array, ArrayDict
+from parllel.cages import SerialCage
+from parllel.patterns import build_example, build_sample_tree
+from parllel.replays import ReplayBuffer
+from parllel.samplers import BasicSampler
+from parllel.testing.simulated_cuda import simulated_cuda
+from parllel.testing.toy_envs import Walk
+
+B = 3
+
+
+class Zeros:
+    """An agent that takes action 0, and returns nothing else."""
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> Any:
+        return np.zeros(len(observation), np.int64), {}
+
+
+def make_buffer(make_env: Any, batch_T: int, *, storage: str, **options: Any) -> ReplayBuffer:
+    example = build_example(make_env, storage=storage)
+    samples = build_sample_tree(example, Zeros(), batch_shape=(batch_T, B), full_size=24, **options)
+    return ReplayBuffer(samples, rng=np.random.default_rng(0), n_steps=2)
+
+
+def append_steps(replay: ReplayBuffer, make_env: Any, n_steps: int) -> None:
+    """Do as a loop of one's own does, with the environments of a cage."""
+    action = np.zeros(B, np.int64)
+    with SerialCage(make_env, n_envs=B, seed=1) as cage:
+        cage.reset_async()
+        observation, _ = cage.await_step()
+        replay.reset(observation)
+        for _ in range(n_steps):
+            cage.step_async(action)
+            observation, reward, terminated, truncated, infos = cage.await_step()
+            names = replay.samples["env_info"]
+            env_info = {name: [info.get(name, 0) for info in infos] for name in names}
+            replay.append(
+                observation,
+                action=action,
+                reward=reward,
+                terminated=terminated,
+                truncated=truncated,
+                **({"env_info": env_info} if env_info else {}),
+                final_obs={n: x for n, x in cage.final_obs.items() if not terminated[n]},
+            )
+
+
+def draws(replay: ReplayBuffer) -> dict[str, Any]:
+    minibatch = replay.sample(64)
+    return {"/".join(path): leaf.cpu().numpy().copy() for path, leaf in minibatch.walk()}
+
+
+@pytest.mark.parametrize("storage", ["local", "device"])
+@pytest.mark.parametrize("batch_T", [1, 4])
+@pytest.mark.parametrize("frames", [None, "first"])
+def test_appended_steps_are_those_of_a_sampler(
+    frames: str | None, batch_T: int, storage: str
+) -> None:
+    make_env: Any = Walk if frames is None else make_film
+    options = {} if frames is None else {"frames": frames}
+    n_steps = 36  # more than the ring holds
+    with simulated_cuda("lazy"):
+        replay = make_buffer(make_env, batch_T, storage=storage, **options)
+        with SerialCage(make_env, n_envs=B, seed=1) as cage:
+            sampler = BasicSampler([cage], Zeros(), replay.samples, replay=replay)
+            for _ in range(n_steps // batch_T):
+                sampler.collect_batch()
+        other = make_buffer(make_env, batch_T, storage=storage, **options)
+        append_steps(other, make_env, n_steps)
+        assert len(other) == len(replay) > 0
+        expected = draws(replay)
+        for name, rows in draws(other).items():
+            np.testing.assert_array_equal(rows, expected[name], err_msg=name)
+        sampler.close()
+
+
+def make_small(batch_T: int = 1) -> ReplayBuffer:
+    samples = ArrayDict(
+        {
+            "observation": {
+                "a": Array((batch_T, 2), np.float32, feature_shape=(3,), full_size=8, padding=1)
+            },
+            "action": Array((batch_T, 2), np.uint8, full_size=8),
+            "reward": Array((batch_T, 2), np.float32, full_size=8),
+            "terminated": Array((batch_T, 2), bool, full_size=8),
+            "truncated": Array((batch_T, 2), bool, full_size=8),
+            "env_info": {},
+        }
+    )
+    return ReplayBuffer(samples, rng=np.random.default_rng(0))
+
+
+STEP: dict[str, Any] = {
+    "action": [0, 1],
+    "reward": [1.0, 2.0],
+    "terminated": [False, False],
+    "truncated": [False, False],
+}
+OBSERVATION = {"a": np.ones((2, 3))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"next_observation": {"a": np.ones(3)}}, r"observation.a: got \(3,\), float64, expected"),
+        ({"next_observation": {"b": np.ones((2, 3))}}, r"observation: got \['b'\], expected bran"),
+        ({"next_observation": np.ones((2, 3))}, r"observation: got a ndarray, expected branches"),
+        ({"next_observation": {"a": np.full((2, 3), np.nan)}}, r"observation.a: got a NaN or an"),
+        ({"reward": 1.0}, r"reward: got float 1.0, expected \(2,\), float32"),
+        ({"reward": [1.0, np.inf]}, r"reward: got a NaN or an infinity"),
+        ({"action": [0, 256]}, r"action: got .*, expected \(2,\), uint8"),
+        ({"action": [0.5, 0]}, r"action: got .*, expected \(2,\), uint8"),
+        ({"truncated": [True, False]}, r"final_obs: environments \[0\] are truncated, and got no"),
+        ({"final_obs": {1: {"a": np.ones(3)}}}, r"got one for \[1\], whose episodes go on, exp"),
+        (
+            {"truncated": [True, False], "final_obs": {0: {"a": np.ones(4)}}},
+            r"observation.a: got \(4,\), float64, expected \(3,\), float32",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_changes_nothing(
+    changes: Mapping[str, Any], match: str
+) -> None:
+    replay = make_small()
+    replay.reset(OBSERVATION)
+    replay.append(OBSERVATION, **STEP)
+    before = replay.samples.apply(lambda leaf: leaf.full.to_ndarray().copy())
+    with pytest.raises(ValueError, match=match):
+        replay.append(**{"next_observation": OBSERVATION, **STEP, **changes})
+    for path, leaf in replay.samples.walk():
+        rows: Any = before
+        for name in path:
+            rows = rows[name]
+        np.testing.assert_array_equal(leaf.full.to_ndarray(), rows)
+    replay.append(OBSERVATION, **STEP)  # it goes on
+    assert len(replay) == 2 * 2
+
+
+def test_branches_are_those_of_the_tree() -> None:
+    replay = make_small()
+    replay.reset(OBSERVATION)
+    with pytest.raises(TypeError, match=r"branches \['action'\] are missing and \['actoin'\] are"):
+        replay.append(
+            OBSERVATION, actoin=[0, 1], **{name: STEP[name] for name in STEP if name != "action"}
+        )
+
+
+def test_steps_need_a_first_observation() -> None:
+    replay = make_small()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="call reset before"):
+            replay.append(OBSERVATION, **STEP)
+        replay.restart()  # as a sampler does, which then writes
+    with pytest.raises(ValueError, match=r"observation.a: got \(2, 2\)"):
+        replay.reset({"a": np.ones((2, 2))})
+
+
+def test_a_batch_that_a_reset_cuts_short_is_not_taken() -> None:
+    replay = make_small(batch_T=4)
+    replay.reset(OBSERVATION)
+    for _ in range(4 + 2):
+        replay.append(OBSERVATION, **STEP)
+    assert len(replay) == 4 * 2
+    replay.reset(OBSERVATION)
+    for _ in range(4):
+        replay.append(OBSERVATION, **STEP)
+    assert len(replay) == 8 * 2
+    ends = replay.samples["truncated"].full.to_ndarray()
+    assert ends.all(axis=1).tolist() == [number == 3 for number in range(8)]
