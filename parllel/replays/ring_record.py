@@ -92,9 +92,7 @@ class RingRecord:
         self._stop = 0  # number of the step that will be written next
         self._is_writing = False
         self._is_closed = False
-        self._n_appended: int | None = (
-            None  # steps of the batch; None: reset first
-        )
+        self._n_appended: int | None = None  # steps of the batch; None: reset first
 
     @staticmethod
     def make_specs(samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
