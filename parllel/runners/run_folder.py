@@ -46,7 +46,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        checkpoints, model, video: paths in it.
+        checkpoints, model, curve, video: paths in it.
 
     Raises:
         FileExistsError: there is a run in the folder, and it is not to be resumed.
@@ -63,6 +63,7 @@ class RunFolder:
         self._config_path = self.path / "config.json"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model.safetensors"
+        self.curve = self.path / "learning_curve.png"
         self.video = self.path / "video.gif"
         if config.resume:
             self._check_same(_as_json(config))
@@ -113,7 +114,7 @@ class RunFolder:
         return Metrics(
             CsvMetrics(table),
             TensorBoardMetrics(self.path / "tensorboard"),
-            LearningCurve(self.path / "learning_curve.png", y=curve, history=table),
+            LearningCurve(self.curve, y=curve, history=table),
             ProgressBar(n_steps),
             *sinks,
         )
