@@ -1,5 +1,6 @@
 """Agents of action values, of several choices, and of environments that tell what is allowed."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import gymnasium as gym
@@ -9,12 +10,17 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from parllel import default_storage
 from parllel.cages import MaskInObservation
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.samplers import BasicSampler
 from parllel.schedules import linear
+from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.torch.agents import Agent, CategoricalPgAgent, ModelOutputs, PgAgent, QAgent
+from parllel.torch.algos import PPO, PPOSettings
 from parllel.torch.distributions import Categorical, DistParams, MultiCategorical
+from parllel.transforms import EstimateAdvantage
+from schedules import each_schedule
 
 T, B = 6, 3
 
@@ -223,6 +229,15 @@ def test_epsilon_follows_its_schedule() -> None:
     assert (agent.step(rows)[0] == 2).all()
 
 
+def test_an_agent_may_keep_the_value_of_the_best_action() -> None:
+    rows = torch.tensor([[0.0, 1, 2, 1]]).expand(50, 4)
+    agent = QAgent(nn.Identity(), rows, 1.0, keeps_value=True)
+    action, agent_info = agent.step(rows)
+    assert len(action.unique()) > 1
+    assert agent_info["value"].tolist() == agent.value(rows).tolist() == [2.0] * 50
+    assert q_agent(1.0).step(rows)[1] == {}
+
+
 @pytest.mark.parametrize("epsilon", [-0.1, 1.5, np.nan, [0.1, 2.0], linear(2.0, 0.0), "0.1"])
 def test_epsilon_is_a_probability(epsilon: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="epsilon: got"):
@@ -288,3 +303,42 @@ def test_an_agent_goes_on_where_its_state_was_taken(name: str) -> None:
     state = agent.state_dict()
     with pytest.raises(ValueError, match="generator: the state has none, and the agent has one"):
         other.load_state_dict({**state, "generator": None})
+
+
+# On a device
+
+
+@each_schedule
+@pytest.mark.parametrize("name", ["discrete", "multi"])
+def test_learning_with_masks_on_a_device_gives_the_same_numbers(
+    schedule: str, seed: int, name: str
+) -> None:
+    """Nothing here ran on a GPU."""
+
+    def learn(storage: str | None) -> tuple[Any, Any]:
+        def make_env() -> gym.Env[Any, Any]:
+            return MaskInObservation(Allowing(*SPACES[name]))
+
+        example = build_example(make_env, storage=storage)
+        agent = make_agent(name, example["observation"])
+        samples = build_sample_tree(example, agent, batch_shape=(T, B))
+        with ExitStack() as stack:
+            cages = build_cages(make_env, B, n_workers="serial", seed=0)
+            for cage in cages:
+                stack.enter_context(cage)
+            stack.callback(samples.close)
+            sampler = BasicSampler(cages, agent, samples)
+            stack.callback(sampler.close)
+            optimizer = torch.optim.SGD(agent.model.parameters(), lr=0.1)
+            settings = PPOSettings(n_epochs=2, n_minibatches=2, value_clip=0.2)
+            ppo = PPO(agent, optimizer, settings, rng=np.random.default_rng(0))
+            advantage, numbers = EstimateAdvantage(), []
+            for _ in range(2):
+                batch, _ = sampler.collect_batch()
+                numbers.append(ppo.optimize(advantage(batch)))
+            return numbers, [each.tolist() for each in agent.model.parameters()]
+
+    expected = learn("local")
+    with simulated_cuda(schedule, seed):
+        assert default_storage() == "device"
+        assert learn(None) == expected

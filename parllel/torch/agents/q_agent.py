@@ -45,6 +45,8 @@ class QAgent(Agent[Tensor]):
             a number for each environment, in the order of the rows that `step` is given.
         generator: source of randomness of the actions, on the device of the observations; torch's
             own by default.
+        keeps_value: whether `step` gives `value`, the value of the best action, of which
+            `transforms.EstimateAdvantage` makes lambda returns.
 
     Raises:
         TypeError: epsilon is none of these, the model returns no tensor, or the mask is no mask.
@@ -63,8 +65,11 @@ class QAgent(Agent[Tensor]):
         example_obs: object,
         epsilon: float | Schedule | Sequence[float] | NDArray[np.floating[Any]],
         generator: torch.Generator | None = None,
+        *,
+        keeps_value: bool = False,
     ) -> None:
         super().__init__(model, generator)
+        self._keeps_value = keeps_value
         self._start = 0  # the first action of the environments' space
         mask = find_mask(self._rows(example_obs))
         self._has_mask = mask is not None
@@ -128,7 +133,7 @@ class QAgent(Agent[Tensor]):
             deterministic: take the best action everywhere.
 
         Returns:
-            The actions, int64 [B], and an empty dictionary.
+            The actions, int64 [B], and a dictionary that is empty, or has `value`, float32 [B].
 
         Raises:
             ValueError: there are other rows than environments with an epsilon of their own; or, on
@@ -139,7 +144,8 @@ class QAgent(Agent[Tensor]):
         action = values.argmax(-1)
         if not deterministic:
             action = torch.where(self._explores(values), self._any_action(values), action)
-        return (action + self._start if self._start else action), {}
+        agent_info = {"value": values.amax(-1)} if self._keeps_value else {}
+        return (action + self._start if self._start else action), agent_info
 
     @in_inference_mode
     def value(self, observation: object) -> Tensor:

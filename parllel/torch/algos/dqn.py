@@ -262,7 +262,7 @@ class DQN:
         index = self._agent.action_index(minibatch["action"])
         with in_mode(self._model, training=True):
             values = self._agent.action_values(minibatch["observation"])
-        value = values.gather(1, index.unsqueeze(1)).squeeze(1)
+        value = values.gather(1, index.unsqueeze(1)).squeeze(1).float()  # of bfloat16, too
         target = self._target(minibatch)
         if self._settings.loss == "huber":
             losses = nn.functional.huber_loss(value, target, reduction="none")
