@@ -309,9 +309,10 @@ def test_pages_that_can_not_be_locked_leave_nothing_behind(
         assert_nothing_was_allocated(simulation, n_held)
 
 
+@pytest.mark.parametrize("is_closed", [False, True])
 @pytest.mark.parametrize("is_written", [False, True])
 def test_pages_stay_locked_until_the_work_that_was_queued_with_them_is_done(
-    is_written: bool,
+    is_written: bool, is_closed: bool
 ) -> None:
     with simulated_cuda("lazy") as simulation:
         array = Array((3, 4), np.float32, storage="pinned")
@@ -321,7 +322,9 @@ def test_pages_stay_locked_until_the_work_that_was_queued_with_them_is_done(
         else:
             there = array.to_cupy().copy()
         assert simulation.n_pending > 0
-        array.close()
+        if is_closed:
+            array.close()
+        del array
         assert simulation.n_pending == 0
         assert is_written or (there.get() == 5).all()
 

@@ -262,7 +262,6 @@ class _WorkerStepper(Stepper):
         """Step all environments; or reset them, where the ones before them were lost."""
         if not self.is_lost:
             return super().step(actions)
-        self.is_lost = False
         observations, _ = self.reset()
         n_envs = self.n_envs
         return Columns(
