@@ -320,6 +320,15 @@ def test_an_output_over_other_memory_is_refused() -> None:
         StackGather([RowSource(output)], [output])
 
 
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_an_output_may_lie_next_to_what_is_read(is_behind: bool) -> None:
+    block = np.arange(12).reshape(4, 3)
+    output, source = (block[2:], block[:2]) if is_behind else (block[:2], block[2:])
+    expected = source[::-1].copy()
+    StackGather([RowSource(source)], [output]).run(np.array([1, 0]))
+    np.testing.assert_array_equal(output, expected)
+
+
 def test_more_rows_than_an_output_has_are_refused() -> None:
     source, output = frames_of_one_column()
     gather = StackGather([source], [output[:2]])
