@@ -458,6 +458,12 @@ def test_numbers_out_of_range_are_refused(numbers: dict[str, Any], message: str)
         ReplayBuffer(make_tree(Shape()), rng=np.random.default_rng(0), **numbers)
 
 
+@pytest.mark.parametrize("discount", [0, 1])
+def test_a_discount_may_be_either_end_of_its_range(discount: float) -> None:
+    replay = ReplayBuffer(changed(), rng=np.random.default_rng(0), discount=discount)
+    assert replay.discount == discount
+
+
 def test_a_minibatch_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="batch_size: got 0"):
         ReplayBuffer(make_tree(Shape()), rng=np.random.default_rng(0)).sample(0)
