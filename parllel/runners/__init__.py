@@ -2,6 +2,7 @@
 
 from parllel.runners.checkpoints import Checkpoints
 from parllel.runners.hooks import Evaluation, Hook, Run, every
+from parllel.runners.record_video import record_video
 from parllel.runners.rl_runner import Algorithm, RLRunner, RunSummary
 from parllel.runners.run_config import RunConfig
 from parllel.runners.run_folder import RunFolder
@@ -19,5 +20,6 @@ __all__ = [
     "RunSummary",
     "every",
     "load_run",
+    "record_video",
     "save_run",
 ]
