@@ -1,6 +1,8 @@
 """Environment steps per second of a sampler, against a loop by hand; then PPO's two halves."""
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import gymnasium as gym
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 
 from parllel.metrics import Metrics
 from parllel.patterns import build_cages, build_example, build_sample_tree
+from parllel.runners import RunFolder
 from parllel.samplers import BasicSampler
 from parllel.torch.agents import CategoricalPgAgent
 from parllel.torch.distributions import Categorical
@@ -90,8 +93,9 @@ def loop_by_hand() -> Callable[[], object]:
 def print_ppo() -> None:
     settings = cartpole_ppo.PPOSettings(n_epochs=4, n_minibatches=4)
     cartpole_ppo.SETTINGS, cartpole_ppo.T = settings, T
-    with Metrics() as metrics:
-        summary = cartpole_ppo.train(seed=0, n_steps=PPO_STEPS, metrics=metrics)
+    with TemporaryDirectory() as folder, Metrics() as metrics:
+        config = cartpole_ppo.Config(steps=PPO_STEPS, out=Path(folder))
+        summary = cartpole_ppo.train(config, RunFolder(config, name="bench"), metrics)
     print(
         f"\nPPO, {summary.n_steps:,} steps, {B} environments, {settings.n_epochs} epochs,"
         f" {settings.n_minibatches} minibatches: sampling {summary.sample_s:.2f} s, learning"

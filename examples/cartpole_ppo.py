@@ -1,18 +1,17 @@
 """Train PPO on CartPole-v1: from environments to a trained agent, read from top to bottom."""
 
-import argparse
 from contextlib import ExitStack
-from datetime import datetime
-from pathlib import Path
+from dataclasses import dataclass
 
 import gymnasium as gym
 import numpy as np
 import torch
+import tyro
 from torch import Tensor, nn
 
-from parllel.metrics import CsvMetrics, LearningCurve, Metrics, ProgressBar, TensorBoardMetrics
+from parllel.metrics import Metrics
 from parllel.patterns import build_cages, build_example, build_sample_tree
-from parllel.runners import RLRunner, RunSummary
+from parllel.runners import Checkpoints, RLRunner, RunConfig, RunFolder, RunSummary, every
 from parllel.samplers import BasicSampler
 from parllel.schedules import linear
 from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
@@ -23,6 +22,14 @@ from parllel.transforms import EstimateAdvantage, NormalizeAdvantage
 N_ENVS, T = 16, 64  # environments, and steps of each in a batch
 DISCOUNT, GAE_LAMBDA = 0.98, 0.9
 SETTINGS = PPOSettings(n_epochs=10, n_minibatches=4, learning_rate=linear(2e-3, 0.0))
+CHECKPOINT_EVERY = 50_000
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """Train PPO on CartPole-v1."""
+
+    steps: int = 200_000
 
 
 class ActorCritic(nn.Module):
@@ -49,14 +56,14 @@ def make_env() -> gym.Env:
     return gym.make("CartPole-v1", disable_env_checker=True)
 
 
-def train(seed: int, n_steps: int, metrics: Metrics, storage: str | None = None) -> RunSummary:
-    torch.manual_seed(seed)
+def train(config: Config, run: RunFolder, metrics: Metrics) -> RunSummary:
+    torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # networks this small are slower with more
 
     # Environments, and one step of one of them, which tells shapes and dtypes.
     # A step takes 6 us, too little for workers to gain much: n_workers=0 keeps them here.
-    cages = build_cages(make_env, N_ENVS, seed=seed, n_workers=0)
-    example = build_example(make_env, storage=storage)
+    cages = build_cages(make_env, N_ENVS, seed=config.seed, n_workers=0)
+    example = build_example(make_env, storage=config.storage)
     device = example["reward"].to_torch().device  # where a GPU is, samples are in its memory
 
     # An agent: a model and the distribution of its actions.
@@ -70,42 +77,39 @@ def train(seed: int, n_steps: int, metrics: Metrics, storage: str | None = None)
     # What happens to a batch: advantages first, then PPO.
     transforms = [EstimateAdvantage(discount=DISCOUNT, gae_lambda=GAE_LAMBDA), NormalizeAdvantage()]
     optimizer = torch.optim.Adam(model.parameters(), eps=1e-5, fused=True)
-    algorithm = PPO(agent, optimizer, SETTINGS, rng=np.random.default_rng(seed))
+    algorithm = PPO(agent, optimizer, SETTINGS, rng=np.random.default_rng(config.seed))
 
-    runner = RLRunner(sampler, algorithm, metrics, n_steps=n_steps, transforms=transforms)
+    # A checkpoint has all that the rest of the run depends on: it goes on as if never cut off.
+    parts = {"agent": agent, "algorithm": algorithm}
+    checkpoints = Checkpoints(run.checkpoints, sampler, seed=config.seed, **parts)
+    runner = RLRunner(
+        sampler,
+        algorithm,
+        metrics,
+        n_steps=config.steps,
+        transforms=transforms,
+        after_batch=[every(CHECKPOINT_EVERY, checkpoints)],
+    )
     with ExitStack() as stack:  # closes environments and memory, also after an error
         stack.callback(samples.close)
         stack.callback(sampler.close)
         for cage in cages:
             stack.enter_context(cage)
-        return runner.run()
+        summary = runner.run(resume=checkpoints if config.resume else None)
+    agent.save(run.model)
+    return summary
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--storage", help="memory of the samples; the GPU's where there is one")
-    started = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"  # each run has a folder of its own
-    parser.add_argument("--out", type=Path, default=Path("runs/cartpole_ppo") / started)
-    arguments = parser.parse_args()
-    out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-
-    sinks = [
-        CsvMetrics(out / "metrics.csv"),
-        TensorBoardMetrics(out / "tensorboard"),
-        LearningCurve(out / "learning_curve.png"),
-        ProgressBar(arguments.steps),
-    ]
-    with Metrics(*sinks) as metrics:
-        summary = train(arguments.seed, arguments.steps, metrics, arguments.storage)
+def main(config: Config) -> None:
+    run = RunFolder(config, name="cartpole_ppo")
+    with run.open_metrics(config.steps) as metrics:
+        summary = train(config, run, metrics)
     print(
-        f"mean return of the last 100 episodes: {summary.mean_return:.1f}"
-        f" (sampling {summary.sample_s:.1f} s, learning {summary.learn_s:.1f} s)\n"
-        f"learning curve: {out / 'learning_curve.png'}; all numbers: {out / 'metrics.csv'}"
+        f"sampling {summary.sample_s:.1f} s, learning {summary.learn_s:.1f} s; learning curve:"
+        f" {run.curve}; mean return of the last 100 episodes:"
     )
+    print(f"score {summary.mean_return:.1f}")
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Config))

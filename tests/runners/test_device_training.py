@@ -4,13 +4,9 @@ Nothing here ran on a GPU.
 """
 
 import copy
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from parllel import default_storage
@@ -26,7 +22,6 @@ from parllel.torch.distributions import Categorical, DistParams
 from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantage
 from schedules import each_schedule
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cartpole_ppo.py"
 T, B = 8, 4
 
 
@@ -92,31 +87,3 @@ def test_a_run_gives_the_same_numbers(schedule: str, seed: int) -> None:
     assert logs == expected[0]
     assert counted.launches > 4 * T
     assert counted.device_synchronizations == 0
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cartpole_ppo", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@each_schedule
-def test_the_example_gives_the_same_numbers(
-    schedule: str, seed: int, example: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(example, "T", 16)
-    monkeypatch.setattr(example, "N_ENVS", 4)
-
-    def run(storage: str | None) -> list[dict[str, float]]:
-        recorder = Recorder()
-        example.train(3, 3 * 64, Metrics(recorder), storage)
-        return recorder.logs
-
-    expected = run("local")
-    with simulated_cuda(schedule, seed):
-        assert run(None) == expected
-    assert len(expected) == 3
