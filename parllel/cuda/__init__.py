@@ -10,6 +10,7 @@ from parllel.cuda.copies import copy_to_device, copy_to_host, to_device, to_host
 from parllel.cuda.counters import Counters, counters
 from parllel.cuda.description import describe
 from parllel.cuda.exchange import array_interface, array_over, hand_over, is_device_array
+from parllel.cuda.gpu_usage import GpuUsage
 from parllel.cuda.launches import launch
 from parllel.cuda.library import (
     AnyArray,
@@ -45,6 +46,7 @@ __all__ = [
     "CudaUnavailableError",
     "DeviceArray",
     "Event",
+    "GpuUsage",
     "PageLock",
     "Stream",
     "allocate_device",

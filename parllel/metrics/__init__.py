@@ -16,6 +16,7 @@ from parllel.metrics.metrics import Metrics
 from parllel.metrics.metrics_sink import MetricsSink
 from parllel.metrics.progress_bar import ProgressBar
 from parllel.metrics.tensorboard_metrics import TensorBoardMetrics
+from parllel.metrics.tracker_metrics import Tracker, TrackerMetrics
 
 __all__ = [
     "ConsoleMetrics",
@@ -25,4 +26,6 @@ __all__ = [
     "MetricsSink",
     "ProgressBar",
     "TensorBoardMetrics",
+    "Tracker",
+    "TrackerMetrics",
 ]

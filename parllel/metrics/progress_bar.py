@@ -8,9 +8,24 @@ from parllel.metrics.console_metrics import readable
 from parllel.metrics.metrics_sink import MetricsSink
 from parllel.metrics.train_extra import import_from_train_extra
 
+# What is shown of keys where a log has them, in this order: shares in [0, 1] as percentages.
+_SHARES = {
+    "time/envs_share": "envs",
+    "time/policy_share": "policy",
+    "time/transfer_share": "transfer",
+    "time/learn_share": "learn",
+    "gpu/utilization": "GPU",
+}
+_GPU_MEMORY = "gpu/memory_used_gb"
+
 
 class ProgressBar(MetricsSink):
     """Show a tqdm bar of the environment steps and the newest values of the chosen metrics.
+
+    The bar shows steps per second. Behind the chosen metrics it shows where the time goes, where
+    logs have such numbers: the shares of environments, policy, transfer and learning
+    (`time/envs_share` and so on), and of a GPU its utilization and the memory in use
+    (`gpu/utilization`, `gpu/memory_used_gb`).
 
     Example:
         >>> import io
@@ -48,6 +63,7 @@ class ProgressBar(MetricsSink):
         self._total_steps = total_steps
         self._show = (show,) if isinstance(show, str) else tuple(show)
         self._newest: dict[str, str] = {}
+        self._usage: dict[str, str] = {}
         self._bar = _bar_class(import_from_train_extra("tqdm", needed_by=type(self).__name__).tqdm)(
             total=total_steps,
             initial=initial_step,
@@ -61,8 +77,16 @@ class ProgressBar(MetricsSink):
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         self._newest |= {key: readable(values[key]) for key in self._show if key in values}
-        shown = ", ".join(f"{key} {text}" for key, text in self._newest.items())
-        self._bar.set_postfix_str(shown, refresh=False)
+        self._usage |= {
+            key: f"{name} {values[key]:.0%}" for key, name in _SHARES.items() if key in values
+        }
+        if _GPU_MEMORY in values:
+            self._usage[_GPU_MEMORY] = f"{values[_GPU_MEMORY]:.1f} GB"
+        shown = [f"{key} {text}" for key, text in self._newest.items()]
+        if self._usage:
+            order = [key for key in (*_SHARES, _GPU_MEMORY) if key in self._usage]
+            shown.append(" ".join(self._usage[key] for key in order))
+        self._bar.set_postfix_str(", ".join(shown), refresh=False)
         # The last batch often overshoots, and tqdm draws no bar beyond its total.
         self._bar.update(max(0, min(step, self._total_steps) - self._bar.n))
 

@@ -251,6 +251,80 @@ def test_here_the_description_is_text() -> None:
     assert cuda.is_available() or len(description.splitlines()) == 1 or "can't use" in description
 
 
+# What a GPU does
+
+
+def fake_usage_nvml(calls: list[str], unsupported: str = "") -> ModuleType:
+    """Make a stand-in for pynvml, one function of which fails."""
+
+    def answer(name: str, value: object) -> Any:
+        def run(*arguments: object) -> object:
+            calls.append(name)
+            if name == unsupported:
+                raise FakeNVMLError("not supported")
+            return value
+
+        return run
+
+    pynvml = ModuleType("pynvml")
+    answers = {
+        "nvmlInit": None,
+        "nvmlShutdown": None,
+        "nvmlDeviceGetHandleByPciBusId": "handle",
+        "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=3_140_000_000),
+        "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=87, memory=5),
+    }
+    pynvml.__dict__.update({name: answer(name, value) for name, value in answers.items()})
+    pynvml.__dict__["NVMLError"] = FakeNVMLError
+    return pynvml
+
+
+def test_usage_is_that_of_the_current_device(
+    cuda_simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setitem(sys.modules, "pynvml", fake_usage_nvml(calls))
+    usage = cuda.GpuUsage()
+    expected = {"gpu/memory_used_gb": 3.14, "gpu/utilization": 0.87}
+    assert [usage.read(), usage.read()] == [expected] * 2
+    usage.close()
+    usage.close()
+    assert usage.read() == {}
+    assert (calls.count("nvmlInit"), calls.count("nvmlShutdown")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("unsupported", "left"),
+    [
+        ("nvmlDeviceGetMemoryInfo", {"gpu/utilization": 0.87}),
+        ("nvmlDeviceGetUtilizationRates", {"gpu/memory_used_gb": 3.14}),
+        ("nvmlInit", {}),
+        ("nvmlDeviceGetHandleByPciBusId", {}),
+    ],
+)
+def test_usage_leaves_out_what_a_device_does_not_tell(
+    cuda_simulation: Simulation,
+    monkeypatch: pytest.MonkeyPatch,
+    unsupported: str,
+    left: dict[str, float],
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setitem(sys.modules, "pynvml", fake_usage_nvml(calls, unsupported=unsupported))
+    usage = cuda.GpuUsage()
+    assert usage.read() == left
+    usage.close()
+    assert calls.count("nvmlShutdown") == (unsupported != "nvmlInit")
+
+
+def test_without_a_device_or_its_library_there_is_no_usage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    usage = cuda.GpuUsage()
+    assert usage.read() == {}
+    usage.close()
+
+
 # Streams
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from parllel.metrics import (
     MetricsSink,
     ProgressBar,
     TensorBoardMetrics,
+    TrackerMetrics,
 )
 
 RETURN = "train/episode_return"
@@ -90,6 +92,25 @@ def run_python(source: str, *arguments: object) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+class FakeRun:
+    """A run as wandb and trackio have it: `log(dict, step=)` and `finish()`."""
+
+    def __init__(self, *broken: str) -> None:
+        self.broken = broken
+        self.logs: list[tuple[int | None, dict[str, Any]]] = []
+        self.n_finished = 0
+
+    def log(self, data: dict[str, Any], step: int | None = None) -> None:
+        self.logs.append((step, data))
+        if "log" in self.broken:
+            raise ConnectionError("the network is down")
+
+    def finish(self) -> None:
+        self.n_finished += 1
+        if "finish" in self.broken:
+            raise ConnectionError("the network is down")
+
+
 # Each makes a sink that writes into the folder.
 FILE_SINKS: dict[str, Callable[[Path], MetricsSink]] = {
     "csv": lambda folder: CsvMetrics(folder / "metrics.csv"),
@@ -100,6 +121,7 @@ SINKS = FILE_SINKS | {
     "console": lambda folder: ConsoleMetrics(stream=io.StringIO()),
     "progress": lambda folder: ProgressBar(100, is_disabled=False, stream=io.StringIO()),
     "null": lambda folder: Metrics(),
+    "tracker": lambda folder: TrackerMetrics(FakeRun()),
 }
 NEEDED = {"tensorboard": "tensorboard", "curve": "matplotlib", "progress": "tqdm"}
 
@@ -745,6 +767,17 @@ def test_progress_bar_shows_the_steps_and_the_chosen_metrics() -> None:
 
 
 @needs("tqdm")
+def test_progress_bar_shows_where_the_time_goes_and_the_state_of_a_gpu() -> None:
+    shares = {"policy": 0.25, "envs": 0.5, "learn": 0.2, "transfer": 0.05}
+    times = {f"time/{name}_share": share for name, share in shares.items()}
+    gpu = {"gpu/memory_used_gb": 3.14, "gpu/utilization": 0.875}
+    text = bar_text(100, [(10, gpu), (20, {RETURN: 2.0} | times), (30, {"time/envs_share": 0.4})])
+    assert f"{RETURN} 2, " in text
+    assert text.rstrip("]\n ").endswith("envs 40% policy 25% transfer 5% learn 20% GPU 88% 3.1 GB")
+    assert "steps/s" in text
+
+
+@needs("tqdm")
 def test_progress_bar_ends_full_when_the_last_batch_overshoots() -> None:
     assert bar_text(1000, [(900, {}), (800, {}), (1030, {})]).startswith("100%|")
 
@@ -899,3 +932,57 @@ def test_moving_mean_is_the_mean_of_the_window(y: list[float], data: st.DataObje
         expected.append(sum(finite) / len(finite) if math.isfinite(value) else math.nan)
     # 100 terms of at most 1e6, each rounded by 1.2e-16 of a sum of at most 1e8: below 2e-6.
     np.testing.assert_allclose(moving_mean(y, window), expected, rtol=0, atol=2e-6)
+
+
+# wandb and trackio
+
+
+def test_a_tracker_gets_each_log_with_its_step_and_is_finished_once() -> None:
+    run = FakeRun()
+    with TrackerMetrics(run) as metrics:
+        metrics.log(128, {LOSS: 0.5})
+        metrics.log(256, {RETURN: math.inf})
+        assert run.n_finished == 0
+    metrics.close()
+    assert run.logs == [(128, {LOSS: 0.5}), (256, {RETURN: math.inf})]
+    assert run.n_finished == 1
+
+
+def test_a_module_is_a_tracker_too() -> None:
+    run, module = FakeRun(), ModuleType("wandb")
+    module.log, module.finish = run.log, run.finish  # type: ignore[attr-defined]
+    with TrackerMetrics(module) as metrics:
+        metrics.log(1, {LOSS: 0.5})
+    assert (run.logs, run.n_finished) == ([(1, {LOSS: 0.5})], 1)
+
+
+def test_errors_of_a_tracker_are_told_once_and_end_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = FakeRun("log", "finish")
+    with TrackerMetrics(run) as metrics:
+        metrics.log(1, {LOSS: 0.5})
+        metrics.log(2, {LOSS: 0.25})
+    assert [step for step, _ in run.logs] == [1, 2]
+    assert run.n_finished == 1
+    (record,) = caplog.records
+    assert "FakeRun failed; the run goes on" in record.message
+    assert "ConnectionError: the network is down" in record.message
+
+
+def test_a_keyboard_interrupt_in_a_tracker_is_the_users() -> None:
+    run = FakeRun()
+    run.log = Interrupted()  # type: ignore[assignment, method-assign]
+    with pytest.raises(KeyboardInterrupt), TrackerMetrics(run) as metrics:
+        metrics.log(1, {LOSS: 0.5})
+    assert run.n_finished == 1
+
+
+class Interrupted:
+    def __call__(self, *_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_what_is_no_tracker_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"tracker: got 'pong', expected an object with log"):
+        TrackerMetrics("pong")  # type: ignore[arg-type]
