@@ -348,6 +348,14 @@ def test_a_batch_that_was_not_written_in_turn_is_refused() -> None:
         model.replay.end_batch()
 
 
+def test_a_batch_that_was_not_begun_is_refused() -> None:
+    model = Model(Shape(), Chances(), seed=0)
+    model.write_batch()
+    model.tree.rotate()  # to the row where the next batch belongs
+    with pytest.raises(RuntimeError, match="call begin_batch, then rotate"):
+        model.replay.end_batch()
+
+
 def test_final_observations_belong_to_a_step_of_the_batch() -> None:
     model = Model(Shape(), Chances(), seed=7)
     with pytest.raises(RuntimeError, match="no batch is being written; call begin_batch before"):
