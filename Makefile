@@ -22,7 +22,7 @@ BENCHES := bench/bench_index.py bench/bench_cages.py bench/bench_sampling.py ben
 .PHONY: help venv demo test test-long test-oldest test-gpu check bench kernels clean
 
 help:
-	@echo "make demo   train PPO on CartPole-v1"
+	@echo "make demo   train PPO from pixels: a key, a door and a goal; one or two minutes"
 	@echo "make test   run the tests; what needs a GPU runs on a simulated one"
 	@echo "make test-long  run the long tests too: all schedules of the simulation, benches, examples"
 	@echo "make test-oldest  run the tests with the oldest libraries that are allowed"
@@ -57,7 +57,7 @@ $(INSTALLED): pyproject.toml .ci/constraints.txt .ci/constraints-cpu.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	@$(BIN)/python examples/cartpole_ppo.py
+	@$(BIN)/python examples/pixels_ppo.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
