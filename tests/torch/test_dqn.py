@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ from parllel import ArrayDict, default_storage
 from parllel.cages import MaskInObservation
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.replays import Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
+from parllel.runners import load_run, save_run
 from parllel.samplers import BasicSampler
 from parllel.schedules import linear
 from parllel.testing.simulated_cuda import simulated_cuda
@@ -276,9 +278,12 @@ def test_a_number_that_is_not_finite_ends_the_batch_before_its_update(stack: Exi
     assert torch.equal(weights(world.agent.model).nan_to_num(), before.nan_to_num())
 
 
-def test_it_goes_on_from_its_state_bit_for_bit(stack: ExitStack) -> None:
+@pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedReplayBuffer])
+def test_it_goes_on_from_a_saved_run_bit_for_bit(
+    stack: ExitStack, kind: type[ReplayBuffer], tmp_path: Path
+) -> None:
     def make() -> tuple[World, DQN]:
-        world = make_world(stack)
+        world = make_world(stack, kind=kind)
         optimizer = torch.optim.Adam(world.agent.model.parameters(), lr=0.1)
         settings = DQNSettings(n_updates=3, target_period=4, learning_rate=linear(0.1, 0.0))
         return world, DQN(world.agent, world.replay, optimizer, settings)
@@ -287,15 +292,16 @@ def test_it_goes_on_from_its_state_bit_for_bit(stack: ExitStack) -> None:
     for number in range(2):
         dqn.set_progress(number / 4)
         dqn.optimize(world.replay.samples)
-        other.replay.sample(32), other.replay.sample(32), other.replay.sample(32)
-    resumed.load_state_dict(copy.deepcopy(dqn.state_dict()))
-    other.agent.load_state_dict(copy.deepcopy(world.agent.state_dict()))
+    save_run(tmp_path, agent=world.agent, dqn=dqn, replay=world.replay)
+    load_run(tmp_path, agent=other.agent, dqn=resumed, replay=other.replay)
     for each in (dqn, resumed):
         each.set_progress(0.5)
     results = [each.optimize(world.replay.samples) for each in (dqn, resumed)]
     assert results[0] == results[1]
     assert results[0]["n_updates"] == 9
     assert torch.equal(weights(world.agent.model), weights(other.agent.model))
+    rows = torch.randn(50, 2)
+    assert torch.equal(world.agent.step(rows)[0], other.agent.step(rows)[0])
 
 
 @pytest.mark.parametrize(
