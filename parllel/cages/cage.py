@@ -28,7 +28,7 @@ from parllel.cages.infos import LeftOut, copy_info, write_infos
 from parllel.cages.spaces import to_actions
 from parllel.cages.stepper import Columns, Stepper
 from parllel.tree import ArrayDict, TreePath, dict_map
-from parllel.tree.fitting import MisfitError, has_form
+from parllel.tree.fitting import MisfitError, has_form, put_column
 from parllel.tree.leaves import as_ndarray
 
 OF_THE_PARENT = (
@@ -381,7 +381,10 @@ def _deliver(name: str, values: Sequence[Any], out: Output | None, rows: Rows) -
     if out is None:
         return copy_tree(values[0]) if len(values) == 1 else stack_column(values)
     try:
-        write_column(rows, values)
+        if isinstance(rows, np.ndarray):  # most: a call less
+            put_column(rows, values)
+        else:
+            write_column(rows, values)
     except MisfitError as error:
         error.path = (name, *error.path)
         raise

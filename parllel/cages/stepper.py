@@ -181,8 +181,7 @@ class Stepper:
         results: list[Any] = []
         traj = self._trajs[0]
         try:
-            for env, action in zip(self._envs, actions, strict=True):
-                results.append(env.step(action))
+            results.extend(map(_step, self._envs, actions))  # those before an error are kept
             if not self._is_checked:
                 for traj, result in zip(self._trajs, results, strict=True):  # noqa: B007
                     as_step(result)
@@ -274,6 +273,10 @@ class Stepper:
             self._trajs[number] = self._make_traj_info()
             observations[number], _ = self._reset_one(number)
         return columns._replace(observation=observations, reward=rewards, info=infos)
+
+
+def _step(env: gym.Env[Any, Any], action: Any) -> Any:
+    return env.step(action)
 
 
 def seed_spaces(
