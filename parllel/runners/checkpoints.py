@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from parllel.runners.saved_run import HasState, load_run, save_run
+from parllel.runners.hooks import Run
+from parllel.runners.saved_run import load_run, save_run
 from parllel.samplers import Sampler
-
-
-class SavedRunner(HasState, Protocol):
-    """What checkpoints ask of a runner: its state, and how far it is."""
-
-    n_steps: int
 
 
 class Checkpoints:
@@ -82,7 +77,7 @@ class Checkpoints:
         self._seed = seed
         self._parts = parts
 
-    def __call__(self, runner: SavedRunner) -> None:
+    def __call__(self, runner: Run) -> None:
         """Save the run; the next batch begins with a reset of all environments.
 
         Raises:
@@ -91,7 +86,7 @@ class Checkpoints:
         save_run(self._folder, runner=runner, **self._parts)
         self._restart(runner)
 
-    def load(self, runner: SavedRunner) -> bool:
+    def load(self, runner: Run) -> bool:
         """Set all parts to the newest checkpoint; return whether there is one.
 
         Raises:
@@ -102,5 +97,5 @@ class Checkpoints:
             self._restart(runner)
         return is_loaded
 
-    def _restart(self, runner: SavedRunner) -> None:
+    def _restart(self, runner: Run) -> None:
         self._sampler.reseed(np.random.SeedSequence([self._seed, runner.n_steps]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from parllel.metrics import MetricsSink
 from parllel.samplers import EvalSampler
@@ -31,6 +31,12 @@ class Run(Protocol):
     @property
     def mean_return(self) -> float:
         """Return the mean return."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return what the run goes on from, for a checkpoint."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Set the state that `state_dict` returned."""
 
 
 Hook: TypeAlias = Callable[[Run], object]

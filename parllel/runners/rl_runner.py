@@ -210,21 +210,23 @@ class RLRunner:
         return {
             "n_steps": self.n_steps,
             "is_done": self.is_done,
+            "last_step": self._last_step,
             "n_episodes": self._n_episodes,
             "recent": list(self._recent),
             "sample_s": self._sample_s,
             "learn_s": self._learn_s,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Have `run` go on from a state that `state_dict` returned."""
-        self.n_steps = state["n_steps"]
-        # A run that was done goes on where this one has more steps to do.
-        self.is_done = state["is_done"] and self.n_steps >= self._last_step
-        self._n_episodes = state["n_episodes"]
+        self.n_steps = state_dict["n_steps"]
+        # A run that was done goes on where this one is to have more steps.
+        self.is_done = state_dict["is_done"] and state_dict["last_step"] >= self._last_step
+        self._n_episodes = state_dict["n_episodes"]
         self._recent.clear()
-        self._recent.extend(state["recent"])
-        self._sample_s, self._learn_s = self._logged = state["sample_s"], state["learn_s"]
+        self._recent.extend(state_dict["recent"])
+        self._sample_s, self._learn_s = state_dict["sample_s"], state_dict["learn_s"]
+        self._logged = self._sample_s, self._learn_s
 
     def _set_progress(self) -> None:
         """Tell an algorithm with schedules how far the run is, before a batch is collected."""

@@ -220,6 +220,7 @@ def run(
     eval_every: int = 1,
     after: Any = (),
     n_steps: int = 200,
+    resume: Any = None,
     **options: Any,
 ) -> tuple[Recorder, Any]:
     """Run on five clocks of episodes of 6 steps, 60 steps in a batch."""
@@ -240,7 +241,7 @@ def run(
             n_steps=n_steps,
             **options,
         )
-        return recorder, runner.run()
+        return recorder, runner.run(resume=resume)
 
 
 BATCH = T * B
@@ -372,6 +373,28 @@ def test_a_run_ends_early_when_it_is_told_to() -> None:
     )
     assert summary.n_steps == 4 * BATCH
     assert [step for step, _ in recorder.logs] == last == [4 * BATCH]
+
+
+def test_a_run_that_was_done_goes_on_only_where_there_are_more_steps() -> None:
+    states: list[Any] = []
+    stop_when = lambda run: run.n_steps >= 2 * BATCH  # noqa: E731
+    run(
+        n_steps=4 * BATCH,
+        stop_when=stop_when,
+        after_batch=[lambda run: states.append(run.state_dict())],
+    )
+    assert [state["is_done"] for state in states] == [False, True]
+
+    class Saved:
+        def load(self, runner: Any) -> bool:
+            runner.load_state_dict(states[-1])
+            return True
+
+    for n_steps, n_more in ((4 * BATCH, 0), (5 * BATCH, 3)):
+        algorithm = Script()
+        _, summary = run(algorithm, n_steps=n_steps, resume=Saved())
+        assert len(algorithm.sums) == n_more
+        assert summary.n_steps == (2 + n_more) * BATCH
 
 
 def test_learning_begins_after_some_steps() -> None:
