@@ -6,9 +6,11 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from parllel.cuda import GpuUsage
 from parllel.kernels.targets import compile_seconds
 from parllel.metrics import MetricsSink
 from parllel.runners.hooks import Hook, is_reached, mean_of_each
@@ -78,7 +80,8 @@ class RLRunner:
         metrics: takes all numbers; the caller closes it. `train/...` are means over the last
             episodes of training, `algo/...` the results of the algorithm, `time/..._s` seconds,
             `time/..._share` shares of the time since the last log: of environments, policy,
-            transfer (these from a batch that is traced every 5 s) and learning.
+            transfer (these from a batch that is traced every 5 s) and learning; `gpu/...` what NVML
+            tells of the current device.
             `train/n_restarts` counts the environments that failed and were made anew, once there
             is one. Hooks log what they have to tell.
         n_steps: number of environment steps, over all environments; the last batch is collected
@@ -185,6 +188,11 @@ class RLRunner:
         """
         if resume is not None and resume.load(self):
             self.metrics.rewind(self.n_steps)
+        with closing(GpuUsage()) as gpu_usage:
+            self._run_batches(gpu_usage)
+        return self._summary()
+
+    def _run_batches(self, gpu_usage: GpuUsage) -> None:
         while self.n_steps < self._last_step and not self.is_done:
             self._set_progress()
             batch = self._sample()
@@ -195,10 +203,9 @@ class RLRunner:
                 self._stop_when is not None and self._stop_when(self)
             )
             if self.is_done or is_reached(self._log_every, self):
-                self._log()
+                self._log(gpu_usage)
             for hook in self._after_batch:
                 hook(self)
-        return self._summary()
 
     @property
     def mean_return(self) -> float:
@@ -257,14 +264,14 @@ class RLRunner:
         self._learn_s += _work_seconds() - start
         return learned
 
-    def _log(self) -> None:
+    def _log(self, gpu_usage: GpuUsage) -> None:
         numbers = {f"train/{name}": mean for name, mean in mean_of_each(self._recent).items()}
         numbers["train/n_episodes"] = float(self._n_episodes)
         if n_restarts := sum(cage.n_restarts for cage in self._sampler.cages):
             numbers["train/n_restarts"] = float(n_restarts)
         numbers |= {f"algo/{name}": number for name, number in self.learned.items()}
         numbers |= {"time/sample_s": self._sample_s, "time/learn_s": self._learn_s}
-        self.metrics.log(self.n_steps, numbers | self._time_shares())
+        self.metrics.log(self.n_steps, numbers | self._time_shares() | gpu_usage.read())
 
     def _time_shares(self) -> dict[str, float]:
         """Return the shares of environments, policy, transfer and learning since the last log."""
