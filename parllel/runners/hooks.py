@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from parllel.metrics import MetricsSink
+from parllel.runners.generators import GlobalGenerators
 from parllel.samplers import EvalSampler
 
 
@@ -84,6 +85,9 @@ def is_reached(n_steps: int, run: Run) -> bool:
 class Evaluation:
     """A hook that plays episodes, and logs their means as `eval/...`.
 
+    The global generators of Python, NumPy and torch are afterwards as they were: training draws the
+    same numbers with evaluations and without them.
+
     >>> from parllel.cages import SerialCage
     >>> from parllel.testing.toy_envs import Clock  # pays 1, 2 and 3 in an episode
     >>> from types import SimpleNamespace
@@ -107,7 +111,12 @@ class Evaluation:
 
     def __call__(self, run: Run) -> None:
         """Play the episodes of an evaluation."""
-        episodes = self._sampler.collect_episodes()
+        generators = GlobalGenerators()
+        before = generators.state_dict()
+        try:
+            episodes = self._sampler.collect_episodes()
+        finally:
+            generators.load_state_dict(before)
         means = mean_of_each(episode.metrics() for episode in episodes)
         run.metrics.log(run.n_steps, {f"eval/{name}": mean for name, mean in means.items()})
         for hook in self._after:

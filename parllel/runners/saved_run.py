@@ -34,6 +34,7 @@ _NUMBERED = re.compile(r"checkpoint-(\d{6,12})", re.ASCII)
 _UNFINISHED = re.compile(r"checkpoint-\d{6,12}\.unfinished", re.ASCII)
 _GENERATORS = "generators"  # the name of a part that each run has
 _JSON_NAME = "run.json"
+_FORMAT = 1
 
 
 @runtime_checkable
@@ -132,13 +133,19 @@ def load_run(folder: str | Path, /, **parts: Any) -> bool:  # Any: as for save_r
         saved = saved_json.from_data(saved_json.read_data(json_path))
     except saved_json.DamagedError as error:
         raise ValueError(f"{json_path}: damaged: {error}") from error
-    if saved["parts"].keys() != parts.keys():
+    entries = saved.get("parts")
+    if saved.get("format") != _FORMAT or not isinstance(entries, dict):
+        raise ValueError(
+            f"{json_path}: format {saved.get('format')!r}, expected {_FORMAT}, as this version of"
+            " parllel writes it"
+        )
+    if entries.keys() != parts.keys():
         raise KeyError(
-            f"{checkpoint}: saved with the parts {sorted(saved['parts'])}, expected {sorted(parts)}"
+            f"{checkpoint}: saved with the parts {sorted(entries)}, expected {sorted(parts)}"
         )
     states = {
         name: _read_state(checkpoint / f"{name}.safetensors", entry)
-        for name, entry in saved["parts"].items()
+        for name, entry in entries.items()
         if entry is not None
     }
     for name, part in parts.items():  # the generators are the last: another part may draw
@@ -169,6 +176,8 @@ def _with_generators(parts: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeError(f"{_GENERATORS}: it is saved in any case; rename the part of that name")
     kinds = (ReplayBuffer, ArrayDict, HasState, np.random.Generator, torch.Generator)
     for name, part in parts.items():
+        if not name.isidentifier():
+            raise TypeError(f"{name!r}: the name of a part has to be one as of a variable")
         if not isinstance(part, kinds):
             raise TypeError(
                 f"{name}: got a {type(part).__name__}, expected an object with state_dict and"
@@ -213,7 +222,7 @@ def _write(folder: Path, parts: Mapping[str, Any]) -> None:
             path = folder / f"{name}.safetensors"
             check = write_new_file(path, _writer_of(save(tensors)))
             entries[name] = {"state": data, "nbytes": check.nbytes, "crc32": check.crc32}
-    content = saved_json.to_data({"format": 1, "parts": entries})
+    content = saved_json.to_data({"format": _FORMAT, "parts": entries})
     write_new_file(folder / _JSON_NAME, _writer_of(content))
 
 
@@ -223,13 +232,13 @@ def _writer_of(content: bytes) -> Callable[[CheckedWriter], object]:
 
 def _read_state(path: Path, entry: Mapping[str, Any]) -> Any:
     with open_plain_file(path) as file:
-        if check_of(file) != FileCheck(entry["nbytes"], entry["crc32"]):
-            raise ValueError(f"{path}: damaged: its bytes are not those that were saved (CRC-32)")
-        file.seek(0)
         try:
+            if check_of(file) != FileCheck(entry["nbytes"], entry["crc32"]):
+                raise ValueError("damaged: its bytes are not those that were saved (CRC-32)")
+            file.seek(0)
             return from_data(entry["state"], load(file.read()))
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path}: no tensors of a run: {error}") from error
+        except (SafetensorError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: no state of a run: {error}") from error
 
 
 def _state_of(part: Any) -> Any:

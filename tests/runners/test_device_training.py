@@ -41,7 +41,9 @@ class Recorder(MetricsSink):
         self.logs: list[dict[str, float]] = []
 
     def _write(self, step: int, values: dict[str, float]) -> None:
-        self.logs.append({name: x for name, x in values.items() if not name.startswith(("time/", "gpu/"))})
+        self.logs.append(
+            {name: x for name, x in values.items() if not name.startswith(("time/", "gpu/"))}
+        )
 
     def _finish(self) -> None:
         """Do nothing."""

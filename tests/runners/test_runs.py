@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -350,6 +351,25 @@ def test_evaluations_come_after_every_so_many_steps_and_at_the_end() -> None:
     means = {"episode_length": 3.0, "episode_return": 6.0}
     assert found == [(step, step == 5 * BATCH, means) for step in expected]
     assert set(recorder.series("train/episode_return").values()) == {RETURN}
+
+
+def test_training_draws_the_same_with_evaluations_and_without() -> None:
+    class Drawing(Constant):
+        def step(self, observation: Any, *, deterministic: bool = False) -> Any:
+            torch.rand(3)
+            np.random.rand()  # noqa: NPY002
+            return super().step(observation, deterministic=deterministic)
+
+    agent = Drawing()
+    with SerialCage(Clock, n_envs=2) as cage:
+        evaluation = Evaluation(EvalSampler([cage], agent, n_episodes=2))
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        evaluation(SimpleNamespace(n_steps=1, metrics=Recorder()))  # type: ignore[arg-type]
+        drawn = torch.rand(1).item(), np.random.rand()  # noqa: NPY002
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    assert drawn == (torch.rand(1).item(), np.random.rand())  # noqa: NPY002
 
 
 def test_hooks_see_the_run_after_each_batch_in_their_order() -> None:

@@ -20,6 +20,7 @@ from parllel import Array, ArrayDict
 from parllel.replays import ReplayBuffer
 from parllel.runners import RunConfig, RunFolder, load_run, save_run
 from parllel.runners.state_data import from_data, to_data
+from parllel.tree import saved_json
 from parllel.tree.file_locks import try_lock
 
 KILLED_RUNS = Path(__file__).parents[1] / "killed_runs.py"
@@ -221,6 +222,38 @@ def test_other_parts_than_those_that_were_saved_are_refused(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="saved as a part of another kind"):
         load_run(tmp_path, **swapped)
     assert content_of(others) == before
+
+
+def test_a_part_has_a_plain_name(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"'\.\./part': the name of a part has to be"):
+        save_run(tmp_path / "runs", **{"../part": nn.Linear(2, 2)})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.update(format=2),
+        lambda content: content.update(parts=[]),
+        lambda content: content["parts"]["model"].pop("crc32"),
+        lambda content: content["parts"]["model"].update(state={"dict": 3}),
+        lambda content: content["parts"]["model"].update(state={"dict": [[1]]}),
+        lambda content: content["parts"]["model"].update(state={"code": "print()"}),
+        lambda content: content["parts"]["model"].update(state={"tensor": "9 none"}),
+        lambda content: content["parts"].update(model=3),
+    ],
+)
+def test_a_file_of_a_stranger_with_a_right_checksum_is_refused(
+    change: Callable[[Any], object], tmp_path: Path
+) -> None:
+    checkpoint = save_run(tmp_path, model=nn.Linear(2, 2))
+    path, model = checkpoint / "run.json", nn.Linear(2, 2)
+    content, before = saved_json.from_data(path.read_bytes()), model.weight.tolist()
+    change(content)
+    path.write_bytes(saved_json.to_data(content))
+    with pytest.raises(ValueError, match=r"run\.json: format|no state of a run"):
+        load_run(tmp_path, model=model)
+    assert model.weight.tolist() == before
 
 
 @pytest.mark.parametrize("part", [3, "model", None, np.zeros(2)])
