@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from parllel.tree import ArrayDict, TreePath, path_text
+from parllel.tree.fitting import MisfitError
 
 
 def check_space(path: TreePath, space: spaces.Space[Any]) -> None:
@@ -54,6 +56,36 @@ def stored_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
     limits = np.iinfo(narrow)
     is_wide = (low < limits.min) | (high > limits.max)
     return dtype if is_wide.any() else narrow
+
+
+def check_members(space: spaces.Space[Any], value: object, path: TreePath) -> None:
+    """Refuse a value of a Dict or Tuple with members that its space does not declare.
+
+    Nothing would store them. Members that are missing are told of where they are to be written.
+
+    >>> check_members(spaces.Tuple([spaces.Discrete(2)]), (0, 1), ("observation",))
+    Traceback (most recent call last):
+    parllel.tree.fitting.MisfitError: observation: got the members ['1'] beside those of its ...
+
+    Raises:
+        MisfitError: there are such members.
+    """
+    if isinstance(space, spaces.Dict) and isinstance(value, Mapping):
+        parts: dict[Any, Any] = dict(space.items())
+        found: Mapping[Any, Any] = value
+    elif isinstance(space, spaces.Tuple) and isinstance(value, tuple):
+        parts, found = dict(enumerate(space)), dict(enumerate(value))
+    else:
+        return
+    if surplus := sorted(str(name) for name in found.keys() - parts.keys()):
+        raise MisfitError(
+            f"the members {surplus} beside those of its space",
+            f"no others than {list(parts)}",
+            path=path,
+            way_out="declare them in the environment's space, or leave them out",
+        )
+    for name in found.keys() & parts.keys():
+        check_members(parts[name], found[name], (*path, str(name)))
 
 
 def empty_rows(space: spaces.Space[Any], batch_shape: tuple[int, ...]) -> Any:

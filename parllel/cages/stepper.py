@@ -14,7 +14,7 @@ from parllel.cages.env_checks import as_reset, as_step, check_env, check_make_en
 from parllel.cages.env_rows import copy_tree
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.infos import LeftOut, copy_info
-from parllel.cages.spaces import check_space
+from parllel.cages.spaces import check_members, check_space
 from parllel.tree.fitting import MisfitError
 
 Seed = int | np.random.SeedSequence | Sequence[np.random.SeedSequence] | None
@@ -155,7 +155,9 @@ class Stepper:
     def _reset_one(self, number: int, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset one environment."""
         try:
-            return as_reset(self._envs[number].reset(seed=seed))
+            observation, info = as_reset(self._envs[number].reset(seed=seed))
+            check_members(self.observation_space, observation, ("observation",))
+            return observation, info
         except Exception as error:
             self.tell_of(error, number)
             raise

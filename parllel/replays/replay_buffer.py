@@ -258,7 +258,8 @@ class ReplayBuffer(RingRecord):
 
         Rows that are written to the ring stay in this process: the files never change. What the
         buffer draws by, its own tables, is compared with its checksums. The ring is not read, and
-        so not compared; `tree.open_tree(folder).check()` reads it all.
+        so not compared; `tree.open_tree(folder).check()` reads it all. A file that another program
+        cuts off meanwhile ends this process (SIGBUS).
 
         Raises:
             FileNotFoundError, KeyError, ValueError: as for `load`; or another class saved it.

@@ -177,7 +177,8 @@ class SavedTree:
         """Return the tree over the files themselves, read when they are used.
 
         What is written to it stays in this process: the files never change. Their bytes are not
-        compared with the checksums, for which `check` has to read them all.
+        compared with the checksums, for which `check` has to read them all. A file that another
+        program cuts off meanwhile ends this process (SIGBUS) where the missing bytes are read.
         """
         tree = ArrayDict()
         for leaf in self.leaves:

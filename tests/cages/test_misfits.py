@@ -214,6 +214,38 @@ def test_what_an_environment_raises_has_a_note_with_its_seed() -> None:
     assert str(seed_words(spawn_seeds(1, 2)[0])[0]) in note
 
 
+@pytest.mark.parametrize(
+    ("surplus", "match"),
+    [
+        ({"smell": 1.0}, r"observation: environment 0 .* the members \['smell'\] beside those of"),
+        ({"pair": (1, 2, 3)}, r"observation.pair: environment 0 .* the members \['2'\] beside"),
+        ({"inner": {"a": 1, "b": 2}}, r"observation.inner: environment 0 .* the members \['b'\]"),
+    ],
+)
+def test_members_that_no_space_declares_are_refused(surplus: dict[str, Any], match: str) -> None:
+    number = spaces.Discrete(9)
+
+    class Rich(Misfit):
+        observation_space = spaces.Dict(
+            {
+                **Misfit.observation_space.spaces,
+                "pair": spaces.Tuple([number, number]),
+                "inner": spaces.Dict({"a": number}),
+            }
+        )
+
+        def _observe(self) -> dict[str, Any]:
+            return {**super()._observe(), "pair": (1, 2), "inner": {"a": 1}, **self._wrong}
+
+    with SerialCage(Rich, n_envs=2) as cage:
+        reset(cage)
+    with (
+        SerialCage(Rich, {"wrong": surplus}, n_envs=2, seed=0) as cage,
+        pytest.raises(MisfitError, match=match),
+    ):
+        reset(cage)
+
+
 def test_a_final_observation_is_compared_too() -> None:
     class Ends(Misfit):
         def step(self, action: Any) -> Any:
