@@ -312,17 +312,17 @@ def execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
     except MisfitError as error:
         if error.environment is not None and error.seed is None:
             stepper.tell_of(error, error.environment)
-        if error.path[:1] == ("observation",):
+        if error.path[:1] == ("observation",) and command.rows.observation is not None:
             _explain_output(error, stepper.observation_space, command.rows.observation)
         raise
 
 
-def _explain_output(error: MisfitError, space: gym.Space[Any], rows: Rows | None) -> None:
+def _explain_output(error: MisfitError, space: gym.Space[Any], rows: Rows) -> None:
     """Tell of an output that the environment's space does not fit, whatever the value is."""
     try:
         for name in error.path[1:]:
             space = space[int(name)] if isinstance(space, spaces.Tuple) else space[name]  # type: ignore[index]
-            rows = rows[name]  # type: ignore[index]
+            rows = rows[name]
     except LookupError:  # the value lacks a branch
         return
     if isinstance(rows, np.ndarray) and rows.shape[1:] != space.shape:
