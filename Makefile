@@ -19,7 +19,7 @@ BENCHES := bench/bench_index.py bench/bench_cages.py bench/bench_sampling.py ben
     bench/bench_alternating.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long test-oldest test-gpu check bench kernels clean
+.PHONY: help venv demo test test-rest test-long test-oldest test-gpu check bench kernels clean
 
 help:
 	@echo "make demo   train PPO from pixels: a key, a door and a goal; one or two minutes"
@@ -64,6 +64,10 @@ test: $(INSTALLED)
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --long
+
+# After make test: what test-long adds to it.
+test-rest: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --long --rest
 
 # In an environment of its own, with the oldest versions that pyproject.toml allows.
 test-oldest: .ci/constraints-oldest.txt

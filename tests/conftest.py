@@ -45,6 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the tests that are marked long, too: all schedules of simulated CUDA, benches,"
         " examples as whole programs; and try three times as many examples",
     )
+    parser.addoption(
+        "--rest",
+        action="store_true",
+        help="with --long: leave out the tests that the short run has run in the same way",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -180,6 +185,10 @@ def why_left_out(item: pytest.Function, config: pytest.Config) -> str | None:
     is_named = all("::" in argument for argument in config.args)
     if item.get_closest_marker("long") and not config.getoption("long") and not is_named:
         return "without --long: they are marked long"
+    if config.getoption("rest") and not (
+        item.get_closest_marker("long") or getattr(item.function, "is_hypothesis_test", False)
+    ):
+        return "with --rest: the short run has run them"
     return None
 
 
