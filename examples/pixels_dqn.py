@@ -41,9 +41,19 @@ class Config(RunConfig):
     steps: int = 150_000
 
 
+class Breakout(BaseEnv):
+    """Breakout on 10 by 10 pixels of 4 channels; a channel has the ball's last place."""
+
+    def __init__(self) -> None:
+        super().__init__("breakout", use_minimal_action_set=True)
+
+    def reset(self, seed: int | None = None, options: object = None) -> tuple[np.ndarray, dict]:
+        self.game.last_action = 0  # MinAtar may repeat that of the episode before
+        return super().reset(seed=seed, options=options)
+
+
 def make_env() -> gym.Env:
-    """Return Breakout on 10 by 10 pixels of 4 channels; a channel has the ball's last place."""
-    return gym.wrappers.TimeLimit(BaseEnv("breakout", use_minimal_action_set=True), 5_000)
+    return gym.wrappers.TimeLimit(Breakout(), 5_000)
 
 
 class Encoder(nn.Module):
