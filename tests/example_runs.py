@@ -1,9 +1,10 @@
 """Small runs of the examples, for the tests of each of them."""
 
 import importlib.util
+import math
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,13 +16,24 @@ from parllel.runners import RunFolder
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-class Numbers(MetricsSink):
-    """Keep what was logged, without times."""
+class CutOffError(Exception):
+    """The end of a run that is cut off."""
 
-    def __init__(self) -> None:
+
+class Numbers(MetricsSink):
+    """Keep what was logged, without times.
+
+    Args:
+        cut_after: number of steps; a log of a later step cuts the run off.
+    """
+
+    def __init__(self, cut_after: float = math.inf) -> None:
         self.logs: list[tuple[int, dict[str, float]]] = []
+        self._cut_after = cut_after
 
     def _write(self, step: int, values: dict[str, float]) -> None:
+        if step > self._cut_after:
+            raise CutOffError
         kept = {name: x for name, x in values.items() if not name.startswith(("time/", "gpu/"))}
         self.logs.append((step, kept))
 
@@ -47,10 +59,15 @@ def changed(module: ModuleType, constants: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def train(module: ModuleType, out: Path, **config: Any) -> tuple[list[Any], Any]:
-    """Train in a folder; return what was logged, and what the example returns."""
+def train(
+    module: ModuleType, out: Path, *, cut_after: float = math.inf, **config: Any
+) -> tuple[list[Any], Any]:
+    """Train in a folder; return what was logged, and what the example returns.
+
+    A run that is cut off by the first log behind a step returns None.
+    """
     arguments = module.Config(out=out, **config)
-    numbers = Numbers()
-    with Metrics(numbers) as metrics:
+    numbers, result = Numbers(cut_after), None
+    with suppress(CutOffError), Metrics(numbers) as metrics:
         result = module.train(arguments, RunFolder(arguments, name=module.__name__), metrics)
     return numbers.logs, result

@@ -3,103 +3,234 @@
 import csv
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from example_runs import EXAMPLES, changed, load, train
 from safetensors.torch import load_file
 
+from games import make_games
 from optional import needs
+from parllel.cages import SerialCage, spawn_seeds
+from parllel.patterns import build_example, build_sample_tree
+from parllel.samplers import BasicSampler
 from parllel.testing.simulated_cuda import simulated_cuda
+from parllel.testing.toy_envs import Walk
+from parllel.torch.agents import QAgent
+from parllel.torch.algos import DQNSettings
+from parllel.torch.models import Mlp, NatureCnn, QNetwork
+from parllel.transforms import EstimateAdvantage
 from schedules import each_schedule
 
 
 class Small(NamedTuple):
-    """An example with small numbers.
+    """An example with small numbers: four batches, and a checkpoint after each second one.
 
     Args:
         name: its file.
+        config: arguments of the run, with the steps of these batches.
         constants: those of its module that are changed.
-        steps: environment steps of a run of three batches or more.
         packages: those that it needs beside parllel.
+        is_long: whether it is for the long run, and what tells it from the short one's.
     """
 
     name: str
+    config: dict[str, Any]
     constants: dict[str, Any]
-    steps: int
     packages: tuple[str, ...] = ()
+    is_long: str = ""
+
+    def train(self, out: Path, **config: Any) -> tuple[list[Any], Any]:
+        module = load(self.name)
+        with changed(module, self.constants):
+            return train(module, out, **{**self.config, "storage": "local", "seed": 3, **config})
+
+    @property
+    def half(self) -> int:
+        """The number of steps at the checkpoint in the middle."""
+        steps: int = self.config["steps"]
+        return steps // 2
 
 
+def make_cages(make_env: Any, n_envs: int, *, seed: int, n_workers: int) -> list[SerialCage]:
+    """Make a cage in the place of each worker, which would take long to start."""
+    seeds = np.array_split(np.array(spawn_seeds(seed, n_envs)), n_workers)
+    return [SerialCage(make_env, n_envs=len(own), seed=list(own)) for own in seeds]
+
+
+def make_short_atari(**settings: Any) -> Any:
+    """Make Atari's games, but with episodes of 10 steps."""
+    from ale_py import AtariVectorEnv
+
+    return AtariVectorEnv(**settings, max_num_frames_per_episode=40)
+
+
+FOUR_ENVS = {"N_ENVS": 4, "CHECKPOINT_EVERY": 64}
+ON_POLICY = {**FOUR_ENVS, "T": 8}
+OFF_POLICY = {
+    **FOUR_ENVS,
+    "T": 8,
+    "LEARN_AFTER": 32,
+    "SETTINGS": DQNSettings(batch_size=8, n_updates=2, target_period=3, learning_rate=1e-3),
+}
+GAMES = {
+    "AtariVectorEnv": make_games,
+    "NatureCnn": partial(NatureCnn, n_features=8),
+    "N_EVAL_ENVS": 2,
+    "N_EPISODES": 2,
+    "N_LAST_EPISODES": 4,
+    "EVALUATE_EVERY": 64,
+}
+LOOP = {**FOUR_ENVS, "RING": 256, "LEARN_AFTER": 32, "LEARN_EVERY": 8, "TARGET_EVERY": 24}
+STEPS = {"steps": 128}
+ATARI_PPO = Small("atari_ppo", STEPS, {**ON_POLICY, **GAMES}, ("ale_py",))
+ATARI_PQN = Small("atari_pqn", STEPS, {**ON_POLICY, "N_MINIBATCHES": 4, **GAMES}, ("ale_py",))
+ATARI_DQN = Small(
+    "atari_dqn",
+    {**STEPS, "ring": 96},
+    {**OFF_POLICY, "EXPLORE_STEPS": 96, "LOG_EVERY": 32, **GAMES},
+    ("ale_py",),
+)
+PIXELS_PPO = Small("pixels_ppo", STEPS, {**ON_POLICY, "build_cages": make_cages}, ("minigrid",))
 CASES = [
-    Small("cartpole_ppo", {"T": 16, "N_ENVS": 4, "CHECKPOINT_EVERY": 64}, 4 * 64),
-    Small("pixels_ppo", {"T": 16, "N_ENVS": 4, "CHECKPOINT_EVERY": 64}, 4 * 64, ("minigrid",)),
+    Small("cartpole_ppo", STEPS, ON_POLICY),
+    PIXELS_PPO,
+    Small("pixels_dqn", STEPS, {**OFF_POLICY, "RING": 24, "EVALUATE_EVERY": 32}, ("minatar",)),
+    ATARI_PPO,
+    ATARI_PQN,
+    ATARI_DQN,
+    Small("loop_by_hand", STEPS, {**LOOP, "BATCH_SIZE": 8, "EXPLORE_STEPS": 96, "LOG_EVERY": 16}),
+    PIXELS_PPO._replace(constants=ON_POLICY, is_long="with workers"),
+    *(
+        case._replace(
+            constants={**case.constants, "N_ENVS": 2, "AtariVectorEnv": make_short_atari},
+            config={**case.config, "steps": 64},
+            is_long="with Atari",
+        )
+        for case in (ATARI_PPO, ATARI_PQN, ATARI_DQN)
+    ),
 ]
 each_example = pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=needs("tyro", *case.packages), id=case.name) for case in CASES],
+    [
+        pytest.param(
+            case,
+            marks=[needs("tyro", *case.packages), *([pytest.mark.long] if case.is_long else [])],
+            id=f"{case.name} {case.is_long}".strip(),
+        )
+        for case in CASES
+    ],
 )
+
+
+class Alone(NamedTuple):
+    """A run that was left alone: what it logged, what its example returned, and its folder."""
+
+    logs: list[Any]
+    result: Any
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Small], Alone]:
+    """Return a function that returns the run of an example, which all tests share."""
+    runs: dict[tuple[str, str], Alone] = {}
+
+    def run(case: Small) -> Alone:
+        key = case.name, case.is_long
+        if key not in runs:
+            out = tmp_path_factory.mktemp(case.name) / "alone"
+            runs[key] = Alone(*case.train(out), out)
+        return runs[key]
+
+    return run
 
 
 @each_example
 @each_schedule
 def test_an_example_gives_the_same_numbers_in_each_memory(
-    case: Small, schedule: str, seed: int, tmp_path: Path
+    case: Small,
+    schedule: str,
+    seed: int,
+    left_alone: Callable[[Small], Alone],
+    tmp_path: Path,
 ) -> None:
-    example = load(case.name)
-    with changed(example, case.constants):
-        expected, _ = train(example, tmp_path / "local", steps=case.steps, storage="local")
-        with simulated_cuda(schedule, seed):
-            logs, _ = train(example, tmp_path / "device", steps=case.steps)
-    assert logs == expected
-    assert len(logs) >= 3
+    with simulated_cuda(schedule, seed):
+        logs, _ = case.train(tmp_path / "device", storage="device")
+    assert logs == left_alone(case).logs
+    assert len({step for step, _ in logs}) >= 3
 
 
 @each_example
-def test_an_example_goes_on_where_it_was_cut_off(case: Small, tmp_path: Path) -> None:
-    example = load(case.name)
-    with changed(example, case.constants):
-        n_steps, half = case.steps, case.steps // 2
-        expected, _ = train(example, tmp_path / "alone", steps=n_steps, seed=3)
-
-        class CutOffError(Exception):
-            """The end of the first run."""
-
-        def cut_off(run: Any) -> None:
-            if run.n_steps >= half + 1:
-                raise CutOffError
-
-        class Cut(example.RLRunner):  # type: ignore[name-defined, misc]
-            def __init__(self, *args: Any, after_batch: Any = (), **kwargs: Any) -> None:
-                super().__init__(*args, after_batch=[*after_batch, cut_off], **kwargs)
-
-        with changed(example, {"RLRunner": Cut}), pytest.raises(CutOffError):
-            train(example, tmp_path / "cut", steps=n_steps, seed=3)
-        logs, _ = train(example, tmp_path / "cut", steps=n_steps, seed=3, resume=True)
-    assert 0 < len(logs) < len(expected)
-    assert logs == expected[-len(logs) :]
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "cut")]
+def test_an_example_goes_on_where_it_was_cut_off(
+    case: Small, left_alone: Callable[[Small], Alone], tmp_path: Path
+) -> None:
+    out = tmp_path / "cut"
+    begun, result = case.train(out, cut_after=case.half)
+    assert result is None
+    logs, result = case.train(out, resume=True)
+    alone = left_alone(case)
+    assert begun + logs == alone.logs
+    assert 0 < len(logs) < len(alone.logs)
+    if isinstance(result, float):
+        assert result == alone.result
+    weights = [load_file(folder / "model.safetensors") for folder in (out, alone.out)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @each_example
-def test_an_example_depends_on_its_seed(case: Small, tmp_path: Path) -> None:
-    example = load(case.name)
-    with changed(example, case.constants):
-        runs = [
-            train(example, tmp_path / str(number), steps=case.steps, seed=seed)[0]
-            for number, seed in enumerate((3, 3, 4))
-        ]
-    assert runs[0] == runs[1]
-    assert runs[0] != runs[2]
+def test_an_example_depends_on_its_seed(
+    case: Small, left_alone: Callable[[Small], Alone], tmp_path: Path
+) -> None:
+    logs, _ = case.train(tmp_path / "other", seed=4, cut_after=case.half)
+    assert logs
+    assert logs != left_alone(case).logs[: len(logs)]
 
 
 def test_an_example_reads_from_top_to_bottom_in_150_lines() -> None:
     lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
     assert {name: length for name, length in lengths.items() if length >= 150} == {}
-    assert {f"{case.name}.py" for case in CASES} <= lengths.keys()
+    assert {f"{case.name}.py" for case in CASES} == lengths.keys()
+
+
+@needs("ale_py", "tyro")
+def test_pqn_learns_the_lambda_returns_of_the_paper() -> None:
+    """In one pass over one minibatch, whose loss is that of the network before."""
+    example = load("atari_pqn")
+    torch.manual_seed(0)
+    step = build_example(Walk, storage="local")
+    model = QNetwork(Mlp(3), 4)
+    agent = QAgent(model, step["observation"], epsilon=0.5, keeps_value=True)
+    samples = build_sample_tree(step, agent, batch_shape=(64, 3))
+    with SerialCage(Walk, n_envs=3, seed=0) as cage:
+        batch, _ = BasicSampler([cage], agent, samples).collect_batch()
+        with torch.no_grad():
+            values = model(batch["observation"][:65].to_torch().reshape(-1, 3)).reshape(65, 3, 4)
+    names = ("action", "reward", "terminated", "truncated", "final_value")
+    rows = {name: batch[name].to_ndarray() for name in names}
+    assert rows["terminated"].any()
+    assert rows["truncated"].any()
+    best = values.numpy().max(-1)
+    following, expected = best[64].astype(np.float64), np.zeros((64, 3))
+    for t in reversed(range(64)):
+        mixed = example.LAMBDA * following + (1 - example.LAMBDA) * best[t + 1]
+        mixed = np.where(rows["truncated"][t], rows["final_value"][t], mixed)  # not in the paper
+        expected[t] = rows["reward"][t] + example.DISCOUNT * mixed * ~rows["terminated"][t]
+        following = expected[t]
+    batch = EstimateAdvantage(discount=example.DISCOUNT, gae_lambda=example.LAMBDA)(batch)
+    np.testing.assert_allclose(batch["return_"].to_ndarray(), expected, rtol=1e-4, atol=1e-4)
+    with changed(example, {"N_MINIBATCHES": 1, "N_EPOCHS": 1}):
+        optimizer = torch.optim.RAdam(model.parameters(), lr=1e-3)
+        pqn = example.PQN(agent, optimizer, np.random.default_rng(0))
+        loss = pqn.optimize(batch)["loss"]
+    taken = np.take_along_axis(values.numpy()[:64], rows["action"][..., None], -1)[..., 0]
+    assert loss == pytest.approx(0.5 * np.mean((taken - expected) ** 2), rel=1e-4)
 
 
 @needs("matplotlib", "tensorboard", "tqdm", "tyro")
