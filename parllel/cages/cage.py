@@ -290,6 +290,52 @@ class Cage(ABC):
         """
         return []
 
+    def check_state(self) -> None:
+        """Refuse environments whose states can't be saved: call this before a long run.
+
+        Raises:
+            NotImplementedError: the cage can't save any (`VectorCage`).
+            TypeError: an environment can't save its state. It can where it, or a wrapper around
+                it, has methods `get_state()` and `set_state(state)`, for nested dictionaries,
+                lists and tuples of arrays, numbers, texts and bytes; those of `ale_py` and
+                gymnasium's classic control can, too. Wrappers above are saved by their attributes.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__}: it can't save the states of its environments; step them in a"
+            " SerialCage or a ProcessCage, or let each checkpoint reset them (saves_envs=False)"
+        )
+
+    def get_state(self) -> list[dict[str, Any]]:
+        """Wait for the command under way; return a state of each environment as plain data.
+
+        From these states, another cage of such environments goes on with the same bits, and so
+        does this one. Beside what `check_state` tells of, they have the generators `np_random` and
+        those of spaces, the summary of the episode under way, the seeds, and of a worker the
+        global generators of Python and NumPy. Summaries that `take_completed` was not asked for
+        yet are no part of it.
+
+        Raises:
+            NotImplementedError, TypeError: as for `check_state`; or the summary of an episode has
+                an attribute that is no plain data.
+            RuntimeError: the environments were never reset.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no get_state")
+
+    def set_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Have the environments go on from states that `get_state` returned.
+
+        Environments that were never reset are reset before. Where it fails, call `reset_async`
+        next.
+
+        Args:
+            states: one for each environment. They are copied.
+
+        Raises:
+            NotImplementedError, TypeError: as for `check_state`.
+            ValueError: the states are not of such environments, or not as many.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no set_state")
+
     @abstractmethod
     def close(self) -> None:
         """Close the environments. Called again, it does nothing."""

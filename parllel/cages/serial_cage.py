@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -81,6 +81,19 @@ class SerialCage(Cage):
     def take_left_out(self) -> list[TreePath]:
         """Return the paths of numbers in infos that are new since the last call and not stored."""
         return self._stepper.left_out.take()
+
+    def check_state(self) -> None:
+        """Refuse environments whose states can't be saved."""
+        self._stepper.check_state()
+
+    def get_state(self) -> list[dict[str, Any]]:
+        """Return the state of each environment as plain data."""
+        return self._stepper.get_state()
+
+    def set_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Have the environments go on from states that `get_state` returned."""
+        self._result = None
+        self._stepper.set_state(states)
 
     def close(self) -> None:
         """Close the environments. Called again, it does nothing."""

@@ -104,6 +104,21 @@ def empty_rows(space: spaces.Space[Any], batch_shape: tuple[int, ...]) -> Any:
     return np.zeros((*batch_shape, *space.shape), stored_dtype(space))
 
 
+def most_nbytes(space: spaces.Space[Any]) -> int:
+    """Return the bytes that the arrays of a value take, at 8 bytes or more for each number.
+
+    >>> most_nbytes(spaces.Tuple((spaces.Discrete(4), spaces.MultiBinary(3))))
+    32
+    """
+    if isinstance(space, spaces.Dict):
+        return sum(most_nbytes(part) for part in space.values())
+    if isinstance(space, spaces.Tuple):
+        return sum(map(most_nbytes, space))
+    assert space.shape is not None
+    assert space.dtype is not None
+    return int(np.prod(space.shape)) * max(space.dtype.itemsize, 8)
+
+
 def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
     """Return the actions of n environments, each like the space's own samples.
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
+from parllel.cages.attributes import attributes_of, pack, set_attributes, unpack
 from parllel.cages.env_checks import as_reset, as_step, check_env, check_make_env
 from parllel.cages.env_rows import copy_tree
+from parllel.cages.env_states import check_env_state, env_state, set_env_state
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.infos import LeftOut, copy_info
 from parllel.cages.spaces import check_members, check_space
@@ -232,6 +234,62 @@ class Stepper:
             self.reset()
         return [space.sample() for space in self._action_spaces]
 
+    def check_state(self) -> None:
+        """Refuse environments whose states can't be saved, as `check_env_state` does."""
+        for number, env in enumerate(self._envs):
+            with self._told_of(number):
+                self._check_env(env)
+
+    def get_state(self) -> list[dict[str, Any]]:
+        """Return the state of each environment, its episode's summary and generators, as data."""
+        self._check_open()
+        if not self._is_reset:
+            raise RuntimeError("get_state before reset: call reset_async() and await_step() first")
+        return [self._state_of(number) for number in range(self.n_envs)]
+
+    def _state_of(self, number: int) -> dict[str, Any]:
+        with self._told_of(number):
+            return {
+                "env": self._env_state(self._envs[number]),
+                "episode": attributes_of(self._trajs[number]),
+                "action_space": pack(self._action_spaces[number], ("action_space",)),
+                "seed": seed_data(self._seeds[number]),
+            }
+
+    def set_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from states that `get_state` returned. Environments are reset before, once."""
+        self._check_open()
+        if len(states) != self.n_envs:
+            raise ValueError(f"state: got {len(states)} environments, expected {self.n_envs}")
+        if not self._is_reset:
+            self.reset()
+        self._is_reset, self._completed, self.final_obs = False, [], {}
+        for number, state in enumerate(states):
+            with self._told_of(number):
+                self._set_env_state(self._envs[number], state["env"])
+                self._trajs[number] = self._make_traj_info()
+                set_attributes(self._trajs[number], state["episode"])
+                unpack(state["action_space"], self._action_spaces[number], ("action_space",))
+        self._seeds = [seed_of(state["seed"]) for state in states]
+        self._is_reset = True
+
+    def _check_env(self, env: gym.Env[Any, Any]) -> None:
+        check_env_state(env)
+
+    def _env_state(self, env: gym.Env[Any, Any]) -> dict[str, Any]:
+        return env_state(env)
+
+    def _set_env_state(self, env: gym.Env[Any, Any], state: Mapping[str, Any]) -> None:
+        set_env_state(env, state)
+
+    @contextmanager
+    def _told_of(self, number: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.tell_of(error, number)
+            raise
+
     def take_completed(self) -> list[TrajInfo]:
         """Return the episodes that ended since the last call, in the order of their ends."""
         completed, self._completed = self._completed, []
@@ -308,6 +366,20 @@ def spawn_seeds(seed: Seed, n_envs: int) -> list[np.random.SeedSequence]:
     if len(seed) != n_envs:
         raise ValueError(f"seed: got {len(seed)} SeedSequences, expected {n_envs} = n_envs")
     return list(seed)
+
+
+def seed_data(seed: np.random.SeedSequence) -> dict[str, Any]:
+    """Return a seed as plain data."""
+    entropy: Any = seed.entropy
+    words = [int(word) for word in entropy] if isinstance(entropy, Sequence) else entropy
+    return {"entropy": words, "spawn_key": list(seed.spawn_key), "pool_size": seed.pool_size}
+
+
+def seed_of(data: Mapping[str, Any]) -> np.random.SeedSequence:
+    """Return the seed that `seed_data` was given."""
+    return np.random.SeedSequence(
+        data["entropy"], spawn_key=data["spawn_key"], pool_size=data["pool_size"]
+    )
 
 
 def seed_words(seed: np.random.SeedSequence) -> tuple[int, int]:

@@ -112,6 +112,14 @@ class Walk(gym.Env[NDArray[np.float64], Any]):
         info = {"luck": self.np_random.random()}
         return self._position.copy(), reward, fate < 1 / 8, 1 / 8 <= fate < 1 / 4, info
 
+    def get_state(self) -> dict[str, Any]:
+        """Return all but the generator, which cages save."""
+        return {"position": self._position}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self._position = state["position"]
+
 
 class Echo(gym.Env[Any, Any]):
     """Show the action that was taken; at the beginning of an episode, a random one.

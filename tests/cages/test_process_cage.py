@@ -36,6 +36,7 @@ from parllel.testing import toy_envs
 from parllel.testing.contracts import cage_calls
 from parllel.testing.contracts.cage_calls import assert_same, random_step, reset, rollout, step
 from parllel.testing.contracts.cage_contract import CageContract
+from parllel.testing.contracts.cage_states_contract import CageStatesContract
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock, Echo, Walk
 from parllel.tree.leaves import as_tensor
@@ -61,7 +62,7 @@ def _send_definitions() -> Iterator[None]:
         cloudpickle.unregister_pickle_by_value(module)
 
 
-class TestProcessCage(CageContract):
+class TestProcessCage(CageContract, CageStatesContract):
     def make_cage(
         self,
         make_env: Callable[..., gym.Env],

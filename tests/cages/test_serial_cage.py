@@ -16,13 +16,14 @@ from parllel import Array, ArrayDict, dict_map
 from parllel.cages import Cage, ProcessCage, Seed, SerialCage, TrajInfo
 from parllel.testing.contracts.cage_calls import random_step, reset, rollout, step
 from parllel.testing.contracts.cage_contract import CageContract
+from parllel.testing.contracts.cage_states_contract import CageStatesContract
 from parllel.testing.toy_envs import Clock, Walk
 from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
 from parllel.torch.distributions import Categorical, DistParams
 from parllel.tree.fitting import MisfitError
 
 
-class TestSerialCage(CageContract):
+class TestSerialCage(CageContract, CageStatesContract):
     def make_cage(
         self,
         make_env: Callable[..., gym.Env],

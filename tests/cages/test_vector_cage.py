@@ -95,6 +95,13 @@ class TestDisabledInSharedMemory(TestDisabled):
     storage = "shared"
 
 
+def test_a_vector_cage_saves_no_states() -> None:
+    with VectorCage(SyncVectorEnv, {"env_fns": [Walk]}) as cage:
+        for method in (cage.check_state, cage.get_state, lambda: cage.set_state([])):
+            with pytest.raises(NotImplementedError, match="VectorCage"):
+                method()
+
+
 # Transitions
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 # Kinds of messages from the cage to the worker.
-SET_UP, BLOCK, INHERITED, FORGET, FORM, EXECUTE, RECOVER, SEED = range(8)
+SET_UP, BLOCK, INHERITED, FORGET, FORM, EXECUTE, RECOVER, SEED, STATE = range(9)
 # Kinds of messages from the worker to the cage.
 READY, DONE = range(10, 12)
 

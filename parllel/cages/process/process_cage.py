@@ -7,8 +7,8 @@ import os
 import pickle
 import sys
 import weakref
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -25,7 +25,8 @@ from parllel.cages.process.replies import Failure, Reply, ReplyMemory
 from parllel.cages.process.task import packed_task
 from parllel.cages.process.worker_error import WorkerError
 from parllel.cages.process.worker_process import StartMethod, WorkerLostError, WorkerProcess
-from parllel.cages.stepper import Seed, restart_seed, seed_words, spawn_seeds
+from parllel.cages.spaces import most_nbytes
+from parllel.cages.stepper import Seed, restart_seed, seed_of, seed_words, spawn_seeds
 from parllel.storages import Shared
 from parllel.tree import TreePath, dict_map
 
@@ -145,7 +146,7 @@ class ProcessCage(Cage):
         self._worker = self._start_worker()
         try:
             self.observation_space, self.action_space = self._await_spaces()
-            nbytes = n_envs * (_nbytes_of(self.observation_space) + _nbytes_of(self.action_space))
+            nbytes = n_envs * (most_nbytes(self.observation_space) + most_nbytes(self.action_space))
             with limits_explained():
                 self._memory = Shared(2 * nbytes + _SPARE_NBYTES)  # twice: final observations, too
         except BaseException:
@@ -175,14 +176,16 @@ class ProcessCage(Cage):
         except WorkerLostError as lost:
             raise self._error_of(lost, None) from None
         if failure is not None:
-            what = f"the environments can't be made: {failure.summary}"
-            error = self._error(what, failure.environment, failure.text, None)
-            cause = _unpickled(failure)
-            if cause is None:
-                raise error
-            raise cause from error
+            self._raise(f"the environments can't be made: {failure.summary}", failure)
         assert spaces is not None
         return spaces
+
+    def _raise(self, what: str, failure: Failure) -> NoReturn:
+        error = self._error(what, failure.environment, failure.text, None)
+        cause = _unpickled(failure)
+        if cause is None:
+            raise error
+        raise cause from error
 
     def _prepare(self, kind: str, action: Value | None, outputs: Outputs) -> Command:
         command = super()._prepare(kind, action, outputs)
@@ -198,6 +201,39 @@ class ProcessCage(Cage):
         self._finish_pending()
         self._seeds, self._is_reset = spawn_seeds(seed, self.n_envs), False
         self._worker.send_seeds(self._seeds)
+
+    def check_state(self) -> None:
+        """Refuse environments whose states can't be saved."""
+        self._ask("check")
+
+    def get_state(self) -> list[dict[str, Any]]:
+        """Wait for the command under way; return the state of each environment as plain data."""
+        states: list[dict[str, Any]] = self._ask("get")
+        return states
+
+    def set_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Have the environments go on from states that `get_state` returned."""
+        self._is_reset = False
+        self._ask("set", list(states))
+        seeds = [state["env"].get("watch", state)["seed"] for state in states]
+        self._seeds, self._is_reset = [seed_of(seed) for seed in seeds], True
+        self._reply, self._completed = _EMPTY, []
+
+    def _ask(self, order: str, states: object = None) -> Any:
+        """Have the worker check, get or set states, and wait for what it returns."""
+        self._finish_pending()
+        self._sequence = (self._sequence + 1) % _SEQUENCES
+        self._worker.ask_for_states(order, states, self._sequence)
+        try:
+            reply = self._open(self._worker.await_reply(self._sequence))
+        except WorkerLostError as lost:
+            self._end = _LOST
+            self._worker.close()
+            raise self._error_of(lost, None) from None
+        if reply.failure is not None:
+            failure = Failure(*reply.failure)
+            self._raise(f"{order} of states: {failure.summary}", failure)
+        return reply.results[0]
 
     def start_command(self, command: Command) -> None:
         """Send a command to the worker; `await_step` waits for it.
@@ -384,17 +420,6 @@ def _check(make_env: object, timeout_s: float, on_worker_error: str, start_metho
         raise ValueError(f'on_worker_error: got {on_worker_error!r}, expected "raise" or "restart"')
     if start_method not in ("forkserver", "fork"):
         raise ValueError(f'start_method: got {start_method!r}, expected "forkserver" or "fork"')
-
-
-def _nbytes_of(space: gym.Space[Any]) -> int:
-    """Return the bytes that the arrays of a value take, at 8 bytes or more for each number."""
-    if isinstance(space, gym.spaces.Dict):
-        return sum(_nbytes_of(part) for part in space.values())
-    if isinstance(space, gym.spaces.Tuple):
-        return sum(map(_nbytes_of, space))
-    assert space.shape is not None
-    assert space.dtype is not None
-    return int(np.prod(space.shape)) * max(space.dtype.itemsize, 8)
 
 
 def _action_of(command: Command, environment: int) -> Any:

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import faulthandler
 import itertools
-import logging
 import pickle
 import random
 import signal
 import socket
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages.cage import Command, execute
-from parllel.cages.env_checks import as_reset, check_env
-from parllel.cages.env_rows import Value
 from parllel.cages.process.channel import (
     BLOCK,
     DONE,
@@ -33,6 +28,7 @@ from parllel.cages.process.channel import (
     READY,
     RECOVER,
     SEED,
+    STATE,
     Channel,
     Message,
 )
@@ -46,13 +42,12 @@ from parllel.cages.process.definitions import take_descriptors, unpack
 from parllel.cages.process.replies import Reply, ReplyMemory, describe_failure, dumps, misfit_of
 from parllel.cages.process.status_page import (
     BEGIN,
-    CALL,
     END,
     StatusPage,
-    calls_of,
 )
 from parllel.cages.process.task import Task
-from parllel.cages.stepper import Columns, Seed, Stepper, restart_seed, seed_words
+from parllel.cages.process.watched_env import Watch, WatchedEnv
+from parllel.cages.stepper import Columns, Seed, Stepper
 from parllel.storages import Memory, Shared
 from parllel.tree.fitting import MisfitError
 
@@ -62,11 +57,6 @@ TRACE_SIGNAL: Any = getattr(signal, "SIGUSR1", None)  # Windows has none, and no
 # Commands are kept as NumPy views, 2 kB each. Those of a ring with more steps than this are made
 # anew in each round.
 _MOST_COMMANDS = 8192
-
-# An environment that fails in more steps in a row than this is not made anew.
-_MOST_FAILURES = 3
-
-_logger = logging.getLogger(__name__)
 
 
 def run_worker(end: socket.socket, page_descriptor: int) -> None:
@@ -96,150 +86,6 @@ def run_worker(end: socket.socket, page_descriptor: int) -> None:
     worker.run()
 
 
-class Watch:
-    """A record of the calls and the failures of a worker's environments.
-
-    >>> import array
-    >>> watch = Watch(memoryview(array.array("q", [0] * 3)))
-    >>> watch.failed is None, watch.invalid
-    (True, [])
-
-    Args:
-        words: the words of the status page. Environments write to `words[CALL]` when they are
-            called (`calls_of`).
-
-    Attributes:
-        restarts: whether an environment that raises is made anew. Otherwise the command fails.
-        failed: number of the environment by whose error the command failed; None where it did not.
-        invalid: numbers of the environments that were made anew in a step: it is no transition.
-        restarted: tracebacks of the environments that were made anew, by their numbers.
-    """
-
-    def __init__(self, words: memoryview) -> None:
-        self.words = words
-        self.restarts = False
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the failures of the last command."""
-        self.failed: int | None = None
-        self.invalid: list[int] = []
-        self.restarted: dict[int, str] = {}
-
-
-class WatchedEnv(gym.Env[Any, Any]):
-    """Pass calls on to an environment, and replace it where it fails.
-
-    With `watch.restarts`, an environment that raises is closed and made anew, with another seed.
-    The step that failed returns the observation before it, reward 0, and truncated; the reset that
-    follows is the first one of the new environment.
-
-    >>> import array
-    >>> from parllel.cages.process.status_page import MOST_ENVIRONMENTS
-    >>> watch = Watch(memoryview(array.array("q", [-1] * 3)))
-    >>> make_env = partial(gym.make, "CartPole-v1")
-    >>> env = WatchedEnv(2, np.random.SeedSequence(0), make_env, watch)
-    >>> watch.words[CALL] % MOST_ENVIRONMENTS
-    2
-
-    Args:
-        number: the number of the environment in its cage.
-        seed: the environment's own seed.
-        make_env: returns a new environment.
-        watch: keeps its calls and its failures.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        seed: np.random.SeedSequence,
-        make_env: Callable[[], gym.Env[Any, Any]],
-        watch: Watch,
-    ) -> None:
-        self._number = number
-        self._calls = calls_of(number)
-        self._seed = seed
-        self._make_env = make_env
-        self._watch = watch
-        self._words = watch.words
-        self._n_failures = 0  # in a row
-        self._first_seed: int | None = None  # of an environment that was made anew
-        self._observation: Any = None  # the last one
-        self._env = self._make()
-        self.observation_space = self._env.observation_space
-        self.action_space = self._env.action_space
-
-    def step(self, action: Value) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step the environment."""
-        self._words[CALL] = next(self._calls)
-        try:
-            result = self._env.step(action)
-        except BaseException as error:  # a panic of a Rust extension is no Exception
-            self._restart(error)
-            self._watch.invalid.append(self._number)
-            return self._observation, 0.0, False, True, {}
-        self._n_failures = 0
-        self._observation = result[0]
-        return result
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment."""
-        self._words[CALL] = next(self._calls)
-        if self._first_seed is None:
-            try:
-                self._observation, info = as_reset(self._env.reset(seed=seed))
-                return self._observation, info
-            except BaseException as error:  # a panic of a Rust extension is no Exception
-                self._restart(error)
-        self._observation, info = self._reset_first()
-        return self._observation, info
-
-    def reseed(self, seed: np.random.SeedSequence) -> None:
-        """Derive the seeds of environments that are made anew from this one."""
-        self._seed, self._first_seed, self._n_failures = seed, None, 0
-
-    def close(self) -> None:
-        """Close the environment."""
-        self._words[CALL] = next(self._calls)
-        self._env.close()
-
-    def _make(self) -> gym.Env[Any, Any]:
-        self._words[CALL] = next(self._calls)
-        try:
-            env = self._make_env()
-            check_env(env, ())
-            return env
-        except BaseException:
-            self._watch.failed = self._number
-            raise
-
-    def _restart(self, error: BaseException) -> None:
-        """Make the environment anew; or raise its error where that is not allowed."""
-        self._n_failures += 1
-        if not self._watch.restarts or self._n_failures > _MOST_FAILURES:
-            self._watch.failed = self._number
-            raise error
-        self._watch.restarted[self._number] = "".join(traceback.format_exception(error))
-        try:
-            self._env.close()
-        except BaseException:
-            _logger.warning("environment %d can't be closed", self._number, exc_info=True)
-        self._seed = restart_seed(self._seed)
-        self._first_seed, _ = seed_words(self._seed)
-        self._env = self._make()
-
-    def _reset_first(self) -> tuple[Any, dict[str, Any]]:
-        """Reset an environment for the first time after it was made anew."""
-        seed, self._first_seed = self._first_seed, None
-        try:
-            return as_reset(self._env.reset(seed=seed))
-        except BaseException:
-            self._watch.failed = self._number
-            raise
-
-
 class _WorkerStepper(Stepper):
     """A stepper that can replace one that was lost with its process.
 
@@ -257,6 +103,38 @@ class _WorkerStepper(Stepper):
         for env, own in zip(self._envs, self._seeds, strict=True):
             assert isinstance(env, WatchedEnv)
             env.reseed(own)
+
+    def get_state(self) -> list[dict[str, Any]]:
+        """Return all states; the first one has those of the worker's global generators, too."""
+        states = super().get_state()
+        version, words, gauss = random.getstate()
+        states[0]["worker"] = {
+            "python": [version, np.array(words, np.int64), gauss],
+            "numpy": np.random.get_state(legacy=False),  # noqa: NPY002  # environments may use it
+        }
+        return states
+
+    def set_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from states; those of the global generators where a worker has saved them."""
+        super().set_state(states)
+        for env, state, own in zip(self._envs, states, self._seeds, strict=True):
+            assert isinstance(env, WatchedEnv)
+            if "watch" not in state["env"]:  # the state is of a cage without a worker
+                env.reseed(own)
+        if "worker" in states[0]:
+            version, words, gauss = states[0]["worker"]["python"]
+            random.setstate((version, tuple(words.tolist()), gauss))
+            np.random.set_state(states[0]["worker"]["numpy"])  # noqa: NPY002
+
+    def _check_env(self, env: Any) -> None:
+        env.check_state()
+
+    def _env_state(self, env: Any) -> dict[str, Any]:
+        state: dict[str, Any] = env.get_state()
+        return state
+
+    def _set_env_state(self, env: Any, state: Mapping[str, Any]) -> None:
+        env.set_state(state)
 
     def step(self, actions: Sequence[Any]) -> Columns:
         """Step all environments; or reset them, where the ones before them were lost."""
@@ -306,7 +184,7 @@ class _Worker:
         channel.send(READY, body=dumps((spaces, None)))
         while True:
             message = channel.read()
-            if message.kind in (EXECUTE, RECOVER):
+            if message.kind in (EXECUTE, RECOVER, STATE):
                 if message.sequence != sequence:  # otherwise it was sent again, after Ctrl-C
                     words[BEGIN] = time.perf_counter_ns()
                     body, sequence = self._reply_to(message), message.sequence
@@ -339,8 +217,12 @@ class _Worker:
     def _reply_to(self, message: Message) -> bytes | None:
         """Execute a command; return its reply, packed, or None where it is empty."""
         self._watch.clear()
-        reply_memory = ReplyMemory(self._bytes[REPLY_BLOCK])
+        # Before the first command there is no memory for replies: all of them are pickled.
+        reply_memory = ReplyMemory(self._bytes.get(REPLY_BLOCK, np.zeros(0, np.uint8)))
         try:
+            if message.kind == STATE:
+                order, states = pickle.loads(message.body)
+                return reply_memory.pack(Reply([self._handle_states(order, states)]))
             command = self._find(message)._replace(max_random_steps=message.argument)
             reply = self._execute(command, is_recovery=message.kind == RECOVER)
             return None if reply is None else self._pack(reply, reply_memory)
@@ -351,6 +233,16 @@ class _Worker:
             failure = describe_failure(error, failed)
             completed, restarted = self.stepper.take_completed(), self._watch.restarted
             return reply_memory.pack(Reply((), {}, completed, (), restarted, failure))
+
+    def _handle_states(self, order: str, states: Any) -> list[dict[str, Any]] | None:
+        """Check, get or set the states of all environments."""
+        if order == "get":
+            return self.stepper.get_state()
+        if order == "set":
+            self.stepper.set_state(states)
+        else:
+            self.stepper.check_state()
+        return None
 
     def _pack(self, reply: Reply, memory: ReplyMemory) -> bytes:
         try:

@@ -26,6 +26,7 @@ from parllel.cages.process.channel import (
     READY,
     SEED,
     SET_UP,
+    STATE,
     Channel,
     GarbageError,
     Message,
@@ -186,6 +187,19 @@ class WorkerProcess:
         """Send the seeds of the next reset. Where the worker is lost, `await_reply` raises."""
         with suppress(OSError):
             self._channel.send(SEED, body=dumps(seeds))
+
+    def ask_for_states(self, order: str, states: object, sequence: int) -> None:
+        """Send a question about states. Where the worker is lost, `await_reply` raises.
+
+        Args:
+            order: "check", "get" or "set".
+            states: those to be set; else None.
+            sequence: the number of the question, which is that of the next command.
+        """
+        with suppress(OSError):
+            body = dumps((order, states))
+            self._n_due += 1
+            self._channel.send(STATE, body=body, sequence=sequence)
 
     def await_reply(self, sequence: int) -> bytes:
         """Wait for the reply to a command and return it, packed; an empty reply has no bytes.
