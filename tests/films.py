@@ -28,6 +28,12 @@ class Film(gym.Env[NDArray[np.uint8], int]):
         is_terminated = self._left == 0 and bool(self.np_random.integers(2))
         return self._frame(), float(action), is_terminated, self._left == 0, {}
 
+    def get_state(self) -> Any:
+        return {"left": self._left}
+
+    def set_state(self, state: Any) -> None:
+        self._left = state["left"]
+
     def _frame(self) -> Any:
         return self.np_random.integers(0, 4, FRAME, np.uint8)
 

@@ -4,6 +4,7 @@ A program of its own: it imports torch once, and forks a process for each try.
 """
 
 import json
+import math
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from films import make_film
 from parllel import ArrayDict
 from parllel.metrics import CsvMetrics, Metrics
 from parllel.patterns import build_cages, build_example, build_sample_tree
@@ -49,6 +51,13 @@ class ActorCritic(nn.Module):
         return ModelOutputs(DistParams(logits=logits), value)
 
 
+class ToFloat(nn.Module):
+    """Makes one row of numbers of each observation."""
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return observation.flatten(1).float()
+
+
 class NormalizeReward:
     """Scale rewards by what was seen so far: a part of a run that has a state."""
 
@@ -61,13 +70,23 @@ class NormalizeReward:
 
 
 def train(kind: str, folder: Path) -> None:
-    """Train from the newest checkpoint in a folder on, and write the weights there."""
+    """Train from the newest checkpoint in a folder on, and write the weights there.
+
+    Args:
+        kind: "ppo", "dqn", or "frames", which is DQN with frames stored once. With the words "with
+            environments" behind it, checkpoints save these.
+        folder: the run's.
+    """
     torch.manual_seed(SEED)
-    cages = build_cages(Walk, B, n_workers="serial", seed=SEED)
-    eval_cages = build_cages(Walk, 1, n_workers="serial")
-    make = train_ppo if kind == "ppo" else train_dqn
-    sampler, algorithm, parts, options = make(cages, build_example(Walk, storage="local"))
-    checkpoints = Checkpoints(folder / "checkpoints", sampler, seed=SEED, **parts)
+    learner, _, saves_envs = kind.partition(" ")
+    make_env = make_film if learner == "frames" else Walk
+    cages = build_cages(make_env, B, n_workers="serial", seed=SEED)
+    eval_cages = build_cages(make_env, 1, n_workers="serial")
+    make = train_ppo if learner == "ppo" else train_dqn
+    sampler, algorithm, parts, options = make(cages, build_example(make_env, storage="local"))
+    checkpoints = Checkpoints(
+        folder / "checkpoints", sampler, seed=SEED, saves_envs=bool(saves_envs), **parts
+    )
     evaluation = Evaluation(
         EvalSampler(
             eval_cages, sampler.agent, n_episodes=1, seed=1, deterministic=False, storage="local"
@@ -115,9 +134,16 @@ def train_ppo(cages: Any, example: ArrayDict) -> tuple[BasicSampler, Any, Mappin
 
 
 def train_dqn(cages: Any, example: ArrayDict) -> tuple[BasicSampler, Any, Mapping[str, Any], Any]:
-    model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 4))
-    agent = QAgent(model, example["observation"], epsilon=lambda p: 0.5 * (1 - p))
-    samples = build_sample_tree(example, agent, batch_shape=(T, B), full_size=8 * T)
+    shape = example["observation"].shape[1:]
+    frames: Any = "first" if len(shape) > 1 else None
+    n_actions = int(cages[0].action_space.n)
+    layers = nn.Linear(math.prod(shape), 16), nn.Tanh(), nn.Linear(16, n_actions)
+    agent = QAgent(
+        nn.Sequential(ToFloat(), *layers),
+        example["observation"],
+        epsilon=lambda p: 0.5 * (1 - p),
+    )
+    samples = build_sample_tree(example, agent, batch_shape=(T, B), full_size=8 * T, frames=frames)
     replay = PrioritizedReplayBuffer(samples, rng=np.random.default_rng(SEED), n_steps=3)
     sampler = BasicSampler(cages, agent, samples, replay=replay)
     optimizer = torch.optim.Adam(agent.model.parameters(), lr=1e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,22 @@ import numpy as np
 
 from parllel.runners.hooks import Run
 from parllel.runners.saved_run import load_run, save_run
-from parllel.samplers import Sampler
+from parllel.samplers import BasicSampler, Sampler
 
 
 class Checkpoints:
     """Save a run whenever the runner calls this, and resume it from the newest save.
 
-    Environments are not saved. Instead each checkpoint has all of them reset with new seeds, which
-    are derived from the run's seed and the number of steps, in the run that goes on too. So a run
-    that was killed and is resumed makes the same batches and ends with the same weights, bit for
-    bit, for all environments of which a seeded reset leaves nothing of what was before. What is
-    to be learned from an episode that the reset cuts off stays as it is: it counts as truncated.
+    By default, environments are not saved. Instead each checkpoint has all of them reset with new
+    seeds, which are derived from the run's seed and the number of steps, in the run that goes on
+    too. So a run that was killed and is resumed makes the same batches and ends with the same
+    weights, bit for bit, for all environments of which a seeded reset leaves nothing of what was
+    before. What is to be learned from an episode that the reset cuts off stays as it is: it counts
+    as truncated.
+
+    With `saves_envs`, the states of the environments are a part of each checkpoint, and episodes go
+    on. `Cage.check_state` tells which environments have states. Then a resumed run makes the same
+    batches, bit for bit, for all environments whose states are all that their steps depend on.
 
     >>> import tempfile
     >>> from parllel.runners import RLRunner
@@ -54,14 +60,20 @@ class Checkpoints:
 
     Args:
         folder: the folder of the checkpoints; only the newest one stays.
-        sampler: its environments are reset after each save.
+        sampler: its environments are reset after each save, or saved.
         seed: the seed of the run.
         parts: all that has state, by names of your choice: agent, algorithm, a replay buffer,
             running moments, generators that are not part of these (`save_run`). The runner is
-            added as `runner`.
+            added as `runner`; with `saves_envs`, the sampler as `sampler`, and where no replay
+            buffer saves its sample tree, the tree as `samples`.
+        saves_envs: whether environments are saved, and not reset. Cages may be others in the
+            resumed run.
 
     Raises:
-        TypeError: a part can't be saved.
+        NotImplementedError: with `saves_envs`, a cage can't save environments (`VectorCage`).
+        TypeError: with `saves_envs`, an environment can't save its state, or a part has the name
+            of one that is added.
+        ValueError: with `saves_envs`, the sampler's replay buffer is not among the parts.
     """
 
     def __init__(
@@ -70,21 +82,24 @@ class Checkpoints:
         sampler: Sampler,
         *,
         seed: int,
+        saves_envs: bool = False,
         **parts: Any,  # as for save_run
     ) -> None:
         self._folder = Path(folder)
         self._sampler = sampler
         self._seed = seed
-        self._parts = parts
+        self._saves_envs = saves_envs
+        self._parts = _with_envs(sampler, parts) if saves_envs else parts
 
     def __call__(self, runner: Run) -> None:
-        """Save the run; the next batch begins with a reset of all environments.
+        """Save the run; where environments are not saved, the next batch begins with their reset.
 
         Raises:
             OSError: the disk is full, or the like; the last checkpoint is what it was.
         """
         save_run(self._folder, runner=runner, **self._parts)
-        self._restart(runner)
+        if not self._saves_envs:
+            self._restart(runner)
 
     def load(self, runner: Run) -> bool:
         """Set all parts to the newest checkpoint; return whether there is one.
@@ -93,9 +108,29 @@ class Checkpoints:
             KeyError, ValueError: as for `load_run`.
         """
         is_loaded = load_run(self._folder, runner=runner, **self._parts)
-        if is_loaded:
+        if is_loaded and not self._saves_envs:
             self._restart(runner)
         return is_loaded
 
     def _restart(self, runner: Run) -> None:
         self._sampler.reseed(np.random.SeedSequence([self._seed, runner.n_steps]))
+
+
+def _with_envs(sampler: Sampler, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts, with those that environments go on from behind them."""
+    if not isinstance(sampler, BasicSampler):
+        raise TypeError(
+            f"sampler: got a {type(sampler).__name__}, whose episodes do not go on from batch to"
+            " batch, expected a BasicSampler"
+        )
+    sampler.check_state()
+    own: dict[str, Any] = {"samples": sampler.samples, "sampler": sampler}
+    replay = sampler.replay
+    if replay is not None:
+        del own["samples"]  # the replay buffer saves it
+        if not any(part is replay for part in parts.values()):
+            raise ValueError("parts: the sampler's replay buffer is missing; add it, as replay=")
+    taken = sorted(own.keys() & parts.keys())
+    if taken:
+        raise TypeError(f"parts: {taken} are added with saves_envs; leave them out, or rename them")
+    return {**parts, **own}  # in this order they are loaded: the sampler reads the tree

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class BasicSampler(Sampler):
     Args:
         cages, agent, samples: as for `Sampler`.
         replay: a replay buffer over the same tree, which is told of each batch; none by default.
+            It is an attribute of the sampler, too.
         max_steps_decorrelate: the most random steps that each environment takes after a reset of
             all. Their number differs, so that episodes do not begin and end together.
         check: as for `Sampler`.
@@ -90,7 +91,7 @@ class BasicSampler(Sampler):
         self._max_steps_decorrelate = max_steps_decorrelate
         if replay is not None and replay.samples is not samples:
             raise ValueError("replay: its tree is another one, expected the sampler's own")
-        self._replay = replay
+        self.replay = replay
         self._completes_values = "final_value" in samples
         if self._completes_values:
             _check_value(samples, agent)
@@ -124,11 +125,49 @@ class BasicSampler(Sampler):
         self._goes_on = False
         super().reseed(seed)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of all environments, to go on from between two batches.
+
+        The next batch also begins with a row of the sample tree, which is not part of this: save
+        the tree too, or the replay buffer over it (`runners.Checkpoints` does).
+
+        Raises:
+            NotImplementedError, TypeError: as for `Cage.get_state`.
+            RuntimeError: the next batch begins with a reset.
+        """
+        self._check_open()
+        if not self._goes_on:
+            raise RuntimeError(
+                "the next batch begins with a reset: no environment has a state to go on from; save"
+                " after collect_batch, and before reseed"
+            )
+        return {"envs": [state for cage in self.cages for state in cage.get_state()]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have the next batch go on from a state that `state_dict` returned, without a reset.
+
+        The environments may be in other cages than they were then. Load the sample tree before.
+
+        Raises:
+            KeyError, TypeError, ValueError: the state is not that of such a sampler.
+        """
+        self._check_open()
+        self._settle()
+        self._goes_on, states = False, list(state["envs"])
+        if len(states) != self.batch_B:
+            raise ValueError(f"state: got {len(states)} environments, expected {self.batch_B}")
+        for cage in self.cages:
+            own, states = states[: cage.n_envs], states[cage.n_envs :]
+            cage.set_state(own)
+        for group in self._groups:
+            group.transfer.take_up()
+        self._goes_on = True
+
     def _rewind(self) -> None:
-        if self._replay is None:
+        if self.replay is None:
             super()._rewind()
         else:
-            self._replay.restart()
+            self.replay.restart()
 
     def collect_batch(self) -> tuple[ArrayDict, list[TrajInfo]]:
         """Collect T steps.
@@ -142,14 +181,14 @@ class BasicSampler(Sampler):
         if not self._goes_on:
             self.reset()
         self._goes_on = False
-        if self._replay is not None:
-            self._replay.begin_batch()
+        if self.replay is not None:
+            self.replay.begin_batch()
         self._rotate()
         with self._acting():
             self._collect_steps()
             self._complete_batch()
-        if self._replay is not None:
-            self._replay.end_batch()
+        if self.replay is not None:
+            self.replay.end_batch()
         self._goes_on = True
         self._tell_left_out()
         return self.samples, self._take_completed()
@@ -214,8 +253,8 @@ class BasicSampler(Sampler):
             return
         if self._completes_values:
             self._value_final_obs(t, cut)
-        if self._replay is not None:
-            self._replay.add_final_obs(t, cut)
+        if self.replay is not None:
+            self.replay.add_final_obs(t, cut)
 
     def _value_final_obs(self, t: int, final_obs: dict[int, object]) -> None:
         columns = list(final_obs)

@@ -94,5 +94,8 @@ class InPlace:
         assert self._first is not None  # first_rows is called before
         take_first_rows(row, self._first, row)
 
+    def take_up(self) -> None:
+        """Do nothing: all is in the tree."""
+
     def close(self) -> None:
         """Do nothing: all memory is the tree's."""

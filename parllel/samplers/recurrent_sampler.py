@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,28 @@ class RecurrentSampler(BasicSampler):
         super().reset()
         self.agent.begin(self.batch_B)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of all environments, and the one that the agent keeps for each.
+
+        Raises:
+            NotImplementedError, RuntimeError, TypeError: as for `BasicSampler`.
+        """
+        return {**super().state_dict(), "rnn_state": copy.deepcopy(self.agent.rnn_state)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have the next batch go on from a state that `state_dict` returned, without a reset.
+
+        Raises:
+            KeyError, TypeError, ValueError: as for `BasicSampler`; or the agent's state has another
+                form.
+        """
+        super().load_state_dict(state)
+        self._goes_on = False
+        with self._acting():
+            self.agent.begin(self.batch_B)
+            self.agent.rnn_state = _like(self.agent.rnn_state, state["rnn_state"])
+        self._goes_on = True
+
     def _collect_steps(self) -> None:
         self.samples["initial_rnn_state"][...] = as_tree(self.agent.rnn_state)
         super()._collect_steps()
@@ -114,3 +137,24 @@ class RecurrentSampler(BasicSampler):
         if self._has_bootstrap_value:
             last = self.samples["observation"][self.batch_T]
             self.samples["bootstrap_value"][...] = self._value(last)
+
+
+def _like(own: Any, saved: Any) -> Any:
+    """Return a copy of a state that was saved, in the memory and the containers of an agent's own.
+
+    Args:
+        own: rows, or a tree or a tuple of rows.
+        saved: the same, with rows in host memory.
+    """
+    if isinstance(own, Mapping):
+        return type(own)({name: _like(own[name], saved[name]) for name in own})  # type: ignore[call-arg]
+    if isinstance(own, tuple | list):
+        members = [_like(mine, each) for mine, each in zip(own, saved, strict=True)]
+        return type(own)(*members) if hasattr(own, "_fields") else type(own)(members)
+    if own.shape != saved.shape or own.dtype != saved.dtype:
+        raise ValueError(
+            f"rnn_state: got {saved.dtype} {tuple(saved.shape)}, expected {own.dtype}"
+            f" {tuple(own.shape)} of this agent"
+        )
+    copied = copy.deepcopy(saved)
+    return copied.to(own.device) if hasattr(copied, "to") else copied

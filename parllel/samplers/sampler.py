@@ -116,6 +116,15 @@ class Sampler:
             own, seeds = seeds[: cage.n_envs], seeds[cage.n_envs :]
             cage.reseed(own)
 
+    def check_state(self) -> None:
+        """Refuse environments whose states can't be saved (`Cage.check_state`).
+
+        Raises:
+            NotImplementedError, TypeError: as for `Cage.check_state`.
+        """
+        for cage in self.cages:
+            cage.check_state()
+
     def _rewind(self) -> None:
         """Move the tree's window to where the first observations go."""
         self.samples.reset()

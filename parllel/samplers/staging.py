@@ -17,6 +17,7 @@ from parllel.tree import ArrayDict, TreePath, path_text
 from parllel.tree.row_parts import (
     allocate_kept,
     first_rows,
+    keep_rows,
     kept_specs,
     take_first_rows,
     written_rows,
@@ -195,6 +196,10 @@ class Staging:
         self._is_taken.record()
         assert self._first is not None  # first_rows is called before
         take_first_rows(self._first_row(), self._first, self._steps[0].rows["observation"])
+
+    def take_up(self) -> None:
+        """Copy the frames that the next stacks must continue from the row after the batch."""
+        keep_rows(self._first_row(), self._steps[0].rows["observation"])
 
     def _first_row(self) -> Array | ArrayDict:
         columns = self._columns

@@ -57,6 +57,9 @@ class Transfer(Protocol):
     def take_first(self) -> None:
         """Bring first observations to the row after the batch, which `rotate` moves to row 0."""
 
+    def take_up(self) -> None:
+        """Take over from the row after the batch what is kept from step to step; it was loaded."""
+
     def close(self) -> None:
         """Give back the memory that is not the tree's. A second call does nothing."""
 

@@ -145,8 +145,26 @@ def take_first_rows(
     elif rows.row_writer is not None:
         assert isinstance(first, Array)
         rows.write_history(..., first)
-        for name, values in rows.row_writer.kept_of(first.to_ndarray()).items():
-            if isinstance(written, RowParts) and name in written:
+        _keep(first, written)
+
+
+def keep_rows(rows: Array | ArrayDict, written: Array | ArrayDict) -> None:
+    """Write to the parts that are kept what rows hold.
+
+    Args:
+        rows, written: arguments of `first_rows`.
+    """
+    if isinstance(rows, ArrayDict):
+        for name, row in rows.items():
+            keep_rows(row, written[name])
+    else:
+        _keep(rows, written)
+
+
+def _keep(rows: Array, written: Array | ArrayDict) -> None:
+    if isinstance(written, RowParts):
+        for name, values in written.writer.kept_of(rows.to_ndarray()).items():
+            if name in written:
                 written[name][...] = values
 
 

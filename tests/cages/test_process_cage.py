@@ -3,6 +3,7 @@
 import gc
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from parllel.testing import toy_envs
 from parllel.testing.contracts import cage_calls
 from parllel.testing.contracts.cage_calls import assert_same, random_step, reset, rollout, step
 from parllel.testing.contracts.cage_contract import CageContract
-from parllel.testing.contracts.cage_states_contract import CageStatesContract
+from parllel.testing.contracts.cage_states_contract import CageStatesContract, go_on
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock, Echo, Walk
 from parllel.tree.leaves import as_tensor
@@ -575,3 +576,68 @@ def test_where_one_worker_cannot_be_made_the_others_are_closed(
         assert not Path(f"/proc/{cage._worker.process}").exists()
         with pytest.raises(RuntimeError, match="the cage is closed"):
             reset(cage)
+
+
+# States
+
+
+def test_a_workers_global_generators_go_on() -> None:
+    class Drawing(Walk):
+        def step(self, action: Any) -> Any:
+            observation, *rest = super().step(action)
+            drawn = random.random() + np.random.random()  # noqa: NPY002  # what it is about
+            return observation + drawn, *rest
+
+    with ProcessCage(Drawing, seed=1) as cage, ProcessCage(Drawing, seed=2) as other:
+        reset(cage)
+        go_on(cage, 5)
+        states = cage.get_state()
+        expected, _ = go_on(cage)
+        for each in (other, cage):
+            each.set_state(states)
+            assert_same(go_on(each)[0], expected)
+
+
+def test_environments_are_made_anew_after_a_state_as_before() -> None:
+    class Fragile(Walk):
+        def step(self, action: Any) -> Any:
+            if action == 3:
+                raise LookupError("it breaks")
+            return super().step(action)
+
+    def break_and_go_on(cage: ProcessCage) -> list[Any]:
+        found = []
+        for action in (3, 0, 3, 3, 1):
+            observation, *rest = step(cage, np.array([action, 1]))
+            found.append((observation.tolist(), [np.asarray(each).tolist() for each in rest[:3]]))
+            found.append((list(cage.invalid), cage.n_restarts - n_before))
+        return found
+
+    options: Any = {"n_envs": 2, "on_worker_error": "restart"}
+    with (
+        ProcessCage(Fragile, seed=1, **options) as cage,
+        ProcessCage(Fragile, seed=2, **options) as other,
+    ):
+        reset(cage)
+        step(cage, np.array([3, 0]))
+        step(cage, np.array([0, 0]))
+        states = cage.get_state()
+        n_before = 1
+        expected = break_and_go_on(cage)
+        n_before = 0
+        other.set_state(states)
+        assert break_and_go_on(other) == expected
+
+
+def test_a_worker_that_is_lost_with_states_is_told() -> None:
+    class Ending(Walk):
+        def get_state(self) -> Any:
+            os._exit(3)
+
+    cage = ProcessCage(Ending, seed=1)
+    reset(cage)
+    with pytest.raises(WorkerError, match="ended with exit code 3"):
+        cage.get_state()
+    with pytest.raises(RuntimeError, match="the cage has lost its worker"):
+        reset(cage)
+    cage.close()

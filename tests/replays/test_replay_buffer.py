@@ -650,7 +650,7 @@ def check_clocks(minibatch: ArrayDict, n_steps: int) -> None:
 @pytest.mark.parametrize("kind", [BasicSampler, AlternatingSampler])
 def test_a_sampler_feeds_the_buffer(n_steps: int, kind: type[BasicSampler]) -> None:
     sampler = make_sampler(n_steps=n_steps, kind=kind)
-    replay: Any = sampler._replay
+    replay: Any = sampler.replay
     for number in range(12):
         if number == 6:
             sampler.reset()
@@ -661,7 +661,7 @@ def test_a_sampler_feeds_the_buffer(n_steps: int, kind: type[BasicSampler]) -> N
 
 def test_a_sampler_feeds_the_buffer_on_a_device(cuda_device: torch.device) -> None:
     sampler = make_sampler("device", n_steps=2)
-    replay: Any = sampler._replay
+    replay: Any = sampler.replay
     for number in range(8):
         if number == 6:
             sampler.reset()
@@ -672,7 +672,7 @@ def test_a_sampler_feeds_the_buffer_on_a_device(cuda_device: torch.device) -> No
 def test_a_sampler_refuses_the_buffer_of_another_tree() -> None:
     sampler = make_sampler()
     with pytest.raises(ValueError, match="replay: its tree is another one"):
-        BasicSampler(sampler.cages, Still(), sampler.samples.new_array(), replay=sampler._replay)
+        BasicSampler(sampler.cages, Still(), sampler.samples.new_array(), replay=sampler.replay)
 
 
 # With a sampler, of frames
@@ -725,7 +725,7 @@ def check_clocks_of(minibatch: ArrayDict, now: torch.Tensor, then: torch.Tensor)
 def test_a_sampler_feeds_a_buffer_of_frames(cuda_device: torch.device) -> None:
     for storage in ("local", "device"):
         sampler = make_frame_sampler(storage)
-        replay: Any = sampler._replay
+        replay: Any = sampler.replay
         for number in range(12):
             if number in (5, 6):
                 sampler.reset()

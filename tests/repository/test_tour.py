@@ -113,7 +113,7 @@ def test_a_time_step_is_called_as_the_tour_tells(sampler: BasicSampler) -> None:
 
 
 def test_a_minibatch_is_called_as_the_tour_tells(sampler: BasicSampler) -> None:
-    replay = sampler._replay
+    replay = sampler.replay
     assert isinstance(replay, ReplayBuffer)
     sampler.collect_batch()
     with calls() as made:

@@ -296,8 +296,18 @@ def killed_runs(*arguments: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["ppo", "dqn"])
-@pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("kind", "n_kills"),
+    [
+        ("ppo", 3),
+        ("dqn", 3),
+        ("frames with environments", 2),
+        *(
+            pytest.param(kind, 20, marks=pytest.mark.long)
+            for kind in ("ppo", "dqn", "ppo with environments", "frames with environments")
+        ),
+    ],
+)
 def test_a_run_that_is_killed_ends_with_the_same_weights(
     kind: str, n_kills: int, tmp_path: Path
 ) -> None:
