@@ -59,6 +59,11 @@ def take_turns(
     return samples
 
 
+def timed(call: Callable[[], object]) -> Callable[[], float]:
+    """Return a function that makes a long call once and returns its seconds."""
+    return lambda: timeit.timeit(call, number=1)
+
+
 def ratio(seconds: Mapping[str, Sequence[float]], name: str, reference: str) -> float:
     """Return how many times longer `name` takes: the median over rounds of the ratio in a round.
 

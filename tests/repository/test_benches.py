@@ -4,6 +4,7 @@ What needs a GPU runs on simulated CUDA: all of it but the clock, which is one l
 """
 
 import copy
+import importlib.util
 import inspect
 import json
 import math
@@ -11,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -33,15 +35,18 @@ import bench_alternating
 import bench_cages
 import bench_frames
 import bench_index
+import bench_pixels
 import bench_replay
 import bench_rows
 import bench_sampling
 import bench_vector
 from matplotlib.image import imread
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from optional import needs
 from support import (
     advantage_on_device,
+    atari,
     device_timing,
     gpu_state,
     machine,
@@ -53,7 +58,9 @@ from support import (
 from support.advantage_batch import random_batch
 from support.cartpole import cartpole_ppo
 from support.device_timing import DeviceTimer
+from support.pixel_learners import DqnSize, PpoSize
 from support.row_trees import FRAMES, MEDIUM, ODD_FRAMES, SMALL, Tree
+from support.sb3_learners import Games, OneGame
 
 pytestmark = pytest.mark.long
 
@@ -165,6 +172,61 @@ def test_samplers_that_take_turns_are_reported(
     assert [target["at_most"] for target in content["targets"]] == [0.8, 0.8]
 
 
+@pytest.fixture
+def one_torch_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep torch at one thread: two of them wait for each other where tests run side by side."""
+    n_threads, set_num_threads = torch.get_num_threads(), torch.set_num_threads
+    set_num_threads(1)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    yield
+    set_num_threads(n_threads)
+
+
+PPO_SIZE = PpoSize(T=4, B=2, n_minibatches=2)
+DQN_SIZE = DqnSize(T=4, B=2, batch_size=4, steps_per_update=4, n_kept=32)
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+def test_learners_from_pixels_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"PPO_SIZE": PPO_SIZE, "DQN_SIZE": DQN_SIZE, "MOCK_T": 2, "MOCK_STEPS_S": (0.0, 1e-4)}
+    repeats = ("ACTING_REPEATS", "PPO_REPEATS", "DQN_REPEATS", "MOCK_REPEATS")
+    for name, value in {**sizes, **dict.fromkeys(repeats, 2)}.items():
+        monkeypatch.setattr(bench_pixels, name, value)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # it starts for 20 seconds
+    bench_pixels.main(tmp_path)
+    content = read_results(tmp_path, "pixels_cpu")
+    check_tables(content, printed := capsys.readouterr().out, n_samples=2)
+    assert "torchrl is not installed" in printed
+    parts = [table["heading"].rpartition(": ")[2] for table in content["tables"]]
+    learning = ["sampling", "learning", "all"]
+    assert parts[2:9] == [*learning, *learning, "drawing one minibatch"]
+    sampling, learning, whole = (table["contestants"] for table in content["tables"][2:5])
+    for name, numbers in whole.items():
+        least = sampling[name]["first_quartile_us"] + learning[name]["first_quartile_us"]
+        assert numbers["third_quartile_us"] >= 0.999 * least  # rounded to 4 digits
+    assert [target["at_most"] for target in content["targets"]] == [0.75, 0.75, 0.03, 0.85]
+
+
+def test_games_of_stable_baselines3_are_the_same_in_each_vector_environment() -> None:
+    with closing(Games(1)) as games, closing(DummyVecEnv([OneGame])) as dummy:
+        dummy.seed(atari.SEED)
+        np.testing.assert_array_equal(games.reset(), dummy.reset())
+        rng, n_ends = np.random.default_rng(0), 0
+        while n_ends < 2:
+            action = rng.integers(0, atari.N_ACTIONS, 1)
+            (one, *results, infos), (other, *expected, their_infos) = (
+                envs.step(action) for envs in (games, dummy)
+            )
+            np.testing.assert_array_equal(one, other)
+            np.testing.assert_array_equal(results, expected)
+            if results[1][0]:
+                n_ends += 1
+                last = (infos[0]["terminal_observation"], their_infos[0]["terminal_observation"])
+                np.testing.assert_array_equal(*last)
+
+
 def test_worker_processes_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, number in {"B": 2, "T": 32, "SAMPLE_S": 1e-4}.items():
         monkeypatch.setattr(bench_cages, name, number)
@@ -221,15 +283,13 @@ def test_a_sampler_and_a_loop_by_hand_are_compared(
     assert re.search(r"^PPO, 256 steps, 4 environments", printed, re.M)
 
 
-def test_loops_by_hand_and_samplers_keep_what_environments_gave(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(bench_alternating, "T", 3)
-    by_hand = bench_alternating.ByHand()
+def test_loops_by_hand_and_samplers_keep_what_environments_gave() -> None:
+    T, B = 3, 8
+    by_hand = atari.ByHand(T, B)
     by_hand.collect_batch()
-    samples, _ = bench_alternating.alternating()()
+    samples, _ = atari.alternating(T, B).collect_batch()
     for observation in (by_hand.observation, samples["observation"].full.to_ndarray()):
-        newest = observation[1 : bench_alternating.T + 1]
+        newest = observation[1 : T + 1]
         assert newest[:, :, -1].any(axis=(-1, -2)).all()  # each step of each environment
         np.testing.assert_array_equal(newest[1:, :, :-1], newest[:-1, :, 1:])
 
@@ -287,6 +347,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=80 * 2**30, used=2**30),
         "nvmlDeviceGetClockInfo": lambda handle, type: 1000 + type,
         "nvmlDeviceGetMaxClockInfo": lambda handle, type: 2000 + type,
+        "nvmlDeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=50),
         "nvmlDeviceGetPowerUsage": lambda handle: 123_000,
         "nvmlDeviceGetEnforcedPowerLimit": lambda handle: 700_000,
     }
@@ -334,6 +395,38 @@ def test_the_rows_of_a_gpu_are_reported(
         assert len(ours["times"]) == 2
         assert {"GB/s", "call us"}.isdisjoint(table["contestants"]["nothing"])
         assert schedule == "random" or ours["queued"] == 1
+
+
+@each_schedule
+@pytest.mark.usefixtures("one_torch_thread")
+def test_learners_from_pixels_on_a_gpu_are_reported(
+    schedule: str,
+    tmp_path: Path,
+    nvml: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = {"DEVICE_PPO": PPO_SIZE, "DEVICE_DQN": DQN_SIZE, "DEVICE_REPEATS": 2}
+    for name, value in sizes.items():
+        monkeypatch.setattr(bench_pixels, name, value)
+    with simulated_cuda(schedule):
+        bench_pixels.main(tmp_path)
+    content = read_results(tmp_path, "pixels_nvidia_test_80gb")
+    check_tables(content, printed := capsys.readouterr().out, n_samples=2)
+    assert "13,900" in printed
+    assert [table["heading"] for table in content["tables"]] == [
+        "PPO, 4 steps",
+        "DQN, 2 updates of 4 for 4 steps",
+    ]
+    for table in content["tables"]:
+        for numbers in table["contestants"].values():
+            assert numbers["busy"] == 0.5
+            # Each half of the environments: a launch for results, a copy for actions.
+            assert numbers["launches"] > 0
+            assert numbers["copies"] > 0
+            assert numbers["steps/s"] > 0
+        sampling, both = table["contestants"].values()
+        assert both["launches"] > sampling["launches"]
 
 
 @each_schedule
