@@ -32,7 +32,7 @@ SETTINGS = DQNSettings(
     beta=linear(0.4, 1.0),
     max_grad_norm=10.0,
 )
-EXPLORE_STEPS, LAST_EPSILON, EVAL_EPSILON = 1_000_000, 0.01, 0.001
+EXPLORE_STEPS, LAST_EPSILON, EVAL_EPSILON = 1_000_000, 0.01, 0.01
 LEARN_AFTER, LOG_EVERY = 20_000, 10_000
 N_EVAL_ENVS, N_EPISODES, N_LAST_EPISODES = 10, 10, 100  # of evaluations, and of the last one
 EVALUATE_EVERY, CHECKPOINT_EVERY = 250_000, 1_000_000
@@ -70,6 +70,7 @@ def make_cage(config: Config, seeds: list[np.random.SeedSequence], *, clips: boo
 def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
     """Train, and return the mean return of 100 episodes of the trained agent."""
     torch.manual_seed(config.seed)
+    torch.set_num_threads(1)  # the other cores step games
 
     # While one half of the games steps, the agent acts for the other one.
     seeds = spawn_seeds(config.seed, N_ENVS)
@@ -120,7 +121,7 @@ def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
         metrics,
         n_steps=config.steps,
         log_every=LOG_EVERY,
-        learn_after=LEARN_AFTER,
+        learn_after=min(LEARN_AFTER, config.steps // 2),
         after_batch=hooks,
     )
     with ExitStack() as stack:  # closes environments and memory, also after an error

@@ -68,6 +68,7 @@ def make_cage(config: Config, seeds: list[np.random.SeedSequence]) -> VectorCage
 def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
     """Train, and return the mean return of 100 episodes of the trained agent."""
     torch.manual_seed(config.seed)
+    torch.set_num_threads(1)  # the other cores step games
 
     # While one half of the games steps, the agent acts for the other one.
     seeds = spawn_seeds(config.seed, N_ENVS)

@@ -88,6 +88,7 @@ def make_cage(config: Config, seeds: list[np.random.SeedSequence]) -> VectorCage
 def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
     """Train, and return the mean return of 100 episodes of the trained agent."""
     torch.manual_seed(config.seed)
+    torch.set_num_threads(1)  # the other cores step games
 
     # While one half of the games steps, the agent acts for the other one.
     seeds = spawn_seeds(config.seed, N_ENVS)
@@ -100,7 +101,6 @@ def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
     model = QNetwork(encoder, int(cages[0].action_space.n)).to(device)
     agent = QAgent(model, example["observation"], EPSILON, keeps_value=True)
     eval_agent = QAgent(model, example["observation"], EVAL_EPSILON)  # the same model
-
     # Each frame is stored once; a stack begins with zeros, as ale-py has it.
     samples = build_sample_tree(example, agent, batch_shape=(T, N_ENVS), frames="zero")
     sampler = AlternatingSampler(cages, agent, samples)

@@ -9,7 +9,8 @@ import torch
 import tyro
 from gymnasium.vector import AutoresetMode, VectorEnv
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Adam
 
 from parllel import Array, ArrayDict, default_storage
 from parllel.cages import VectorCage
@@ -17,18 +18,19 @@ from parllel.metrics import Metrics
 from parllel.replays import ReplayBuffer
 from parllel.runners import RunConfig, RunFolder, load_run, save_run
 
-N_ENVS, RING = 8, 20_000  # environments, and steps that are kept
-BATCH_SIZE, DISCOUNT, LEARNING_RATE = 128, 0.99, 1e-3
-LEARN_AFTER, LEARN_EVERY, TARGET_EVERY = 1_000, 4, 500  # steps
-EXPLORE_STEPS, LAST_EPSILON = 20_000, 0.02
-LOG_EVERY, CHECKPOINT_EVERY = 1_000, 40_000
+N_ENVS, RING = 8, 100_000  # environments, and steps that are kept
+BATCH_SIZE, N_STEPS, DISCOUNT = 128, 5, 0.99
+LEARNING_RATE = 5e-4  # at first; it falls to 0
+LEARN_AFTER, LEARN_EVERY, TARGET_EVERY = 1_000, 4, 1_000  # steps
+EXPLORE_STEPS, LAST_EPSILON = 30_000, 0.02
+LOG_EVERY, CHECKPOINT_EVERY = 1_000, 20_000
 
 
 @dataclass(frozen=True)
 class Config(RunConfig):
     """Train DQN on CartPole-v1."""
 
-    steps: int = 120_000
+    steps: int = 60_000
 
 
 @dataclass
@@ -56,9 +58,7 @@ def make_network() -> nn.Sequential:
     )
 
 
-def learn(
-    model: nn.Module, target: nn.Module, optimizer: torch.optim.Optimizer, batch: ArrayDict
-) -> torch.Tensor:
+def learn(model: nn.Module, target: nn.Module, optimizer: Adam, batch: ArrayDict) -> Tensor:
     with torch.no_grad():
         best = model(batch["next_observation"]).argmax(1, keepdim=True)
         next_value = target(batch["next_observation"]).gather(1, best).squeeze(1)
@@ -88,14 +88,14 @@ def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
         }
     )
     rng = np.random.default_rng(config.seed)
-    replay = ReplayBuffer(samples, rng=rng, discount=DISCOUNT)
+    replay = ReplayBuffer(samples, rng=rng, n_steps=N_STEPS, discount=DISCOUNT)
     device = samples["reward"].to_torch().device  # where a GPU is, the ring is in its memory
     model, target = make_network().to(device), make_network().to(device)
     target.load_state_dict(model.state_dict())
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
+    optimizer = Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     done = Done()
-    parts = {"model": model, "target": target, "optimizer": optimizer, "replay": replay}
-    parts |= {"rng": rng, "done": done}
+    learned = {"model": model, "target": target, "optimizer": optimizer}
+    parts = {**learned, "replay": replay, "rng": rng, "done": done}
 
     def reset() -> np.ndarray:  # with new seeds, so that a resumed run goes on with the same ones
         cage.reseed(np.random.SeedSequence([config.seed, done.n_steps]))
@@ -121,19 +121,20 @@ def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
         done.returns, done.n_steps = done.returns[-100:], done.n_steps + N_ENVS
 
         if done.n_steps > LEARN_AFTER:
+            share_left = max(0.0, 1 - done.n_steps / config.steps)
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * share_left
             for _ in range(N_ENVS // LEARN_EVERY):
                 loss = learn(model, target, optimizer, replay.sample(BATCH_SIZE))
         if done.n_steps % TARGET_EVERY < N_ENVS:
             target.load_state_dict(model.state_dict())
         if done.n_steps % LOG_EVERY < N_ENVS and done.returns:
-            numbers = {"train/episode_return": np.mean(done.returns), "algo/loss": loss.item()}
-            metrics.log(done.n_steps, numbers)
+            means = {"train/episode_return": np.mean(done.returns), "algo/loss": loss.item()}
+            metrics.log(done.n_steps, means)
         if done.n_steps % CHECKPOINT_EVERY < N_ENVS or done.n_steps >= config.steps:
             save_run(run.checkpoints, **parts)
             observation = reset()
     save_file(model.state_dict(), run.model)
-    for each in (cage, replay, samples):
-        each.close()
+    cage.close()
     return float(np.mean(done.returns))
 
 
