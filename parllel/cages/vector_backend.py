@@ -159,6 +159,11 @@ class VectorBackend:
         Raises:
             NotImplementedError: it is one of those.
         """
+        if self.mode is AutoresetMode.NEXT_STEP and not self.forgets_resets:
+            raise NotImplementedError(
+                "reseed: AsyncVectorEnv(shared_memory=False) carries resets that are due into the"
+                " steps after a reset of all; use shared memory, or another autoreset mode"
+            )
         if self._class.to_seed is _none:
             raise NotImplementedError(
                 f"reseed: {type(self.env.unwrapped).__name__} takes a seed only when it is made;"

@@ -92,9 +92,8 @@ def fitted(path: TreePath, rows: Any, value: Any, *, n_lead: int = 1) -> Any:
             for name, branch in rows.items()
         }
     shape = rows.shape[n_lead:]
-    if hasattr(value, "shape") and side_of(value) == "gpu":
-        if tuple(value.shape) != shape:
-            raise ValueError(f"{path_text(path)}: got shape {tuple(value.shape)}, expected {shape}")
+    if n_lead == 1 and hasattr(value, "shape") and side_of(value) == "gpu":
+        _check_form(path, value, shape, rows.dtype)
         return value
     try:
         array = fit(to_host(value), shape, rows.dtype)
@@ -104,6 +103,20 @@ def fitted(path: TreePath, rows: Any, value: Any, *, n_lead: int = 1) -> Any:
     if path[0] in _FINITE and array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{path_text(path)}: got a NaN or an infinity, expected finite numbers")
     return array
+
+
+def _check_form(path: TreePath, value: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    """Compare shape and dtype of a value on a device, whose numbers nothing looks at."""
+    given = str(value.dtype).removeprefix("torch.")
+    try:
+        is_safe = np.can_cast(np.dtype(given), dtype, "safe")
+    except TypeError:  # NumPy has no such dtype
+        is_safe = False
+    if tuple(value.shape) != shape or not is_safe:
+        raise ValueError(
+            f"{path_text(path)}: got {tuple(value.shape)}, {given} on a device, expected {shape},"
+            f" {dtype}, or a dtype that it holds exactly; convert it before"
+        )
 
 
 def _has_leaves(branch: Array | ArrayDict) -> bool:

@@ -109,6 +109,11 @@ class Prefetcher:
         self._finalizer = weakref.finalize(self, self._requests.put, None)
         replay.watchers.add(self)
 
+    @property
+    def replay(self) -> ReplayBuffer:
+        """The buffer whose minibatches these are."""
+        return self._replay
+
     def next(self) -> ArrayDict:
         """Return the next minibatch, a tree as `ReplayBuffer.sample` gives it, until the next call.
 

@@ -313,7 +313,7 @@ class ReplayBuffer(RingRecord):
         self.final_obs.order_slots()
         self._key = (state["key"][0], state["key"][1])
         self._n_drawn = state["n_drawn"]
-        self._is_writing = False
+        self._is_writing, self._n_appended = False, None
 
     def _check_saved(self, saved: SavedTree) -> None:
         """Raise ValueError unless kernels can be given what was saved; nothing is changed.

@@ -137,7 +137,16 @@ class RingRecord:
         self._is_writing = False
 
     def begin_batch(self) -> None:
-        """Forget the steps that the next batch overwrites. Call it before the rotation."""
+        """Forget the steps that the next batch overwrites. Call it before the rotation.
+
+        Raises:
+            RuntimeError: steps are being appended, so that the ring is no sampler's.
+        """
+        if self._n_appended is not None:
+            raise RuntimeError(
+                "replay: steps are being appended (reset, append), and a sampler begins a batch:"
+                " reset the sampler first, or give each its own buffer"
+            )
         self._settle()
         self._forget(self._oldest_after(self._stop + self.batch_T))
         self.final_obs.begin(self._stop, self.batch_T)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from parllel.runners.hooks import Run
-from parllel.runners.saved_run import load_run, save_run
+from parllel.runners.saved_run import HasState, check_parts, load_run, save_run
 from parllel.samplers import BasicSampler, Sampler
+
+_logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -20,8 +23,11 @@ class Checkpoints:
     seeds, which are derived from the run's seed and the number of steps, in the run that goes on
     too. So a run that was killed and is resumed makes the same batches and ends with the same
     weights, bit for bit, for all environments of which a seeded reset leaves nothing of what was
-    before. What is to be learned from an episode that the reset cuts off stays as it is: it counts
-    as truncated.
+    before. An episode that the reset cuts off counts as truncated, and is not reported: save much
+    less often than an episode takes, or nothing is learned of what comes late in it.
+
+    Give it as the last hook: what hooks behind it do is not a part of the checkpoint, and is lost
+    where the run is killed meanwhile.
 
     With `saves_envs`, the states of the environments are a part of each checkpoint, and episodes go
     on. `Cage.check_state` tells which environments have states. Then a resumed run makes the same
@@ -71,9 +77,10 @@ class Checkpoints:
 
     Raises:
         NotImplementedError: with `saves_envs`, a cage can't save environments (`VectorCage`).
-        TypeError: with `saves_envs`, an environment can't save its state, or a part has the name
-            of one that is added.
-        ValueError: with `saves_envs`, the sampler's replay buffer is not among the parts.
+        TypeError: a part can't be saved, or has the name of one that is added; or, with
+            `saves_envs`, an environment can't save its state.
+        ValueError: the sampler's agent or replay buffer is not among the parts, or the seed is
+            negative.
     """
 
     def __init__(
@@ -85,6 +92,13 @@ class Checkpoints:
         saves_envs: bool = False,
         **parts: Any,  # as for save_run
     ) -> None:
+        np.random.SeedSequence([seed, 0])  # raises where the seed is none
+        if "runner" in parts:
+            raise TypeError("runner: it is added by itself; rename the part of that name")
+        check_parts(parts)
+        _check_complete(sampler, parts)
+        self._n_episodes: int | None = None  # at the last save
+        self._has_warned = False
         self._folder = Path(folder)
         self._sampler = sampler
         self._seed = seed
@@ -99,6 +113,7 @@ class Checkpoints:
         """
         save_run(self._folder, runner=runner, **self._parts)
         if not self._saves_envs:
+            self._warn_of_no_end(runner)
             self._restart(runner)
 
     def load(self, runner: Run) -> bool:
@@ -112,8 +127,28 @@ class Checkpoints:
             self._restart(runner)
         return is_loaded
 
+    def _warn_of_no_end(self, runner: Run) -> None:
+        """Log once that resets cut all episodes off, where none ended between two saves."""
+        if self._n_episodes == runner.n_episodes and not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "checkpoints: no episode ended since the one before, and each resets all"
+                " environments: what comes late in an episode is never seen; save less often, or"
+                " save environments (saves_envs)"
+            )
+        self._n_episodes = runner.n_episodes
+
     def _restart(self, runner: Run) -> None:
         self._sampler.reseed(np.random.SeedSequence([self._seed, runner.n_steps]))
+
+
+def _check_complete(sampler: Sampler, parts: Mapping[str, Any]) -> None:
+    """Refuse parts that lack what the sampler's next batches depend on."""
+    needed = {"agent": sampler.agent, "replay": getattr(sampler, "replay", None)}
+    for name, part in needed.items():
+        is_saved = any(part is each for each in parts.values())
+        if (isinstance(part, HasState) or name == "replay") and part is not None and not is_saved:
+            raise ValueError(f"parts: the sampler's {name} is missing; add it, as {name}=")
 
 
 def _with_envs(sampler: Sampler, parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,8 +163,6 @@ def _with_envs(sampler: Sampler, parts: Mapping[str, Any]) -> dict[str, Any]:
     replay = sampler.replay
     if replay is not None:
         del own["samples"]  # the replay buffer saves it
-        if not any(part is replay for part in parts.values()):
-            raise ValueError("parts: the sampler's replay buffer is missing; add it, as replay=")
     taken = sorted(own.keys() & parts.keys())
     if taken:
         raise TypeError(f"parts: {taken} are added with saves_envs; leave them out, or rename them")

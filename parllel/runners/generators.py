@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+
+_N_WORDS = 624  # of the state of MT19937
 
 
 class GlobalGenerators:
@@ -35,9 +38,42 @@ class GlobalGenerators:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set all states; those of GPUs where there are as many as were saved."""
+        check_position(state["numpy"])
         version, words, gauss = state["python"]
         random.setstate((version, tuple(words.tolist()), gauss))
         np.random.set_state(state["numpy"])  # noqa: NPY002  # others may use it
         torch.set_rng_state(state["torch"])
         if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def check_position(state: Mapping[str, Any]) -> None:
+    """Refuse a state of NumPy's MT19937 that points out of its words: it would read other memory.
+
+    Raises:
+        ValueError: it does.
+    """
+    inner = state.get("state")
+    position = inner.get("pos", 0) if isinstance(inner, Mapping) else 0
+    if not 0 <= position <= _N_WORDS:
+        raise ValueError(f"generator: position {position}, expected 0 to {_N_WORDS}")
+
+
+@contextmanager
+def unchanged_generators(own: object = None) -> Iterator[None]:
+    """Put the global generators, and a torch.Generator, back to where they were before a block.
+
+    >>> with unchanged_generators():
+    ...     first = torch.rand(1)
+    >>> torch.equal(torch.rand(1), first)
+    True
+    """
+    generators = GlobalGenerators()
+    before = generators.state_dict()
+    state = own.get_state() if isinstance(own, torch.Generator) else None
+    try:
+        yield
+    finally:
+        generators.load_state_dict(before)
+        if isinstance(own, torch.Generator) and state is not None:
+            own.set_state(state)

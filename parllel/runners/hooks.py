@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from parllel.metrics import MetricsSink
-from parllel.runners.generators import GlobalGenerators
+from parllel.runners.generators import unchanged_generators
 from parllel.samplers import EvalSampler
 
 
@@ -16,6 +16,7 @@ class Run(Protocol):
     Attributes:
         n_steps: number of environment steps so far, over all environments.
         steps_per_batch: how many of these the last batch had.
+        n_episodes: number of episodes of training that have ended.
         is_done: whether this was the last batch.
         metrics: the sink of the run's numbers.
         mean_return: mean return of the last episodes of training; NaN where there are none.
@@ -26,6 +27,7 @@ class Run(Protocol):
 
     n_steps: int
     steps_per_batch: int
+    n_episodes: int
     is_done: bool
     metrics: MetricsSink
 
@@ -85,8 +87,8 @@ def is_reached(n_steps: int, run: Run) -> bool:
 class Evaluation:
     """A hook that plays episodes, and logs their means as `eval/...`.
 
-    The global generators of Python, NumPy and torch are afterwards as they were: training draws the
-    same numbers with evaluations and without them.
+    The global generators of Python, NumPy and torch, and the agent's own (`generator`), are
+    afterwards as they were: training draws the same numbers with evaluations and without them.
 
     >>> from parllel.cages import SerialCage
     >>> from parllel.testing.toy_envs import Clock  # pays 1, 2 and 3 in an episode
@@ -111,12 +113,8 @@ class Evaluation:
 
     def __call__(self, run: Run) -> None:
         """Play the episodes of an evaluation."""
-        generators = GlobalGenerators()
-        before = generators.state_dict()
-        try:
+        with unchanged_generators(getattr(self._sampler.agent, "generator", None)):
             episodes = self._sampler.collect_episodes()
-        finally:
-            generators.load_state_dict(before)
         means = mean_of_each(episode.metrics() for episode in episodes)
         run.metrics.log(run.n_steps, {f"eval/{name}": mean for name, mean in means.items()})
         for hook in self._after:

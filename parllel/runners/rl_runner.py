@@ -99,6 +99,7 @@ class RLRunner:
     Attributes:
         n_steps: number of environment steps so far.
         steps_per_batch: how many of these a batch has.
+        n_episodes: number of episodes that ended in training.
         is_done: whether the last batch was collected and learned from.
         learned: the numbers that the algorithm returned last.
         mean_return: mean return of the last episodes of training, `window` at most; NaN where
@@ -166,7 +167,7 @@ class RLRunner:
         self._after_batch = list(after_batch)
         self._stop_when = stop_when
         self._recent: deque[dict[str, float]] = deque(maxlen=window)  # episodes
-        self._n_episodes = 0
+        self.n_episodes = 0
         self._sample_s = 0.0
         self._learn_s = 0.0
         self._logged = (0.0, 0.0)  # the two at the last log
@@ -186,8 +187,9 @@ class RLRunner:
                 infinite, or a number that the algorithm returned is. The message names the first
                 such leaf of the batch, its row and its environment.
         """
-        if resume is not None and resume.load(self):
-            self.metrics.rewind(self.n_steps)
+        if resume is not None:
+            resume.load(self)
+            self.metrics.rewind(self.n_steps)  # to 0 where the run was cut off before it was saved
         with closing(GpuUsage()) as gpu_usage:
             self._run_batches(gpu_usage)
         return self._summary()
@@ -218,7 +220,7 @@ class RLRunner:
             "n_steps": self.n_steps,
             "is_done": self.is_done,
             "last_step": self._last_step,
-            "n_episodes": self._n_episodes,
+            "n_episodes": self.n_episodes,
             "recent": list(self._recent),
             "sample_s": self._sample_s,
             "learn_s": self._learn_s,
@@ -229,7 +231,7 @@ class RLRunner:
         self.n_steps = state_dict["n_steps"]
         # A run that was done goes on where this one is to have more steps.
         self.is_done = state_dict["is_done"] and state_dict["last_step"] >= self._last_step
-        self._n_episodes = state_dict["n_episodes"]
+        self.n_episodes = state_dict["n_episodes"]
         self._recent.clear()
         self._recent.extend(state_dict["recent"])
         self._sample_s, self._learn_s = state_dict["sample_s"], state_dict["learn_s"]
@@ -251,7 +253,7 @@ class RLRunner:
             self._traced_at = time.monotonic()
         self._sample_s += _work_seconds() - start
         self._recent.extend(traj.metrics() for traj in completed)
-        self._n_episodes += len(completed)
+        self.n_episodes += len(completed)
         return batch
 
     def _learn(self, batch: ArrayDict) -> Mapping[str, float]:
@@ -266,7 +268,7 @@ class RLRunner:
 
     def _log(self, gpu_usage: GpuUsage) -> None:
         numbers = {f"train/{name}": mean for name, mean in mean_of_each(self._recent).items()}
-        numbers["train/n_episodes"] = float(self._n_episodes)
+        numbers["train/n_episodes"] = float(self.n_episodes)
         if n_restarts := sum(cage.n_restarts for cage in self._sampler.cages):
             numbers["train/n_restarts"] = float(n_restarts)
         numbers |= {f"algo/{name}": number for name, number in self.learned.items()}
@@ -285,7 +287,7 @@ class RLRunner:
         return RunSummary(
             n_steps=self.n_steps,
             mean_return=self.mean_return,
-            n_episodes=self._n_episodes,
+            n_episodes=self.n_episodes,
             sample_s=self._sample_s,
             learn_s=self._learn_s,
         )

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from parllel.replays import ReplayBuffer
-from parllel.runners.generators import GlobalGenerators
+from parllel.runners.generators import GlobalGenerators, check_position
 from parllel.runners.state_data import from_data, to_data
 from parllel.tree import ArrayDict, open_tree, save_tree, saved_json
 from parllel.tree.file_locks import try_lock
@@ -85,7 +85,7 @@ def save_run(folder: str | Path, /, **parts: Any) -> Path:  # Any: a part of any
     True
     """
     folder = Path(folder)
-    parts = _with_generators(parts)
+    parts = check_parts(parts)
     make_folders(folder)
     with ExitStack() as stack:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -123,11 +123,11 @@ def load_run(folder: str | Path, /, **parts: Any) -> bool:  # Any: as for save_r
         TypeError: a part is of a kind that can't be saved.
         ValueError: a file is damaged, or a part does not take what was saved.
     """
+    parts = check_parts(parts)
     numbered = _numbers_of(Path(folder))
     if not numbered:
         return False
     checkpoint = Path(folder) / numbered[max(numbered)]
-    parts = _with_generators(parts)
     json_path = checkpoint / _JSON_NAME
     try:
         saved = saved_json.from_data(saved_json.read_data(json_path))
@@ -146,7 +146,7 @@ def load_run(folder: str | Path, /, **parts: Any) -> bool:  # Any: as for save_r
     states = {
         name: _read_state(checkpoint / f"{name}.safetensors", entry)
         for name, entry in entries.items()
-        if entry is not None
+        if not _is_of_tree(entry)
     }
     for name, part in parts.items():  # the generators are the last: another part may draw
         if _is_tree(part) is not (name not in states):
@@ -155,7 +155,7 @@ def load_run(folder: str | Path, /, **parts: Any) -> bool:  # Any: as for save_r
             if name in states:
                 _set_state(part, states[name])
             else:
-                _load_tree(part, checkpoint / name)
+                _load_tree(part, checkpoint / name, entries[name])
         except Exception as error:
             error.add_note(f"part {name!r} of {checkpoint}")
             raise
@@ -171,7 +171,12 @@ def _lock(folder: Path, descriptor: int) -> None:
         ) from error
 
 
-def _with_generators(parts: Mapping[str, Any]) -> dict[str, Any]:
+def check_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a run, with the global generators behind them.
+
+    Raises:
+        TypeError: a part can't be saved, or its name is another one's.
+    """
     if _GENERATORS in parts:
         raise TypeError(f"{_GENERATORS}: it is saved in any case; rename the part of that name")
     kinds = (ReplayBuffer, ArrayDict, HasState, np.random.Generator, torch.Generator)
@@ -213,10 +218,10 @@ def _write(folder: Path, parts: Mapping[str, Any]) -> None:
     for name, part in parts.items():
         if isinstance(part, ReplayBuffer):
             part.save(folder / name)
-            entries[name] = None
+            entries[name] = _check_of_tree(folder / name)
         elif isinstance(part, ArrayDict):
             save_tree(part, folder / name, {})
-            entries[name] = None
+            entries[name] = _check_of_tree(folder / name)
         else:
             data, tensors = to_data(_state_of(part))
             path = folder / f"{name}.safetensors"
@@ -251,6 +256,7 @@ def _state_of(part: Any) -> Any:
 
 def _set_state(part: Any, state: Any) -> None:
     if isinstance(part, np.random.Generator):
+        check_position(state)
         part.bit_generator.state = state
     elif isinstance(part, torch.Generator):
         part.set_state(state)
@@ -258,7 +264,19 @@ def _set_state(part: Any, state: Any) -> None:
         part.load_state_dict(state)
 
 
-def _load_tree(part: ReplayBuffer | ArrayDict, folder: Path) -> None:
+def _check_of_tree(folder: Path) -> dict[str, list[int]]:
+    """Return the check of the file that names all others of a tree, with their checksums."""
+    with open_plain_file(folder / "tree.json") as file:
+        return {"tree": list(check_of(file))}
+
+
+def _is_of_tree(entry: object) -> bool:
+    return isinstance(entry, dict) and entry.keys() == {"tree"}
+
+
+def _load_tree(part: ReplayBuffer | ArrayDict, folder: Path, entry: object) -> None:
+    if _check_of_tree(folder) != entry:
+        raise ValueError(f"{folder}: damaged: it is another tree than the one that was saved")
     if isinstance(part, ReplayBuffer):
         part.load(folder)
     else:

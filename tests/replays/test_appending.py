@@ -1,6 +1,7 @@
 """Steps of a loop of one's own, appended to a replay buffer: those of a sampler, or refused."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -176,3 +177,52 @@ def test_a_batch_that_a_reset_cuts_short_is_not_taken() -> None:
     assert len(replay) == 8 * 2
     ends = replay.samples["truncated"].full.to_ndarray()
     assert ends.all(axis=1).tolist() == [number == 3 for number in range(8)]
+
+
+def test_a_sampler_and_a_loop_do_not_write_the_same_batch() -> None:
+    replay = make_buffer(Walk, 4, storage="local")
+    observation = {"rows": np.zeros((B, 3))}["rows"]
+    names = ("action", "reward", "terminated", "truncated")
+    step: dict[str, Any] = {name: np.zeros(B, replay.samples[name].dtype) for name in names}
+    if len(replay.samples["env_info"]):
+        step["env_info"] = {name: np.zeros(B) for name in replay.samples["env_info"]}
+    with SerialCage(Walk, n_envs=B, seed=1) as cage:
+        sampler = BasicSampler([cage], Zeros(), replay.samples, replay=replay)
+        sampler.collect_batch()
+        with pytest.raises(RuntimeError, match="call reset before"):
+            replay.append(observation, **step)
+        for n_appended in (0, 1, 4):
+            replay.reset(observation)
+            for _ in range(n_appended):
+                replay.append(observation, **step)
+            expected = replay.samples["observation"].full.to_ndarray().copy()
+            with pytest.raises(RuntimeError, match="steps are being appended"):
+                sampler.collect_batch()
+            np.testing.assert_array_equal(replay.samples["observation"].full.to_ndarray(), expected)
+            sampler.collect_batch()  # which resets all environments, as the last one failed
+
+
+def test_steps_go_on_only_after_a_reset_where_a_buffer_was_loaded(tmp_path: Path) -> None:
+    replay = make_small()
+    replay.reset(OBSERVATION)
+    replay.append(OBSERVATION, **STEP)
+    replay.save(tmp_path)
+    replay.load(tmp_path)
+    with pytest.raises(RuntimeError, match="call reset before"):
+        replay.append(OBSERVATION, **STEP)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("reward", np.float64([1, 2])), ("action", np.float32([0.5, 1])), ("terminated", [0.5, 0])],
+)
+def test_values_on_a_device_are_of_a_dtype_that_loses_nothing(name: str, value: Any) -> None:
+    replay = make_small()
+    replay.reset(OBSERVATION)
+    with simulated_cuda("lazy"):
+        given = Array.from_numpy(np.asarray(value), storage="device", force_32bit=False)
+        with pytest.raises(ValueError, match=rf"{name}: got \(2,\), float\d\d on a device, expec"):
+            replay.append(OBSERVATION, **{**STEP, name: given})
+        reward = Array.from_numpy(np.float32([1, 2]), storage="device")
+        replay.append(OBSERVATION, **{**STEP, "reward": reward})
+    assert replay.samples["reward"].to_ndarray().tolist() == [[1, 2]]

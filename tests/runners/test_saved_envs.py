@@ -64,7 +64,7 @@ class Summing(Viewer):
 class Runner:
     """What checkpoints need of a runner."""
 
-    n_steps = 0
+    n_steps = n_episodes = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {}

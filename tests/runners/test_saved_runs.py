@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,25 @@ from torch import nn
 
 from optional import needs
 from parllel import Array, ArrayDict
+from parllel.cages import SerialCage
+from parllel.metrics import Metrics
+from parllel.patterns import build_example, build_sample_tree
 from parllel.replays import ReplayBuffer
-from parllel.runners import RunConfig, RunFolder, load_run, save_run
+from parllel.runners import (
+    Checkpoints,
+    Evaluation,
+    RLRunner,
+    RunConfig,
+    RunFolder,
+    load_run,
+    save_run,
+)
 from parllel.runners.state_data import from_data, to_data
+from parllel.samplers import BasicSampler, EvalSampler
+from parllel.testing.toy_envs import Clock
+from parllel.torch.agents import CategoricalPgAgent
+from parllel.torch.distributions import Categorical
+from parllel.torch.models import ActorCritic
 from parllel.tree import saved_json
 from parllel.tree.file_locks import try_lock
 
@@ -283,6 +301,97 @@ def test_a_file_that_was_damaged_is_refused_and_nothing_is_changed(tmp_path: Pat
     assert content_of(others) == before
     assert random.getstate() == state
     assert states
+
+
+def test_a_state_that_points_out_of_its_words_is_refused(tmp_path: Path) -> None:
+    checkpoint = save_run(tmp_path, model=nn.Linear(2, 2))
+    path = checkpoint / "run.json"
+    content = saved_json.from_data(path.read_bytes())
+
+    def change(value: Any) -> None:
+        for pair in value["dict"]:
+            if pair[0] == "pos":
+                pair[1] = 10**6
+            elif isinstance(pair[1], dict) and "dict" in pair[1]:
+                change(pair[1])
+
+    change(content["parts"]["generators"]["state"])
+    path.write_bytes(saved_json.to_data(content))
+    with pytest.raises(ValueError, match=r"generator: position 1000000, expected 0 to 624"):
+        load_run(tmp_path, model=nn.Linear(2, 2))
+
+
+def test_a_tree_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    folders = []
+    for seed in (1, 2):
+        tree = ArrayDict({"a": Array((4, 2), np.float32)})
+        tree["a"][...] = seed
+        folders.append(save_run(tmp_path / str(seed), tree=tree))
+    shutil.rmtree(folders[0] / "tree")
+    shutil.copytree(folders[1] / "tree", folders[0] / "tree")
+    with pytest.raises(ValueError, match="it is another tree than the one that was saved"):
+        load_run(tmp_path / "1", tree=ArrayDict({"a": Array((4, 2), np.float32)}))
+
+
+def make_sampler(cage: SerialCage, generator: torch.Generator | None = None) -> BasicSampler:
+    example = build_example(Clock, storage="local")
+    model = ActorCritic(nn.Flatten(), 2, n_features=2)
+    agent = CategoricalPgAgent(model, Categorical(2), example["observation"], generator)
+    return BasicSampler([cage], agent, build_sample_tree(example, agent, batch_shape=(8, 2)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"seed": -1}, ValueError, "non-negative"),
+        ({"agent": 3}, TypeError, "agent: got a int, expected an object with state_dict"),
+        ({"runner": nn.Linear(1, 1)}, TypeError, "runner: it is added by itself"),
+        ({"generators": nn.Linear(1, 1)}, TypeError, "generators: it is saved in any case"),
+        ({"agent": nn.Linear(1, 1)}, ValueError, "the sampler's agent is missing; add it"),
+    ],
+)
+def test_checkpoints_find_what_is_wrong_when_they_are_made(
+    arguments: dict[str, Any], error: type[Exception], match: str, tmp_path: Path
+) -> None:
+    with SerialCage(Clock, n_envs=2) as cage:
+        sampler = make_sampler(cage)
+        Checkpoints(tmp_path, sampler, seed=0, agent=sampler.agent)
+        with pytest.raises(error, match=match):
+            Checkpoints(tmp_path, sampler, **{"seed": 0, "agent": sampler.agent, **arguments})
+
+
+def test_it_is_told_where_checkpoints_cut_off_all_episodes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for length, n_told in ((4, 0), (100, 1)):
+        caplog.clear()
+        with SerialCage(Clock, {"length": length}, n_envs=2) as cage:
+            sampler = make_sampler(cage)
+            folder = tmp_path / str(length)
+            checkpoints = Checkpoints(folder, sampler, seed=0, agent=sampler.agent)
+            RLRunner(sampler, Idler(), Metrics(), n_steps=5 * 16, after_batch=[checkpoints]).run()
+        told = [each for each in caplog.records if "no episode ended since" in each.message]
+        assert len(told) == n_told
+
+
+class Idler:
+    """An algorithm that learns nothing."""
+
+    def optimize(self, batch: ArrayDict) -> dict[str, float]:
+        return {}
+
+
+def test_evaluations_leave_the_generator_of_an_agent_alone() -> None:
+    generator = torch.Generator().manual_seed(1)
+    with SerialCage(Clock, n_envs=2) as cage:
+        agent = make_sampler(cage, generator).agent
+        before = generator.get_state()
+        eval_sampler = EvalSampler([cage], agent, n_episodes=2, deterministic=False)
+        run = SimpleNamespace(n_steps=1, metrics=Metrics())
+        Evaluation(eval_sampler)(run)  # type: ignore[arg-type]
+        assert torch.equal(generator.get_state(), before)
+        eval_sampler.collect_episodes()
+        assert not torch.equal(generator.get_state(), before)
 
 
 # Runs that are killed

@@ -59,6 +59,11 @@ class Agent(ABC, Generic[_Outputs]):
         self.model = model
         self._generator = generator
 
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The source of randomness of the actions; None for torch's own."""
+        return self._generator
+
     @abstractmethod
     def step(
         self,

@@ -15,6 +15,10 @@ class Descent:
     Args:
         optimizer: has the parameters.
         max_grad_norm: norm to which a larger gradient is cut down.
+        model: the model that learns, whose parameters the optimizer has to have, or some of them.
+
+    Raises:
+        ValueError: the optimizer has no parameter of the model.
 
     Example:
         >>> weight = nn.Parameter(torch.tensor([3.0]))
@@ -26,10 +30,19 @@ class Descent:
         tensor([2.5000])
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, max_grad_norm: float, model: object = None
+    ) -> None:
         self._optimizer = optimizer
         self._max_grad_norm = max_grad_norm
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if isinstance(model, nn.Module):
+            learned = {id(parameter) for parameter in model.parameters()}
+            if learned and learned.isdisjoint(map(id, self._parameters)):
+                raise ValueError(
+                    "optimizer: it has no parameter of the agent's model, so that nothing would be"
+                    " learned; make it with agent.model.parameters()"
+                )
 
     @property
     def rate(self) -> float:

@@ -143,7 +143,8 @@ class DQN:
 
     Raises:
         TypeError: the agent lacks a method, or its model is no `torch.nn.Module`.
-        ValueError: there is a `beta` for a buffer without priorities.
+        ValueError: there is a `beta` for a buffer without priorities, the prefetcher has another
+            buffer, or the optimizer has no parameter of the model.
 
     Source: Mnih et al. 2015, Nature 518; van Hasselt et al. 2016, arXiv:1509.06461, eq. 4 (double);
         Hessel et al. 2018, arXiv:1710.02298 (several steps); Schaul et al. 2016, arXiv:1511.05952,
@@ -200,9 +201,11 @@ class DQN:
             raise ValueError(
                 "beta: got one for a buffer without priorities; use a PrioritizedReplayBuffer"
             )
+        if prefetcher is not None and prefetcher.replay is not replay:
+            raise ValueError("prefetcher: it draws from another buffer than replay")
         self._agent, self._model = agent, agent.model
         self._replay, self._prefetcher = replay, prefetcher
-        self._descent = Descent(optimizer, self._settings.max_grad_norm)
+        self._descent = Descent(optimizer, self._settings.max_grad_norm, agent.model)
         self._target_model = copy.deepcopy(self._model).eval().requires_grad_(False)
         self._n_updates = 0
         self._set_numbers(0.0)

@@ -211,7 +211,7 @@ class PPO:
         self._settings = settings or PPOSettings()
         self._minibatches = Minibatches(self._settings.n_minibatches, rng)
         self._rng = rng
-        self._descent = Descent(optimizer, self._settings.max_grad_norm)
+        self._descent = Descent(optimizer, self._settings.max_grad_norm, agent.model)
         self._before = PolicyBefore(agent.model)
         self._set_numbers(0.0)
 
