@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -266,6 +267,13 @@ def example_of(
         values = {name: rows[0] for name, rows in values.items()}
         env_info = env_info[0]
     values["env_info"] = _info_values(env_info, info or {}, ())
+    has_mask = isinstance(observation, ArrayDict) and "action_mask" in observation
+    if "action_mask" in values["env_info"] and not has_mask:
+        warnings.warn(
+            "action_mask: it is in the environment's infos, where no agent sees it; wrap the"
+            " environment in cages.MaskInObservation, which moves it into the observation",
+            stacklevel=3,
+        )
     if cage.gives_invalid_rows:
         values["valid"] = np.bool_(True)
     storage = storage or default_storage()

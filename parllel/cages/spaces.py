@@ -119,6 +119,28 @@ def most_nbytes(space: spaces.Space[Any]) -> int:
     return int(np.prod(space.shape)) * max(space.dtype.itemsize, 8)
 
 
+def sample_action(space: spaces.Space[Any], observation: object) -> Any:
+    """Draw an action that an observation allows.
+
+    >>> observation = {"position": 3, "action_mask": np.array([False, True, False])}
+    >>> sample_action(spaces.Discrete(3), observation)
+    np.int64(1)
+
+    Args:
+        space: the action space, whose generator draws. Of a Discrete or MultiDiscrete space, the
+            observation's member `action_mask` tells which actions are possible, if it has one.
+        observation: what the action follows.
+    """
+    mask = observation.get("action_mask") if isinstance(observation, Mapping) else None
+    if mask is None or not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return space.sample()
+    allowed = np.asarray(mask).astype(bool).astype(np.int8).ravel()
+    if isinstance(space, spaces.Discrete):
+        return space.sample(mask=allowed)
+    ends = np.cumsum(space.nvec.ravel())[:-1]
+    return space.sample(mask=tuple(np.split(allowed, ends)))
+
+
 def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
     """Return the actions of n environments, each like the space's own samples.
 

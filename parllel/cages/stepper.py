@@ -16,7 +16,7 @@ from parllel.cages.env_rows import copy_tree
 from parllel.cages.env_states import check_env_state, env_state, set_env_state
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.infos import LeftOut, copy_info
-from parllel.cages.spaces import check_members, check_space
+from parllel.cages.spaces import check_members, check_space, sample_action
 from parllel.tree.fitting import MisfitError
 
 Seed = int | np.random.SeedSequence | Sequence[np.random.SeedSequence] | None
@@ -100,6 +100,7 @@ class Stepper:
         self._is_checked = False  # whether steps are known to return what gymnasium's do
         self._is_closed = False
         self._completed: list[TrajInfo] = []
+        self._observations: Sequence[Any] = ()  # the last ones
         self.n_envs = n_envs
         self.left_out = LeftOut()
         self.final_obs: dict[int, Any] = {}
@@ -136,12 +137,13 @@ class Stepper:
             for number, seed in enumerate(self._seeds):
                 n_steps = int(np.random.default_rng(seed).integers(max_random_steps + 1))
                 for _ in range(n_steps):
-                    observations[number] = self._step_randomly(number)
+                    observations[number] = self._step_randomly(number, observations[number])
+        self._observations = observations
         return observations, infos
 
-    def _step_randomly(self, number: int) -> Any:
+    def _step_randomly(self, number: int, observation: Any) -> Any:
         """Take a random step in one environment; return the observation to act on."""
-        env, action = self._envs[number], self._action_spaces[number].sample()
+        env, action = self._envs[number], sample_action(self._action_spaces[number], observation)
         try:
             result = env.step(action)
             observation, reward, terminated, truncated, info = as_step(result)
@@ -206,7 +208,9 @@ class Stepper:
         except ValueError as error:  # a flag is an array
             self._find_misfit(error, results)
             raise
-        return self._reset_ended(columns) if has_ended else columns
+        columns = self._reset_ended(columns) if has_ended else columns
+        self._observations = columns.observation
+        return columns
 
     def _find_misfit(self, error: Exception, results: Sequence[Any]) -> None:
         """Raise an error that names the first environment whose step returned what none returns."""
@@ -229,10 +233,11 @@ class Stepper:
         self.tell_of(error, number)
 
     def random_actions(self) -> list[Any]:
-        """Draw an action for each environment from its own action space."""
+        """Draw an action for each environment, of those that its last observation allows."""
         if not self._is_reset:
             self.reset()
-        return [space.sample() for space in self._action_spaces]
+        observations = self._observations or [None] * self.n_envs  # none after `set_state`
+        return list(map(sample_action, self._action_spaces, observations))
 
     def check_state(self) -> None:
         """Refuse environments whose states can't be saved, as `check_env_state` does."""

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from parllel import default_storage
-from parllel.cages import MaskInObservation
+from parllel.cages import MaskInObservation, ProcessCage, SerialCage
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.samplers import BasicSampler
 from parllel.schedules import linear
@@ -142,6 +142,43 @@ def test_a_mask_of_another_length_is_found_when_the_agent_is_made(name: str) -> 
 
 
 # The wrapper
+
+
+class Strict(Allowing):
+    """Raise where an action is taken that was not allowed."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        result = super().step(action)
+        if not result[1]:
+            raise ValueError(f"illegal action {action}")
+        return result
+
+
+@pytest.mark.parametrize("kind", [SerialCage, ProcessCage])
+@pytest.mark.parametrize(
+    ("space", "nvec"),
+    [
+        (spaces.Discrete(5), [5]),
+        (spaces.Discrete(5, start=3), [5]),
+        (spaces.MultiDiscrete([2, 4]), [2, 4]),
+    ],
+)
+def test_random_actions_are_allowed_ones(kind: Any, space: Any, nvec: list[int]) -> None:
+    def make_env() -> gym.Env[Any, Any]:
+        return MaskInObservation(Strict(space, nvec))
+
+    with kind(make_env, n_envs=3, seed=0) as cage:
+        for _ in range(2):
+            cage.reset_async(max_random_steps=20)
+            cage.await_step()
+            for _ in range(20):
+                cage.random_step_async()
+                assert (cage.await_step()[2] == 1).all()
+
+
+def test_it_is_told_where_no_agent_sees_a_mask() -> None:
+    with pytest.warns(UserWarning, match=r"action_mask: it is in the environment's infos, where"):
+        build_example(lambda: Allowing(spaces.Discrete(5), [5]), storage="local")
 
 
 class Telling(gym.Env[Any, Any]):
