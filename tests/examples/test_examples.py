@@ -71,6 +71,7 @@ def make_short_atari(**settings: Any) -> Any:
 
 
 FOUR_ENVS = {"N_ENVS": 4, "CHECKPOINT_EVERY": 64}
+TWO_ENVS = {"N_ENVS": 2, "CHECKPOINT_EVERY": 32, "EVALUATE_EVERY": 32}
 ON_POLICY = {**FOUR_ENVS, "T": 8}
 OFF_POLICY = {
     **FOUR_ENVS,
@@ -108,7 +109,8 @@ CASES = [
     PIXELS_PPO._replace(constants=ON_POLICY, is_long="with workers"),
     *(
         case._replace(
-            constants={**case.constants, "N_ENVS": 2, "AtariVectorEnv": make_short_atari},
+            constants={**case.constants, **TWO_ENVS, "AtariVectorEnv": make_short_atari}
+            | ({"LEARN_AFTER": 16, "LOG_EVERY": 16} if case is ATARI_DQN else {}),
             config={**case.config, "steps": 64},
             is_long="with Atari",
         )
