@@ -1,6 +1,7 @@
 """Cages: environments behind one contract, stepped in this process or in worker processes.
 
-A cage is written with the files of this folder; `process` holds the machinery of workers.
+A cage is written with the files of this folder. `process` holds the machinery of workers, `vector`
+that of vector environments, and `states` what is saved of environments.
 """
 
 from parllel.cages.cage import Cage, Command

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from parllel.cages.attributes import attributes_of, pack, set_attributes, unpack
 from parllel.cages.env_checks import as_reset, as_step, check_env, check_make_env
 from parllel.cages.env_rows import copy_tree
-from parllel.cages.env_states import check_env_state, env_state, set_env_state
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.infos import LeftOut, copy_info
 from parllel.cages.spaces import check_members, check_space, sample_action
+from parllel.cages.states.attributes import attributes_of, pack, set_attributes, unpack
+from parllel.cages.states.env_states import check_env_state, env_state, set_env_state
 from parllel.tree.fitting import MisfitError
 
 Seed = int | np.random.SeedSequence | Sequence[np.random.SeedSequence] | None

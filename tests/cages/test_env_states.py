@@ -23,8 +23,8 @@ from gymnasium.wrappers import (
 
 from optional import needs
 from parllel.cages import SerialCage
-from parllel.cages.attributes import attributes_of, set_attributes
-from parllel.cages.env_states import check_env_state, env_state, set_env_state
+from parllel.cages.states.attributes import attributes_of, set_attributes
+from parllel.cages.states.env_states import check_env_state, env_state, set_env_state
 from parllel.runners.state_data import from_data, to_data
 from parllel.testing.contracts.cage_calls import assert_same, reset
 from parllel.testing.contracts.cage_states_contract import go_on

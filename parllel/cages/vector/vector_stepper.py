@@ -23,7 +23,7 @@ from parllel.cages.episodes import Episodes, TrajInfo
 from parllel.cages.infos import LeftOut, copy_info, info_of, take_info
 from parllel.cages.spaces import check_space, to_action_batch, to_actions
 from parllel.cages.stepper import Seed, seed_spaces, seed_words, spawn_seeds
-from parllel.cages.vector_backend import Mask, VectorBackend, check_is_vector_env
+from parllel.cages.vector.vector_backend import Mask, VectorBackend, check_is_vector_env
 from parllel.tree import dict_map
 from parllel.tree.fitting import MisfitError
 

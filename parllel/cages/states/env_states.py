@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from parllel.cages.attributes import attributes_of, pack, set_attributes, unpack
+from parllel.cages.states.attributes import attributes_of, pack, set_attributes, unpack
 
 # Of wrappers: what lies below, and how they were made.
 _NOT_OWN = frozenset({"env", "_saved_kwargs", "_cached_spec", "_metadata"})

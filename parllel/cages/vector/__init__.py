@@ -1,0 +1,1 @@
+"""The machinery of `VectorCage`: a vector environment, whatever its autoreset mode."""
