@@ -111,6 +111,8 @@ def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
         for each in (samples, replay, eval_sampler, sampler, *cages, *eval_cages):
             stack.callback(each.close)
         runner.run(resume=checkpoints if config.resume else None)
+        if not scores:  # a run was resumed that had come to its end
+            evaluation(runner)
     agent.save(run.model)
     return scores[-1]
 
