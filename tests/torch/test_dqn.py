@@ -47,6 +47,14 @@ class Ending(gym.Env[Any, Any]):
         return self.np_random.normal(0, 2, 2).astype(np.float32), {"action_mask": mask}
 
 
+class Unlimited(Ending):
+    """The same environment, which tells of no mask."""
+
+    def _tell(self) -> tuple[Any, dict[str, Any]]:
+        observation, _ = super()._tell()
+        return observation, {}
+
+
 class Values(nn.Linear):
     """A linear model of the values, of what is seen alone or of a tree with a mask."""
 
@@ -75,7 +83,7 @@ def make_world(
     **replay: Any,
 ) -> World:
     torch.manual_seed(0)
-    make_env: Any = (lambda: MaskInObservation(Ending())) if is_masked else Ending
+    make_env: Any = (lambda: MaskInObservation(Ending())) if is_masked else Unlimited
     example = build_example(make_env, storage=storage)
     generator = torch.Generator().manual_seed(0)
     agent = QAgent(Values(), example["observation"], 0.5, generator)
