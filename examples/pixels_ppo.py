@@ -32,7 +32,7 @@ CHECKPOINT_EVERY = 50_000
 class Config(RunConfig):
     """Train PPO on MiniGrid-DoorKey-5x5 from pixels."""
 
-    steps: int = 150_000
+    steps: int = 120_000
 
 
 def make_env(render_mode: str | None = None) -> gym.Env:
