@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from parllel.cages import VectorCage, spawn_seeds
 from parllel.metrics import Metrics
 from parllel.patterns import build_sample_tree, example_of
-from parllel.runners import Checkpoints, Evaluation, RLRunner, RunConfig, RunFolder, every
+from parllel.runners import Checkpoints, Evaluator, RLRunner, RunConfig, RunFolder, every
 from parllel.samplers import AlternatingSampler, EvalSampler
 from parllel.schedules import linear
 from parllel.torch.agents import CategoricalPgAgent
@@ -105,7 +105,7 @@ def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
         )
         for n_episodes in (N_EPISODES, N_LAST_EPISODES)
     )
-    evaluation = Evaluation(eval_sampler)
+    evaluation = Evaluator(eval_sampler)
     parts = {"agent": agent, "algorithm": algorithm}
     checkpoints = Checkpoints(run.checkpoints, sampler, seed=config.seed, **parts)
     hooks = [every(EVALUATE_EVERY, evaluation), every(CHECKPOINT_EVERY, checkpoints)]

@@ -15,7 +15,7 @@ from parllel.cages import VectorCage, spawn_seeds
 from parllel.metrics import Metrics
 from parllel.patterns import build_sample_tree, example_of
 from parllel.replays import Minibatches
-from parllel.runners import Checkpoints, Evaluation, RLRunner, RunConfig, RunFolder, every
+from parllel.runners import Checkpoints, Evaluator, RLRunner, RunConfig, RunFolder, every
 from parllel.samplers import AlternatingSampler, EvalSampler
 from parllel.schedules import linear
 from parllel.torch.agents import QAgent
@@ -122,7 +122,7 @@ def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
         )
         for n_episodes in (N_EPISODES, N_LAST_EPISODES)
     )
-    evaluation = Evaluation(eval_sampler)
+    evaluation = Evaluator(eval_sampler)
     parts = {"agent": agent, "optimizer": optimizer, "rng": rng}
     checkpoints = Checkpoints(run.checkpoints, sampler, seed=config.seed, **parts)
     hooks = [every(EVALUATE_EVERY, evaluation), every(CHECKPOINT_EVERY, checkpoints)]

@@ -13,7 +13,7 @@ from torch import nn
 from parllel.metrics import Metrics
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.replays import PrioritizedReplayBuffer
-from parllel.runners import Checkpoints, Evaluation, RLRunner, RunConfig, RunFolder, every
+from parllel.runners import Checkpoints, Evaluator, RLRunner, RunConfig, RunFolder, every
 from parllel.samplers import BasicSampler, EvalSampler
 from parllel.schedules import linear
 from parllel.torch.agents import QAgent
@@ -93,7 +93,7 @@ def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
         eval_cages, agent, n_episodes=5 * N_ENVS, max_steps=5_000, seed=1, storage=config.storage
     )
     scores = []
-    evaluation = Evaluation(
+    evaluation = Evaluator(
         eval_sampler, after=[lambda _, means: scores.append(means["episode_return"])]
     )
     parts = {"agent": agent, "algorithm": algorithm, "replay": replay}

@@ -24,7 +24,7 @@ from parllel import ArrayDict
 from parllel.metrics import CsvMetrics, Metrics
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.replays import Prefetcher, PrioritizedReplayBuffer
-from parllel.runners import Checkpoints, Evaluation, RLRunner, every
+from parllel.runners import Checkpoints, Evaluator, RLRunner, every
 from parllel.samplers import BasicSampler, EvalSampler
 from parllel.testing.toy_envs import Walk
 from parllel.torch.agents import CategoricalPgAgent, ModelOutputs, QAgent
@@ -87,7 +87,7 @@ def train(kind: str, folder: Path) -> None:
     checkpoints = Checkpoints(
         folder / "checkpoints", sampler, seed=SEED, saves_envs=bool(saves_envs), **parts
     )
-    evaluation = Evaluation(
+    evaluation = Evaluator(
         EvalSampler(
             eval_cages, sampler.agent, n_episodes=1, seed=1, deterministic=False, storage="local"
         )

@@ -112,7 +112,7 @@ class Stepper:
         self._is_reset = False
 
     def reset(self, max_random_steps: int = 0) -> tuple[list[Any], list[dict[str, Any]]]:
-        """Reset all environments, seeded the first time and after `reseed`. Episodes end untold.
+        """Reset all environments, seeded the first time. Episodes under way are forgotten.
 
         Args:
             max_random_steps: the most random steps that an environment takes after its reset.

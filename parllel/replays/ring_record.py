@@ -155,7 +155,8 @@ class RingRecord:
     def reset(self, observation: object) -> None:
         """Begin to append steps: all environments were reset, and gave these first observations.
 
-        Steps that are in the ring stay; episodes under way count as truncated (`restart`).
+        Steps that are in the ring stay; episodes under way count as truncated (`restart`). Steps of
+        a batch that is not whole yet, fewer than T, are dropped.
 
         Args:
             observation: rows [B, ...], a tree where the tree's `observation` is one.
@@ -195,6 +196,8 @@ class RingRecord:
             TypeError: a branch is missing, or is none of the tree.
             ValueError: a value has another shape than its rows, would lose something, or is not
                 finite; or `final_obs` are not those of truncated episodes. Nothing was changed.
+                Or a stack of frames does not follow on the one before, which is found when it is
+                written: then `reset` has to come next.
         """
         if self._n_appended is None:
             raise RuntimeError(

@@ -1,7 +1,7 @@
 """Runners: the outer loop of a training program, its hooks, and runs in files."""
 
 from parllel.runners.checkpoints import Checkpoints
-from parllel.runners.hooks import Evaluation, Hook, Run, every
+from parllel.runners.hooks import Evaluator, Hook, Run, every
 from parllel.runners.record_video import record_video
 from parllel.runners.rl_runner import Algorithm, RLRunner, RunSummary
 from parllel.runners.run_config import RunConfig
@@ -11,7 +11,7 @@ from parllel.runners.saved_run import load_run, save_run
 __all__ = [
     "Algorithm",
     "Checkpoints",
-    "Evaluation",
+    "Evaluator",
     "Hook",
     "RLRunner",
     "Run",

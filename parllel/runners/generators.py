@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
-_N_WORDS = 624  # of the state of MT19937
+from parllel.generator_states import python_and_numpy_state, set_python_and_numpy_state
 
 
 class GlobalGenerators:
     """The states of the generators that programs share: Python's, NumPy's old one, and torch's.
 
+    >>> import random
     >>> generators = GlobalGenerators()
     >>> state = generators.state_dict()
     >>> first = random.random()
@@ -26,37 +25,19 @@ class GlobalGenerators:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all states. Those of GPUs are among them where torch has used one."""
-        version, words, gauss = random.getstate()
-        numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  # others may use it
         on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         return {
-            "python": [version, np.array(words, np.int64), gauss],
-            "numpy": numpy_state,
+            **python_and_numpy_state(),
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if on_gpu else [],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set all states; those of GPUs where there are as many as were saved."""
-        check_position(state["numpy"])
-        version, words, gauss = state["python"]
-        random.setstate((version, tuple(words.tolist()), gauss))
-        np.random.set_state(state["numpy"])  # noqa: NPY002  # others may use it
+        set_python_and_numpy_state(state)
         torch.set_rng_state(state["torch"])
         if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def check_position(state: Mapping[str, Any]) -> None:
-    """Refuse a state of NumPy's MT19937 that points out of its words: it would read other memory.
-
-    Raises:
-        ValueError: it does.
-    """
-    inner = state.get("state")
-    position = inner.get("pos", 0) if isinstance(inner, Mapping) else 0
-    if not 0 <= position <= _N_WORDS:
-        raise ValueError(f"generator: position {position}, expected 0 to {_N_WORDS}")
 
 
 @contextmanager

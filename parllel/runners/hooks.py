@@ -84,7 +84,7 @@ def is_reached(n_steps: int, run: Run) -> bool:
     return run.n_steps // n_steps > (run.n_steps - run.steps_per_batch) // n_steps
 
 
-class Evaluation:
+class Evaluator:
     """A hook that plays episodes, and logs their means as `eval/...`.
 
     The global generators of Python, NumPy and torch, and the agent's own (`generator`), are
@@ -98,8 +98,8 @@ class Evaluation:
     ...     def step(self, observation, *, deterministic=False):
     ...         return [0] * len(observation), {}
     >>> sampler = EvalSampler([SerialCage(Clock)], Zeros(), n_episodes=2, storage="local")
-    >>> evaluation = Evaluation(sampler, after=[lambda run, means: print(means)])
-    >>> evaluation(SimpleNamespace(n_steps=64, metrics=Metrics()))
+    >>> evaluate = Evaluator(sampler, after=[lambda run, means: print(means)])
+    >>> evaluate(SimpleNamespace(n_steps=64, metrics=Metrics()))
     {'episode_length': 3.0, 'episode_return': 6.0}
 
     Args:

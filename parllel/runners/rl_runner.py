@@ -93,7 +93,7 @@ class RLRunner:
         learn_after: number of environment steps before learning begins. Batches before are
             collected, and a replay buffer takes them.
         after_batch: functions that are called with the runner after each batch, in this order:
-            `Evaluation`, `Checkpoints`, or any of your own. `every` makes them less frequent.
+            `Evaluator`, `Checkpoints`, or any of your own. `every` makes them less frequent.
         stop_when: function of the runner; the batch after which it returns True is the last one.
 
     Attributes:

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from parllel.generator_states import set_generator_state
 from parllel.replays import ReplayBuffer
-from parllel.runners.generators import GlobalGenerators, check_position
+from parllel.runners.generators import GlobalGenerators
 from parllel.runners.state_data import from_data, to_data
 from parllel.tree import ArrayDict, open_tree, save_tree, saved_json
 from parllel.tree.file_locks import try_lock
@@ -119,6 +120,7 @@ def load_run(folder: str | Path, /, **parts: Any) -> bool:  # Any: as for save_r
         parts: objects like those that were saved, by the same names.
 
     Raises:
+        FileNotFoundError: a file of the checkpoint is missing.
         KeyError: other parts were saved.
         TypeError: a part is of a kind that can't be saved.
         ValueError: a file is damaged, or a part does not take what was saved.
@@ -148,9 +150,10 @@ def load_run(folder: str | Path, /, **parts: Any) -> bool:  # Any: as for save_r
         for name, entry in entries.items()
         if not _is_of_tree(entry)
     }
-    for name, part in parts.items():  # the generators are the last: another part may draw
-        if _is_tree(part) is not (name not in states):
+    for name, part in parts.items():
+        if _is_tree(part) is (name in states):
             raise ValueError(f"{checkpoint}: {name} was saved as a part of another kind")
+    for name, part in parts.items():  # the generators are the last: another part may draw
         try:
             if name in states:
                 _set_state(part, states[name])
@@ -208,9 +211,10 @@ def _delete(folder: Path, names: list[str]) -> None:
     """Delete checkpoints; one that can't be deleted stays."""
     for name in names:
         unfinished = folder / f"{name.removesuffix('.unfinished')}.unfinished"
-        if not name.endswith(".unfinished"):
-            (folder / name).rename(unfinished)  # half of a checkpoint must not look like one
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with suppress(OSError):
+            if not name.endswith(".unfinished"):
+                (folder / name).rename(unfinished)  # half of a checkpoint must not look like one
+            shutil.rmtree(unfinished)
 
 
 def _write(folder: Path, parts: Mapping[str, Any]) -> None:
@@ -256,8 +260,7 @@ def _state_of(part: Any) -> Any:
 
 def _set_state(part: Any, state: Any) -> None:
     if isinstance(part, np.random.Generator):
-        check_position(state)
-        part.bit_generator.state = state
+        set_generator_state(part, state)
     elif isinstance(part, torch.Generator):
         part.set_state(state)
     else:

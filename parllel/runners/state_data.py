@@ -83,17 +83,23 @@ def _as_tensor(value: Any, path: TreePath) -> tuple[str, Tensor]:
             kind = "array" if isinstance(value, np.ndarray) else "scalar"
             value = torch.from_numpy(np.array(value))
         elif isinstance(value, bytes):
-            kind, value = "bytes", torch.frombuffer(bytearray(value), dtype=torch.uint8)
-        if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized:
+            kind, value = "bytes", torch.from_numpy(np.frombuffer(value, np.uint8).copy())
+        if isinstance(value, Tensor) and _is_dense(value):
             own = value.detach().to("cpu", copy=True)
             return kind, own.contiguous()
-    except (TypeError, ValueError):  # torch has no such dtype; or no bytes at all
+    except (TypeError, ValueError):  # torch has no such dtype
         pass
     dtype = f" of {value.dtype}" if hasattr(value, "dtype") else ""
     raise TypeError(
         f"{path_text(path)}: got a {type(value).__name__}{dtype}, expected a dense tensor, an array"
         " of numbers, a number, a text, None, or a dict, list or tuple of these"
     )
+
+
+def _is_dense(value: Tensor) -> bool:
+    """Whether a file of safetensors holds such a tensor."""
+    is_held = not value.is_quantized and value.dtype != torch.complex128
+    return is_held and value.layout is torch.strided
 
 
 def _to_scalar(tensor: Tensor) -> Any:

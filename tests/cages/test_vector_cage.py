@@ -329,6 +329,17 @@ def test_a_wrapper_is_never_passed_by() -> None:
     assert rows == [[0, 1], [0, 2], [1, 0], [1, 1]]  # the third step was spent on the reset
 
 
+def test_an_environment_that_keeps_resets_through_one_of_all_is_not_seeded_anew() -> None:
+    def make_env() -> gym.Env[Any, Any]:
+        return Clock()
+
+    with (
+        VectorCage(AsyncVectorEnv, {"env_fns": [make_env], "shared_memory": False}) as cage,
+        pytest.raises(NotImplementedError, match="reseed: AsyncVectorEnv"),
+    ):
+        cage.reseed(1)
+
+
 def test_without_shared_memory_a_reset_of_all_leaves_the_reset_of_the_next_step() -> None:
     make_env = functools.partial(Clock, 2)
     kwargs = {"env_fns": [make_env, make_env], "shared_memory": False}

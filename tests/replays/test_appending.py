@@ -181,7 +181,7 @@ def test_a_batch_that_a_reset_cuts_short_is_not_taken() -> None:
 
 def test_a_sampler_and_a_loop_do_not_write_the_same_batch() -> None:
     replay = make_buffer(Walk, 4, storage="local")
-    observation = {"rows": np.zeros((B, 3))}["rows"]
+    observation = np.zeros((B, 3))
     names = ("action", "reward", "terminated", "truncated")
     step: dict[str, Any] = {name: np.zeros(B, replay.samples[name].dtype) for name in names}
     if len(replay.samples["env_info"]):

@@ -25,7 +25,7 @@ PACKAGE_ROOTS = {"parllel": ROOT / "parllel", "parllel.kernels": ROOT / "kernels
 # Parts of one layer are siblings and never import each other.
 LAYERS = (
     ("parllel.kernels",),
-    ("parllel.cuda", "parllel.schedules"),
+    ("parllel.cuda", "parllel.generator_states", "parllel.schedules"),
     ("parllel.storages",),
     ("parllel.ops",),
     ("parllel.arrays",),

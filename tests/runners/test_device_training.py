@@ -12,7 +12,7 @@ import torch
 from parllel import default_storage
 from parllel.metrics import Metrics, MetricsSink
 from parllel.patterns import build_cages, build_example, build_sample_tree
-from parllel.runners import Evaluation, RLRunner, every
+from parllel.runners import Evaluator, RLRunner, every
 from parllel.samplers import BasicSampler, EvalSampler
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Walk
@@ -71,7 +71,7 @@ def train(storage: str | None) -> tuple[list[dict[str, float]], list[Any]]:
         Metrics(recorder),
         n_steps=4 * T * B,
         transforms=[ClipRewards(-2, 2), EstimateAdvantage(), NormalizeAdvantage()],
-        after_batch=[every(2 * T * B, Evaluation(eval_sampler))],
+        after_batch=[every(2 * T * B, Evaluator(eval_sampler))],
     )
     runner.run()
     return recorder.logs, [each.tolist() for each in agent.model.parameters()]

@@ -18,7 +18,7 @@ from parllel.cages import SerialCage, TrajInfo
 from parllel.kernels import targets
 from parllel.metrics import Metrics, MetricsSink
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
-from parllel.runners import Evaluation, RLRunner, every
+from parllel.runners import Evaluator, RLRunner, every
 from parllel.samplers import BasicSampler, EvalSampler
 from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.toy_envs import Clock, Walk
@@ -234,7 +234,7 @@ def run(
     ):
         if eval_lengths:
             eval_sampler = EvalSampler([eval_cage], agent, n_episodes=4)
-            options["after_batch"] = [every(eval_every, Evaluation(eval_sampler, after=after))]
+            options["after_batch"] = [every(eval_every, Evaluator(eval_sampler, after=after))]
         runner = RLRunner(
             BasicSampler([cage], agent, samples),
             algorithm or Script(),
@@ -362,7 +362,7 @@ def test_training_draws_the_same_with_evaluations_and_without() -> None:
 
     agent = Drawing()
     with SerialCage(Clock, n_envs=2) as cage:
-        evaluation = Evaluation(EvalSampler([cage], agent, n_episodes=2))
+        evaluation = Evaluator(EvalSampler([cage], agent, n_episodes=2))
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002
         evaluation(SimpleNamespace(n_steps=1, metrics=Recorder()))  # type: ignore[arg-type]
@@ -415,6 +415,28 @@ def test_a_run_that_was_done_goes_on_only_where_there_are_more_steps() -> None:
         _, summary = run(algorithm, n_steps=n_steps, resume=Saved())
         assert len(algorithm.sums) == n_more
         assert summary.n_steps == (2 + n_more) * BATCH
+
+
+def test_a_run_without_a_save_to_resume_logs_its_steps_once() -> None:
+    class Nothing:
+        def load(self, runner: Any) -> bool:
+            return False
+
+    class Rewound(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logs.append((BATCH, {"left": 1.0}))  # by the run that was cut off
+
+        def _rewind(self, step: int) -> None:
+            self.logs = [log for log in self.logs if log[0] <= step]
+
+    agent, recorder = Constant(), Rewound()
+    samples = build_sample_tree(build_example(Clock), agent, batch_shape=(T, B))
+    with SerialCage(Clock, n_envs=B) as cage:
+        runner = RLRunner(BasicSampler([cage], agent, samples), Script(), recorder, n_steps=BATCH)
+        runner.run(resume=Nothing())
+    assert [step for step, _ in recorder.logs] == [BATCH]
+    assert "left" not in recorder.logs[0][1]
 
 
 def test_learning_begins_after_some_steps() -> None:

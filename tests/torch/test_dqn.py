@@ -342,6 +342,12 @@ def test_what_it_can_not_work_with_is_refused(stack: ExitStack) -> None:
     agent = QAgent(lambda rows: torch.zeros(len(rows), 3), torch.zeros(1, 2), 0.1)
     with pytest.raises(TypeError, match=r"model: got a function, expected a torch\.nn\.Module"):
         DQN(agent, world.replay, optimizer)
+    other = stack.enter_context(Prefetcher(make_world(stack).replay, 32))
+    with pytest.raises(ValueError, match="prefetcher: it draws from another buffer than replay"):
+        DQN(world.agent, world.replay, optimizer, prefetcher=other)
+    stranger = torch.optim.SGD(Values().parameters())
+    with pytest.raises(ValueError, match="optimizer: it has no parameter of the agent's model"):
+        DQN(world.agent, world.replay, stranger)
 
 
 @each_schedule

@@ -48,6 +48,7 @@ from parllel.cages.process.status_page import (
 from parllel.cages.process.task import Task
 from parllel.cages.process.watched_env import Watch, WatchedEnv
 from parllel.cages.stepper import Columns, Seed, Stepper
+from parllel.generator_states import python_and_numpy_state, set_python_and_numpy_state
 from parllel.storages import Memory, Shared
 from parllel.tree.fitting import MisfitError
 
@@ -107,11 +108,7 @@ class _WorkerStepper(Stepper):
     def get_state(self) -> list[dict[str, Any]]:
         """Return all states; the first one has those of the worker's global generators, too."""
         states = super().get_state()
-        version, words, gauss = random.getstate()
-        states[0]["worker"] = {
-            "python": [version, np.array(words, np.int64), gauss],
-            "numpy": np.random.get_state(legacy=False),  # noqa: NPY002  # environments may use it
-        }
+        states[0]["worker"] = python_and_numpy_state()
         return states
 
     def set_state(self, states: Sequence[Mapping[str, Any]]) -> None:
@@ -122,9 +119,7 @@ class _WorkerStepper(Stepper):
             if "watch" not in state["env"]:  # the state is of a cage without a worker
                 env.reseed(own)
         if "worker" in states[0]:
-            version, words, gauss = states[0]["worker"]["python"]
-            random.setstate((version, tuple(words.tolist()), gauss))
-            np.random.set_state(states[0]["worker"]["numpy"])  # noqa: NPY002
+            set_python_and_numpy_state(states[0]["worker"])
 
     def _check_env(self, env: Any) -> None:
         env.check_state()

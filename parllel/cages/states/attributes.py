@@ -20,6 +20,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from parllel.generator_states import set_generator_state
 from parllel.tree import TreePath, path_text
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
@@ -145,13 +146,13 @@ def _members(data: Any, own: Any, path: TreePath) -> list[Any]:
 def _set(kind: str, own: Any, content: Any) -> None:
     """Set the state of a value that stays what it is; raise where it is of another kind."""
     if kind == "generator":
-        own.bit_generator.state = copy.deepcopy(content)
+        set_generator_state(own, copy.deepcopy(content))
     elif kind == "random_state":
-        own.set_state(content)
+        set_generator_state(own, content)
     elif kind == "space":
         for part, state in zip(_parts_of(own), content, strict=True):
             if state is not None:  # otherwise it has drawn nothing
-                part.np_random.bit_generator.state = copy.deepcopy(state["generator"])
+                set_generator_state(part.np_random, copy.deepcopy(state["generator"]))
     elif kind == "object":
         set_attributes(own, content)
     elif kind == "enum":

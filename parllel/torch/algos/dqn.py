@@ -70,8 +70,8 @@ class DQNSettings:
         n_updates: number of updates for each batch of the sampler.
         double: whether the agent's own network chooses the next action, whose value the target
             network gives; otherwise the target network does both.
-        loss: of an error e, "huber" is e^2 / 2 where abs(e) <= 1 and abs(e) - 1/2 elsewhere;
-            "squared" is e^2 / 2 everywhere.
+        loss: "squared" takes half of the square of each error. "huber" does the same for errors
+            from -1 to 1, and takes the absolute value less 1/2 of larger ones.
         target_period: number of updates from one change of the target network to the next.
         target_share: share of the agent's network that the target network takes on at each
             change, in (0, 1]: target += share * (own - target). With 1 it is a copy; averaging

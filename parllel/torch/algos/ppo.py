@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from parllel.generator_states import set_generator_state
 from parllel.replays import Minibatches
 from parllel.schedules import Schedule, value_at
 from parllel.torch.agents import Evaluation
@@ -252,7 +253,7 @@ class PPO:
             KeyError, ValueError: the state is another one's.
         """
         self._descent.load_state_dict(state["optimizer"])
-        self._rng.bit_generator.state = state["rng"]
+        set_generator_state(self._rng, state["rng"])
         self._set_numbers(state["progress"])
 
     def optimize(self, batch: ArrayDict) -> dict[str, float]:
