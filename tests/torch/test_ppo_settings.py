@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from parllel import Array, ArrayDict
 from parllel.runners.state_data import from_data, to_data
 from parllel.schedules import linear
 from parllel.torch.agents import CategoricalPgAgent, Evaluation
-from parllel.torch.algos import PPO, PPOSettings
+from parllel.torch.algos import PPO, DQNSettings, PPOSettings
 
 ONE_UPDATE: dict[str, Any] = {"n_epochs": 1, "n_minibatches": 1}
 
@@ -90,7 +93,10 @@ def test_a_schedule_learns_as_its_number_at_that_progress_does(name: str) -> Non
         agent = make_agent()
         batch = ppo_batch(agent, off_policy=0.3)
         batch["agent_info"]["value"] = Array(batch["return_"].shape, np.float32)
-        ppo = make_ppo(agent, **ONE_UPDATE, **{name: setting})
+        # Adam's first step has the same length for all gradients of the same signs.
+        optimizer = torch.optim.SGD(agent.model.parameters(), lr=0.1)
+        settings = PPOSettings(**ONE_UPDATE, **{name: setting})
+        ppo = PPO(agent, optimizer, settings, rng=np.random.default_rng(0))
         if callable(setting):
             ppo.set_progress(0.75)
         numbers = ppo.optimize(batch)
@@ -129,6 +135,68 @@ def test_settings_that_mean_nothing_are_refused_at_once(wrong: dict[str, Any]) -
     (name,) = wrong
     with pytest.raises((TypeError, ValueError), match=f"{name}: got"):
         PPOSettings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value", "expected"),
+    [
+        (settings, name, value, expected)
+        for settings, names in (
+            (PPOSettings, ("value_coefficient", "max_grad_norm", "kl_limit")),
+            (DQNSettings, ("target_share", "max_grad_norm")),
+        )
+        for name in names
+        for value, expected in (
+            (linear(0.5, 0.1), "a plain number"),
+            (np.float32(0.5), "a plain number"),
+            (Fraction(1, 2), "a plain number"),
+            (Decimal("0.5"), "a plain number"),
+            (True, "a plain number"),
+            ("0.5", "a plain number"),
+            (math.nan, "a number"),
+            (-1.0, "a number"),
+        )
+    ]
+    + [
+        (settings, name, value, "a plain number or a schedule")
+        for settings, names in (
+            (PPOSettings, ("clip", "value_clip", "entropy_coefficient", "learning_rate")),
+            (DQNSettings, ("learning_rate", "beta")),
+        )
+        for name in names
+        for value in (np.float32(0.5), Fraction(1, 2), True, "0.5")
+    ]
+    + [
+        (settings, name, value, "an integer of 1 or more")
+        for settings, names in (
+            (PPOSettings, ("n_epochs", "n_minibatches")),
+            (DQNSettings, ("batch_size", "n_updates", "target_period")),
+        )
+        for name in names
+        for value in (2.0, True, np.int64(2), linear(1, 2), "2")
+    ]
+    + [
+        (DQNSettings, "double", 1, "True or False"),
+        (PPOSettings, "clip", None, "a plain number or a schedule"),
+        (PPOSettings, "value_coefficient", math.inf, "a number of 0 or more"),
+        (PPOSettings, "kl_limit", 10**400, "a number above 0"),
+    ],
+)
+def test_a_setting_of_another_kind_than_documented_is_refused(
+    settings: Any, name: str, value: Any, expected: str
+) -> None:
+    error = ValueError if expected.startswith("a number") else TypeError
+    with pytest.raises(error, match=re.escape(f"{name}: got {value!r}, expected {expected}")):
+        settings(**{name: value})
+
+
+def test_settings_take_what_is_documented() -> None:
+    ppo = PPOSettings(
+        clip=1, value_clip=linear(0.2, 0), value_coefficient=0, max_grad_norm=math.inf, kl_limit=1
+    )
+    dqn = DQNSettings(target_share=1, beta=0, max_grad_norm=math.inf, double=False)
+    assert json.loads(json.dumps([ppo.max_grad_norm, dqn.target_share])) == [math.inf, 1]
+    assert PPOSettings(clip=np.float64(0.1)).clip == 0.1
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])

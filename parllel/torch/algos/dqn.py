@@ -16,6 +16,8 @@ from parllel.schedules import Schedule, value_at
 from parllel.torch.agents.modes import in_mode
 from parllel.torch.algos.descent import Descent
 from parllel.torch.algos.not_finite import refuse_loss
+from parllel.torch.algos.scheduled import Scheduled
+from parllel.torch.algos.settings import check_counts, check_flag, check_number
 from parllel.tree import ArrayDict
 
 _NAMES = ("loss", "value", "td_error")  # what is reported
@@ -80,10 +82,11 @@ class DQNSettings:
             (`parllel.schedules`). None leaves it to the optimizer.
         beta: exponent of the importance weights of a PrioritizedReplayBuffer; a number or a
             schedule. None leaves it to the buffer.
-        max_grad_norm: norm to which a larger gradient is cut down.
+        max_grad_norm: norm to which a larger gradient is cut down; math.inf for no bound.
 
     Raises:
-        TypeError: a setting is no number, or a schedule gives none at 0 or 1.
+        TypeError: a setting is of another type than is written here (a number is an int or a
+            float), or a schedule gives no number at 0 or 1.
         ValueError: a number is outside the range in which it means something.
 
     Example:
@@ -102,23 +105,17 @@ class DQNSettings:
     max_grad_norm: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "n_updates", "target_period"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more")
-        for name in ("target_share", "max_grad_norm"):
-            number = value_at(name, getattr(self, name), 0.0)
-            if not 0 < number <= (1 if name == "target_share" else math.inf):
-                most = " and at most 1" if name == "target_share" else ""
-                raise ValueError(f"{name}: got {number}, expected a number above 0{most}")
+        check_counts(self, "batch_size", "n_updates", "target_period")
+        check_flag(self, "double")
         if self.loss not in ("huber", "squared"):
             raise ValueError(f"loss: got {self.loss!r}, expected 'huber' or 'squared'")
-        for name in ("learning_rate", "beta"):
-            if (setting := getattr(self, name)) is not None:
-                for progress in (0.0, 1.0):
-                    value_at(name, setting, progress, least=0)
+        check_number(self, "target_share", above=0, most=1)
+        check_number(self, "learning_rate", least=0, may_change=True, is_optional=True)
+        check_number(self, "beta", least=0, may_change=True, is_optional=True)
+        check_number(self, "max_grad_norm", above=0, most=math.inf)
 
 
-class DQN:
+class DQN(Scheduled[DQNAgent]):
     """Learn action values from transitions that are drawn from a replay buffer.
 
     error = Q(s, a) - (R + g * Q'(s', a*)),  a* = argmax_a Q(s', a) or, not double, of Q'(s', a)
@@ -203,7 +200,8 @@ class DQN:
             )
         if prefetcher is not None and prefetcher.replay is not replay:
             raise ValueError("prefetcher: it draws from another buffer than replay")
-        self._agent, self._model = agent, agent.model
+        super().__init__(agent)
+        self._model = agent.model
         self._replay, self._prefetcher = replay, prefetcher
         self._descent = Descent(optimizer, self._settings.max_grad_norm, agent.model)
         self._target_model = copy.deepcopy(self._model).eval().requires_grad_(False)
@@ -305,19 +303,6 @@ class DQN:
     def _check(self, norm: float, batch: ArrayDict) -> None:
         if not math.isfinite(norm):
             refuse_loss("the norm of the gradient", batch, self._model)
-
-    def set_progress(self, progress: float) -> None:
-        """Set what has a schedule, here, in the buffer and in the agent, before each batch.
-
-        Args:
-            progress: share of the run that is done, in [0, 1].
-
-        Raises:
-            TypeError, ValueError: a schedule gives no number, or one that means nothing.
-        """
-        self._set_numbers(progress)
-        if (set_progress := getattr(self._agent, "set_progress", None)) is not None:
-            set_progress(progress)
 
     def _set_numbers(self, progress: float) -> None:
         rate, beta = self._settings.learning_rate, self._settings.beta

@@ -19,6 +19,8 @@ from parllel.torch.agents.modes import in_mode
 from parllel.torch.algos.descent import Descent
 from parllel.torch.algos.not_finite import refuse_loss
 from parllel.torch.algos.policy_before import PolicyBefore
+from parllel.torch.algos.scheduled import Scheduled
+from parllel.torch.algos.settings import check_counts, check_number
 from parllel.tree import ArrayDict, leaves_of
 from parllel.tree.not_finite import find_not_finite
 
@@ -72,12 +74,13 @@ class PPOSettings:
         entropy_coefficient: weight of the entropy bonus; or a schedule.
         learning_rate: the optimizer's learning rate, of all its groups; a number or a schedule.
             None leaves it to the optimizer.
-        max_grad_norm: norm to which a larger gradient is cut down.
+        max_grad_norm: norm to which a larger gradient is cut down; math.inf for no bound.
         kl_limit: estimated KL divergence from the batch's policy, in nats, beyond which no more
             minibatches of the batch are used; None for no limit.
 
     Raises:
-        TypeError: a setting is no number, or a schedule gives none at 0 or 1.
+        TypeError: a setting is of another type than is written here (a number is an int or a
+            float), or a schedule gives no number at 0 or 1.
         ValueError: a number is outside the range in which it means something.
 
     Example:
@@ -97,17 +100,14 @@ class PPOSettings:
     kl_limit: float | None = None
 
     def __post_init__(self) -> None:
-        counts = {"n_epochs": self.n_epochs, "n_minibatches": self.n_minibatches}
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name}: got {count}, expected 1 or more")
-        for name in ("clip", "value_clip", "max_grad_norm", "kl_limit"):
-            number = getattr(self, name)
-            if isinstance(number, int | float) and not number > 0:
-                raise ValueError(f"{name}: got {number}, expected a number above 0")
-        value_at("value_coefficient", self.value_coefficient, 0.0, least=0)
-        for progress in (0.0, 1.0):
-            self.at(progress)
+        check_counts(self, "n_epochs", "n_minibatches")
+        check_number(self, "clip", above=0, may_change=True)
+        check_number(self, "value_clip", above=0, may_change=True, is_optional=True)
+        check_number(self, "value_coefficient", least=0)
+        check_number(self, "entropy_coefficient", least=0, may_change=True)
+        check_number(self, "learning_rate", least=0, may_change=True, is_optional=True)
+        check_number(self, "max_grad_norm", above=0, most=math.inf)
+        check_number(self, "kl_limit", above=0, is_optional=True)
 
     def at(self, progress: float) -> PPONumbers:
         """Return the numbers that may be schedules at some progress of the run.
@@ -138,7 +138,7 @@ class PPONumbers(NamedTuple):
     learning_rate: float | None
 
 
-class PPO:
+class PPO(Scheduled[PPOAgent]):
     """Learn from batches with the clipped surrogate objective.
 
     The batch has the branches `observation`, `action`, `advantage`, `return_` and
@@ -208,26 +208,13 @@ class PPO:
                 f"agent: {type(agent).__name__} has no {' and no '.join(missing)}, expected an"
                 " agent as torch.agents.CategoricalPgAgent (see PPOAgent)"
             )
-        self._agent = agent
+        super().__init__(agent)
         self._settings = settings or PPOSettings()
         self._minibatches = Minibatches(self._settings.n_minibatches, rng)
         self._rng = rng
         self._descent = Descent(optimizer, self._settings.max_grad_norm, agent.model)
         self._before = PolicyBefore(agent.model)
         self._set_numbers(0.0)
-
-    def set_progress(self, progress: float) -> None:
-        """Set what has a schedule, here and in the agent, before a batch is collected.
-
-        Args:
-            progress: share of the run that is done, in [0, 1].
-
-        Raises:
-            TypeError, ValueError: a schedule gives no number, or one that means nothing.
-        """
-        self._set_numbers(progress)
-        if (set_progress := getattr(self._agent, "set_progress", None)) is not None:
-            set_progress(progress)
 
     def _set_numbers(self, progress: float) -> None:
         self._numbers = self._settings.at(progress)
