@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from parllel.metrics.metrics_sink import STEP, MetricsSink
@@ -143,6 +143,8 @@ def _read_header(path: Path) -> list[str]:
             f"{path}: the first column is {first!r}, expected {STEP!r}; "
             "this is no file of CsvMetrics, so choose another path"
         )
+    if len(set(header)) != len(header):
+        raise ValueError(f"{path}: a column twice, among {header}; choose another path")
     if content and not end:
         _logger.warning("%s: dropped an unfinished header: %r", path, content)
         os.truncate(path, 0)
@@ -169,15 +171,43 @@ def _drop_unfinished_row(path: Path) -> None:
             file.truncate(end)
 
 
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the cells of each row of a file of CsvMetrics by their columns.
+
+    Raises:
+      ValueError: a row is none that CsvMetrics wrote; the message has its line and its column.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.reader(file)
+        try:
+            columns = next(rows, [])
+            for row in rows:
+                yield _checked(row, columns)
+        except (ValueError, csv.Error) as error:
+            raise ValueError(
+                f"{path}: line {rows.line_num}: {error}; the table is damaged: put it back as the"
+                " run wrote it, or take it away"
+            ) from error
+
+
+def _checked(row: list[str], columns: Sequence[str]) -> dict[str, str]:
+    if len(row) != len(columns):
+        raise ValueError(f"got {len(row)} cells, expected {len(columns)}, one for each column")
+    cells = dict(zip(columns, row, strict=True))
+    if not (cells[STEP].isascii() and cells[STEP].isdigit()):
+        raise ValueError(f"{STEP}: got {cells[STEP]!r}, expected an integer")
+    for key, cell in cells.items():
+        try:
+            float(cell or 0)
+        except ValueError:
+            raise ValueError(f"{key}: got {cell!r}, expected a number") from None
+    return cells
+
+
 def _copy_rows(source: Path, target: Path, columns: Sequence[str], last_step: int | None) -> None:
-    with (
-        source.open(encoding="utf-8", newline="") as old,
-        target.open("x", encoding="utf-8", newline="") as new,
-    ):
-        rows = csv.reader(old)
-        next(rows)  # the old header
+    with target.open("x", encoding="utf-8", newline="") as new:
         writer = csv.writer(new, lineterminator="\n")
         writer.writerow(columns)
-        for row in rows:
-            if last_step is None or int(row[0]) <= last_step:
-                writer.writerow(row + [""] * (len(columns) - len(row)))
+        for cells in read_rows(source):
+            if last_step is None or int(cells[STEP]) <= last_step:
+                writer.writerow([cells.get(key, "") for key in columns])

@@ -1,12 +1,12 @@
 """LearningCurve: a PNG of chosen metrics over the run, drawn when the run ends."""
 
-import csv
 import logging
 import os
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
+from parllel.metrics.csv_metrics import read_rows
 from parllel.metrics.metrics_sink import STEP, MetricsSink
 from parllel.metrics.train_extra import import_from_train_extra
 
@@ -87,11 +87,9 @@ class LearningCurve(MetricsSink):
 
     def _read(self, path: Path, last_step: int) -> None:
         """Take the points of a run that is resumed from the table that it wrote."""
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if int(row[STEP]) <= last_step:
-                    values = {key: float(cell) for key, cell in row.items() if cell}
-                    self._write(int(row[STEP]), values)
+        for cells in read_rows(path):
+            if (step := int(cells[STEP])) <= last_step:
+                self._write(step, {key: float(cell) for key, cell in cells.items() if cell})
 
     def _finish(self) -> None:
         curves = {key: points for key, points in self._points.items() if points[0]}

@@ -18,6 +18,7 @@ from parllel.metrics import (
     TensorBoardMetrics,
 )
 from parllel.runners.run_config import RunConfig
+from parllel.tree import saved_json
 from parllel.tree.whole_files import make_folders, replace_file
 
 # A resumed run may have others of these: where it lies, how long it is, which memory it has.
@@ -51,8 +52,8 @@ class RunFolder:
     Raises:
         FileExistsError: there is a run in the folder, and it is not to be resumed.
         FileNotFoundError: there is none to resume.
-        ValueError: a run is to be resumed that was begun with other arguments; or no folder is
-            named to resume.
+        ValueError: a run is to be resumed that was begun with other arguments, or whose
+            `config.json` is damaged; or no folder is named to resume.
     """
 
     def __init__(self, config: RunConfig, *, name: str) -> None:
@@ -80,7 +81,7 @@ class RunFolder:
     def _check_same(self, config: Mapping[str, Any]) -> None:
         if not self._config_path.exists():
             raise FileNotFoundError(f"{self._config_path}: there is no run to resume; leave it out")
-        begun = json.loads(self._config_path.read_text())
+        begun = _read_config(self._config_path)
         names = sorted((begun.keys() | config.keys()) - set(_MAY_CHANGE))
         differing = {
             name: (begun.get(name), config.get(name))
@@ -118,6 +119,16 @@ class RunFolder:
             ProgressBar(n_steps),
             *sinks,
         )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return saved_json.parse(saved_json.read_data(path))
+    except saved_json.DamagedError as error:
+        raise ValueError(
+            f"{path}: no config of a run, expected a JSON object of its arguments: {error}; put the"
+            " file back as the run wrote it, or begin another run (out)"
+        ) from error
 
 
 def _as_json(config: RunConfig) -> dict[str, Any]:

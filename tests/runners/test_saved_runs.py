@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -476,6 +477,53 @@ def test_a_run_is_resumed_with_its_own_arguments(tmp_path: Path) -> None:
         RunFolder(Config(out=tmp_path / "other", resume=True), name="program")
     with pytest.raises(ValueError, match="resume: got no folder"):
         RunFolder(Config(resume=True), name="program")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\x00", b"[1, 2]", b"null", b'{"seed": 0, "seed": 0}', b"[" * 100_000],
+)
+def test_a_damaged_config_is_an_error_with_its_file(content: bytes, tmp_path: Path) -> None:
+    RunFolder(Config(out=tmp_path), name="program")
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: no config of a run, expected"):
+        RunFolder(Config(out=tmp_path, resume=True), name="program")
+    assert path.read_bytes() == content
+    path.write_text('{"model": "large"}')  # of another program
+    with pytest.raises(ValueError, match=r"'model': \('large', None\), 'seed': \(None, 0\)"):
+        RunFolder(Config(out=tmp_path, resume=True), name="program")
+
+
+@needs("matplotlib", "tensorboard", "tqdm")
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("10,x", r"line 3: train/episode_return: got 'x', expected a number"),
+        ("1o,1.0", r"line 3: step: got '1o', expected an integer"),
+        ("10,1.0,2.0", r"line 3: got 3 cells, expected 2"),
+        ("10", r"line 3: got 1 cells, expected 2"),
+        ("", r"line 3: got 0 cells, expected 2"),
+        ("10,\0", r"line 3: .*"),
+    ],
+)
+def test_a_damaged_table_is_an_error_with_its_line(row: str, message: str, tmp_path: Path) -> None:
+    run = RunFolder(Config(out=tmp_path), name="program")
+    with run.open_metrics(100) as metrics:
+        metrics.log(5, {"train/episode_return": 1.0})
+    path = tmp_path / "metrics.csv"
+    with path.open("a") as file:
+        file.write(f"{row}\n")
+    before = path.read_text()
+    resumed = RunFolder(Config(out=tmp_path, resume=True), name="program")
+    with resumed.open_metrics(100) as metrics:
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: {message}"):
+            metrics.rewind(20)
+        assert path.read_text() == before
+        curve = metrics._sinks[2]  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: {message}"):
+            curve.rewind(20)
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_run_without_a_folder_gets_a_new_one(
