@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
-from parllel.generator_states import python_and_numpy_state, set_python_and_numpy_state
+from parllel.generator_states import (
+    python_and_numpy_state,
+    set_generator_state,
+    set_python_and_numpy_state,
+)
 
 
 class GlobalGenerators:
@@ -41,20 +48,38 @@ class GlobalGenerators:
 
 
 @contextmanager
-def unchanged_generators(own: object = None) -> Iterator[None]:
-    """Put the global generators, and a torch.Generator, back to where they were before a block.
+def unchanged_generators(agent: object = None) -> Iterator[None]:
+    """Put the global generators, and an agent's own, back to where they were before a block.
+
+    So what is played in between, for an evaluation or a video, takes no random numbers away from
+    training.
+
+    Args:
+        agent: an object whose attribute `generator`, if it has one, is a generator of torch, NumPy
+            or Python; None for none.
 
     >>> with unchanged_generators():
     ...     first = torch.rand(1)
     >>> torch.equal(torch.rand(1), first)
     True
     """
-    generators = GlobalGenerators()
-    before = generators.state_dict()
-    state = own.get_state() if isinstance(own, torch.Generator) else None
+    generators, own = GlobalGenerators(), getattr(agent, "generator", None)
+    before, put_back = generators.state_dict(), _keep(own)
     try:
         yield
     finally:
         generators.load_state_dict(before)
-        if isinstance(own, torch.Generator) and state is not None:
-            own.set_state(state)
+        put_back()
+
+
+def _keep(generator: object) -> Callable[[], object]:
+    """Return a function that sets a generator to the state that it has now."""
+    if isinstance(generator, torch.Generator):
+        return partial(generator.set_state, generator.get_state())
+    if isinstance(generator, random.Random):
+        return partial(generator.setstate, generator.getstate())
+    if isinstance(generator, np.random.Generator):
+        return partial(set_generator_state, generator, generator.bit_generator.state)
+    if isinstance(generator, np.random.RandomState):
+        return partial(set_generator_state, generator, generator.get_state(legacy=False))
+    return lambda: None

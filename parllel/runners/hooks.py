@@ -87,8 +87,10 @@ def is_reached(n_steps: int, run: Run) -> bool:
 class Evaluator:
     """A hook that plays episodes, and logs their means as `eval/...`.
 
-    The global generators of Python, NumPy and torch, and the agent's own (`generator`), are
-    afterwards as they were: training draws the same numbers with evaluations and without them.
+    The global generators of Python, NumPy and torch, and the agent's own (its attribute
+    `generator`, of any of these), are afterwards as they were: training draws the same numbers
+    with evaluations and without them. What the functions in `after` draw is their own matter;
+    `record_video` draws nothing.
 
     >>> from parllel.cages import SerialCage
     >>> from parllel.testing.toy_envs import Clock  # pays 1, 2 and 3 in an episode
@@ -113,7 +115,7 @@ class Evaluator:
 
     def __call__(self, run: Run) -> None:
         """Play the episodes of an evaluation."""
-        with unchanged_generators(getattr(self._sampler.agent, "generator", None)):
+        with unchanged_generators(self._sampler.agent):
             episodes = self._sampler.collect_episodes()
         means = mean_of_each(episode.metrics() for episode in episodes)
         run.metrics.log(run.n_steps, {f"eval/{name}": mean for name, mean in means.items()})
