@@ -14,7 +14,7 @@ from torch import nn
 
 from parllel.metrics import Metrics
 from parllel.patterns import build_cages, build_example, build_sample_tree
-from parllel.runners import Checkpoints, RLRunner, RunConfig, RunFolder, every, record_video
+from parllel.runners import Checkpoints, RLRunner, RunConfig, RunFolder, every, record_side_by_side
 from parllel.samplers import AlternatingSampler
 from parllel.torch.agents import CategoricalPgAgent
 from parllel.torch.algos import PPO, PPOSettings
@@ -119,10 +119,16 @@ def main(config: Config) -> None:
     run = RunFolder(config, name="pixels_ppo")
     with run.open_metrics(config.steps) as metrics:
         agent, score = train(config, run, metrics)
-    film = partial(record_video, make_env=partial(make_env, "rgb_array"), n_episodes=5, seed=1)
-    film(agent, path=run.video, deterministic=False)
-    film(RandomAgent(7, config.seed), path=run.path / "random.gif", max_steps=200)
-    print(f"learning curve: {run.curve}; the agent: {run.video}, beside a random one: random.gif")
+    record_side_by_side(
+        {"trained agent": agent, "random agent": RandomAgent(agent.distribution.dim, config.seed)},
+        partial(make_env, "rgb_array"),
+        run.video,
+        n_episodes=100,  # more than these steps hold: both play to the end
+        max_steps=150,
+        deterministic=False,
+        seed=config.seed,
+    )
+    print(f"learning curve: {run.curve}; the agent beside a random one: {run.video}")
     print(f"score {score:.3f}")
 
 

@@ -2,7 +2,7 @@
 
 from parllel.runners.checkpoints import Checkpoints
 from parllel.runners.hooks import Evaluator, Hook, Run, every
-from parllel.runners.record_video import record_video
+from parllel.runners.record_video import record_side_by_side, record_video
 from parllel.runners.rl_runner import Algorithm, RLRunner, RunSummary
 from parllel.runners.run_config import RunConfig
 from parllel.runners.run_folder import RunFolder
@@ -20,6 +20,7 @@ __all__ = [
     "RunSummary",
     "every",
     "load_run",
+    "record_side_by_side",
     "record_video",
     "save_run",
 ]

@@ -22,7 +22,9 @@ class EvalSampler(Sampler):
 
     Taking the first episodes to end would favour short ones. So each environment plays its share
     of episodes to the end, and episodes beyond its share are dropped. A `RecurrentAgent` gets a
-    new state for these environments, and its former state back afterwards.
+    new state for these environments, and its former state back afterwards. An agent that draws its
+    actions goes on with its generator here; `runners.Evaluator` and `runners.record_video` put that
+    and the global ones back, so that training does not depend on evaluations.
 
     Args:
         cages, agent: as for `Sampler`; the cages are not those of training.

@@ -235,6 +235,26 @@ def test_pqn_learns_the_lambda_returns_of_the_paper() -> None:
     assert loss == pytest.approx(0.5 * np.mean((taken - expected) ** 2), rel=1e-4)
 
 
+@needs("imageio", "matplotlib", "minigrid", "tensorboard", "tqdm", "tyro")
+def test_the_demo_ends_with_a_curve_and_one_film_of_both_agents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    example = load("pixels_ppo")
+    with changed(example, PIXELS_PPO.constants):
+        example.main(example.Config(out=tmp_path, steps=128, storage="local"))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {name for name in names if name.endswith(".gif")} == {"video.gif"}
+    with Image.open(tmp_path / "video.gif") as film:
+        width, height = film.size
+        assert width == 2 * 160 + 8  # two pictures of 5 by 5 tiles of 32 pixels, and a gap
+        assert 160 + 10 < height < 160 + 40  # below their names
+    told = capsys.readouterr().out.splitlines()
+    assert "video.gif" in told[-2]
+    assert told[-1].startswith("score ")
+
+
 @needs("matplotlib", "tensorboard", "tqdm", "tyro")
 @pytest.mark.long
 def test_an_example_is_a_program(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from optional import needs
-from parllel.runners import record_video
+from parllel.runners import record_side_by_side, record_video
 
 pytestmark = needs("imageio", "imageio_ffmpeg")
 
@@ -220,3 +220,78 @@ def test_a_missing_library_is_an_error_that_names_the_extra(
     message = f"record_video needs '{missing}.*pip install parllel\\[train\\]"
     with pytest.raises(ModuleNotFoundError, match=message):
         record_video(Ones(), Marked, tmp_path / name)
+
+
+# Several agents
+
+
+class Zero(Ones):
+    """An agent that takes the action that pays nothing."""
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> Any:
+        return np.zeros(len(observation), np.int64), {}
+
+
+class Wide(Marked):
+    """Shows pictures in which a row of pixels tells the number; the action is the growth of it."""
+
+    def render(self) -> Any:
+        picture = np.full((20, 60, 3), 20, np.uint8)
+        picture[0, : 1 + self.number] = 230
+        return picture
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.mp4"])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_agents_are_shown_side_by_side_below_their_names(
+    name: str, scale: int, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    agents = {"one": Ones(), "none": Zero(), "a name that is wider than the picture": Zero()}
+    returns = record_side_by_side(agents, Wide, path, n_episodes=3, scale=scale)
+    assert returns == dict(zip(agents, [[1.0, 2.0, 3.0], [0.0] * 3, [0.0] * 3], strict=True))
+    frames = frames_of(path)
+    assert len(frames) == 9
+    label = frames.shape[1] - 20 * scale
+    assert 10 < label < 30
+    tile = 60 * scale
+    first, second = frames[:, :, :tile], frames[:, :, tile + 8 : 2 * tile + 8]
+    last = frames[:, :, 2 * tile + 16 :]
+    assert last.shape[2] > tile  # as wide as its name
+    for part in (first, second, last):
+        letters = part[:, :label].max(axis=(0, 3))
+        assert letters.max() > 150
+        assert (np.abs(part[0, :label].astype(int) - part[-1, :label]) < 60).all()
+    for part in (first, second):
+        row = part[:, label + scale // 2, :, 0] > 125
+        shown = [0, 1, 10, 11, 12, 20, 21, 22, 23]
+        assert (row.sum(1) // scale).tolist() == [1 + number for number in shown]
+    with pytest.raises(ValueError, match="agents: got none"):
+        record_side_by_side({}, Wide, path)
+
+
+def test_an_agent_that_is_done_stands_still(tmp_path: Path) -> None:
+    class Ending(Wide):
+        def step(self, action: Any) -> Any:
+            *others, _, info = super().step(action)
+            observation, reward, _ = others
+            return observation, reward, action == 1 or self.steps == 4, False, info
+
+    path = tmp_path / "a.gif"
+    record_side_by_side({"1": Ones(), "0": Zero()}, Ending, path)
+    frames = frames_of(path)
+    row = frames[:, -20, :, 0] > 125
+    assert row[:, :60].sum(1).tolist() == [1, 2, 2, 2, 2]
+    assert row[:, 68:].sum(1).tolist() == [1, 2, 3, 4, 5]
+
+
+def test_frames_of_other_heights_are_refused_and_the_former_video_stays(tmp_path: Path) -> None:
+    path, heights = tmp_path / "a.gif", iter((8, 9))
+    path.write_text("a former video")
+    agents = {"one": Ones(), "other": Ones()}
+    with pytest.raises(ValueError, match=r"frames are \[\d+, \d+\] pixels high"):
+        record_side_by_side(agents, lambda: Marked(size=(40 + next(heights), 50)), path)
+    assert path.read_text() == "a former video"
+    with pytest.raises(TypeError, match=r"gave uint8 \(8, 8\), expected uint8"):
+        record_side_by_side(agents, Gray, path)
+    assert path.read_text() == "a former video"
