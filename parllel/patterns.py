@@ -271,7 +271,8 @@ def example_of(
     if "action_mask" in values["env_info"] and not has_mask:
         warnings.warn(
             "action_mask: it is in the environment's infos, where no agent sees it; wrap the"
-            " environment in cages.MaskInObservation, which moves it into the observation",
+            " environment in cages.MaskInObservation, which moves it into the observation (each"
+            " single one, before they are made a vector environment)",
             stacklevel=3,
         )
     if cage.gives_invalid_rows:

@@ -12,9 +12,9 @@ from parllel.cages.mask_in_observation import MaskInObservation
 from parllel.cages.process.process_cage import TIMEOUT_S, OnWorkerError, ProcessCage
 from parllel.cages.process.processors import n_physical_cores
 from parllel.cages.process.worker_error import WorkerError
+from parllel.cages.seeds import Seed, spawn_seeds
 from parllel.cages.serial_cage import SerialCage
 from parllel.cages.spaces import bounds_of, empty_rows
-from parllel.cages.stepper import Seed, spawn_seeds
 from parllel.cages.vector_cage import VectorCage
 from parllel.tree.fitting import MisfitError
 

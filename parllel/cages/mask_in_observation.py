@@ -9,6 +9,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from parllel.cages.spaces import ACTION_MASK, n_choices
+
 _Observation = dict[str, Any]  # Any: that of the environment
 
 
@@ -18,7 +20,8 @@ class MaskInObservation(gym.Wrapper[_Observation, Any, Any, Any]):
     Observations become `{"observation": ..., "action_mask": ...}`, with the space
     `Dict(observation=<that of env>, action_mask=MultiBinary(n))`. So the mask is sampled, stored
     and learned from like any observation, and agents of `torch.agents` choose allowed actions only.
-    The info's entry is taken out.
+    The info's entry is taken out. Of a vector environment, each single one is wrapped before:
+    `SyncVectorEnv([lambda: MaskInObservation(gym.make(...))] * 8)`.
 
     After a termination nothing is chosen any more: where the info then has no mask, all actions
     count as allowed.
@@ -46,10 +49,10 @@ class MaskInObservation(gym.Wrapper[_Observation, Any, Any, Any]):
         array([1.], dtype=float32)
     """
 
-    def __init__(self, env: gym.Env[Any, Any], name: str = "action_mask") -> None:
+    def __init__(self, env: gym.Env[Any, Any], name: str = ACTION_MASK) -> None:
         super().__init__(env)
         self._name = name
-        self._n_actions = _count_actions(env.action_space)
+        self._n_actions = sum(n_choices(env.action_space))
         mask = spaces.MultiBinary(self._n_actions)
         self.observation_space = spaces.Dict(observation=env.observation_space, action_mask=mask)
 
@@ -82,7 +85,7 @@ class MaskInObservation(gym.Wrapper[_Observation, Any, Any, Any]):
         self, observation: Any, info: dict[str, Any]
     ) -> tuple[_Observation, dict[str, Any]]:
         others = {name: entry for name, entry in info.items() if name != self._name}
-        return {"observation": observation, "action_mask": self._checked(info)}, others
+        return {"observation": observation, ACTION_MASK: self._checked(info)}, others
 
     def _checked(self, info: dict[str, Any]) -> NDArray[np.int8]:
         if self._name not in info:
@@ -101,17 +104,3 @@ class MaskInObservation(gym.Wrapper[_Observation, Any, Any, Any]):
         if not ((mask == 0) | (mask == 1)).all():
             raise ValueError(f"info.{self._name}: got {mask.tolist()}, expected 0 and 1")
         return mask.astype(np.int8)
-
-
-def _count_actions(space: gym.Space[Any]) -> int:
-    """Return the number of entries of a mask of a space."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    if isinstance(space, spaces.MultiDiscrete):
-        return int(space.nvec.sum())
-    if isinstance(space, spaces.MultiBinary):
-        return 2 * int(np.prod(space.shape))
-    raise TypeError(
-        f"action space: got {space}, expected Discrete, MultiDiscrete or MultiBinary: there is no"
-        " mask of other actions"
-    )

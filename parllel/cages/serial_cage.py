@@ -10,7 +10,8 @@ import gymnasium as gym
 
 from parllel.cages.cage import Cage, Command, execute
 from parllel.cages.episodes import TrajInfo
-from parllel.cages.stepper import Seed, Stepper
+from parllel.cages.seeds import Seed
+from parllel.cages.stepper import Stepper
 from parllel.tree import TreePath
 
 

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from parllel.tree import ArrayDict, TreePath, path_text
 from parllel.tree.fitting import MisfitError
 
+ACTION_MASK = "action_mask"
+"""The name of the member of an observation, or of the entry of an info, that masks actions."""
+
 
 def check_space(path: TreePath, space: spaces.Space[Any]) -> None:
     """Refuse a space whose values are no arrays of one shape.
@@ -119,7 +122,9 @@ def most_nbytes(space: spaces.Space[Any]) -> int:
     return int(np.prod(space.shape)) * max(space.dtype.itemsize, 8)
 
 
-def sample_action(space: spaces.Space[Any], observation: object) -> Any:
+def sample_action(
+    space: spaces.Space[Any], observation: object, info: Mapping[str, Any] | None = None
+) -> Any:
     """Draw an action that an observation allows.
 
     >>> observation = {"position": 3, "action_mask": np.array([False, True, False])}
@@ -127,18 +132,68 @@ def sample_action(space: spaces.Space[Any], observation: object) -> Any:
     np.int64(1)
 
     Args:
-        space: the action space, whose generator draws. Of a Discrete or MultiDiscrete space, the
-            observation's member `action_mask` tells which actions are possible, if it has one.
-        observation: what the action follows.
+        space: the action space, whose generator draws. Of a Discrete, MultiDiscrete or MultiBinary
+            space, `action_mask` tells which actions are possible, as `MaskInObservation` has it.
+        observation: what the action follows; its member `action_mask` counts, if it has one.
+        info: the info that came with the observation; its `action_mask` counts where the
+            observation has none.
+
+    Raises:
+        ValueError: the mask has another size than the space, or it allows no action.
     """
-    mask = observation.get("action_mask") if isinstance(observation, Mapping) else None
-    if mask is None or not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+    mask = observation.get(ACTION_MASK) if isinstance(observation, Mapping) else None
+    mask = (info or {}).get(ACTION_MASK) if mask is None else mask
+    kinds = spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+    if mask is None or not isinstance(space, kinds):
         return space.sample()
-    allowed = np.asarray(mask).astype(bool).astype(np.int8).ravel()
+    parts = _parts_of_mask(space, mask)
     if isinstance(space, spaces.Discrete):
-        return space.sample(mask=allowed)
-    ends = np.cumsum(space.nvec.ravel())[:-1]
-    return space.sample(mask=tuple(np.split(allowed, ends)))
+        return space.sample(mask=parts[0])
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.sample(mask=tuple(parts))
+    is_one_allowed = np.reshape([part[1] for part in parts], space.shape)
+    is_free = np.reshape([part.all() for part in parts], space.shape)
+    return space.sample(mask=np.where(is_free, 2, is_one_allowed).astype(np.int8))
+
+
+def n_choices(space: spaces.Space[Any]) -> list[int]:
+    """Return the number of possible values of each choice of an action, in the order of a mask.
+
+    >>> n_choices(spaces.MultiDiscrete([3, 2])), n_choices(spaces.MultiBinary(2))
+    ([3, 2], [2, 2])
+
+    Raises:
+        TypeError: there is no mask of actions of such a space.
+    """
+    if isinstance(space, spaces.Discrete):
+        return [int(space.n)]
+    if isinstance(space, spaces.MultiDiscrete):
+        return [int(number) for number in space.nvec.ravel()]
+    if isinstance(space, spaces.MultiBinary):
+        return [2] * int(np.prod(space.shape))
+    raise TypeError(
+        f"action space: got {space}, expected Discrete, MultiDiscrete or MultiBinary: there is no"
+        " mask of other actions"
+    )
+
+
+def _parts_of_mask(space: spaces.Space[Any], mask: Any) -> list[NDArray[np.int8]]:
+    """Return which values each choice of an action may have, 0 or 1."""
+    counts = n_choices(space)
+    # gymnasium's own masks of several choices are tuples of arrays.
+    flat = np.concatenate([np.ravel(part) for part in mask]) if len(counts) > 1 else np.ravel(mask)
+    if flat.size != sum(counts):
+        raise ValueError(
+            f"{ACTION_MASK}: got {flat.size} entries, expected {sum(counts)}, one for each action"
+            f" of {space}"
+        )
+    parts = np.split(flat.astype(bool).astype(np.int8), np.cumsum(counts)[:-1])
+    if not all(part.any() for part in parts):
+        raise ValueError(
+            f"{ACTION_MASK}: got {flat.tolist()}, which allows no action of {space}, expected one"
+            " or more of each choice"
+        )
+    return parts
 
 
 def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:

@@ -14,12 +14,11 @@ from parllel.cages.env_checks import as_reset, as_step, check_env, check_make_en
 from parllel.cages.env_rows import copy_tree
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.infos import LeftOut, copy_info
+from parllel.cages.seeds import Seed, seed_data, seed_of, seed_spaces, seed_words, spawn_seeds
 from parllel.cages.spaces import check_members, check_space, sample_action
 from parllel.cages.states.attributes import attributes_of, pack, set_attributes, unpack
 from parllel.cages.states.env_states import check_env_state, env_state, set_env_state
 from parllel.tree.fitting import MisfitError
-
-Seed = int | np.random.SeedSequence | Sequence[np.random.SeedSequence] | None
 
 
 class Columns(NamedTuple):
@@ -100,7 +99,9 @@ class Stepper:
         self._is_checked = False  # whether steps are known to return what gymnasium's do
         self._is_closed = False
         self._completed: list[TrajInfo] = []
-        self._observations: Sequence[Any] = ()  # the last ones
+        # What the next actions follow: observations and infos, those of resets where there was one.
+        self._observations: Sequence[Any] = ()
+        self._infos: Sequence[Any] = ()
         self.n_envs = n_envs
         self.left_out = LeftOut()
         self.final_obs: dict[int, Any] = {}
@@ -133,19 +134,22 @@ class Stepper:
             observation, info = self._reset_one(number, env_seed)
             observations.append(observation)
             infos.append(info)
+        acted_on = list(infos)
         if max_random_steps:
             for number, seed in enumerate(self._seeds):
                 n_steps = int(np.random.default_rng(seed).integers(max_random_steps + 1))
+                last = observations[number], infos[number]
                 for _ in range(n_steps):
-                    observations[number] = self._step_randomly(number, observations[number])
-        self._observations = observations
+                    last = self._step_randomly(number, *last)
+                observations[number], acted_on[number] = last
+        self._observations, self._infos = observations, acted_on
         return observations, infos
 
-    def _step_randomly(self, number: int, observation: Any) -> Any:
-        """Take a random step in one environment; return the observation to act on."""
-        env, action = self._envs[number], sample_action(self._action_spaces[number], observation)
+    def _step_randomly(self, number: int, observation: Any, info: Any) -> tuple[Any, Any]:
+        """Take a random step in one environment; return the observation and info to act on."""
         try:
-            result = env.step(action)
+            action = sample_action(self._action_spaces[number], observation, info)
+            result = self._envs[number].step(action)
             observation, reward, terminated, truncated, info = as_step(result)
             self._trajs[number].step(observation, action, reward, terminated, truncated, info)
         except Exception as error:
@@ -153,8 +157,8 @@ class Stepper:
             raise
         if terminated or truncated:
             self._trajs[number] = self._make_traj_info()
-            observation, _ = self._reset_one(number)
-        return observation
+            observation, info = self._reset_one(number)
+        return observation, info
 
     def _reset_one(self, number: int, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset one environment."""
@@ -208,6 +212,7 @@ class Stepper:
         except ValueError as error:  # a flag is an array
             self._find_misfit(error, results)
             raise
+        self._infos = columns.info
         columns = self._reset_ended(columns) if has_ended else columns
         self._observations = columns.observation
         return columns
@@ -236,8 +241,15 @@ class Stepper:
         """Draw an action for each environment, of those that its last observation allows."""
         if not self._is_reset:
             self.reset()
-        observations = self._observations or [None] * self.n_envs  # none after `set_state`
-        return list(map(sample_action, self._action_spaces, observations))
+        nothing = [None] * self.n_envs  # after `set_state`
+        return list(
+            map(
+                sample_action,
+                self._action_spaces,
+                self._observations or nothing,
+                self._infos or nothing,
+            )
+        )
 
     def check_state(self) -> None:
         """Refuse environments whose states can't be saved, as `check_env_state` does."""
@@ -327,6 +339,7 @@ class Stepper:
         observations, rewards, infos = (
             list(column) for column in (columns.observation, columns.reward, columns.info)
         )
+        acted_on = list(infos)
         flags = zip(columns.terminated, columns.truncated, strict=True)
         for number, (is_terminated, is_truncated) in enumerate(flags):
             if not (is_terminated or is_truncated):
@@ -336,75 +349,10 @@ class Stepper:
             infos[number] = copy_info(infos[number])
             self._completed.append(self._trajs[number])
             self._trajs[number] = self._make_traj_info()
-            observations[number], _ = self._reset_one(number)
+            observations[number], acted_on[number] = self._reset_one(number)
+        self._infos = acted_on
         return columns._replace(observation=observations, reward=rewards, info=infos)
 
 
 def _step(env: gym.Env[Any, Any], action: Any) -> Any:
     return env.step(action)
-
-
-def seed_spaces(
-    seeds: Sequence[np.random.SeedSequence], spaces: Sequence[gym.Space[Any]]
-) -> list[int]:
-    """Return a seed for each environment, and seed their action spaces with another."""
-    words = [seed_words(seed) for seed in seeds]
-    for space, (_, action_seed) in zip(spaces, words, strict=True):
-        space.seed(action_seed)
-    return [env_seed for env_seed, _ in words]
-
-
-def spawn_seeds(seed: Seed, n_envs: int) -> list[np.random.SeedSequence]:
-    """Return one SeedSequence for each environment."""
-    if not isinstance(n_envs, int | np.integer):
-        raise TypeError(f"n_envs: got {n_envs!r}, expected an integer")
-    if n_envs < 1:
-        raise ValueError(f"n_envs: got {n_envs}, expected 1 or more")
-    if seed is None or isinstance(seed, int | np.integer):
-        if seed is not None and seed < 0:
-            raise ValueError(f"seed: got {seed}, expected 0 or more")
-        seed = np.random.SeedSequence(None if seed is None else int(seed))
-    if isinstance(seed, np.random.SeedSequence):
-        return [_child(seed, number) for number in range(n_envs)]
-    if not _are_sequences(seed):
-        raise TypeError(f"seed: got {seed!r}, expected an integer, a SeedSequence, or one for each")
-    if len(seed) != n_envs:
-        raise ValueError(f"seed: got {len(seed)} SeedSequences, expected {n_envs} = n_envs")
-    return list(seed)
-
-
-def seed_data(seed: np.random.SeedSequence) -> dict[str, Any]:
-    """Return a seed as plain data."""
-    entropy: Any = seed.entropy
-    words = [int(word) for word in entropy] if isinstance(entropy, Sequence) else entropy
-    return {"entropy": words, "spawn_key": list(seed.spawn_key), "pool_size": seed.pool_size}
-
-
-def seed_of(data: Mapping[str, Any]) -> np.random.SeedSequence:
-    """Return the seed that `seed_data` was given."""
-    return np.random.SeedSequence(
-        data["entropy"], spawn_key=data["spawn_key"], pool_size=data["pool_size"]
-    )
-
-
-def seed_words(seed: np.random.SeedSequence) -> tuple[int, int]:
-    """Return the seed of an environment's first reset, and the seed of its action space."""
-    env_seed, action_seed = seed.generate_state(2)
-    return int(env_seed), int(action_seed)
-
-
-def restart_seed(seed: np.random.SeedSequence) -> np.random.SeedSequence:
-    """Return the seed of an environment that replaces one with this seed."""
-    return _child(seed, 0)
-
-
-def _are_sequences(seed: Sequence[Any]) -> bool:
-    is_list = isinstance(seed, Sequence)
-    return is_list and all(isinstance(each, np.random.SeedSequence) for each in seed)
-
-
-def _child(seed: np.random.SeedSequence, number: int) -> np.random.SeedSequence:
-    """Return what a fresh `seed.spawn` gives, without using up the caller's SeedSequence."""
-    return np.random.SeedSequence(
-        seed.entropy, spawn_key=(*seed.spawn_key, number), pool_size=seed.pool_size
-    )

@@ -13,7 +13,7 @@ from parllel.cages.cage import Cage, Command
 from parllel.cages.env_rows import Info, Output, Rows, check_fits, write_batch
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.infos import info_of, write_info_batch
-from parllel.cages.stepper import Seed
+from parllel.cages.seeds import Seed
 from parllel.cages.vector.vector_stepper import VectorStepper
 from parllel.tree import ArrayDict, TreePath, dict_map
 from parllel.tree.fitting import MisfitError, put_batch

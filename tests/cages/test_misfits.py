@@ -21,7 +21,7 @@ from numpy.testing import assert_array_equal
 from misfit_envs import Misfit, Returns, Shown, Still
 from parllel import Array, FrameArray
 from parllel.cages import MisfitError, ProcessCage, SerialCage, VectorCage, WorkerError
-from parllel.cages.stepper import seed_words, spawn_seeds
+from parllel.cages.seeds import seed_words, spawn_seeds
 from parllel.patterns import build_cages, build_example, build_sample_tree, example_of
 from parllel.samplers import BasicSampler
 from parllel.testing.contracts.cage_calls import reset

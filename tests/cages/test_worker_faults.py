@@ -28,7 +28,7 @@ from parllel.cages import ProcessCage, WorkerError
 from parllel.cages.process import fork_client
 from parllel.cages.process.status_page import BEGIN, END
 from parllel.cages.process.worker_process import _TRACE_S as TRACE_S
-from parllel.cages.stepper import restart_seed, seed_words, spawn_seeds
+from parllel.cages.seeds import restart_seed, seed_words, spawn_seeds
 from parllel.metrics import MetricsSink
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.runners import RLRunner

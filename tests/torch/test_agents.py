@@ -1,6 +1,7 @@
 """Agents of action values, of several choices, and of environments that tell what is allowed."""
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from torch import Tensor, nn
 
 from parllel import default_storage
-from parllel.cages import MaskInObservation, ProcessCage, SerialCage
+from parllel.cages import Cage, MaskInObservation, ProcessCage, SerialCage, VectorCage
+from parllel.cages.spaces import sample_action
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.samplers import BasicSampler
 from parllel.schedules import linear
@@ -154,26 +157,85 @@ class Strict(Allowing):
         return result
 
 
-@pytest.mark.parametrize("kind", [SerialCage, ProcessCage])
+class OfOtherKind(VectorEnv):
+    """A vector environment of no known class: it spends steps on resets."""
+
+    def __init__(self, env_fns: Any) -> None:
+        self._envs = SyncVectorEnv(env_fns, copy=False)
+        self.metadata, self.num_envs = self._envs.metadata, self._envs.num_envs
+        for name in ("observation_space", "action_space"):
+            for prefix in ("", "single_"):
+                setattr(self, prefix + name, getattr(self._envs, prefix + name))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        assert options is None
+        return self._envs.reset(seed=seed)
+
+    def step(self, actions: Any) -> Any:
+        return self._envs.step(actions)
+
+
+def make_masked_cage(kind: Any, make_env: Any) -> Any:
+    if isinstance(kind, type) and issubclass(kind, Cage):
+        return kind(make_env, n_envs=3, seed=0)
+    return VectorCage(kind, {"env_fns": [make_env] * 3}, seed=0)
+
+
+@pytest.mark.parametrize("is_wrapped", [True, False])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        SerialCage,
+        ProcessCage,
+        OfOtherKind,
+        AsyncVectorEnv,
+        *(partial(SyncVectorEnv, autoreset_mode=mode) for mode in AutoresetMode),
+    ],
+)
 @pytest.mark.parametrize(
     ("space", "nvec"),
     [
         (spaces.Discrete(5), [5]),
         (spaces.Discrete(5, start=3), [5]),
         (spaces.MultiDiscrete([2, 4]), [2, 4]),
+        (spaces.MultiBinary(3), [2, 2, 2]),
     ],
 )
-def test_random_actions_are_allowed_ones(kind: Any, space: Any, nvec: list[int]) -> None:
+def test_random_actions_are_allowed_ones(
+    kind: Any, space: Any, nvec: list[int], is_wrapped: bool
+) -> None:
     def make_env() -> gym.Env[Any, Any]:
-        return MaskInObservation(Strict(space, nvec))
+        env = Strict(space, nvec)
+        return MaskInObservation(env) if is_wrapped else env
 
-    with kind(make_env, n_envs=3, seed=0) as cage:
+    with make_masked_cage(kind, make_env) as cage:
         for _ in range(2):
             cage.reset_async(max_random_steps=20)
             cage.await_step()
             for _ in range(20):
                 cage.random_step_async()
-                assert (cage.await_step()[2] == 1).all()
+                reward = cage.await_step()[2]
+                assert all(reward[n] == 1 for n in range(3) if n not in cage.invalid)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (
+            np.zeros(5, bool),
+            r"action_mask: got \[False, .*\], which allows no action of Multi",
+        ),
+        (np.array([1, 1, 0, 0, 0]), r"which allows no action of .*, expected one or more of each"),
+        (np.ones(4, bool), r"action_mask: got 4 entries, expected 5, one for each action of Multi"),
+    ],
+)
+def test_a_random_action_needs_one_that_is_allowed(mask: Any, message: str) -> None:
+    space = spaces.MultiDiscrete([2, 3])
+    for arguments in (({"action_mask": mask}, {}), (None, {"action_mask": mask})):
+        with pytest.raises(ValueError, match=message):
+            sample_action(space, *arguments)
+    assert sample_action(space, {"action_mask": ([0, 1], [0, 0, 1])}).tolist() == [1, 2]
+    assert space.contains(sample_action(space, {}, {}))
 
 
 def test_it_is_told_where_no_agent_sees_a_mask() -> None:

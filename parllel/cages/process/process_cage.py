@@ -25,8 +25,8 @@ from parllel.cages.process.replies import Failure, Reply, ReplyMemory
 from parllel.cages.process.task import packed_task
 from parllel.cages.process.worker_error import WorkerError
 from parllel.cages.process.worker_process import StartMethod, WorkerLostError, WorkerProcess
+from parllel.cages.seeds import Seed, restart_seed, seed_of, seed_words, spawn_seeds
 from parllel.cages.spaces import most_nbytes
-from parllel.cages.stepper import Seed, restart_seed, seed_of, seed_words, spawn_seeds
 from parllel.storages import Shared
 from parllel.tree import TreePath, dict_map
 

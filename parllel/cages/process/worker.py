@@ -47,7 +47,8 @@ from parllel.cages.process.status_page import (
 )
 from parllel.cages.process.task import Task
 from parllel.cages.process.watched_env import Watch, WatchedEnv
-from parllel.cages.stepper import Columns, Seed, Stepper
+from parllel.cages.seeds import Seed
+from parllel.cages.stepper import Columns, Stepper
 from parllel.generator_states import python_and_numpy_state, set_python_and_numpy_state
 from parllel.storages import Memory, Shared
 from parllel.tree.fitting import MisfitError

@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from parllel.cages.cage import OF_THE_PARENT
 from parllel.cages.env_rows import Value, as_tree
+from parllel.cages.infos import take_info
+from parllel.cages.spaces import ACTION_MASK
 from parllel.tree import dict_map
 
 Mask = NDArray[np.bool_]
@@ -201,11 +203,18 @@ class VectorBackend:
             info,
         )
 
-    def reset_ended(self, ended: Mask) -> Any:
-        """Reset the environments of a mask, bool [n]; return their first observations alone."""
-        observation, _ = self.env.reset(options={"reset_mask": ended})
-        rows = as_tree(observation)
-        return dict_map(_select, rows, ended) if self._class.gives_all_rows else rows
+    def reset_ended(self, ended: Mask) -> tuple[Any, dict[int, dict[str, Any]]]:
+        """Reset the environments of a mask, bool [n].
+
+        Returns:
+            The first observations of these alone, and the masks of actions in their infos, each in
+            a dictionary that is empty where there is none, by the number of the environment.
+        """
+        observation, info = self.env.reset(options={"reset_mask": ended})
+        rows, numbers = as_tree(observation), np.flatnonzero(ended).tolist()
+        if not self._class.gives_all_rows:
+            return rows, {each: mask_of(info, row) for row, each in enumerate(numbers)}
+        return dict_map(_select, rows, ended), {each: mask_of(info, each) for each in numbers}
 
     def close(self) -> None:
         """Wait for a step under way, and close the environment. Called again, it does nothing.
@@ -243,6 +252,12 @@ class _KeepsFinalObs(gym.Wrapper[Any, Any, Any, Any]):
         if terminated or truncated:
             observation = copy.deepcopy(observation)
         return observation, reward, terminated, truncated, info
+
+
+def mask_of(info: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """Return the part of an info that masks the actions of one of its rows; {} for none."""
+    names = [name for name in (ACTION_MASK, f"_{ACTION_MASK}") if name in info]
+    return take_info({name: info[name] for name in names}, row) if names else {}
 
 
 def _select(leaf: ArrayLike, mask: Mask) -> NDArray[Any]:

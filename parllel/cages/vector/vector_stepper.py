@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
@@ -21,9 +22,15 @@ from parllel.cages.env_rows import (
 )
 from parllel.cages.episodes import Episodes, TrajInfo
 from parllel.cages.infos import LeftOut, copy_info, info_of, take_info
-from parllel.cages.spaces import check_space, to_action_batch, to_actions
-from parllel.cages.stepper import Seed, seed_spaces, seed_words, spawn_seeds
-from parllel.cages.vector.vector_backend import Mask, VectorBackend, check_is_vector_env
+from parllel.cages.seeds import Seed, seed_spaces, seed_words, spawn_seeds
+from parllel.cages.spaces import (
+    ACTION_MASK,
+    check_space,
+    sample_action,
+    to_action_batch,
+    to_actions,
+)
+from parllel.cages.vector.vector_backend import Mask, VectorBackend, check_is_vector_env, mask_of
 from parllel.tree import dict_map
 from parllel.tree.fitting import MisfitError
 
@@ -84,6 +91,10 @@ class VectorStepper:
         self._actions: Any = None  # the rows of the step that was started
         self._resetting: Mask | None = None  # environments whose next step is a reset
         self._reward: NDArray[Any] | None = None  # of the last step, not yet summed up
+        # What the next actions follow: the last rows and info, and masks in infos of resets.
+        self._observation: Any = None
+        self._info: Info = {}
+        self._reset_masks: dict[int, dict[str, Any]] = {}
         self.left_out = LeftOut()
         self.final_obs: dict[int, Any] = {}
         """The true final observation of each environment whose episode ended in the last step."""
@@ -119,6 +130,7 @@ class VectorStepper:
         if self._backend.forgets_resets:
             self._resetting = None
         observation, info = self._backend.reset(numbers)
+        self._observation, self._info, self._reset_masks = observation, info, {}
         if max_random_steps:
             info = copy_info(info)
             observation = self._step_randomly(observation, max_random_steps)
@@ -167,7 +179,8 @@ class VectorStepper:
         """
         results = self._backend.wait()
         self.final_obs, self.invalid = {}, ()
-        _, reward, terminated, truncated, _ = results
+        self._observation, reward, terminated, truncated, self._info = results
+        self._reset_masks = {}
         # As few calls as possible: the environments have filled the caches with their own data, so
         # each call costs microseconds here (bench/bench_vector.py).
         is_end = 1 in terminated.tobytes() or 1 in truncated.tobytes()
@@ -214,10 +227,20 @@ class VectorStepper:
         return is_next_step and not self._backend.resets_by_mask
 
     def random_actions(self) -> Any:
-        """Draw an action for each environment from its own action space; return them as rows."""
+        """Draw an action for each environment, of those that it allows; return them as rows."""
         if not self._is_reset:
             self.reset()
-        return stack_column([space.sample() for space in self._action_spaces])
+        numbered = enumerate(self._action_spaces)
+        return stack_column([self._random_action(number, space) for number, space in numbered])
+
+    def _random_action(self, number: int, space: spaces.Space[Any]) -> Any:
+        if self._resetting is not None and self._resetting[number]:
+            return space.sample()  # it is ignored
+        rows = self._observation
+        if isinstance(rows, Mapping) and ACTION_MASK in rows:
+            return sample_action(space, {ACTION_MASK: rows[ACTION_MASK][number]})
+        info = self._reset_masks.get(number)
+        return sample_action(space, None, mask_of(self._info, number) if info is None else info)
 
     def take_completed(self) -> list[TrajInfo]:
         """Return the episodes that ended since the last call, in the order of their ends."""
@@ -264,7 +287,10 @@ class VectorStepper:
             info=copy_info(batch.info),
             single={},
         )
-        write_batch(kept.observation, self._backend.reset_ended(ended), ended)
+        rows, masks = self._backend.reset_ended(ended)
+        write_batch(kept.observation, rows, ended)
+        self._observation, self._info = kept.observation, kept.info
+        self._reset_masks |= masks
         return kept
 
     def _sum_up(self, batch: Batch, numbers: Sequence[int]) -> None:
