@@ -26,6 +26,11 @@ def load_int64(address: int) -> int:
     return ctypes.c_int64.from_address(address).value
 
 
+def load_two_int64(address: int) -> tuple[int, int]:
+    """Return the integers at an address and 8 bytes after it; on a GPU at a multiple of 16."""
+    return load_int64(address), load_int64(address + 8)
+
+
 def load_byte(address: int) -> int:
     """Return the byte at an address, from 0 to 255."""
     return ctypes.c_uint8.from_address(address).value
@@ -104,6 +109,57 @@ def copy_4_of_16(destination: int, source: int, step: int) -> None:
         copy_16(destination + word * step, source + word * step)
 
 
+def copy_up_to_4_of_1(destination: int, source: int, at: int, step: int, end: int) -> None:
+    """Copy up to 4 bytes at once, as `copy_up_to_8_of_16` copies words."""
+    _copy_plainly(copy_1, 4, destination, source, at, step, end)
+
+
+def copy_up_to_4_of_16(destination: int, source: int, at: int, step: int, end: int) -> None:
+    """Copy up to 4 words of 16 bytes at once, as `copy_up_to_8_of_16`."""
+    _copy_plainly(copy_16, 4, destination, source, at, step, end)
+
+
+def copy_up_to_8_of_16(destination: int, source: int, at: int, step: int, end: int) -> None:
+    """Copy the words of 16 bytes at the offsets at, at + step, ... that are below `end`: up to 8.
+
+    All are read before the first is written, so that memory is waited for once. A word that is
+    not there costs nothing but a load of the last one: the loads need no branches.
+
+    Args:
+        destination, source: addresses of offset 0; multiples of 16 on a GPU.
+        at, step, end: offsets, multiples of 16; `at` is below `end`, and the step is above 0.
+    """
+    _copy_plainly(copy_16, 8, destination, source, at, step, end)
+
+
+def copy_shifted(destination: int, source: int, at: int, step: int, end: int) -> None:
+    """Copy one word of 16 bytes from any address, as `copy_up_to_4_shifted`."""
+    _copy_plainly(copy_16, 1, destination, source, at, step, end)
+
+
+def copy_up_to_4_shifted(destination: int, source: int, at: int, step: int, end: int) -> None:
+    """Copy up to 4 words of 16 bytes at once from any address, as `copy_up_to_8_of_16`.
+
+    A GPU loads words from multiples of their size only: it loads the two words that have a byte
+    of the one that is asked for, and shifts. `source + at` need be no multiple of anything; the
+    bytes that the two words have beside are read, and must be there.
+    """
+    _copy_plainly(copy_16, 4, destination, source, at, step, end)
+
+
+def _copy_plainly(
+    copy: Callable[[int, int], None],
+    most: int,
+    destination: int,
+    source: int,
+    at: int,
+    step: int,
+    end: int,
+) -> None:
+    for offset in range(at, min(end, at + most * step), step):
+        copy(destination + offset, source + offset)
+
+
 def memory_intrinsics(
     intrinsic: Callable[..., Any],  # Any: Numba's decorator is untyped
     *,
@@ -127,18 +183,26 @@ def memory_intrinsics(
         element = ir.IntType(n_bits)
         element = ir.VectorType(element, n_elements) if n_elements > 1 else element
         pointer = ir.PointerType(element, addrspace=address_space)
-        return _Access(pointer, n_bits // 8 * n_elements if is_aligned else 1)
+        nbytes = n_bits // 8 * n_elements
+        return _Access(pointer, nbytes if is_aligned else 1, nbytes)
 
     word = access(32, 4)  # the type that becomes one access of 128 bits on a GPU
     line = access(32, 16) if joins_words else None
+    shifted = _ShiftedAccess(*word) if is_aligned else word
     return {
         "load_int64": _load_intrinsic(intrinsic, access(64)),
+        "load_two_int64": _load_two_intrinsic(intrinsic, access(64, 2)),
         "load_byte": _load_intrinsic(intrinsic, access(8)),
         "copy_1": _copy_intrinsic(intrinsic, access(8)),
         "copy_4": _copy_intrinsic(intrinsic, access(32)),
         "copy_8": _copy_intrinsic(intrinsic, access(64)),
         "copy_16": _copy_intrinsic(intrinsic, word),
         "copy_4_of_16": _copy_words_intrinsic(intrinsic, word, line),
+        "copy_up_to_4_of_1": _copy_batch_intrinsic(intrinsic, access(8), 4),
+        "copy_up_to_4_of_16": _copy_batch_intrinsic(intrinsic, word, 4),
+        "copy_up_to_8_of_16": _copy_batch_intrinsic(intrinsic, word, 8),
+        "copy_shifted": _copy_batch_intrinsic(intrinsic, shifted, 1),
+        "copy_up_to_4_shifted": _copy_batch_intrinsic(intrinsic, shifted, 4),
     }
 
 
@@ -180,6 +244,7 @@ class _Access(NamedTuple):
 
     pointer: LlvmType
     alignment: int
+    nbytes: int
 
     def load(self, builder: Builder, address: Value) -> Value:
         value = builder.load(builder.inttoptr(address, self.pointer))
@@ -191,6 +256,43 @@ class _Access(NamedTuple):
 
     def copy(self, builder: Builder, destination: Value, source: Value) -> None:
         self.store(builder, destination, self.load(builder, source))
+
+
+class _ShiftedAccess(_Access):
+    """Loads of 16 bytes from any address, made of aligned ones; stores to multiples of 16."""
+
+    def load(self, builder: Builder, address: Value) -> Value:
+        from llvmlite import ir
+
+        integer = address.type
+        first = builder.and_(address, integer(-16))
+        # The word itself where it lies at a multiple of 16: the next one need not be there.
+        second = builder.and_(builder.add(address, integer(15)), integer(-16))
+        half = ir.IntType(32)
+        halves = [super(_ShiftedAccess, self).load(builder, each) for each in (first, second)]
+        parts = [builder.extract_element(word, half(at)) for word in halves for at in range(4)]
+        shift = builder.trunc(address, half)
+        for n_parts in (2, 1):  # the address' bits 3 and 2 say by how many parts
+            bit = builder.and_(shift, half(4 * n_parts))
+            is_set = builder.icmp_unsigned("!=", bit, half(0))
+            pairs = zip(parts[n_parts:], parts, strict=False)
+            parts = [builder.select(is_set, later, part) for later, part in pairs]
+        n_bits = builder.mul(builder.and_(shift, half(3)), half(8))
+        word = halves[0].type(None)
+        for at in range(4):
+            part = _shift_right(builder, parts[at + 1], parts[at], n_bits)
+            word = builder.insert_element(word, part, half(at))
+        return word
+
+
+def _shift_right(builder: Builder, high: Value, low: Value, n_bits: Value) -> Value:
+    """Return the low half of two integers that are shifted right as one, by less than a half."""
+    from llvmlite import ir
+
+    whole = ir.IntType(64)
+    joined = builder.shl(builder.zext(high, whole), whole(32))
+    joined = builder.or_(joined, builder.zext(low, whole))
+    return builder.trunc(builder.lshr(joined, builder.zext(n_bits, whole)), low.type)
 
 
 # Numba's protocol: an intrinsic is an untyped function that returns a signature and a generator.
@@ -207,6 +309,24 @@ def _load_intrinsic(intrinsic: Callable[..., Any], access: _Access) -> object:
             return builder.zext(access.load(builder, *arguments), ir.IntType(64))
 
         return types.int64(types.int64), generate
+
+    return load
+
+
+def _load_two_intrinsic(intrinsic: Callable[..., Any], access: _Access) -> object:
+    """Return a load of two integers at once."""
+    from llvmlite import ir
+    from numba import types
+
+    @intrinsic
+    def load(typing_context, address):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            both = access.load(builder, *arguments)
+            halves = [builder.extract_element(both, ir.IntType(32)(at)) for at in range(2)]
+            return context.make_tuple(builder, signature.return_type, halves)
+
+        two = types.UniTuple(types.int64, 2)  # type: ignore[no-untyped-call]  # Numba's gap
+        return two(types.int64), generate
 
     return load
 
@@ -262,6 +382,44 @@ def _copy_words(
     values = [word.load(builder, builder.add(source, offset)) for offset in offsets]
     for offset, value in zip(offsets, values, strict=True):
         word.store(builder, builder.add(destination, offset), value)
+
+
+def _copy_batch_intrinsic(intrinsic: Callable[..., Any], access: _Access, most: int) -> object:
+    """Return a copy of up to `most` words that lie a step apart."""
+    from numba import types
+
+    @intrinsic
+    def copy_up_to(typing_context, destination, source, at, step, end):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            _copy_batch(builder, access, most, *arguments)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), generate
+
+    return copy_up_to
+
+
+def _copy_batch(
+    builder: Builder,
+    access: _Access,
+    most: int,
+    destination: Value,
+    source: Value,
+    at: Value,
+    step: Value,
+    end: Value,
+) -> None:
+    """Generate loads of all words, of the last one in the place of those that are not there."""
+    last = builder.sub(end, at.type(access.nbytes))
+    offsets = [builder.add(at, builder.mul(step, at.type(number))) for number in range(most)]
+    are_there = [builder.icmp_signed("<", offset, end) for offset in offsets]
+    values = []
+    for offset, is_there in zip(offsets, are_there, strict=True):
+        place = builder.select(is_there, offset, last)
+        values.append(access.load(builder, builder.add(source, place)))
+    for offset, is_there, value in zip(offsets, are_there, values, strict=True):
+        with builder.if_then(is_there):
+            access.store(builder, builder.add(destination, offset), value)
 
 
 def _load(

@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from parllel.kernels.addresses import copy_1, copy_4, copy_8, copy_16, load_byte, load_int64
+from parllel.kernels.addresses import (
+    copy_1,
+    copy_4,
+    copy_8,
+    copy_16,
+    load_byte,
+    load_int64,
+    load_two_int64,
+)
+from parllel.kernels.row_share import SHARE_PARTS, copy_share
 from parllel.kernels.row_table import Index, Integers, as_index, check_inside
 from parllel.kernels.rows import (
     DONE,
@@ -25,9 +34,10 @@ from parllel.kernels.rows import (
     is_inside,
     pick,
 )
-from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda
+from parllel.kernels.targets import CpuKernel, DeviceEntry
+from parllel.kernels.teams import Teams, find_share
 
-ENTRY_NBYTES = 11 * 8  # of StackTable's integers for one leaf
+ENTRY_NBYTES = 12 * 8  # of StackTable's integers for one leaf: pairs, which are loaded at once
 
 # On a CPU. Small enough that the frames which an observation and the next one share are read from
 # a cache the second time: 0.9 of the time of leaf after leaf (bench/bench_frames.py).
@@ -86,8 +96,8 @@ class StackTable:
         leaves: for each leaf its addresses and sizes.
 
     Attributes:
-        entries: int64 [n_leaves, 11], read-only: the leaves without `n_rows`. The format of the
-            kernel.
+        entries: int64 [n_leaves, 12], read-only: the leaves without `n_rows`, and a 0 that makes
+            them whole pairs. The format of the kernel.
         address: address of the entries in host memory.
         n_rows: number that an index of all leaves must be below.
 
@@ -103,7 +113,9 @@ class StackTable:
         shortest = min(leaf.n_frames for leaf in leaves)
         if shortest < 1:
             raise ValueError(f"stacks: got {shortest} frames, expected 1 or more")
-        self.entries: npt.NDArray[np.int64] = np.array([leaf[1:] for leaf in leaves], np.int64)
+        self.entries: npt.NDArray[np.int64] = np.array(
+            [(*leaf[1:], 0) for leaf in leaves], np.int64
+        )
         self.entries.flags.writeable = False
         self.address: int = self.entries.__array_interface__["data"][0]
         self.n_rows = min(leaf.n_rows for leaf in leaves)
@@ -178,29 +190,42 @@ class Newest(NamedTuple):
 def read_frames(table: int, number: int, out: int) -> Frames:
     """Return an entry of the table at an address, with `out` added to its destination."""
     at = table + number * ENTRY_NBYTES
-    return Frames(
-        out + load_int64(at),
-        load_int64(at + 8),
-        load_int64(at + 16),
-        load_int64(at + 24),
-        load_int64(at + 32),
-        load_int64(at + 40),
-        load_int64(at + 48),
-        load_int64(at + 56),
-        load_int64(at + 64),
-        load_int64(at + 72),
-        load_int64(at + 80),
-    )
+    destination, source = load_two_int64(at)
+    stride, nbytes = load_two_int64(at + 16)
+    n_frames, n_columns = load_two_int64(at + 32)
+    is_first, blank = load_two_int64(at + 48)
+    rows, beside = load_two_int64(at + 64)
+    beside_rows = load_int64(at + 80)
+    sizes = stride, nbytes, n_frames, n_columns
+    return Frames(out + destination, source, *sizes, is_first, blank, rows, beside, beside_rows)
 
 
 def count_before(frames: Frames, row: int) -> int:
     """Return how many frames of the same episode are before a row's, as far as a stack needs."""
+    needed = frames.n_frames - 1
     count = 0
-    at = frames.is_first + row
-    while count < frames.n_frames - 1 and load_byte(at) == 0:
-        at -= frames.n_columns
-        count += 1
-    return count
+    is_same = 1  # whether all rows up to here are of the episode
+    while count < needed and is_same != 0:
+        # Four flags are loaded before one is looked at: memory is waited for once. Those that a
+        # stack does not need are its last one.
+        at = frames.is_first + row - count * frames.n_columns
+        last = needed - 1 - count
+        flags = (
+            load_byte(at),
+            load_byte(at - min(1, last) * frames.n_columns),
+            load_byte(at - min(2, last) * frames.n_columns),
+            load_byte(at - min(3, last) * frames.n_columns),
+        )
+        for flag in flags:
+            is_same &= 1 - min(flag, 1)
+            count += is_same
+    return min(count, needed)
+
+
+def frame_bits(frames: Frames) -> int:
+    """Return a number whose low bits are 0 as far as they are in every frame's address."""
+    bits = frames.destination | frames.nbytes | frames.source | frames.stride
+    return bits | frames.blank | frames.beside
 
 
 def find_newest(frames: Frames, row: int) -> Newest:
@@ -229,27 +254,45 @@ def find_frame(frames: Frames, newest: Newest, place: int) -> int:
     return frames.source + (newest.row - back * frames.n_columns) * frames.stride
 
 
-def gather_on_grid(table: int, out: int, n_rows: int, vector: int, start: int, step: int) -> None:
-    """Gather all stacks. Grid (groups of frames, leaves), block (lanes of a frame, a group).
+def gather_on_grid(
+    table: int,
+    out: int,
+    n_rows: int,
+    vector: int,
+    start: int,
+    step: int,
+    most_frames: int,
+    n_wide: int,
+    n_narrow: int,
+    wide_bits: int,
+    narrow_bits: int,
+    n_riders: int,
+) -> None:
+    """Gather all stacks. Grid and block have one axis; `Teams` says who copies what.
 
-    Any grid gathers everything: groups go on where the grid ends.
+    Each leaf is given as many frames as the longest stack has, `most_frames`. Any grid gathers
+    everything: threads go on where the grid ends.
     """
-    frames = read_frames(table, cuda.blockIdx.y, out)
-    bits = frames.destination | frames.nbytes | frames.source | frames.stride
-    bits |= frames.blank | frames.beside
-    number = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
-    while number < n_rows * frames.n_frames:
-        place = 0
-        at = number
-        while at >= n_rows:  # at most as often as a stack has frames: quicker than a division
+    share = find_share(Teams(n_wide, n_narrow, wide_bits, narrow_bits, n_riders))
+    count = n_rows * most_frames
+    number = share.row
+    while number < share.n_leaves * count:
+        # At most as often as there are leaves, and frames: quicker than divisions.
+        at, leaf, place = number, share.first_leaf, 0
+        while at >= count:
+            at -= count
+            leaf += 1
+        while at >= n_rows:
             at -= n_rows
             place += 1
-        newest = find_newest(frames, pick(Picks(vector, start, step), at))
-        source = find_frame(frames, newest, place)
-        destination = frames.destination + (at * frames.n_frames + place) * frames.nbytes
-        lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
-        copy_row(destination, source, frames.nbytes, bits, lane, lanes)
-        number += cuda.gridDim.x * cuda.blockDim.y
+        frames = read_frames(table, leaf, out)
+        row = pick(Picks(vector, start, step), at)
+        if place < frames.n_frames:
+            source = find_frame(frames, find_newest(frames, row), place)
+            destination = frames.destination + (at * frames.n_frames + place) * frames.nbytes
+            bits = frame_bits(frames)
+            copy_share(destination, source, frames.nbytes, bits, share.lane, share.lanes)
+        number += share.row_step
 
 
 def find_row(frames: Frames, row: int) -> int:
@@ -283,7 +326,7 @@ def gather_part(frames: Frames, begin: int, end: int, picks: Picks) -> None:
         newest = find_newest(frames, pick(picks, at))
         for place in range(frames.n_frames):
             source = find_frame(frames, newest, place)
-            copy_row(destination, source, frames.nbytes, 0, 0, 1)
+            copy_row(destination, source, frames.nbytes)
             destination += frames.nbytes
 
 
@@ -332,31 +375,22 @@ def gather_checked(
     return DONE
 
 
-PARTS = (
-    pick,
-    copy_row,
-    is_inside,
-    find_span,
-    address_of,
-    read_frames,
-    count_before,
-    find_newest,
-    find_frame,
-    find_row,
-    gather_words,
-    gather_part,
-    is_of_words,
-    gather_in_turn,
-)
 DEVICE = DeviceEntry(
     "frames",
     gather_on_grid,
-    "void(int64, int64, int64, int64, int64, int64)",
-    PARTS,
-    leaf_nbytes=ENTRY_NBYTES,
+    f"void({', '.join(['int64'] * 12)})",
+    (
+        *(find_share, pick, read_frames, frame_bits, count_before, find_newest, find_frame),
+        *SHARE_PARTS,
+    ),
 )
 
 
+PARTS = (
+    *(pick, copy_row, is_inside, find_span, address_of),
+    *(read_frames, count_before, find_newest, find_frame, find_row),
+    *(gather_words, gather_part, is_of_words, gather_in_turn),
+)
 _INDEX = "Array(int64, 1, 'C', readonly=True), int64, int64, int64"
 _ON_CPU = CpuKernel(
     gather_checked, f"int64(int64, int64, int64, int64, boolean, {_INDEX})", parts=PARTS

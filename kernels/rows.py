@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from parllel.kernels.addresses import copy_1, copy_4, copy_4_of_16, copy_8, copy_16, load_int64
+from parllel.kernels.row_share import SHARE_PARTS, copy_share
 from parllel.kernels.row_table import Index, Integers, RowTable, checked
-from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda, pointer_to
+from parllel.kernels.targets import CpuKernel, DeviceEntry, pointer_to
+from parllel.kernels.teams import Teams, find_share
 
 DONE, COUNTS_DIFFER, OUT_OF_RANGE, MAY_OVERLAP = range(4)
 ENTRY_NBYTES = 5 * 8  # of RowTable's integers for one leaf
@@ -102,57 +104,34 @@ def pick(picks: Picks, number: int) -> int:
     return picks.start + number * picks.step
 
 
-def copy_row(destination: int, source: int, nbytes: int, bits: int, lane: int, lanes: int) -> None:
-    """Copy a lane's share of a row. The lanes from 0 to `lanes - 1` copy each byte once.
+def copy_row(destination: int, source: int, nbytes: int) -> None:
+    """Copy a row on a CPU: words of 16 bytes while there are any, then of 8, then of 4, then bytes.
 
-    Neighbours copy neighbouring words, which a GPU joins to one access: words of 16 bytes while
-    there are any, then of 8, then of 4, then bytes.
-
-    Args:
-        destination: address of the row to write.
-        source: address of the row to read.
-        nbytes: bytes in the row.
-        bits: a number that is a multiple of the sizes of the words that may be used:
-            `address_bits`, or 0 where the processor loads words from any address.
-        lane: number of the thread among those that share the row.
-        lanes: number of threads that share the row.
+    A CPU of today loads words from any address.
     """
-    done = 0
-    if bits & 15 == 0:
-        done = nbytes & ~15
-        at = lane * 16
-        step = lanes * 16
-        while at + 3 * step < done:
-            copy_4_of_16(destination + at, source + at, step)
-            at += 4 * step
-        while at < done:
-            copy_16(destination + at, source + at)
-            at += step
-    if bits & 7 == 0:
-        at = done + lane * 8
-        done = nbytes & ~7
-        while at < done:
-            copy_8(destination + at, source + at)
-            at += lanes * 8
-    if bits & 3 == 0:
-        at = done + lane * 4
-        done = nbytes & ~3
-        while at < done:
-            copy_4(destination + at, source + at)
-            at += lanes * 4
-    at = done + lane
+    at = 0
+    while at + 3 * 16 < nbytes & ~15:
+        copy_4_of_16(destination + at, source + at, 16)
+        at += 4 * 16
+    while at < nbytes & ~15:
+        copy_16(destination + at, source + at)
+        at += 16
+    if at < nbytes & ~7:
+        copy_8(destination + at, source + at)
+        at += 8
+    if at < nbytes & ~3:
+        copy_4(destination + at, source + at)
+        at += 4
     while at < nbytes:
         copy_1(destination + at, source + at)
-        at += lanes
+        at += 1
 
 
-def copy_picked_row(
-    leaf: Leaf, written: Picks, read: Picks, number: int, bits: int, lane: int, lanes: int
-) -> None:
-    """Copy a lane's share of one of a leaf's rows."""
+def copy_picked_row(leaf: Leaf, written: Picks, read: Picks, number: int) -> None:
+    """Copy one of a leaf's rows on a CPU."""
     destination = leaf.destination + pick(written, number) * leaf.destination_stride
     source = leaf.source + pick(read, number) * leaf.source_stride
-    copy_row(destination, source, leaf.nbytes, bits, lane, lanes)
+    copy_row(destination, source, leaf.nbytes)
 
 
 def copy_rows_on_grid(
@@ -164,19 +143,32 @@ def copy_rows_on_grid(
     source_vector: int,
     source_start: int,
     source_step: int,
+    n_wide: int,
+    n_narrow: int,
+    wide_bits: int,
+    narrow_bits: int,
+    n_riders: int,
 ) -> None:
-    """Copy all rows. Grid (groups of rows, leaves), block (lanes of a row, rows of a group).
+    """Copy all rows. Grid and block have one axis; `Teams` says who copies what.
 
-    Any grid copies everything: groups go on where the grid ends.
+    Any grid copies everything: threads go on where the grid ends.
     """
-    leaf = read_leaf(table, cuda.blockIdx.y)
+    share = find_share(Teams(n_wide, n_narrow, wide_bits, narrow_bits, n_riders))
     written = Picks(destination_vector, destination_start, destination_step)
     read = Picks(source_vector, source_start, source_step)
-    number = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
-    while number < n_rows:
-        lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
-        copy_picked_row(leaf, written, read, number, address_bits(leaf), lane, lanes)
-        number += cuda.gridDim.x * cuda.blockDim.y
+    at = share.row
+    while at < share.n_leaves * n_rows:
+        number = at
+        leaf_number = share.first_leaf
+        while number >= n_rows:  # at most as often as there are leaves: quicker than a division
+            number -= n_rows
+            leaf_number += 1
+        leaf = read_leaf(table, leaf_number)
+        destination = leaf.destination + pick(written, number) * leaf.destination_stride
+        source = leaf.source + pick(read, number) * leaf.source_stride
+        bits = address_bits(leaf)
+        copy_share(destination, source, leaf.nbytes, bits, share.lane, share.lanes)
+        at += share.row_step
 
 
 def copy_words(leaf: Leaf, written: Picks, read: Picks, n_rows: int) -> None:
@@ -202,7 +194,7 @@ def copy_rows_in_turn(table: int, n_leaves: int, n_rows: int, written: Picks, re
             copy_words(leaf, written, read, n_rows)
         else:
             for number in range(n_rows):
-                copy_picked_row(leaf, written, read, number, 0, 0, 1)
+                copy_picked_row(leaf, written, read, number)
 
 
 def is_inside(start: int, step: int, count: int, limit: int) -> bool:
@@ -299,7 +291,6 @@ def copy_checked_rows(
 
 PARTS = (
     read_leaf,
-    address_bits,
     pick,
     copy_row,
     copy_picked_row,
@@ -314,9 +305,8 @@ PARTS = (
 DEVICE = DeviceEntry(
     "rows",
     copy_rows_on_grid,
-    "void(int64, int64, int64, int64, int64, int64, int64, int64)",
-    PARTS,
-    leaf_nbytes=ENTRY_NBYTES,
+    f"void({', '.join(['int64'] * 13)})",
+    (find_share, read_leaf, address_bits, pick, *SHARE_PARTS),
 )
 
 

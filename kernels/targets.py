@@ -78,15 +78,12 @@ class DeviceEntry(NamedTuple):
         signature: in Numba's notation; pointers are `CPointer(float32)` and the like, and an
             address is an int64.
         parts: functions that the entry uses by name, each after the parts that it uses itself.
-        leaf_nbytes: bytes for each leaf of a tree in the table whose address is the first
-            argument, where the second axis of the grid counts leaves; 0 for other kernels.
     """
 
     name: str
     entry: Callable[..., None]
     signature: str
     parts: Sequence[Callable[..., Any]]  # Any: as in twin
-    leaf_nbytes: int = 0
 
 
 class CpuKernel(Generic[_Result]):

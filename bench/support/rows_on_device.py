@@ -145,12 +145,12 @@ def on_each(arguments: Sequence[Any], function: Callable[[Any], object]) -> Call
 @contextmanager
 def blocks_of(threads: int) -> Iterator[None]:
     """Let the library launch blocks of another size inside the `with` block, to tune it."""
-    kept = launching.THREADS
-    launching.THREADS = threads
+    kept = launching.SIZES
+    launching.SIZES = kept._replace(copy_threads=threads)
     try:
         yield
     finally:
-        launching.THREADS = kept
+        launching.SIZES = kept
 
 
 def with_blocks_of(threads: int, call: Callable[[], object]) -> Callable[[], object]:

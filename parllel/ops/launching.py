@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from parllel import cuda
 from parllel.cuda import AnyArray, DeviceArray
 
-# These sizes are allowed on every GPU, and not tuned on one yet.
 WARP = 32
-THREADS = 256  # of a block whose threads have neighbouring words
-SERIAL_THREADS = WARP  # of a block whose threads have long work each: spread far over the GPU
-ITEM_THREADS = 128  # of a block whose threads have an item of a minibatch each
 MOST_BLOCKS = 65_535  # on an axis; the kernels go on where the grid ends
-WORD = 16  # bytes of the largest access
+
+
+class LaunchSizes(NamedTuple):
+    """The sizes of launches that a GPU may like larger or smaller; threads are those of a block.
+
+    All are allowed on every GPU, and not tuned on one yet. None of them changes what a kernel
+    computes. What a thread copies at once is written into the kernels, and is no part of this.
+    """
+
+    line_threads: int = 256  # neighbours have neighbouring words
+    serial_threads: int = WARP  # long work each: spread far over the GPU
+    item_threads: int = 128  # an item of a minibatch each
+    copy_threads: int = 128  # lanes of rows: as many as a part needs with 8 words for each
+    copy_blocks: int = 128  # a copy of few rows has smaller blocks, if it thus gets so many
+    part_nbytes: int = 128 * 8 * 16  # of a row that the same threads copy; longer ones are split
+    # A leaf has riders (`kernels.teams`) where it needs so much fewer lanes than the widest one.
+    rider_ratio: int = 4
+    most_rider_threads: int = 4 * WARP
+
+
+SIZES = LaunchSizes()
 
 
 def check_device_layout(arrays: Mapping[str, AnyArray]) -> None:
@@ -51,43 +68,20 @@ def check_device_outputs(arrays: Mapping[str, DeviceArray], *outputs: str) -> No
                 )
 
 
-def count_lanes(nbytes: int) -> int:
-    """Return how many threads share a row of some bytes: a power of two, at most a block."""
-    n_words = -(-nbytes // WORD)
-    return min(THREADS, 1 << max(0, n_words - 1).bit_length())
-
-
-def launch_leaves(
-    name: str, n_rows: int, n_leaves: int, lanes: int, arguments: Sequence[np.generic | DeviceArray]
-) -> None:
-    """Launch a kernel whose grid is (groups of rows, leaves), and whose block is (lanes, a group).
-
-    Args:
-        name: name of the kernel's entry.
-        n_rows: rows of each leaf; with none, nothing may be launched.
-        n_leaves: leaves in the kernel's table.
-        lanes: threads that share a row, of `count_lanes`.
-        arguments: the kernel's own arguments.
-    """
-    rows_per_block = THREADS // lanes
-    groups = min(-(-n_rows // rows_per_block), MOST_BLOCKS)
-    cuda.launch(name, (groups, n_leaves), (lanes, rows_per_block), arguments)
-
-
 def launch_lines(
     name: str, n_lines: int, n_lanes: int, arguments: Sequence[np.generic | DeviceArray]
 ) -> None:
     """Launch a kernel whose grid is (lines, lanes) and whose block is (lanes, lines)."""
-    lanes = min(-(-n_lanes // WARP) * WARP, THREADS)
-    lines = THREADS // lanes
+    lanes = min(-(-n_lanes // WARP) * WARP, SIZES.line_threads)
+    lines = SIZES.line_threads // lanes
     grid = min(-(-n_lines // lines), MOST_BLOCKS), min(-(-n_lanes // lanes), MOST_BLOCKS)
     cuda.launch(name, grid, (lanes, lines), arguments)
 
 
 def launch_serial(name: str, n_threads: int, arguments: Sequence[np.generic | DeviceArray]) -> None:
     """Launch a kernel with one axis, whose threads each have long work."""
-    n_blocks = min(-(-n_threads // SERIAL_THREADS), MOST_BLOCKS)
-    cuda.launch(name, (n_blocks,), (SERIAL_THREADS,), arguments)
+    n_blocks = min(-(-n_threads // SIZES.serial_threads), MOST_BLOCKS)
+    cuda.launch(name, (n_blocks,), (SIZES.serial_threads,), arguments)
 
 
 def launch_items(
@@ -95,5 +89,5 @@ def launch_items(
 ) -> None:
     """Launch a kernel with one axis and a thread for each item; Python's integers become int64."""
     typed = [np.int64(each) if isinstance(each, int) else each for each in arguments]
-    n_blocks = min(-(-n_items // ITEM_THREADS), MOST_BLOCKS)
-    cuda.launch(name, (n_blocks,), (ITEM_THREADS,), typed)
+    n_blocks = min(-(-n_items // SIZES.item_threads), MOST_BLOCKS)
+    cuda.launch(name, (n_blocks,), (SIZES.item_threads,), typed)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parllel.cuda import AnyArray, DeviceArray
 from parllel.kernels.row_table import Rows, RowTable, rows_at
 from parllel.kernels.rows import check_rows, copy_rows
-from parllel.ops.launching import count_lanes, launch_leaves
+from parllel.ops.copy_grid import CopyGrid, count_lanes, split_row
 from parllel.ops.sides import (
     AnyIndex,
     address_of,
@@ -60,9 +61,10 @@ class RowCopy:
             return
         sides = [[_locate(leaf) for leaf in side] for side in (destination, source)]
         self._table = RowTable(*sides, names=names)
-        self._device_table = to_side(self._table.entries, "gpu")
         self._owners = arrays
-        self._lanes = count_lanes(int(self._table.entries[:, -1].max()))
+        entries = _split_rows(self._table.entries)
+        self._grid = CopyGrid([_lanes_of(*entry) for entry in entries.tolist()])
+        self._device_table = to_side(entries[self._grid.order], "gpu")
 
     def run(self, destination_index: AnyIndex, source_index: AnyIndex) -> None:
         """Copy the source rows that one index names to the destination rows that another names.
@@ -88,18 +90,9 @@ class RowCopy:
             self._launch(n_rows, destination_index, source_index)
 
     def _launch(self, n_rows: int, destination_index: AnyIndex, source_index: AnyIndex) -> None:
-        launch_leaves(
-            "rows",
-            n_rows,
-            len(self._table.names),
-            self._lanes,
-            [
-                self._device_table,
-                np.int64(n_rows),
-                *index_arguments(destination_index),
-                *index_arguments(source_index),
-            ],
-        )
+        indices = *index_arguments(destination_index), *index_arguments(source_index)
+        arguments = [self._device_table, np.int64(n_rows), *indices]
+        self._grid.launch("rows", n_rows, arguments)
 
 
 def prepare_gather(
@@ -146,3 +139,19 @@ def _locate(leaf: AnyArray) -> Rows:
             f"rows: strides {leaf.strides} of shape {leaf.shape}, expected C-contiguous rows"
         )
     return rows
+
+
+def _split_rows(entries: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a table in which long rows are parts, each with its address: a leaf of its own."""
+    parts = []
+    for destination, destination_stride, source, source_stride, nbytes in entries.tolist():
+        for at, length in split_row(nbytes):
+            place = (destination + at, destination_stride, source + at, source_stride, length)
+            parts.append(place)
+    return np.array(parts, np.int64)
+
+
+def _lanes_of(
+    destination: int, destination_stride: int, source: int, source_stride: int, nbytes: int
+) -> int:
+    return count_lanes(nbytes, destination | destination_stride | source | source_stride)

@@ -11,9 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cuda import AnyArray, DeviceArray
-from parllel.kernels.frames import Stacks, StackTable, check_stacks, gather_stacks
+from parllel.kernels.frames import (
+    Frames,
+    Stacks,
+    StackTable,
+    check_stacks,
+    frame_bits,
+    gather_stacks,
+)
 from parllel.kernels.row_table import Rows, rows_at
-from parllel.ops.launching import count_lanes, launch_leaves
+from parllel.ops.copy_grid import CopyGrid, count_lanes
 from parllel.ops.sides import (
     AnyIndex,
     address_of,
@@ -147,9 +154,11 @@ class StackGather:
         self._table = StackTable(leaves)
         self._device_table: DeviceArray | None = None  # None for arrays of NumPy
         if side == "gpu":
-            self._device_table = to_side(self._table.entries, side)
-        self._most_frames = max(leaf.n_frames for leaf in leaves)
-        self._lanes = count_lanes(max(leaf.nbytes for leaf in leaves))
+            self._grid = CopyGrid(
+                [count_lanes(leaf.nbytes, frame_bits(Frames(*leaf[1:]))) for leaf in leaves]
+            )
+            self._device_table = to_side(self._table.entries[self._grid.order], side)
+            self._most_frames = max(leaf.n_frames for leaf in leaves)
 
     def run(self, index: AnyIndex, *, out: AnyArray | None = None) -> None:
         """Gather the stacks of the rows of an index to the outputs' first rows.
@@ -180,13 +189,9 @@ class StackGather:
             self._launch(len(index), index, np.int64(0) if out is None else out)
 
     def _launch(self, n_rows: int, index: AnyIndex, out: AnyArray) -> None:
-        launch_leaves(
-            "frames",
-            n_rows * self._most_frames,
-            len(self._table.entries),
-            self._lanes,
-            [self._device_table, out, np.int64(n_rows), *index_arguments(index)],
-        )
+        arguments = [self._device_table, out, np.int64(n_rows), *index_arguments(index)]
+        arguments.append(np.int64(self._most_frames))
+        self._grid.launch("frames", n_rows * self._most_frames, arguments)
 
 
 def as_range(numbers: NDArray[np.int64]) -> range | NDArray[np.int64]:

@@ -23,8 +23,8 @@ each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 COMPILER = ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvrtc")
 PACKAGES = {"ptxas": "nvidia-cuda-nvcc", "nvdisasm": "nvidia-cuda-nvdisasm"}
 
-FOUR_IN_FLIGHT = re.compile(
-    r"(?:LDG\.E\.128(?:(?!LDG|STG)[\s\S])*){4}(?:STG\.E\.128(?:(?!LDG|STG)[\s\S])*){4}"
+EIGHT_IN_FLIGHT = re.compile(
+    r"(?:LDG\.E\.128(?:(?!LDG|STG)[\s\S])*){8}(?:STG\.E\.128(?:(?!LDG|STG)[\s\S])*){8}"
 )
 
 
@@ -129,18 +129,19 @@ def test_nothing_is_spilled(architecture: str, folder: Path) -> None:
 
 
 @each_architecture
-def test_rows_are_copied_16_bytes_at_a_time(architecture: str, folder: Path) -> None:
-    """And four loads are under way before the first store waits for one."""
+@pytest.mark.parametrize("kernel", ["rows", "frames"])
+def test_rows_are_copied_16_bytes_at_a_time(kernel: str, architecture: str, folder: Path) -> None:
+    """And eight loads are under way before the first store waits for one."""
     _, binary = assemble(architecture, folder)
     listing = run(find_tool("nvdisasm"), "--print-code", str(binary))
-    rows = listing.partition(".text.rows:")[2].partition(".text.")[0]
-    assert FOUR_IN_FLIGHT.search(rows), rows
+    code = listing.partition(f".text.{kernel}:")[2].partition(".text.")[0]
+    assert EIGHT_IN_FLIGHT.search(code), code
 
 
 def test_loads_that_wait_for_stores_are_found() -> None:
-    waiting = "LDG.E.128 R4 ;\nSTG.E.128 R4 ;\n" * 4
-    assert not FOUR_IN_FLIGHT.search(waiting)
-    assert FOUR_IN_FLIGHT.search("LDG.E.128.SYS R4 ;\n" * 4 + "IADD3 ;\nSTG.E.128 R4 ;\n" * 4)
+    waiting = "LDG.E.128 R4 ;\nSTG.E.128 R4 ;\n" * 8
+    assert not EIGHT_IN_FLIGHT.search(waiting)
+    assert EIGHT_IN_FLIGHT.search("LDG.E.128.SYS R4 ;\n" * 8 + "IADD3 ;\nSTG.E.128 R4 ;\n" * 8)
 
 
 def test_kernels_run_without_the_gpu_compiler() -> None:

@@ -1,6 +1,5 @@
 """The frames kernel: its CPU twin against plain Python, its grid, its boundary and its table."""
 
-import ctypes
 import itertools
 from collections import Counter
 from typing import Any, NamedTuple, TypeAlias
@@ -8,12 +7,14 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pytest
+from copied_bytes import CopiedBytes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parllel.kernels import frames as kernel
 from parllel.kernels.frames import Stacks, StackTable, check_stacks, gather_stacks
 from parllel.kernels.targets import Axes, launch_plainly
+from parllel.kernels.teams import Teams
 from parllel.ops.stack_gather import RowSource, StackGather, as_range
 
 Index: TypeAlias = range | npt.NDArray[np.int64]
@@ -159,53 +160,34 @@ def test_many_rows_are_gathered_in_parts(n_rows: int) -> None:
 # The grid
 
 
-class Recorder:
-    """Stands in for the kernel's memory: insists on a GPU's alignment and counts the bytes."""
-
-    def __init__(self) -> None:
-        self.n_writes: Counter[int] = Counter()
-        self.names: dict[str, object] = {"copy_4_of_16": self.copy_4_of_16}
-        for size in (1, 4, 8, 16):
-            self.names[f"copy_{size}"] = self._make_copy(size)
-
-    def _make_copy(self, size: int) -> Any:
-        def copy(destination: int, source: int) -> None:
-            assert destination % size == source % size == 0
-            self.n_writes.update(range(destination, destination + size))
-            ctypes.memmove(destination, source, size)
-
-        return copy
-
-    def copy_4_of_16(self, destination: int, source: int, step: int) -> None:
-        for word in range(4):
-            self._make_copy(16)(destination + word * step, source + word * step)
-
-
 @given(
     case=cases(max_steps=4, max_leaves=2),
-    grid_x=st.integers(1, 3),
-    lanes=st.integers(1, 5),
-    groups=st.integers(1, 3),
+    n_blocks=st.integers(1, 3),
+    n_threads=st.integers(1, 7),
+    bits=st.integers(0, 2),
+    n_riders=st.integers(0, 3),
 )
 def test_a_grid_of_any_shape_writes_each_byte_once(
-    case: Case, grid_x: int, lanes: int, groups: int
+    case: Case, n_blocks: int, n_threads: int, bits: int, n_riders: int
 ) -> None:
     expected, table, index = case.expect(), case.table(), case.index
     picks = [0, index.start, index.step] if isinstance(index, range) else [address_of(index), 0, 0]
-    recorder = Recorder()
+    most_frames = max(source.stack for source in case.sources)
+    teams = Teams(1, len(table.entries) - 1, bits, 0, n_riders)
+    copied = CopiedBytes()
     launch_plainly(
         kernel.DEVICE,
-        [table.address, 0, len(index), *picks],
-        grid=Axes(grid_x, len(table.entries)),
-        block=Axes(lanes, groups),
-        names=recorder.names,
+        [table.address, 0, len(index), *picks, most_frames, *teams],
+        grid=Axes(n_blocks, 1),
+        block=Axes(n_threads, 1),
+        names=copied.names,
     )
     written: Counter[int] = Counter()
     for output, right in zip(case.outputs, expected, strict=True):
         np.testing.assert_array_equal(output, right)
         part = output[: len(index)]
         written.update(range(address_of(part), address_of(part) + part.nbytes))
-    assert recorder.n_writes == written
+    assert copied.n_writes == written
 
 
 # What is read, and what is refused

@@ -1,6 +1,5 @@
 """The row-copy kernel: its CPU twin against NumPy, its grid, its boundary and its table."""
 
-import ctypes
 import gc
 import itertools
 import math
@@ -11,15 +10,18 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
+from copied_bytes import CopiedBytes
 from hypothesis import given
 from hypothesis import strategies as st
 from numba.extending import intrinsic
 
+from parllel.kernels import row_share
 from parllel.kernels import rows as kernel
 from parllel.kernels.addresses import memory_intrinsics
 from parllel.kernels.row_table import Rows, RowTable
 from parllel.kernels.rows import check_rows, copy_rows
 from parllel.kernels.targets import Axes, bind, launch_plainly
+from parllel.kernels.teams import Teams
 from profiles import fewer_examples
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -159,32 +161,7 @@ def test_rows_of_every_length_and_place_are_copied(
 # The grid
 
 
-class Recorder:
-    """Stands in for the kernel's memory: insists on a GPU's alignment and counts the bytes."""
-
-    def __init__(self) -> None:
-        self.n_writes: Counter[int] = Counter()
-        self.n_words: Counter[int] = Counter()
-        self.names: dict[str, object] = {"copy_4_of_16": self.copy_4_of_16}
-        for size in (1, 4, 8, 16):
-            self.names[f"copy_{size}"] = self._make_copy(size)
-
-    def _make_copy(self, size: int) -> object:
-        def copy(destination: int, source: int) -> None:
-            assert destination % size == source % size == 0
-            self.n_writes.update(range(destination, destination + size))
-            self.n_words[size] += 1
-            ctypes.memmove(destination, source, size)
-
-        return copy
-
-    def copy_4_of_16(self, destination: int, source: int, step: int) -> None:
-        copy = self._make_copy(16)
-        for word in range(4):
-            copy(destination + word * step, source + word * step)  # type: ignore[operator]
-
-
-def launch(case: Case, grid_x: int, block: Axes) -> Recorder:
+def launch(case: Case, n_blocks: int, n_threads: int, teams: Teams) -> CopiedBytes:
     """Run the GPU's entry on host memory, thread by thread."""
     table = case.make_table()
     arguments: list[object] = [table.address, len(case.written)]
@@ -193,28 +170,57 @@ def launch(case: Case, grid_x: int, block: Axes) -> Recorder:
             arguments += [0, index.start, index.step]
         else:
             arguments += [address_of(index) if index.size else 0, 0, 0]
-    recorder = Recorder()
-    grid = Axes(grid_x, len(table.entries))
-    launch_plainly(kernel.DEVICE, arguments, grid=grid, block=block, names=recorder.names)
-    return recorder
+    rows = [leaf.rows[row : row + 1] for leaf in case.source for row in set(case.read)]
+    copied = CopiedBytes([(address_of(row), address_of(row) + row.nbytes) for row in rows])
+    grid, block = Axes(n_blocks, 1), Axes(n_threads, 1)
+    launch_plainly(kernel.DEVICE, [*arguments, *teams], grid=grid, block=block, names=copied.names)
+    return copied
 
 
-@given(
-    case=cases(max_rows=6, max_leaves=3),
-    grid_x=st.integers(1, 3),
-    lanes=st.integers(1, 5),
-    groups=st.integers(1, 3),
-)
+def one_team(case: Case, bits: int) -> Teams:
+    return Teams(len(case.source), 0, bits, 0, 0)
+
+
+@st.composite
+def teams_of(draw: st.DrawFn, n_leaves: int) -> tuple[int, Teams]:
+    """Draw a block's threads, and how they share leaves."""
+    n_wide, n_riders = draw(st.integers(0, n_leaves)), draw(st.integers(0, 3))
+    n_threads = draw(st.integers(1, 7))
+    bits = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    return n_threads, Teams(n_wide, n_leaves - n_wide, *bits, n_riders)
+
+
+@given(case=cases(max_rows=6, max_leaves=3), n_blocks=st.integers(1, 3), data=st.data())
 def test_a_grid_of_any_shape_copies_each_byte_once(
-    case: Case, grid_x: int, lanes: int, groups: int
+    case: Case, n_blocks: int, data: st.DataObject
 ) -> None:
     expected = case.expect()
-    recorder = launch(case, grid_x, Axes(lanes, groups))
+    copied = launch(case, n_blocks, *data.draw(teams_of(len(case.source))))
     assert case.result() == expected
     rows = [leaf.rows[row : row + 1] for leaf in case.destination for row in case.written]
     begins = [(address_of(row), row.nbytes) for row in rows]
     written = itertools.chain(*(range(begin, begin + nbytes) for begin, nbytes in begins))
-    assert recorder.n_writes == Counter(written)
+    assert copied.n_writes == Counter(written)
+
+
+@fewer_examples(2)
+@given(
+    nbytes=st.integers(0, 700),
+    offsets=st.tuples(st.integers(0, 16), st.integers(0, 16)),
+    bits=st.integers(0, 4),
+)
+def test_lanes_share_rows_of_every_length_and_place(
+    nbytes: int, offsets: tuple[int, int], bits: int
+) -> None:
+    destination, source = (
+        lay_out("u1", (nbytes,), 2, offset=offset, gap=0, sign=1) for offset in offsets
+    )
+    case = Case([destination], [source], range(2), range(1, -1, -1))
+    expected = case.expect()
+    copied = launch(case, 1, 1 << bits, one_team(case, bits))
+    assert case.result() == expected
+    assert set(copied.n_writes.values()) <= {1}
+    assert copied.n_writes.total() == 2 * nbytes
 
 
 @pytest.mark.parametrize(
@@ -226,12 +232,19 @@ def test_a_grid_of_any_shape_copies_each_byte_once(
         ((0, 0), 1, 127, {16: 7, 8: 1, 4: 1, 1: 3}),
         ((0, 0), 4, 124, {16: 7, 8: 1, 4: 1}),
         ((0, 0), 5, 123, {16: 7, 8: 1, 1: 3}),
-        ((8, 0), 0, 128, {8: 16}),
-        ((0, 8), 0, 128, {8: 16}),
-        ((4, 4), 0, 128, {4: 32}),
+        ((8, 0), 0, 120, {8: 15}),
+        ((0, 8), 0, 120, {8: 15}),
+        ((4, 4), 0, 124, {4: 31}),
         ((0, 0), 0, 12, {4: 3}),
-        ((0, 2), 0, 128, {1: 128}),
+        ((0, 2), 0, 126, {1: 126}),
         ((0, 0), 0, 1, {1: 1}),
+        # Longer rows elsewhere are shifted. A word is read whole: none may begin before the row,
+        # nor end after it.
+        ((0, 8), 16, 128, {16: 6, 1: 16 + 16}),
+        ((8, 8), 16, 128, {16: 7, 1: 8 + 8}),
+        ((15, 0), 16, 160, {16: 9, 1: 1 + 15}),
+        ((1, 0), 16, 160, {16: 9, 1: 15 + 1}),
+        ((0, 1), 16, 160, {16: 8, 1: 16 + 16}),
     ],
 )
 def test_words_are_as_long_as_both_sides_allow(
@@ -240,14 +253,16 @@ def test_words_are_as_long_as_both_sides_allow(
     destination, source = (
         lay_out("u1", (nbytes,), 3, offset=offset, gap=gap, sign=1) for offset in offsets
     )
-    recorder = launch(Case([destination], [source], range(3), range(3)), 1, Axes(4, 1))
-    assert recorder.n_words == {size: 3 * n_words for size, n_words in words.items()}
+    case = Case([destination], [source], range(3), range(3))
+    copied = launch(case, 1, 4, one_team(case, 2))
+    assert copied.n_words == {size: 3 * n_words for size, n_words in words.items()}
 
 
 def test_one_row_is_aligned_whatever_its_stride_is() -> None:
     leaf = lay_out("u1", (64,), 1, offset=0, gap=1, sign=1)
     other = lay_out("u1", (64,), 1, offset=0, gap=0, sign=1)
-    assert launch(Case([leaf], [other], range(1), range(1)), 1, Axes(2, 2)).n_words == {16: 4}
+    case = Case([leaf], [other], range(1), range(1))
+    assert launch(case, 1, 4, one_team(case, 1)).n_words == {16: 4}
 
 
 @pytest.mark.parametrize("is_for_gpus", [False, True])
@@ -257,15 +272,17 @@ def test_lanes_of_compiled_code_share_a_row(is_for_gpus: bool) -> None:
         intrinsic, address_space=0, is_aligned=is_for_gpus, joins_words=not is_for_gpus
     )
     inline = numba.njit(inline="always")
-    copy_row = numba.njit(bind(kernel.copy_row, (), names, inline))
-    for lanes, nbytes, shift in itertools.product((1, 2, 5), range(0, 420, 7), (0, 8, 12, 1)):
+    *parts, share = row_share.SHARE_PARTS
+    copy_share = numba.njit(bind(share, parts, names, inline))
+    lengths = (*range(0, 130, 7), *range(131, 900, 41))
+    for lanes, nbytes, shift in itertools.product((1, 2, 5), lengths, range(16)):
         place = {"gap": 0, "sign": 1}
         source = lay_out("u1", (nbytes,), 1, offset=64 + shift, **place)
-        destination = lay_out("u1", (nbytes,), 1, offset=64, **place)
+        destination = lay_out("u1", (nbytes,), 1, offset=64 + nbytes % 3, **place)
         expected = Case([destination], [source], range(1), range(1)).expect()
+        addresses = address_of(destination.rows), address_of(source.rows)
         for lane in range(lanes):
-            addresses = address_of(destination.rows), address_of(source.rows)
-            copy_row(*addresses, nbytes, shift if is_for_gpus else 0, lane, lanes)
+            copy_share(*addresses, nbytes, addresses[0] | addresses[1], lane, lanes)
         assert destination.memory.tobytes() == expected[0]
 
 

@@ -7,15 +7,14 @@ import pytest
 
 from parllel import cuda
 from parllel.ops import launching
-from parllel.ops.launching import ITEM_THREADS, MOST_BLOCKS, SERIAL_THREADS, THREADS, WARP
+from parllel.ops.launching import MOST_BLOCKS, SIZES, WARP
 
 MANY = 2**40
 LAUNCHES: dict[str, tuple[Callable[[int], None], int]] = {
-    "leaves": (lambda n: launching.launch_leaves("k", n, 3, 32, []), THREADS // 32),
-    "lines": (lambda n: launching.launch_lines("k", n, 1, []), THREADS // WARP),
-    "lanes": (lambda n: launching.launch_lines("k", 1, n, []), THREADS),
-    "serial": (lambda n: launching.launch_serial("k", n, []), SERIAL_THREADS),
-    "items": (lambda n: launching.launch_items("k", n, []), ITEM_THREADS),
+    "lines": (lambda n: launching.launch_lines("k", n, 1, []), SIZES.line_threads // WARP),
+    "lanes": (lambda n: launching.launch_lines("k", 1, n, []), SIZES.line_threads),
+    "serial": (lambda n: launching.launch_serial("k", n, []), SIZES.serial_threads),
+    "items": (lambda n: launching.launch_items("k", n, []), SIZES.item_threads),
 }
 
 

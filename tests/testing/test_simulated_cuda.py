@@ -21,6 +21,7 @@ from parllel import cuda
 from parllel.cuda import launches
 from parllel.kernels.advantage import estimate_advantage
 from parllel.kernels.targets import DeviceEntry, find_entries
+from parllel.kernels.teams import Teams
 from parllel.testing.simulated_cuda import (
     LeakError,
     NotImitatedError,
@@ -1089,8 +1090,8 @@ def launch_rows(leaves: list[tuple[Any, Any]], written: Any, read: Any) -> None:
         else:
             kept.append(cuda.to_device(np.asarray(index)))
             picks += [kept[-1], np.int64(0), np.int64(0)]
-    grid = (3, len(leaves))
-    cuda.launch("rows", grid, (32, 4), [table, np.int64(len(written)), *picks])
+    teams = map(np.int64, Teams(len(leaves), 0, 5, 0, 0))
+    cuda.launch("rows", (3,), (128,), [table, np.int64(len(written)), *picks, *teams])
 
 
 @pytest.mark.parametrize("index", [range(5, -1, -2), [5, 3, 1]])
@@ -1121,7 +1122,9 @@ def test_the_kernel_of_rows_finds_freed_memory_in_its_table() -> None:
         table = cuda.to_device(np.array(entry))
         del source
         zero, one = np.int64(0), np.int64(1)
-        cuda.launch("rows", (1, 1), (1, 1), [table, np.int64(4), zero, zero, one, zero, zero, one])
+        teams = map(np.int64, Teams(1, 0, 0, 0, 0))
+        arguments = [table, np.int64(4), zero, zero, one, zero, zero, one, *teams]
+        cuda.launch("rows", (1,), (1,), arguments)
         with pytest.raises(UseAfterFreeError, match="rows, leaf 0, read"):
             cuda.synchronize()
 

@@ -50,8 +50,8 @@ def check_rows(what: str, address: int, stride: int, span: tuple[int, int], nbyt
 
 def check_rows_kernel(grid: Sizes, table: Argument, n_rows: Argument, *picks: Argument) -> None:
     """Check the arguments of `kernels.rows.DEVICE`."""
-    n_leaves = (*grid, 1)[1]
-    numbers = [address_of(each) for each in picks]
+    *numbers, n_wide, n_narrow, _, _, _ = [address_of(each) for each in picks]
+    n_leaves = n_wide + n_narrow
     written, read = (_span(int(n_rows), *numbers[at : at + 3]) for at in (0, 3))
     entries = integers_at(address_of(table), n_leaves * _ROWS_NUMBERS)
     for number, leaf in enumerate(entries.reshape(-1, _ROWS_NUMBERS).tolist()):
@@ -67,11 +67,12 @@ def check_frames_kernel(
     grid: Sizes, table: Argument, out: Argument, n_rows: Argument, *picks: Argument
 ) -> None:
     """Check the arguments of `kernels.frames.DEVICE`."""
-    n_leaves = (*grid, 1)[1]
-    begin, span = address_of(out), _span(int(n_rows), *(address_of(each) for each in picks))
+    *numbers, _, n_wide, n_narrow, _, _, _ = [address_of(each) for each in picks]
+    n_leaves = n_wide + n_narrow
+    begin, span = address_of(out), _span(int(n_rows), *numbers)
     entries = integers_at(address_of(table), n_leaves * _FRAMES_NUMBERS)
     leaves = entries.reshape(-1, _FRAMES_NUMBERS).tolist()
-    for number, leaf in enumerate(frames.Frames(*entry) for entry in leaves):
+    for number, leaf in enumerate(frames.Frames(*entry[:-1]) for entry in leaves):
         if n_rows:
             nbytes, outputs = leaf.n_frames * leaf.nbytes, (0, int(n_rows) - 1)
             what = f"frames, leaf {number}"

@@ -36,13 +36,7 @@ def run(kernel: DeviceEntry, grid: Sizes, block: Sizes, *arguments: object) -> N
     check = CHECKS.get(kernel.name)
     if check is not None:
         check(grid, *arguments)
-    entry = _compiled(kernel)
-    first, *others = map(_plain, _kinds(kernel), arguments)
-    # Compiled, the entry is block 0 on the second axis: it works on the leaf whose entry of the
-    # table comes first.
-    n_leaves = (*grid, 1)[1] if kernel.leaf_nbytes else 1
-    for leaf in range(n_leaves):
-        entry(first + leaf * kernel.leaf_nbytes if leaf else first, *others)
+    _compiled(kernel)(*map(_plain, _kinds(kernel), arguments))
 
 
 def _kinds(kernel: DeviceEntry) -> list[str]:

@@ -1,0 +1,68 @@
+"""CopiedBytes: a stand-in for the memory of kernels that copy, which counts and checks."""
+
+import ctypes
+from collections import Counter
+from collections.abc import Callable
+
+
+class CopiedBytes:
+    """Copies as a GPU would: insists on its alignment, and counts bytes and words.
+
+    Args:
+        readable: where bytes may be read, as pairs of begin and end: words that are loaded to be
+            shifted have bytes beside those that are copied. None: anywhere.
+
+    Attributes:
+        n_writes: how often each address was written.
+        n_words: how many words of each size were written.
+        names: the functions of `kernels.addresses`, by name.
+    """
+
+    def __init__(self, readable: list[tuple[int, int]] | None = None) -> None:
+        self.n_writes: Counter[int] = Counter()
+        self.n_words: Counter[int] = Counter()
+        self._readable = readable
+        self.names: dict[str, object] = {
+            f"copy_{size}": self._make_copy(size) for size in (1, 4, 8, 16)
+        }
+        self.names["copy_4_of_16"] = self._copy_4_of_16
+        self.names["copy_shifted"] = self._make_batch(self._shift, 1, 16)
+        self.names["copy_up_to_4_shifted"] = self._make_batch(self._shift, 4, 16)
+        for most, size in ((4, 1), (4, 16), (8, 16)):
+            batch = self._make_batch(self._make_copy(size), most, size)
+            self.names[f"copy_up_to_{most}_of_{size}"] = batch
+
+    def _make_copy(self, size: int) -> Callable[[int, int], None]:
+        def copy(destination: int, source: int) -> None:
+            assert destination % size == source % size == 0
+            self._move(destination, source, size)
+
+        return copy
+
+    def _shift(self, destination: int, source: int) -> None:
+        assert destination % 16 == 0
+        begin, end = source & ~15, (source + 15 & ~15) + 16
+        if self._readable is not None:
+            assert any(first <= begin and end <= last for first, last in self._readable)
+        self._move(destination, source, 16)
+
+    def _make_batch(
+        self, copy: Callable[[int, int], None], most: int, size: int
+    ) -> Callable[[int, int, int, int, int], None]:
+        def copy_up_to(destination: int, source: int, at: int, step: int, end: int) -> None:
+            assert at < end, "the word that is loaded for those that are missing"
+            assert step > 0
+            assert (end - at) % size == step % size == 0
+            for offset in range(at, min(end, at + most * step), step):
+                copy(destination + offset, source + offset)
+
+        return copy_up_to
+
+    def _copy_4_of_16(self, destination: int, source: int, step: int) -> None:
+        for word in range(4):
+            self._make_copy(16)(destination + word * step, source + word * step)
+
+    def _move(self, destination: int, source: int, size: int) -> None:
+        self.n_writes.update(range(destination, destination + size))
+        self.n_words[size] += 1
+        ctypes.memmove(destination, source, size)
