@@ -96,6 +96,17 @@ class FrameWriter(RowWriter):
         axis = samples.ndim - len(self.frame_shape) - 1
         return {LAST: samples.take(self.stack - 1, axis=axis)}
 
+    def follow(
+        self, before: NDArray[Any], after: NDArray[Any], *, may_begin: bool
+    ) -> NDArray[np.bool_]:
+        """Return bool [n], whether stacks have the newest frames of those before, and one more."""
+        pairs = zip(before, after, strict=True)
+        fits = [
+            _are_equal(new[:-1], old[1:]) or (may_begin and self._is_first(new))
+            for old, new in pairs
+        ]
+        return np.array(fits, bool)
+
     def _is_first(self, stack: NDArray[Any]) -> bool:
         """Whether a stack begins an episode; for most stacks the second newest frame tells."""
         older = reversed(stack[:-1])

@@ -72,3 +72,17 @@ class RowWriter(ABC):
             samples: [n, ...], one sample of each environment.
         """
         return {}
+
+    def follow(
+        self, before: NDArray[Any], after: NDArray[Any], *, may_begin: bool
+    ) -> NDArray[np.bool_]:
+        """Return bool [n], whether samples can be stored in the rows after others.
+
+        By default, all can.
+
+        Args:
+            before: [n, ...], the samples of one step.
+            after: [n, ...], those of the next one.
+            may_begin: whether a sample that begins an episode can be stored.
+        """
+        return np.ones(len(after), bool)

@@ -9,7 +9,7 @@ import numpy as np
 
 from parllel.arrays import Array
 from parllel.arrays.interop import side_of, to_host
-from parllel.tree import ArrayDict, TreePath, path_text
+from parllel.tree import ArrayDict, TreePath, leaves_of, path_text
 from parllel.tree.fitting import MisfitError, fit
 
 _FINITE = ("observation", "reward")  # branches in which a NaN would spoil what is learned
@@ -27,7 +27,7 @@ class AppendedStep(NamedTuple):
     >>> for name in ("terminated", "truncated"):
     ...     samples[name] = Array((1, 2), bool)
     >>> branches = {"reward": [1, 2], "terminated": [True, False], "truncated": [False, False]}
-    >>> AppendedStep.of(samples, [0.5, 0.7], branches, {}).rows["reward"]
+    >>> AppendedStep.of(samples, 0, [0.5, 0.7], branches, {}).rows["reward"]
     array([1., 2.], dtype=float32)
     """
 
@@ -39,16 +39,23 @@ class AppendedStep(NamedTuple):
     def of(
         cls,
         samples: ArrayDict,
+        row: int,
         observation: object,
         branches: Mapping[str, object],
         final_obs: Mapping[int, object],
     ) -> AppendedStep:
         """Check what was given for a step; nothing is broadcast, wrapped or cut off.
 
+        Args:
+            samples: the sample tree.
+            row: the row of its window that has the observations before the step.
+            observation, branches, final_obs: as for `ReplayBuffer.append`.
+
         Raises:
             TypeError: a branch is missing, or is none of the tree.
             ValueError: a value does not fit its rows, an observation or a reward is NaN or
-                infinite, or the final observations are not those of truncated episodes.
+                infinite, the final observations are not those of truncated episodes, or a stack of
+                frames does not follow on the one before.
         """
         needed = {name for name, branch in samples.items() if _has_leaves(branch)}
         needed -= {"observation"}
@@ -65,14 +72,18 @@ class AppendedStep(NamedTuple):
             column: fitted(("observation",), samples["observation"], each, n_lead=2)
             for column, each in final_obs.items()
         }
+        before = samples["observation"][row]
+        _check_follows(before, after, "next_observation")
+        check_final_obs(before, final)
         return cls(rows, after, final)
 
 
 def fitted(path: TreePath, rows: Any, value: Any, *, n_lead: int = 1) -> Any:
     """Return a value in the form of rows of a tree.
 
-    Values in host memory are copied where their dtype is another one; those on a device are not
-    looked at, but for their shapes and dtypes.
+    Values in host memory are copied where their dtype is another one, and so are those that go
+    there from a device. Those that stay on a device are not looked at, but for their shapes and
+    dtypes.
 
     Args:
         path: names of the leaf or branch.
@@ -94,7 +105,8 @@ def fitted(path: TreePath, rows: Any, value: Any, *, n_lead: int = 1) -> Any:
     shape = rows.shape[n_lead:]
     if n_lead == 1 and hasattr(value, "shape") and side_of(value) == "gpu":
         _check_form(path, value, shape, rows.dtype)
-        return value
+        if not rows.is_on_host:
+            return value
     try:
         array = fit(to_host(value), shape, rows.dtype)
     except MisfitError as error:
@@ -103,6 +115,62 @@ def fitted(path: TreePath, rows: Any, value: Any, *, n_lead: int = 1) -> Any:
     if path[0] in _FINITE and array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{path_text(path)}: got a NaN or an infinity, expected finite numbers")
     return array
+
+
+def check_final_obs(before: Array | ArrayDict, final_obs: Mapping[int, Any]) -> None:
+    """Refuse final observations that can't be stored behind those that were acted on.
+
+    Args:
+        before: rows [B, ...] of the observations that were acted on.
+        final_obs: values of single environments, by their numbers.
+
+    Raises:
+        ValueError: a stack of frames does not go on with the one before.
+    """
+    if any(leaf.row_writer is not None for _, leaf in leaves_of(before)):
+        for column, value in final_obs.items():
+            _check_follows(before, value, "final_obs", column=column)
+
+
+def _check_follows(
+    before: Array | ArrayDict, after: Any, what: str, *, column: int | None = None
+) -> None:
+    """Refuse stacks of frames that can't be stored by their newest frames alone.
+
+    Args:
+        before: rows [B, ...] of the observations one step before.
+        after: rows [B, ...] of observations, a tree where `before` is one.
+        what: what these are, for errors.
+        column: given, `after` is the last observation of this environment's episode alone, and so
+            does not begin one.
+
+    Raises:
+        ValueError: a stack neither goes on with the one before nor begins an episode.
+    """
+    begins = " nor begins an episode" if column is None else ""
+    for path, leaf in leaves_of(before):
+        if (writer := leaf.row_writer) is None:
+            continue
+        old, new = leaf, to_host(value_at(after, path))
+        if column is not None:
+            old, new = leaf[column : column + 1], new[None]
+        fits = writer.follow(old.to_ndarray(), new, may_begin=column is None)
+        if not fits.all():
+            number = int(fits.argmin()) if column is None else column
+            raise ValueError(
+                f"{what}: {path_text(('observation', *path))} of environment {number}: its stack"
+                " of frames"
+                f" {'neither goes' if begins else 'does not go'} on with the one before{begins};"
+                " frames are stored once, so a stack has the frames of the one before, less the"
+                " oldest, and a new one; use an Array for others"
+            )
+
+
+def value_at(tree: Any, path: TreePath) -> Any:
+    """Return the value of a tree of dictionaries and tuples at a path."""
+    for name in path:
+        tree = tree[int(name)] if isinstance(tree, tuple) else tree[name]
+    return tree
 
 
 def _check_form(path: TreePath, value: Any, shape: tuple[int, ...], dtype: Any) -> None:

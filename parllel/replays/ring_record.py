@@ -11,7 +11,7 @@ import numpy as np
 
 from parllel.arrays import Array
 from parllel.arrays.interop import side_of
-from parllel.replays.appended_step import AppendedStep, fitted
+from parllel.replays.appended_step import AppendedStep, check_final_obs, fitted, value_at
 from parllel.replays.final_obs import FinalObs, spec_of
 from parllel.storages import Side, storage_for
 from parllel.tree import ArrayDict, dict_map, leaves_of, path_text
@@ -166,7 +166,9 @@ class RingRecord:
         """
         first = fitted(("observation",), self.samples["observation"], observation)
         self.restart()
-        _write(self.samples["observation"], self.batch_T, first)
+        for path, leaf in leaves_of(self.samples["observation"]):
+            # Whole stacks, which may come from the middle of an episode.
+            leaf.write_history(self.batch_T, value_at(first, path))
         self._n_appended = 0
 
     def append(
@@ -195,17 +197,19 @@ class RingRecord:
             RuntimeError: `reset` was not called before, or an error cut a batch short.
             TypeError: a branch is missing, or is none of the tree.
             ValueError: a value has another shape than its rows, would lose something, or is not
-                finite; or `final_obs` are not those of truncated episodes. Nothing was changed.
-                Or a stack of frames does not follow on the one before, which is found when it is
-                written: then `reset` has to come next.
+                finite; `final_obs` are not those of truncated episodes; or a stack of frames, one
+                of `final_obs` too, does not follow on the one that was acted on. Nothing was
+                changed.
         """
         if self._n_appended is None:
             raise RuntimeError(
                 "append: there is no observation that was acted on: call reset before, and again"
                 " after a sampler has written, or a batch was cut short"
             )
-        step = AppendedStep.of(self.samples, next_observation, branches, final_obs or {})
-        t, self._n_appended = self._n_appended % self.batch_T, None
+        t = self._n_appended % self.batch_T
+        acted_on = t or self.batch_T  # the window has not moved yet
+        step = AppendedStep.of(self.samples, acted_on, next_observation, branches, final_obs or {})
+        self._n_appended = None
         if t == 0:
             self.begin_batch()
             self.samples.rotate()
@@ -213,7 +217,7 @@ class RingRecord:
             _write(self.samples[name], t, rows)
         _write(self.samples["observation"], t + 1, step.observation)
         if step.final_obs:
-            self.add_final_obs(t, step.final_obs)
+            self._add_final_obs(t, step.final_obs)
         if t == self.batch_T - 1:
             self.end_batch()
         self._n_appended = t + 1
@@ -232,7 +236,8 @@ class RingRecord:
         Raises:
             IndexError: the batch has no such step or column.
             RuntimeError: no batch was begun.
-            ValueError: a final observation is NaN or infinite.
+            ValueError: a final observation is NaN or infinite; or, in host memory, a stack of
+                frames does not go on with the one that was acted on.
         """
         self._settle()
         if not self._is_writing:
@@ -244,7 +249,9 @@ class RingRecord:
                 f" {self.batch_T} of the batch, and columns below {self.batch_B}"
             )
         for column, observation in final_obs.items():
-            _check_finite(t, column, observation)
+            _check_finite(t, column, observation, self.samples["observation"])
+        if self.samples["reward"].is_on_host:  # on a device, the host would have to wait
+            check_final_obs(self.samples["observation"][t], final_obs)
         self._add_final_obs(t, final_obs)
 
     def _add_final_obs(self, t: int, final_obs: Mapping[int, Any]) -> None:
@@ -366,10 +373,10 @@ def _with_next(leaf: Array) -> Array:
     return leaf[: len(leaf) + 1]
 
 
-def _check_finite(t: int, column: int, observation: Any) -> None:
+def _check_finite(t: int, column: int, observation: Any, like: Array | ArrayDict) -> None:
     """Refuse a final observation, a value of an environment, with a NaN or an infinity."""
-    for path, leaf in leaves_of(observation):
-        values = as_ndarray(leaf)
+    for path, _ in leaves_of(like):
+        values = as_ndarray(value_at(observation, path))
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ValueError(
                 f"batch: {path_text(('observation', *path))} is not finite behind row t = {t} of"

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from films import make_film
-from parllel import Array, ArrayDict
+from parllel import Array, ArrayDict, FrameArray
 from parllel.cages import SerialCage
 from parllel.patterns import build_example, build_sample_tree
 from parllel.replays import ReplayBuffer
@@ -226,3 +228,184 @@ def test_values_on_a_device_are_of_a_dtype_that_loses_nothing(name: str, value: 
         reward = Array.from_numpy(np.float32([1, 2]), storage="device")
         replay.append(OBSERVATION, **{**STEP, "reward": reward})
     assert replay.samples["reward"].to_ndarray().tolist() == [[1, 2]]
+
+
+# Stacks of frames
+
+
+STACKED = 3  # frames of a stack
+
+
+def make_stacked(batch_T: int, storage: str, fill: str = "first") -> ReplayBuffer:
+    ring: dict[str, Any] = {"full_size": 12, "storage": storage}
+    samples = ArrayDict(
+        {
+            "observation": {
+                "number": Array((batch_T, 2), np.float32, padding=1, **ring),
+                "image": FrameArray(
+                    (batch_T, 2), np.uint8, (2,), stack=STACKED, fill=fill, padding=1, **ring
+                ),
+            },
+            "reward": Array((batch_T, 2), np.float32, **ring),
+            "terminated": Array((batch_T, 2), bool, **ring),
+            "truncated": Array((batch_T, 2), bool, **ring),
+        }
+    )
+    return ReplayBuffer(samples, rng=np.random.default_rng(0))
+
+
+def stacked(*frames: int) -> Any:
+    """Return an observation of two environments: stacks of frames of one number each."""
+    stacks = np.array([[frame, frame] for frame in frames], np.uint8)
+    return {"number": [0.0, 0.0], "image": np.stack([stacks, stacks + 100])}
+
+
+def memory_of(replay: ReplayBuffer) -> list[Any]:
+    """Return all that an append might change."""
+    parts = []
+    for path, leaf in replay.samples.walk():
+        is_stacked = path[-1] == "image"
+        rows = (leaf.full.frames, leaf.full.is_first) if is_stacked else (leaf.full,)
+        parts += [leaf.window_begin, *(part.to_ndarray().tolist() for part in rows)]
+    table = replay.final_obs
+    return [*parts, len(replay), table.n_added, table.owner.tolist()]
+
+
+GOES_ON: dict[str, Any] = {
+    "reward": [0.0, 0.0],
+    "terminated": [False, False],
+    "truncated": [False, False],
+}
+FINAL: dict[str, Any] = {"number": 0.0, "image": np.uint8([[5, 5], [6, 6], [7, 7]])}
+CUT: dict[str, Any] = {
+    "next_observation": {
+        **stacked(5, 6, 7),
+        "image": np.uint8([[[9, 9]] * 3, FINAL["image"] + 100]),
+    },
+    "truncated": [True, False],
+    "final_obs": {0: FINAL},
+}
+
+
+def append_until_6(replay: ReplayBuffer, n_steps: int) -> None:
+    """Append steps whose last stack has the frames 4, 5 and 6, from the middle of an episode on."""
+    frames = range(4 - n_steps, 7)
+    replay.reset(stacked(*frames[:STACKED]))
+    for n in range(1, n_steps + 1):
+        replay.append(stacked(*frames[n : n + STACKED]), **GOES_ON)
+
+
+@pytest.mark.parametrize("storage", ["local", "device"])
+@pytest.mark.parametrize("batch_T", [1, 3])
+@pytest.mark.parametrize("n_before", range(4))
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"next_observation": stacked(4, 4, 6)}, "next_observation: observation.image of .* 0"),
+        ({"next_observation": stacked(8, 8, 9)}, "neither goes on with the one before nor begins"),
+        (
+            {**CUT, "next_observation": stacked(7, 9, 9)},
+            "next_observation: observation.image of environment 0: its stack of frames neither",
+        ),
+        (
+            {**CUT, "final_obs": {0: {**FINAL, "image": FINAL["image"] + 1}}},
+            "final_obs: observation.image of environment 0: its stack of frames does not go on",
+        ),
+        (
+            {**CUT, "final_obs": {0: {**FINAL, "image": np.full((3, 2), 7, np.uint8)}}},
+            "final_obs: observation.image of environment 0",
+        ),
+        (
+            {**CUT, "truncated": [True, True], "final_obs": {0: FINAL, 1: FINAL}},
+            "final_obs: observation.image of environment 1",
+        ),
+    ],
+)
+def test_a_stack_that_does_not_follow_is_refused_and_changes_nothing(
+    changes: Mapping[str, Any], match: str, n_before: int, batch_T: int, storage: str
+) -> None:
+    with simulated_cuda("lazy"):
+        replay = make_stacked(batch_T, storage)
+        append_until_6(replay, n_before)
+        before = memory_of(replay)
+        with pytest.raises(ValueError, match=match):
+            replay.append(**{**GOES_ON, **changes})
+        assert memory_of(replay) == before
+        replay.append(**{**GOES_ON, **CUT})  # it goes on
+        assert memory_of(replay) != before
+
+
+@pytest.mark.parametrize("storage", ["local", "device"])
+@pytest.mark.parametrize("fill", ["first", "zero"])
+def test_stacks_from_the_middle_of_an_episode_are_stored_whole(fill: str, storage: str) -> None:
+    blank = 9 if fill == "first" else 0
+    after = np.uint8([[[blank] * 2, [blank] * 2, [9, 9]], FINAL["image"] + 100])
+    with simulated_cuda("lazy"):
+        replay = make_stacked(1, storage, fill)
+        append_until_6(replay, 3)
+        replay.append(
+            **{**GOES_ON, **CUT, "next_observation": {**stacked(0, 0, 0), "image": after}}
+        )
+        minibatch = replay.sample(200)
+        seen = set()
+        for name in ("observation", "next_observation"):
+            images = minibatch[name]["image"].cpu().numpy()
+            assert (images[..., 0] == images[..., 1]).all()
+            seen |= {(name, *map(int, stack)) for stack in images[..., 0]}
+    stacks = [(n, n + 1, n + 2) for n in range(1, 6)]
+    stacks += [tuple(100 + number for number in stack) for stack in stacks]
+    expected = {("observation", *stack) for stack in stacks if stack[0] % 100 != 5}
+    assert seen == expected | {
+        ("next_observation", *stack) for stack in stacks if stack[0] % 100 > 1
+    }
+
+
+def test_a_number_that_is_not_finite_is_refused_where_it_comes_from_a_device() -> None:
+    replay = make_small()
+    replay.reset(OBSERVATION)
+    replay.append(OBSERVATION, **STEP)
+    before = [leaf.full.to_ndarray().tolist() for _, leaf in replay.samples.walk()]
+    with simulated_cuda("lazy"):
+        reward = Array.from_numpy(np.float32([1, np.nan]), storage="device")
+        with pytest.raises(ValueError, match="reward: got a NaN or an infinity"):
+            replay.append(OBSERVATION, **{**STEP, "reward": reward})
+    assert [leaf.full.to_ndarray().tolist() for _, leaf in replay.samples.walk()] == before
+    replay.append(OBSERVATION, **STEP)
+
+
+class Skipping(gym.Env[Any, Any]):
+    """Shows stacks of frames, of which the last one of an episode lacks a frame."""
+
+    observation_space = spaces.Box(0, 255, (STACKED, 2), np.uint8)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.number = 1
+        return np.full((STACKED, 2), 1, np.uint8), {}
+
+    def step(self, action: Any) -> Any:
+        self.number += 1
+        is_end = self.number == 5
+        newest = self.number + is_end
+        frames = np.maximum(np.arange(newest - STACKED + 1, newest + 1), 1)
+        return np.uint8([frames, frames]).T, 0.0, False, is_end, {}
+
+
+def test_a_sampler_refuses_a_last_stack_that_does_not_go_on() -> None:
+    replay = make_buffer(Skipping, 4, storage="local", frames="first")
+    with SerialCage(Skipping, n_envs=B) as cage:
+        sampler = BasicSampler([cage], Zeros(), replay.samples, replay=replay)
+        with pytest.raises(ValueError, match="final_obs: observation of environment 0: its stack"):
+            sampler.collect_batch()
+
+
+def test_a_last_observation_that_is_a_tree_is_looked_at_for_nan() -> None:
+    replay = make_stacked(1, "local")
+    append_until_6(replay, 1)
+    replay.restart()
+    replay.begin_batch()
+    replay.samples.rotate()
+    with pytest.raises(
+        ValueError, match=r"batch: observation.number is not finite behind row t = 0"
+    ):
+        replay.add_final_obs(0, {0: {"image": FINAL["image"], "number": np.nan}})
