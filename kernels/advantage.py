@@ -118,12 +118,46 @@ def expected_arrays(steps: int, width: int) -> dict[str, Expected]:
     return expected
 
 
+class Step(NamedTuple):
+    """What the arrays hold of one step of one environment."""
+
+    reward: np.float32
+    value: np.float32
+    final_value: np.float32
+    terminated: int
+    truncated: int
+
+
+def load_step(batch: GaePointers, at: int) -> Step:
+    """Return the step at an index into a flat [T, B] array."""
+    return Step(
+        batch.reward[at],
+        batch.value[at],
+        batch.final_value[at],
+        batch.terminated[at],
+        batch.truncated[at],
+    )
+
+
+def load_steps(
+    batch: GaePointers, last: int, width: int, environment: int
+) -> tuple[Step, Step, Step, Step]:
+    """Return the last step of four, and the three before it; step 0 in the place of none."""
+    return (
+        load_step(batch, last * width + environment),
+        load_step(batch, max(0, last - 1) * width + environment),
+        load_step(batch, max(0, last - 2) * width + environment),
+        load_step(batch, max(0, last - 3) * width + environment),
+    )
+
+
 def estimate_step(
     batch: GaePointers,
     discount: np.float32,
     decay: np.float32,
     at: int,
-    width: int,
+    step: Step,
+    next_value: np.float32,
     carry: np.float32,
 ) -> np.float32:
     """Write the results of one step of one environment; return its advantage.
@@ -136,24 +170,18 @@ def estimate_step(
         batch: pointers to the arrays.
         discount: float32. Python's float would make float64 of all that follows.
         decay: float32. discount * gae_lambda.
-        at: the step's index into a flat [T, B] array; `at + width` is the environment's next step.
-        width: B, the number of environments.
+        at: the step's index into a flat [T, B] array.
+        step: what is there.
+        next_value: the environment's value at its next step.
         carry: the environment's advantage at its next step.
     """
-    reward = batch.reward[at]
-    value = batch.value[at]
-    next_value = batch.value[at + width]
-    final_value = batch.final_value[at]
-    terminated = batch.terminated[at]
-    truncated = batch.truncated[at]
-
-    bootstrap = final_value if truncated != 0 else next_value
-    target = reward + discount * bootstrap
-    delta = (reward if terminated != 0 else target) - value
+    bootstrap = step.final_value if step.truncated != 0 else next_value
+    target = step.reward + discount * bootstrap
+    delta = (step.reward if step.terminated != 0 else target) - step.value
     traced = delta + decay * carry
-    advantage: np.float32 = delta if (terminated | truncated) != 0 else traced
+    advantage: np.float32 = delta if (step.terminated | step.truncated) != 0 else traced
     batch.out_advantage[at] = advantage
-    batch.out_return[at] = advantage + value
+    batch.out_return[at] = advantage + step.value
     return advantage
 
 
@@ -165,10 +193,29 @@ def estimate_environment(
     width: int,
     environment: int,
 ) -> None:
-    """Write the results of one environment, from its last step to its first."""
+    """Write the results of one environment, from its last step to its first.
+
+    The arrays of 16 steps are read before a result of them is written, so that memory is waited
+    for once in 16 steps: no compiler may do that by itself, as it cannot know that a result does
+    not lie where the next step is read.
+    """
     carry = np.float32(0)
-    for step in range(steps - 1, -1, -1):
-        carry = estimate_step(batch, discount, decay, step * width + environment, width, carry)
+    next_value = batch.value[steps * width + environment]
+    last = steps - 1
+    while last >= 0:
+        loaded = (
+            load_steps(batch, last, width, environment),
+            load_steps(batch, max(0, last - 4), width, environment),
+            load_steps(batch, max(0, last - 8), width, environment),
+            load_steps(batch, max(0, last - 12), width, environment),
+        )
+        for four in loaded:
+            for step in four:
+                if last >= 0:
+                    at = last * width + environment
+                    carry = estimate_step(batch, discount, decay, at, step, next_value, carry)
+                    next_value = step.value
+                last -= 1
 
 
 def estimate_rows(
@@ -184,8 +231,10 @@ def estimate_rows(
     for step in range(steps - 1, -1, -1):
         following = min(step + 1, steps - 1) * width
         for environment in range(width):
+            at = step * width + environment
+            next_value = batch.value[at + width]
             carry = batch.out_advantage[following + environment]
-            estimate_step(batch, discount, decay, step * width + environment, width, carry)
+            estimate_step(batch, discount, decay, at, load_step(batch, at), next_value, carry)
 
 
 def estimate_on_grid(
@@ -216,7 +265,7 @@ DEVICE = DeviceEntry(
     estimate_on_grid,
     "void(CPointer(float32), CPointer(float32), CPointer(uint8), CPointer(uint8), "
     "CPointer(float32), float32, float32, int64, int64, CPointer(float32), CPointer(float32))",
-    (estimate_step, estimate_environment),
+    (load_step, load_steps, estimate_step, estimate_environment),
 )
 
 
@@ -300,7 +349,7 @@ _ON_CPU = CpuKernel(
     f"boolean({_READ}, {_READ}, {_FLAGS}, {_FLAGS}, {_READ}, float64, float64, "
     f"{_WRITTEN}, {_WRITTEN})",
     parts=(
-        *(estimate_step, estimate_environment, estimate_rows),
+        *(load_step, load_steps, estimate_step, estimate_environment, estimate_rows),
         *(is_aligned, are_aligned, is_apart, is_apart_from_inputs),
     ),
     outputs_are_apart=True,

@@ -138,6 +138,16 @@ def test_rows_are_copied_16_bytes_at_a_time(kernel: str, architecture: str, fold
     assert EIGHT_IN_FLIGHT.search(code), code
 
 
+@each_architecture
+def test_advantages_read_16_steps_before_they_write_one(architecture: str, folder: Path) -> None:
+    """Five arrays of each step, and no load may wait for a store among them."""
+    _, binary = assemble(architecture, folder)
+    listing = run(find_tool("nvdisasm"), "--print-code", str(binary))
+    code = listing.partition(".text.advantage:")[2].partition(".text.")[0]
+    accesses = re.findall(r"\b(LDG|STG)\b", code)
+    assert max(map(len, "".join(each[0] for each in accesses).split("S"))) >= 16 * 5
+
+
 def test_loads_that_wait_for_stores_are_found() -> None:
     waiting = "LDG.E.128 R4 ;\nSTG.E.128 R4 ;\n" * 8
     assert not EIGHT_IN_FLIGHT.search(waiting)
