@@ -1,6 +1,6 @@
 """Samplers: collect samples from cages with an agent."""
 
-from parllel.samplers.agent import Actor, Agent, RecurrentActor, RecurrentAgent
+from parllel.samplers.agent import Actor, Agent, Part, RecurrentActor, RecurrentAgent
 from parllel.samplers.alternating_sampler import AlternatingSampler
 from parllel.samplers.basic_sampler import BasicSampler
 from parllel.samplers.eval_sampler import EvalSampler
@@ -14,6 +14,7 @@ __all__ = [
     "AlternatingSampler",
     "BasicSampler",
     "EvalSampler",
+    "Part",
     "Recorder",
     "RecurrentActor",
     "RecurrentAgent",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 _Rows: TypeAlias = Any
 """Rows of the tree, `parllel.tree.Rows`. Any, since each agent names those that it takes."""
@@ -22,13 +22,33 @@ def check_step(agent: object, result: object) -> None:
     )
 
 
+class Part(NamedTuple):
+    """The environments whose rows an agent is given, where groups of environments take turns.
+
+    Args:
+        columns: their columns of the sample tree.
+        n_envs: number of all environments.
+
+    Example:
+        >>> epsilon = [0.1, 0.2, 0.3, 0.4]
+        >>> part = Part(range(2, 4), n_envs=4)
+        >>> epsilon[part.columns.start : part.columns.stop]
+        [0.3, 0.4]
+    """
+
+    columns: range
+    n_envs: int
+
+
 class Actor(Protocol):
     """The object that a sampler asks for actions. What learns by values is an `Agent`.
 
     It may have a method `acting` too, which returns a context manager: a sampler enters it
     once for each batch, and an actor can do there what it would do in each call otherwise. Serial
     cages step their environments inside of it. If it has a method `bind_actions`, that is
-    called with the space of a single environment's actions when a sampler is made.
+    called with the space of a single environment's actions when a sampler is made. If it has an
+    attribute `takes_part` that is true, `step` is given `part=`, a `Part`, by a sampler whose
+    groups of environments take turns; it needs this where environments differ for it.
 
     Example:
         >>> import numpy as np

@@ -14,7 +14,8 @@ class AlternatingSampler(BasicSampler):
     While the agent acts for one group, the environments of the other group step. With cages that
     have workers, neither side waits where both take equally long. The order of all calls is fixed,
     so the same seeds give the same batches. The agent is asked for the rows of one group at a
-    time, so it must not keep a state for each environment.
+    time, so it must not keep a state for each environment. One that treats environments apart, as
+    a `QAgent` with an epsilon for each, is told which they are (`Part`).
 
     Args:
         cages, agent, samples: as for `BasicSampler`; at least two cages. The first cages make one

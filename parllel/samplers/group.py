@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from parllel.cages import Cage, Command, TrajInfo
 from parllel.samplers.action_check import ActionCheck
-from parllel.samplers.agent import Actor, check_step
+from parllel.samplers.agent import Actor, Part, check_step
 from parllel.samplers.in_place import InPlace
 from parllel.samplers.staging import Staging
 from parllel.samplers.transfer import Transfer
 from parllel.tree import ArrayDict, Rows, path_text
+
+_NOTHING: dict[str, Any] = {}
 
 
 class _AgentRows(NamedTuple):
@@ -48,6 +50,8 @@ class Group:
         self._samples = samples
         self._batch_T, batch_B = samples["reward"].batch_shape[:2]
         self._is_all = len(columns) == batch_B
+        # What an agent is told that treats environments apart.
+        self._told: dict[str, Any] = {} if self._is_all else {"part": Part(columns, batch_B)}
         self._has_agent_info = bool(samples.get("agent_info"))
         self._has_valid = "valid" in samples
         self._is_moving = any(leaf.full_size > len(leaf) for _, leaf in samples.walk())
@@ -81,7 +85,8 @@ class Group:
     def act(self, agent: Actor, t: int, *, deterministic: bool = False) -> None:
         """Let the agent act on observation t; start step t of the environments."""
         rows, transfer = self._rows[t], self.transfer
-        result = agent.step(rows.observation, deterministic=deterministic)
+        told = self._told if getattr(agent, "takes_part", False) else _NOTHING
+        result = agent.step(rows.observation, deterministic=deterministic, **told)
         if not self._is_checked:
             check_step(agent, result)
             self._is_checked = True

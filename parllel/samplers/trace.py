@@ -170,10 +170,10 @@ class TracedAgent:
         self._agent: Any = agent  # Any: it may have more attributes than the protocol names
         self._trace = trace
 
-    def step(self, observation: object, *, deterministic: bool = False) -> tuple[Any, Any]:
+    def step(self, *args: object, **kwargs: object) -> tuple[Any, Any]:
         """Return the agent's step."""
         with self._trace.span(AGENT, "step"):
-            result: tuple[Any, Any] = self._agent.step(observation, deterministic=deterministic)
+            result: tuple[Any, Any] = self._agent.step(*args, **kwargs)
         return result
 
     def value(self, *args: object, **kwargs: object) -> Any:

@@ -16,7 +16,7 @@ from parllel import default_storage
 from parllel.cages import Cage, MaskInObservation, ProcessCage, SerialCage, VectorCage
 from parllel.cages.spaces import sample_action
 from parllel.patterns import build_cages, build_example, build_sample_tree
-from parllel.samplers import BasicSampler
+from parllel.samplers import AlternatingSampler, BasicSampler
 from parllel.schedules import linear
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.torch.agents import Agent, CategoricalPgAgent, ModelOutputs, PgAgent, QAgent
@@ -318,6 +318,42 @@ def test_each_environment_may_have_its_own_epsilon() -> None:
     with pytest.raises(ValueError, match="epsilon: got 3 numbers for 2 rows"):
         agent.step(rows[:2])
     assert len(agent.step(rows[:2], deterministic=True)[0]) == 2  # an evaluation has its own
+
+
+class Alike(gym.Env[Any, Any]):
+    """Shows the same row always, of which action 2 is the best."""
+
+    observation_space, action_space = spaces.Box(0, 9, (4,)), spaces.Discrete(4)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return np.float32([0, 1, 2, 1]), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.float32([0, 1, 2, 1]), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+@pytest.mark.parametrize("n_envs", [[2, 2], [1, 1, 2], [1, 3]])
+@pytest.mark.parametrize("kind", [BasicSampler, AlternatingSampler])
+def test_each_environment_has_its_own_epsilon_where_groups_take_turns(
+    kind: Any, n_envs: list[int], is_traced: bool
+) -> None:
+    T = 400
+    agent = q_agent(np.array([0.0, 0.4, 0.8, 0.0]))
+    samples = build_sample_tree(
+        build_example(Alike, storage="local"), agent, batch_shape=(T, sum(n_envs))
+    )
+    cages = [SerialCage(Alike, n_envs=n) for n in n_envs]
+    sampler = kind(cages, agent, samples)
+    batch = (sampler.collect_traced if is_traced else sampler.collect_batch)()[0]
+    found = (batch["action"].to_ndarray() == 2).mean(0)
+    expected = np.array([1, 1 - 0.4 * 3 / 4, 1 - 0.8 * 3 / 4, 1])
+    assert np.abs(found - expected).max() < 5 * 0.5 / T**0.5  # 5 deviations of a share, at most
+    assert found[0] == found[3] == 1
+    for wrong in (n_envs[0], 8):  # as many as one group has, and more than there are
+        few = q_agent(np.full(wrong, 0.5))
+        with pytest.raises(ValueError, match=f"epsilon: got {wrong} numbers for 4 rows"):
+            kind(cages, few, samples).collect_batch()
 
 
 def test_epsilon_follows_its_schedule() -> None:

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from parllel.samplers import Part
 from parllel.schedules import Schedule, value_at
 from parllel.torch.agents.action_mask import find_mask
 from parllel.torch.agents.agent import Agent, in_inference_mode
@@ -42,7 +43,7 @@ class QAgent(Agent[Tensor]):
             [B, n].
         example_obs: rows of observations, on which the model is tried once.
         epsilon: probability of an action that is drawn evenly, in [0, 1]: a number, a schedule, or
-            a number for each environment, in the order of the rows that `step` is given.
+            a number for each environment, in the order of the sample tree's columns.
         generator: source of randomness of the actions, on the device of the observations; torch's
             own by default.
         keeps_value: whether `step` gives `value`, the value of the best action, of which
@@ -58,6 +59,8 @@ class QAgent(Agent[Tensor]):
         >>> agent.step(torch.tensor([[0.0, 2, 1], [3, 2, 1]]), deterministic=True)
         (tensor([1, 0]), {})
     """
+
+    takes_part = True  # which environments `step` acts for, where these take turns
 
     def __init__(
         self,
@@ -124,13 +127,15 @@ class QAgent(Agent[Tensor]):
 
     @in_inference_mode
     def step(
-        self, observation: object, *, deterministic: bool = False
+        self, observation: object, *, deterministic: bool = False, part: Part | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Choose an action for each row.
 
         Args:
             observation: rows [B, ...] of observations.
             deterministic: take the best action everywhere.
+            part: the environments of the rows, where they are not all of them; each row then has
+                the epsilon of its own environment.
 
         Returns:
             The actions, int64 [B], and a dictionary that is empty, or has `value`, float32 [B].
@@ -143,7 +148,7 @@ class QAgent(Agent[Tensor]):
         values = self.action_values(observation)
         action = values.argmax(-1)
         if not deterministic:
-            action = torch.where(self._explores(values), self._any_action(values), action)
+            action = torch.where(self._explores(values, part), self._any_action(values), action)
         agent_info = {"value": values.amax(-1)} if self._keeps_value else {}
         return (action + self._start if self._start else action), agent_info
 
@@ -183,15 +188,19 @@ class QAgent(Agent[Tensor]):
         super().load_state_dict(state)
         self.set_progress(state["progress"])
 
-    def _explores(self, values: Tensor) -> Tensor:
+    def _explores(self, values: Tensor, part: Part | None) -> Tensor:
         """Return whether each row takes any action, bool [B]."""
-        epsilon, device = self._epsilon, values.device
-        if isinstance(epsilon, Tensor) and len(epsilon) != len(values):
-            raise ValueError(
-                f"epsilon: got {len(epsilon)} numbers for {len(values)} rows, expected one for each"
-                " environment; a sampler whose groups of environments take turns needs one for all"
-            )
-        return torch.rand(len(values), device=device, generator=self._generator) < epsilon
+        epsilon, device, n_rows = self._epsilon, values.device, len(values)
+        if isinstance(epsilon, Tensor):
+            n_envs = n_rows if part is None else part.n_envs
+            if len(epsilon) != n_envs:
+                raise ValueError(
+                    f"epsilon: got {len(epsilon)} numbers for {n_envs} rows, expected one for each"
+                    " environment; give one number, or as many as the sampler has environments"
+                )
+            if part is not None:
+                epsilon = epsilon[part.columns.start : part.columns.stop]
+        return torch.rand(n_rows, device=device, generator=self._generator) < epsilon
 
     def _any_action(self, values: Tensor) -> Tensor:
         """Draw one of the allowed actions of each row evenly, int64 [B]: the first of a race."""
