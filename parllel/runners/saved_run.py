@@ -112,8 +112,9 @@ def save_run(folder: str | Path, /, **parts: Any) -> Path:  # Any: a part of any
 def load_run(folder: str | Path, /, **parts: Any) -> bool:  # Any: as for save_run
     """Set all parts of a run to the newest checkpoint in a folder; return whether there is one.
 
-    No code in a file runs. All files but those of trees and replay buffers are read and compared
-    with their checksums before anything is changed; those are compared before they change.
+    No code in a file runs; but states of environments are given to these (`Checkpoints`). All
+    files but those of trees and replay buffers are read and compared with their checksums before
+    anything is changed; those are compared before they change.
 
     Args:
         folder: the folder of the checkpoints.

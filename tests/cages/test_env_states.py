@@ -104,6 +104,32 @@ def test_atari_games_go_on_with_sticky_actions(frameskip: Any) -> None:
     assert_goes_on(make_env)
 
 
+@needs("ale_py")
+def test_a_state_that_a_game_did_not_write_is_refused() -> None:
+    import ale_py
+
+    gym.register_envs(ale_py)
+    games = ("Breakout", "Pong")
+    env, other = (gym.make(f"ALE/{game}-v5", obs_type="ram").unwrapped for game in games)
+    for each in (env, other):
+        each.reset(seed=0)
+    state, foreign = env_state(env), env_state(other)["own"]
+    own = state["own"]
+    for wrong, message in (
+        (b"", r"got 0 bytes, expected about 14,\d\d\d bytes of ALE's state"),
+        (b"x" * 100_000, "got 100,000 bytes, expected about"),
+        (own.hex(), "got a str, expected about"),
+        (foreign, "ALE can't read the state"),
+        (own[:-2000], "ALE can't read the state"),
+        (own + b"x", "none that this game wrote: ALE makes other bytes of it"),
+        (own[:-1], "none that this game wrote"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            set_env_state(env, {**state, "own": wrong})
+    set_env_state(env, state)
+    assert env_state(env)["own"] == own
+
+
 def test_a_wrapper_may_save_all_that_is_below() -> None:
     class Saving(gym.Wrapper):
         n_steps = 0

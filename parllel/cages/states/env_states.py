@@ -16,6 +16,9 @@ _NOT_OWN = frozenset({"env", "_saved_kwargs", "_cached_spec", "_metadata"})
 # Environments of gymnasium whose attributes are all of their state.
 _PLAIN_MODULE = "gymnasium.envs.classic_control."
 
+# The bytes by which ALE's states differ in length: its generator's 624 words are decimal numbers.
+_ALE_VARIES = 624 * 10
+
 _WAY_OUT = "or let each checkpoint reset all environments (saves_envs=False)"
 
 
@@ -82,7 +85,8 @@ def set_env_state(env: gym.Env[Any, Any], state: Mapping[str, Any]) -> None:
 
     Raises:
         TypeError: as for `check_env_state`.
-        ValueError: it has other wrappers, or these have other attributes.
+        ValueError: it has other wrappers, or these have other attributes; or the state of an Atari
+            game is none that the game wrote.
     """
     layers, base = _layers_of(env), env.unwrapped
     names = [type(each).__name__ for each in layers.wrappers]
@@ -146,7 +150,13 @@ def _atari_state(env: Any) -> bytes:
 
 
 def _set_atari(env: Any, state: bytes) -> None:
-    """Restore a game. A state lacks the action before, which may be repeated (sticky actions).
+    """Restore a game, from bytes that it wrote itself.
+
+    ALE's reader is C++, which is given bytes of the length of its own states alone, and has to
+    write the same bytes again. That finds damage; it does not make the reader safe against bytes
+    that were made to do harm.
+
+    A state lacks the action before, which may be repeated (sticky actions).
 
     A reset makes that no action. It is done where a state is saved, too, so that the game goes on
     there as it does where the state is loaded (test_atari_games_go_on_with_sticky_actions).
@@ -154,7 +164,21 @@ def _set_atari(env: Any, state: bytes) -> None:
     from ale_py import ALEState
 
     env.ale.reset_game()
-    env.ale.restoreState(ALEState(state))
+    expected = len(env.ale.cloneState(include_rng=True).serialize())
+    if type(state) is not bytes or abs(len(state) - expected) > _ALE_VARIES:
+        found = f"{len(state):,} bytes" if type(state) is bytes else f"a {type(state).__name__}"
+        raise ValueError(f"{env}: got {found}, expected about {expected:,} bytes of ALE's state")
+    try:
+        env.ale.restoreState(ALEState(state))
+        restored = env.ale.cloneState(include_rng=True).serialize()
+    except (RuntimeError, SystemError) as error:  # which one depends on ALE's bindings
+        env.ale.reset_game()
+        raise ValueError(f"{env}: ALE can't read the state, as it does its own: {error}") from error
+    if restored != state:
+        env.ale.reset_game()
+        raise ValueError(
+            f"{env}: the state is none that this game wrote: ALE makes other bytes of it"
+        )
 
 
 # Generators and spaces are a part of every state.
