@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -68,7 +69,8 @@ class Buffer:
         # The classes of values that NumPy can assign as they are, and the function that converts
         # all other values. On a device no value can be assigned as it is: a write is work in a
         # stream.
-        self.plain, self.accept = (PLAIN, to_host) if memory.is_on_host else (_NONE, to_device)
+        self.plain = PLAIN if memory.is_on_host else _NONE
+        self.accept: Callable[[Any], Any] = to_host if memory.is_on_host else to_device
         memory.acquire()
 
     @classmethod

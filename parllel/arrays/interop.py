@@ -27,6 +27,8 @@ PLAIN = frozenset(
 
 _SCALARS = PLAIN - {np.ndarray, list, tuple}
 
+_TENSORS: set[Any] = set()  # classes of torch's tensors that were seen
+
 # The floats that NumPy and CuPy have, too.
 _FLOATS = ("torch.float16", "torch.float32", "torch.float64")
 
@@ -50,15 +52,21 @@ def side_of(value: object) -> Side:
     return "gpu" if hasattr(value, "__cuda_array_interface__") else "host"
 
 
-def to_host(value: object) -> Any:  # Any: an array of NumPy, or what it takes as it is
+def to_host(value: Any) -> Any:  # Any: an array of NumPy, or what it takes as it is
     """Return a value that NumPy can use; a tensor or array on a device is copied to the host.
 
     That copy is made in the caller's current stream, and the host waits for the stream.
     """
+    if value.__class__ in _TENSORS:  # first: an agent's results (bench/bench_sampling.py)
+        try:
+            return value.numpy()
+        except (RuntimeError, TypeError):  # a gradient, a conjugation, or another device
+            return _from_tensor(value)
     if value.__class__ in PLAIN:
         return value
     if is_tensor(value):
-        return _from_tensor(value)
+        _TENSORS.add(value.__class__)
+        return to_host(value)
     if hasattr(value, "to_ndarray"):
         return value.to_ndarray()
     if hasattr(value, "__cuda_array_interface__"):
@@ -215,10 +223,6 @@ def narrow(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
-    try:
-        return tensor.numpy()
-    except (RuntimeError, TypeError):  # it has a gradient, is conjugated, or on another device
-        pass
     try:
         return tensor.numpy(force=True)
     except TypeError:

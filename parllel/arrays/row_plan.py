@@ -1,4 +1,4 @@
-"""RowPlan and find_write: writes to Arrays in host memory that are quickly told to fit."""
+"""RowPlan, write_whole, find_write: writes to Arrays in host memory that surely fit."""
 
 from __future__ import annotations
 
@@ -95,6 +95,57 @@ class RowPlan:
         return True
 
 
+def write_whole(
+    arrays: Mapping[str, Any],
+    values: Mapping[str, Any],
+    out_writes: list[tuple[Any, Any, Any]] | None = None,
+) -> bool:
+    """Write Arrays of host memory whole, and return True; or return False where that might fail.
+
+    All is asked here, in one function: between the steps of environments, each further one costs
+    most of a microsecond (bench/bench_sampling.py).
+
+    >>> rows = {"a": Array((4, 3), "float32")[0], "b": Array((4, 3, 2), "int32")[0]}
+    >>> write_whole(rows, {"a": np.ones(3), "b": np.ones((3, 2))})
+    True
+    >>> write_whole(rows, {"a": np.ones(3), "b": np.ones(2)})
+    False
+
+    Args:
+        arrays: leaves of any kind, by name.
+        values: what is to be written, by name.
+        out_writes: as for `RowPlan.write`.
+    """
+    if values.keys() != arrays.keys():
+        return False
+    writes: list[tuple[Any, Any, Any]] = []
+    data: Any  # NumPy's, or None
+    try:
+        for name, array in arrays.items():
+            if array.__class__ is not ArrayView and array.__class__ is not Array:
+                return False  # another kind may write more than these rows
+            value, data, buffer = values[name], array._data, array._buffer
+            if value.__class__ is not np.ndarray and value.__class__ not in buffer.plain:
+                value = buffer.accept(value)
+            if (
+                value.shape != data.shape
+                or value.dtype.kind not in _NUMBERS
+                or buffer.dtype.kind not in _NUMBERS
+                or not buffer.is_writable
+                or buffer.is_closed
+            ):
+                return False
+            writes.append((data, ..., value))
+    except AttributeError:  # a number or a list; or the Array's rows are no array of NumPy's
+        return False
+    if out_writes is None:
+        for data, _, value in writes:
+            data[...] = value
+    else:
+        out_writes += writes
+    return True
+
+
 def find_write(array: Any, index: Any, value: Any) -> tuple[NDArray[Any], Any, NDArray[Any]] | None:
     """Return `array[index] = value` as an assignment between arrays of NumPy that can't fail.
 
@@ -118,22 +169,19 @@ def find_write(array: Any, index: Any, value: Any) -> tuple[NDArray[Any], Any, N
     """
     if array.__class__ is not ArrayView and array.__class__ is not Array:
         return None  # another kind may write more than these rows
+    if index is Ellipsis:
+        writes: list[tuple[Any, Any, Any]] = []
+        return writes[0] if write_whole({"": array}, {"": value}, writes) else None
     buffer = array._buffer
-    if not buffer.is_writable or buffer.is_closed:
+    if index.__class__ is not int or not buffer.is_writable or buffer.is_closed:
         return None
     if value.__class__ is not np.ndarray:
         if value.__class__ in buffer.plain:  # a list, a number
             return None
         value = buffer.accept(value)
-    if value.dtype.kind not in _NUMBERS or buffer.dtype.kind not in _NUMBERS:
-        return None
-    if index is Ellipsis:
-        data = array._data
-        if data is not None and value.shape == data.shape:
-            return data, index, value
-    elif index.__class__ is int:
-        rows, start, step, n_rows, *_ = array._lead or array._find_lead()
-        row = start + index * step
-        if 0 <= row < n_rows and value.shape == rows.shape[1:]:
-            return rows, row, value
+    rows, start, step, n_rows, *_ = array._lead or array._find_lead()
+    row = start + index * step
+    are_numbers = value.dtype.kind in _NUMBERS and buffer.dtype.kind in _NUMBERS
+    if 0 <= row < n_rows and value.shape == rows.shape[1:] and are_numbers:
+        return rows, row, value
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import gymnasium as gym
@@ -35,6 +35,8 @@ OF_THE_PARENT = (
     "the cage belongs to the process that made it, and this is a forked child: make a cage here"
 )
 """What is raised where two processes would read the results of the same environments."""
+
+_OF_STEP = ("observation", "reward", "terminated", "truncated", "env_info")
 
 
 class Outputs(NamedTuple):
@@ -384,16 +386,15 @@ def _execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
         assert command.action is not None
         actions = to_actions(command.action, stepper.action_space)
         return _deliver_step(stepper, stepper.step(actions), outputs, rows)
+    left_out = stepper.left_out
     if command.kind == "reset":
         observations, infos = stepper.reset(command.max_random_steps)
-        return (
-            _deliver("observation", observations, outputs.observation, rows.observation),
-            _deliver_infos(infos, outputs.info, rows.info, stepper.left_out),
-        )
+        observation = "observation", observations, outputs.observation, rows.observation
+        return _deliver([observation, ("env_info", infos, outputs.info, rows.info)], left_out)
     actions = stepper.random_actions()
     # Before environments overwrite it.
-    action = _deliver("action", actions, outputs.action, rows.action)
-    return (action, *_deliver_step(stepper, stepper.step(actions), outputs, rows))
+    action = _deliver([("action", actions, outputs.action, rows.action)], left_out)
+    return action + _deliver_step(stepper, stepper.step(actions), outputs, rows)
 
 
 def _deliver_step(
@@ -401,13 +402,8 @@ def _deliver_step(
 ) -> tuple[Any, ...]:
     if outputs.observation is not None and stepper.final_obs:
         _check_final_obs(stepper.final_obs, rows.observation)
-    return (
-        _deliver("observation", columns.observation, outputs.observation, rows.observation),
-        _deliver("reward", columns.reward, outputs.reward, rows.reward),
-        _deliver("terminated", columns.terminated, outputs.terminated, rows.terminated),
-        _deliver("truncated", columns.truncated, outputs.truncated, rows.truncated),
-        _deliver_infos(columns.info, outputs.info, rows.info, stepper.left_out),
-    )
+    results = zip(_OF_STEP, columns, outputs[1:], rows[1:], strict=True)
+    return _deliver(results, stepper.left_out)
 
 
 def _check_final_obs(final_obs: Mapping[int, Any], rows: Rows) -> None:
@@ -422,19 +418,31 @@ def _check_final_obs(final_obs: Mapping[int, Any], rows: Rows) -> None:
             raise
 
 
-def _deliver(name: str, values: Sequence[Any], out: Output | None, rows: Rows) -> Any:
-    """Write one value of each environment to an output; or return them where there is none."""
-    if out is None:
-        return copy_tree(values[0]) if len(values) == 1 else stack_column(values)
+def _deliver(
+    results: Iterable[tuple[str, Sequence[Any], Output | None, Any]], left_out: LeftOut
+) -> tuple[Any, ...]:
+    """Write values to outputs; return these, and the values that there is no output for.
+
+    Args:
+        results: for each result its name, a value of each environment, the output and its rows.
+        left_out: notes entries of infos that are not written.
+    """
+    delivered, name = [], ""
     try:
-        if isinstance(rows, np.ndarray):  # most: a call less
-            put_column(rows, values)
-        else:
-            write_column(rows, values)
+        for name, values, out, rows in results:
+            if rows.__class__ is np.ndarray:  # most
+                put_column(rows, values)
+            elif name == "env_info":
+                out = _deliver_infos(values, out, rows, left_out)
+            elif out is None:
+                out = copy_tree(values[0]) if len(values) == 1 else stack_column(values)
+            else:
+                write_column(rows, values)
+            delivered.append(out)
     except MisfitError as error:
         error.path = (name, *error.path)
         raise
-    return out
+    return tuple(delivered)
 
 
 def _deliver_infos(
@@ -445,11 +453,7 @@ def _deliver_infos(
         own = [copy_info(info) for info in infos]
         return own[0] if len(own) == 1 else own
     if len(rows) or any(infos):  # most environments have no info
-        try:
-            write_infos(rows, infos, left_out)
-        except MisfitError as error:
-            error.path = ("env_info", *error.path)
-            raise
+        write_infos(rows, infos, left_out)
     return out
 
 

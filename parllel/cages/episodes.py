@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages.env_rows import Value
+
+_FEW = 48  # environments whose numbers Python sums up in lists as fast as NumPy does in arrays
 
 
 @dataclass
@@ -75,11 +78,10 @@ class Episodes:
     """Sum up an episode in each environment, for all of them at once.
 
     A TrajInfo with a `step` of its own has that called for each step. Otherwise the sums are kept
-    in arrays here, with the same bits, and no Python code runs for each environment.
+    here, with the same bits, and no Python code runs for each environment.
 
-    >>> import numpy as np
     >>> episodes = Episodes(TrajInfo, n_envs=2)
-    >>> episodes.add(np.array([1.0, 2.0]))
+    >>> episodes.add([1.0, 2.0])
     >>> episodes.end([1])
     >>> episodes.take_completed()[0].episode_return
     2.0
@@ -89,42 +91,49 @@ class Episodes:
         n_envs: number of environments.
 
     Attributes:
-        are_told: whether summaries have a `step` of their own: then `tell` is called, not `add`.
+        summaries: those of the episodes under way; where they are not told, without their sums.
+        are_told: whether the `step` of each summary is to be called, and not `add`.
     """
 
     def __init__(self, make_traj_info: Callable[[], TrajInfo], n_envs: int) -> None:
         self._make_traj_info = make_traj_info
         self._n_envs = n_envs
+        self._math: Any = _OfLists if n_envs <= _FEW else _OfArrays  # Any: numbers of either
         self._completed: list[TrajInfo] = []
         self.begin()
 
     def begin(self) -> None:
         """Begin an episode in each environment, and forget those under way."""
-        self._trajs = [self._make_traj_info() for _ in range(self._n_envs)]
-        self.are_told = any(type(traj).step is not TrajInfo.step for traj in self._trajs)
+        self.summaries = [self._make_traj_info() for _ in range(self._n_envs)]
+        self.are_told = any(type(traj).step is not TrajInfo.step for traj in self.summaries)
         self._n_steps = 0
-        self._begun = np.zeros(self._n_envs, np.int64)  # self._n_steps when the episode began
-        self._return, self._discounted = np.zeros((2, self._n_envs))
-        self._weight = np.ones(self._n_envs)
-        self._discount = np.array([traj.discount for traj in self._trajs])
-        self._is_discounted = bool((self._discount != 1).any())
+        self._begun = [0] * self._n_envs  # self._n_steps when the episode began
+        numbers = self._math.numbers
+        self._return, self._discounted = (numbers([0.0] * self._n_envs) for _ in range(2))
+        self._weight = numbers([1.0] * self._n_envs)
+        self._discount = numbers([traj.discount for traj in self.summaries])
+        self._is_discounted = any(traj.discount != 1 for traj in self.summaries)
 
-    def add(self, reward: NDArray[Any], skipped: Sequence[int] = ()) -> None:
+    def add(
+        self, reward: Sequence[SupportsFloat] | NDArray[Any], skipped: Sequence[int] = ()
+    ) -> None:
         """Add the rewards of a step.
 
         Args:
-            reward: [n].
+            reward: n rewards.
             skipped: numbers of environments that took no step; their episodes begin after it.
         """
+        add, times = self._math.add, self._math.times
+        reward = self._math.numbers(reward)
         self._n_steps += 1
-        if np.count_nonzero(reward):
-            reward = reward.astype(np.float64)
-            self._return += reward
-            self._discounted += self._weight * reward
+        self._return = add(self._return, reward)
         if self._is_discounted:
-            self._weight *= self._discount
-        if skipped:
-            self._clear(skipped)
+            self._discounted = add(self._discounted, times(self._weight, reward))
+            self._weight = times(self._weight, self._discount)
+        for number in skipped:
+            self._begun[number] = self._n_steps
+            self._return[number] = self._discounted[number] = 0.0
+            self._weight[number] = 1.0
 
     def tell(self, steps: Iterable[tuple[Any, ...]], skipped: Sequence[int] = ()) -> None:
         """Call the `step` of each environment's summary.
@@ -134,28 +143,46 @@ class Episodes:
                 info.
             skipped: numbers of environments that took no step.
         """
-        for number, (traj, step) in enumerate(zip(self._trajs, steps, strict=True)):
+        for number, (traj, step) in enumerate(zip(self.summaries, steps, strict=True)):
             if number not in skipped:
                 traj.step(*step)
 
     def end(self, numbers: Sequence[int]) -> None:
         """Complete the episodes of some environments, in this order, and begin the next ones."""
         for number in numbers:
-            traj = self._trajs[number]
-            if not self.are_told:
-                traj.length = int(self._n_steps - self._begun[number])
-                traj.episode_return = float(self._return[number])
+            self._completed.append(self.summary(number))
+            self.resume(number, self._make_traj_info())
+
+    def summary(self, number: int) -> TrajInfo:
+        """Return the summary of the episode under way in an environment, with its sums so far."""
+        traj = self.summaries[number]
+        if not self.are_told:
+            traj.length = self._n_steps - self._begun[number]
+            traj.episode_return = traj.discounted_return = float(self._return[number])
+            if self._is_discounted:
                 traj.discounted_return = float(self._discounted[number])
-            self._completed.append(traj)
-        self.forget(numbers)
+                traj._weight = float(self._weight[number])
+        return traj
 
     def forget(self, numbers: Sequence[int]) -> None:
         """Begin an episode in some environments, and forget those under way there."""
         for number in numbers:
-            self._trajs[number] = self._make_traj_info()
-            self._discount[number] = self._trajs[number].discount
-            self._is_discounted |= self._trajs[number].discount != 1
-        self._clear(numbers)
+            self.resume(number, self._make_traj_info())
+
+    def resume(self, number: int, traj: TrajInfo) -> None:
+        """Go on with an episode in an environment from its summary, and forget the one there."""
+        if type(traj).step is not TrajInfo.step and not self.are_told:
+            self.summaries = [self.summary(each) for each in range(self._n_envs)]
+            self.are_told = True
+        self.summaries[number] = traj
+        self._begun[number] = self._n_steps - traj.length
+        self._return[number] = traj.episode_return
+        if traj.discount != 1 and not self._is_discounted:
+            self._discounted[:] = self._return
+            self._is_discounted = True
+        if self._is_discounted:
+            self._discounted[number] = traj.discounted_return
+            self._weight[number], self._discount[number] = traj._weight, traj.discount
 
     def take_completed(self) -> list[TrajInfo]:
         """Return the episodes that ended since the last call, in the order of their ends."""
@@ -166,8 +193,30 @@ class Episodes:
         """Have `take_completed` return these episodes, and none that ended since it was called."""
         self._completed = completed
 
-    def _clear(self, numbers: Sequence[int]) -> None:
-        index = list(numbers)  # a tuple would be an index of several axes
-        self._begun[index] = self._n_steps
-        self._return[index] = self._discounted[index] = 0
-        self._weight[index] = 1
+
+class _OfLists:
+    """The sums of a few environments."""
+
+    @staticmethod
+    def numbers(values: Any) -> list[float]:
+        return values.tolist() if isinstance(values, np.ndarray) else [*map(float, values)]
+
+    @staticmethod
+    def add(one: list[float], other: list[float]) -> list[float]:
+        return [*map(operator.add, one, other)]
+
+    @staticmethod
+    def times(one: list[float], other: list[float]) -> list[float]:
+        return [*map(operator.mul, one, other)]
+
+
+class _OfArrays:
+    """The same of many."""
+
+    @staticmethod
+    def numbers(values: Any) -> NDArray[np.float64]:
+        if not isinstance(values, np.ndarray):
+            values = [*map(float, values)]  # which refuses what is no number
+        return np.array(values, np.float64)
+
+    add, times = np.add, np.multiply

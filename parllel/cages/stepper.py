@@ -12,7 +12,7 @@ import numpy as np
 
 from parllel.cages.env_checks import as_reset, as_step, check_env, check_make_env
 from parllel.cages.env_rows import copy_tree
-from parllel.cages.episodes import TrajInfo
+from parllel.cages.episodes import Episodes, TrajInfo
 from parllel.cages.infos import LeftOut, copy_info
 from parllel.cages.seeds import Seed, seed_data, seed_of, seed_spaces, seed_words, spawn_seeds
 from parllel.cages.spaces import check_members, check_space, sample_action
@@ -92,13 +92,13 @@ class Stepper:
             except Exception as another:  # any that an environment raises: the first one counts
                 error.add_note(f"nor can the environments made before be closed: {another!r}")
             raise
+        self._has_members = isinstance(self.observation_space, gym.spaces.Dict | gym.spaces.Tuple)
         # Copies: environments may share one, and draw from each other's random numbers.
         self._action_spaces = [copy.deepcopy(env.action_space) for env in self._envs]
-        self._trajs = [make_traj_info() for _ in self._envs]
+        self._episodes = Episodes(make_traj_info, n_envs)
         self._is_reset = False
         self._is_checked = False  # whether steps are known to return what gymnasium's do
         self._is_closed = False
-        self._completed: list[TrajInfo] = []
         # What the next actions follow: observations and infos, those of resets where there was one.
         self._observations: Sequence[Any] = ()
         self._infos: Sequence[Any] = ()
@@ -124,7 +124,7 @@ class Stepper:
         """
         self._check_open()
         self.final_obs = {}
-        self._trajs = [self._make_traj_info() for _ in self._envs]
+        self._episodes.begin()
         seeds: Sequence[int | None] = [None] * len(self._envs)
         if not self._is_reset:
             seeds = seed_spaces(self._seeds, self._action_spaces)
@@ -151,12 +151,14 @@ class Stepper:
             action = sample_action(self._action_spaces[number], observation, info)
             result = self._envs[number].step(action)
             observation, reward, terminated, truncated, info = as_step(result)
-            self._trajs[number].step(observation, action, reward, terminated, truncated, info)
+            traj = self._episodes.summary(number)
+            traj.step(observation, action, reward, terminated, truncated, info)
+            self._episodes.resume(number, traj)
         except Exception as error:
             self.tell_of(error, number)
             raise
         if terminated or truncated:
-            self._trajs[number] = self._make_traj_info()
+            self._episodes.forget([number])
             observation, info = self._reset_one(number)
         return observation, info
 
@@ -164,7 +166,8 @@ class Stepper:
         """Reset one environment."""
         try:
             observation, info = as_reset(self._envs[number].reset(seed=seed))
-            check_members(self.observation_space, observation, ("observation",))
+            if self._has_members:
+                check_members(self.observation_space, observation, ("observation",))
             return observation, info
         except Exception as error:
             self.tell_of(error, number)
@@ -189,53 +192,57 @@ class Stepper:
             raise RuntimeError("step before reset: call reset_async() and await_step() first")
         self.final_obs = {}
         results: list[Any] = []
-        traj = self._trajs[0]
         try:
-            results.extend(map(_step, self._envs, actions))  # those before an error are kept
-            if not self._is_checked:
-                for traj, result in zip(self._trajs, results, strict=True):  # noqa: B007
-                    as_step(result)
-                self._is_checked = True
-            steps = zip(self._trajs, actions, results, strict=True)
-            for traj, action, (obs, reward, terminated, truncated, info) in steps:
-                traj.step(obs, action, reward, terminated, truncated, info)
+            for env, action in zip(self._envs, actions, strict=True):
+                results.append(env.step(action))  # those before an error are kept
         except Exception as error:
-            if len(results) < len(self._envs):
-                self.tell_of(error, len(results))
-                raise
-            number = next(n for n, each in enumerate(self._trajs) if each is traj)
-            self._explain(error, number, results[number])
+            self.tell_of(error, len(results))
             raise
-        columns = Columns(*zip(*results, strict=True))
+        if not self._is_checked:
+            self._find_misfit(results)
+            self._is_checked = True
         try:
+            columns = Columns(*zip(*results, strict=True))
             has_ended = any(columns.terminated) or any(columns.truncated)
-        except ValueError as error:  # a flag is an array
-            self._find_misfit(error, results)
+            if not self._episodes.are_told:
+                self._episodes.add(columns.reward)
+        except (TypeError, ValueError) as error:  # a reward or a flag is an array or no number
+            self._find_misfit(results, error)
             raise
+        if self._episodes.are_told:
+            self._tell(actions, results)
         self._infos = columns.info
         columns = self._reset_ended(columns) if has_ended else columns
         self._observations = columns.observation
         return columns
 
-    def _find_misfit(self, error: Exception, results: Sequence[Any]) -> None:
-        """Raise an error that names the first environment whose step returned what none returns."""
-        for number, result in enumerate(results):
-            try:
-                as_step(result)
-            except MisfitError as misfit:
-                self.tell_of(misfit, number)
-                raise misfit from error
+    def _tell(self, actions: Sequence[Any], results: Sequence[Any]) -> None:
+        """Have each summary take in the step of its environment."""
+        number = 0
+        try:
+            steps = enumerate(zip(self._episodes.summaries, actions, results, strict=True))
+            for number, (traj, action, result) in steps:  # noqa: B007  # told of below
+                observation, reward, terminated, truncated, info = result
+                traj.step(observation, action, reward, terminated, truncated, info)
+        except Exception as error:
+            if not isinstance(error, MisfitError):
+                self._find_misfit(results[number : number + 1], error, first=number)
+                error.add_note(_returned(number, results[number]))
+            self.tell_of(error, number)
+            raise
 
-    def _explain(self, error: Exception, number: int, result: Any) -> None:
-        """Say what of a step's result is wrong, where its summary could not be made."""
-        if not isinstance(error, MisfitError):
-            error.add_note(f"environment {number} of this cage returned {result!r}")
+    def _find_misfit(
+        self, results: Sequence[Any], cause: Exception | None = None, first: int = 0
+    ) -> None:
+        """Raise an error that names the first environment whose step returned what none returns."""
+        for number, result in enumerate(results, first):
             try:
                 as_step(result)
             except MisfitError as misfit:
                 self.tell_of(misfit, number)
-                raise misfit from error
-        self.tell_of(error, number)
+                if cause is not None:
+                    cause.add_note(_returned(number, result))
+                raise misfit from cause
 
     def random_actions(self) -> list[Any]:
         """Draw an action for each environment, of those that its last observation allows."""
@@ -268,7 +275,7 @@ class Stepper:
         with self._told_of(number):
             return {
                 "env": self._env_state(self._envs[number]),
-                "episode": attributes_of(self._trajs[number]),
+                "episode": attributes_of(self._episodes.summary(number)),
                 "action_space": pack(self._action_spaces[number], ("action_space",)),
                 "seed": seed_data(self._seeds[number]),
             }
@@ -280,12 +287,14 @@ class Stepper:
             raise ValueError(f"state: got {len(states)} environments, expected {self.n_envs}")
         if not self._is_reset:
             self.reset()
-        self._is_reset, self._completed, self.final_obs = False, [], {}
+        self._is_reset, self.final_obs = False, {}
+        self._episodes.take_completed()
         for number, state in enumerate(states):
             with self._told_of(number):
                 self._set_env_state(self._envs[number], state["env"])
-                self._trajs[number] = self._make_traj_info()
-                set_attributes(self._trajs[number], state["episode"])
+                traj = self._make_traj_info()
+                set_attributes(traj, state["episode"])
+                self._episodes.resume(number, traj)
                 unpack(state["action_space"], self._action_spaces[number], ("action_space",))
         self._seeds = [seed_of(state["seed"]) for state in states]
         self._is_reset = True
@@ -309,8 +318,7 @@ class Stepper:
 
     def take_completed(self) -> list[TrajInfo]:
         """Return the episodes that ended since the last call, in the order of their ends."""
-        completed, self._completed = self._completed, []
-        return completed
+        return self._episodes.take_completed()
 
     def close(self) -> None:
         """Close all environments, also where one can't be closed. Called again, it does nothing."""
@@ -340,19 +348,17 @@ class Stepper:
             list(column) for column in (columns.observation, columns.reward, columns.info)
         )
         acted_on = list(infos)
-        flags = zip(columns.terminated, columns.truncated, strict=True)
-        for number, (is_terminated, is_truncated) in enumerate(flags):
-            if not (is_terminated or is_truncated):
+        for number, is_terminated in enumerate(columns.terminated):
+            if not (is_terminated or columns.truncated[number]):
                 continue
             self.final_obs[number] = copy_tree(observations[number])
             rewards[number] = copy_tree(rewards[number])
             infos[number] = copy_info(infos[number])
-            self._completed.append(self._trajs[number])
-            self._trajs[number] = self._make_traj_info()
+            self._episodes.end([number])
             observations[number], acted_on[number] = self._reset_one(number)
         self._infos = acted_on
         return columns._replace(observation=observations, reward=rewards, info=infos)
 
 
-def _step(env: gym.Env[Any, Any], action: Any) -> Any:
-    return env.step(action)
+def _returned(number: int, result: object) -> str:
+    return f"environment {number} of this cage returned {result!r}"

@@ -244,12 +244,7 @@ class BasicSampler(Sampler):
         if self._completes_values and (invalid := group.invalid()):
             values = self.samples["agent_info"]["value"]
             self.samples["final_value"][t, invalid] = values[t, invalid]
-        if not self._reads_final_obs or not (final_obs := group.final_obs()):
-            return
-        terminated, first = group.host_rows(t)["terminated"].to_ndarray(), group.columns.start
-        # Of an episode that terminated, what follows counts for nothing.
-        cut = {column: final_obs[column] for column in final_obs if not terminated[column - first]}
-        if not cut:
+        if not self._reads_final_obs or not (cut := group.cut_obs(t)):
             return
         if self._completes_values:
             self._value_final_obs(t, cut)

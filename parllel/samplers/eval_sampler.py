@@ -145,14 +145,13 @@ class EvalSampler(Sampler):
                 for group in self._groups:
                     group.finish(t)
                     # Episodes come in the order of the columns in which they ended.
-                    completed = zip(group.final_obs(), group.take_completed(), strict=True)
-                    for column, traj in completed:
+                    ended = group.ended()
+                    for column, traj in zip(ended, group.take_completed(), strict=True):
                         if left[column]:
                             left[column] -= 1
                             finished.append(traj)
-                    ended = [*group.final_obs(), *group.invalid()]
-                    if self._is_recurrent and ended:
-                        agent.reset_state(ended)
+                    if self._is_recurrent and (columns := ended + group.invalid()):
+                        agent.reset_state(columns)
                 if not any(left):
                     break
         return finished

@@ -16,13 +16,12 @@ from parllel.samplers.staging import Staging
 from parllel.samplers.transfer import Transfer
 from parllel.tree import ArrayDict, Rows, path_text
 
-_NOTHING: dict[str, Any] = {}
-
 
 class _AgentRows(NamedTuple):
     """The rows that the agent reads and writes in one time step, found once for each batch."""
 
     observation: Any  # Any: Rows, which are indexed and written without a look at their type
+    action: Any  # as above; where the transfer wants them
     agent_info: Any  # as above; None where the tree has no such branch
 
 
@@ -54,6 +53,7 @@ class Group:
         self._told: dict[str, Any] = {} if self._is_all else {"part": Part(columns, batch_B)}
         self._has_agent_info = bool(samples.get("agent_info"))
         self._has_valid = "valid" in samples
+        self._gives_invalid_rows = any(cage.gives_invalid_rows for cage in self.cages)
         self._is_moving = any(leaf.full_size > len(leaf) for _, leaf in samples.walk())
         self._parts = _parts_of(self.cages)
         self._rows: list[_AgentRows] = []
@@ -77,16 +77,18 @@ class Group:
 
     def move(self) -> None:
         """Follow the tree's window after it has moved."""
-        if self._is_moving or not self._rows:
-            self._rows = [self._find_rows(t) for t in range(self._batch_T)]
         if self.transfer.move():
             self._commands = self._prepare_commands()
+        if self._is_moving or not self._rows:
+            self._rows = [self._find_rows(t) for t in range(self._batch_T)]
 
     def act(self, agent: Actor, t: int, *, deterministic: bool = False) -> None:
         """Let the agent act on observation t; start step t of the environments."""
         rows, transfer = self._rows[t], self.transfer
-        told = self._told if getattr(agent, "takes_part", False) else _NOTHING
-        result = agent.step(rows.observation, deterministic=deterministic, **told)
+        if self._told and getattr(agent, "takes_part", False):
+            result = agent.step(rows.observation, deterministic=deterministic, **self._told)
+        else:
+            result = agent.step(rows.observation, deterministic=deterministic)
         if not self._is_checked:
             check_step(agent, result)
             self._is_checked = True
@@ -94,7 +96,7 @@ class Group:
         if self._checks_action:
             self._check_action(action, bounds=self._check)
             self._checks_action = self._check
-        transfer.action_rows(t)[...] = action
+        rows.action[...] = action
         transfer.send_actions(t)
         transfer.await_actions(t)
         for cage, command in zip(self.cages, self._commands[t % len(self._commands)], strict=True):
@@ -115,18 +117,36 @@ class Group:
         rows = self.transfer.host_rows
         return rows[t % len(rows)]
 
-    def final_obs(self) -> dict[int, Any]:
-        """Return the true final observations of the last step by the column of the tree."""
-        first, found = self.columns.start, {}
+    def ended(self) -> list[int]:
+        """Return the columns whose episode ended in the last step, in their order."""
+        found: list[int] = []
+        first = self.columns.start
         for cage in self.cages:
-            for number, observation in cage.final_obs.items():
-                found[first + number] = observation
+            found += [first + number for number in cage.final_obs]
+            first += cage.n_envs
+        return found
+
+    def cut_obs(self, t: int) -> dict[int, Any]:
+        """Return the final observations of step t by the column of the tree.
+
+        Those of episodes that terminated are left out: what follows them counts for nothing.
+        """
+        first, found = self.columns.start, {}
+        for cage, command in zip(self.cages, self._commands[t % len(self._commands)], strict=True):
+            if final_obs := cage.final_obs:
+                terminated = command.rows.terminated
+                for number, observation in final_obs.items():
+                    if not terminated[number]:
+                        found[first + number] = observation
             first += cage.n_envs
         return found
 
     def invalid(self) -> list[int]:
         """Return the columns whose row of the last step is no transition."""
-        first, found = self.columns.start, []
+        found: list[int] = []
+        first = self.columns.start
+        if not self._gives_invalid_rows:
+            return found
         for cage in self.cages:
             found += [first + number for number in cage.invalid]
             first += cage.n_envs
@@ -149,6 +169,7 @@ class Group:
     def _find_rows(self, t: int) -> _AgentRows:
         return _AgentRows(
             observation=self._columns_of("observation", t),
+            action=self.transfer.action_rows(t),
             agent_info=self._columns_of("agent_info", t) if self._has_agent_info else None,
         )
 

@@ -6,8 +6,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from parllel.cages import Cage, as_tree
 from parllel.samplers.agent import RecurrentActor
 from parllel.samplers.basic_sampler import BasicSampler
@@ -40,6 +38,7 @@ class RecurrentSampler(BasicSampler):
         ValueError: as for `BasicSampler`; or there is no `initial_rnn_state`.
 
     Example:
+        >>> import numpy as np
         >>> from parllel.patterns import build_cages, build_example, build_sample_tree
         >>> from parllel.testing.toy_envs import Clock  # its episodes have 3 steps
         >>> class Counting:  # its state and value is the number of steps in the episode
@@ -124,10 +123,8 @@ class RecurrentSampler(BasicSampler):
 
     def _finish(self, group: Group, t: int) -> None:
         super()._finish(group, t)
-        rows = group.host_rows(t)
-        is_done = rows["terminated"].to_ndarray() | rows["truncated"].to_ndarray()
-        if is_done.any():
-            self.agent.reset_state((np.flatnonzero(is_done) + group.columns.start).tolist())
+        if ended := group.ended() + group.invalid():
+            self.agent.reset_state(ended)
 
     def _value(self, observation: Rows, columns: Sequence[int] | None = None) -> object:
         return self.agent.value(observation, columns=columns)

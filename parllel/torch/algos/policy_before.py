@@ -21,7 +21,7 @@ class PolicyBefore:
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-        >>> before, rows = PolicyBefore(model), torch.ones(3, 2)
+        >>> before, rows = PolicyBefore(model), torch.ones(64, 2)
         >>> before.is_needed(lambda: model(rows))
         True
         >>> before.keep()
