@@ -218,6 +218,14 @@ def test_random_actions_are_allowed_ones(
                 assert all(reward[n] == 1 for n in range(3) if n not in cage.invalid)
 
 
+def test_environments_are_timed_with_allowed_actions() -> None:
+    def make_env() -> gym.Env[Any, Any]:
+        return MaskInObservation(Strict(spaces.Discrete(5), [5]))
+
+    for cage in build_cages(make_env, 2, seed=0):  # whether they need workers is measured
+        cage.close()
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
