@@ -36,6 +36,8 @@ _UNFINISHED = re.compile(r"checkpoint-\d{6,12}\.unfinished", re.ASCII)
 _GENERATORS = "generators"  # the name of a part that each run has
 _JSON_NAME = "run.json"
 _FORMAT = 1
+# The errors of parts that are given a state of another form.
+_NOT_TAKEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError)
 
 
 @runtime_checkable
@@ -124,7 +126,8 @@ def load_run(folder: str | Path, /, **parts: Any) -> bool:  # Any: as for save_r
         FileNotFoundError: a file of the checkpoint is missing.
         KeyError: other parts were saved.
         TypeError: a part is of a kind that can't be saved.
-        ValueError: a file is damaged, or a part does not take what was saved.
+        ValueError: a file is damaged; or a part does not take what was saved, whatever it raises
+            itself.
     """
     parts = check_parts(parts)
     numbered = _numbers_of(Path(folder))
@@ -160,6 +163,11 @@ def load_run(folder: str | Path, /, **parts: Any) -> bool:  # Any: as for save_r
                 _set_state(part, states[name])
             else:
                 _load_tree(part, checkpoint / name, entries[name])
+        except _NOT_TAKEN as error:
+            raise ValueError(
+                f"{checkpoint}: part {name!r} does not take what was saved: {type(error).__name__}:"
+                f" {error}; load it into parts that were made as those that were saved"
+            ) from error
         except Exception as error:
             error.add_note(f"part {name!r} of {checkpoint}")
             raise

@@ -326,6 +326,41 @@ def test_a_state_that_points_out_of_its_words_is_refused(tmp_path: Path) -> None
         load_run(tmp_path, model=nn.Linear(2, 2))
 
 
+class Choosy:
+    """A part that raises an error of some kind where it is given a state."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"a": 1}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("a"), TypeError("b"), AttributeError("c"), StopIteration(), OverflowError("d")],
+)
+def test_a_part_that_does_not_take_what_was_saved_is_named(
+    error: Exception, tmp_path: Path
+) -> None:
+    checkpoint = save_run(tmp_path, own=Choosy())
+    text = f"{checkpoint}: part 'own' does not take what was saved: {type(error).__name__}: {error}"
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}") as raised:
+        load_run(tmp_path, own=Choosy(error))
+    assert raised.value.__cause__ is error
+    with pytest.raises(MemoryError, match="full") as other:
+        load_run(tmp_path, own=Choosy(MemoryError("full")))
+    assert other.value.__notes__ == [f"part 'own' of {checkpoint}"]
+    model, larger = nn.Linear(2, 2), nn.Linear(2, 3)
+    save_run(tmp_path, model=model)
+    with pytest.raises(ValueError, match=r"(?s)part 'model' does not take .*: RuntimeError"):
+        load_run(tmp_path, model=larger)
+
+
 def test_a_tree_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
     folders = []
     for seed in (1, 2):
