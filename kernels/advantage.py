@@ -1,4 +1,7 @@
-"""Generalized advantage estimation: the kernel, its CPU twin and the checks at its boundary."""
+"""Generalized advantage estimation: the formulas, the kernel for the CPU, and its checks.
+
+`advantage_on_grid` has the entries for GPUs.
+"""
 
 from typing import NamedTuple
 
@@ -16,7 +19,7 @@ from parllel.kernels.array_checks import (
     is_aligned,
     is_apart,
 )
-from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda, pointer_to
+from parllel.kernels.targets import CpuKernel, pointer_to
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -151,27 +154,23 @@ def load_steps(
     )
 
 
-def estimate_step(
-    batch: GaePointers,
+def find_advantage(
+    step: Step,
     discount: np.float32,
     decay: np.float32,
-    at: int,
-    step: Step,
     next_value: np.float32,
     carry: np.float32,
 ) -> np.float32:
-    """Write the results of one step of one environment; return its advantage.
+    """Return the advantage of one step of one environment.
 
     Values that a flag rules out are computed all the same, and then not selected. Without
     branches, the compiler computes neighbours together in a vector
     (`test_rows_are_computed_in_vectors`). It costs the reading of `final_value`.
 
     Args:
-        batch: pointers to the arrays.
+        step: what the arrays hold.
         discount: float32. Python's float would make float64 of all that follows.
         decay: float32. discount * gae_lambda.
-        at: the step's index into a flat [T, B] array.
-        step: what is there.
         next_value: the environment's value at its next step.
         carry: the environment's advantage at its next step.
     """
@@ -179,30 +178,33 @@ def estimate_step(
     target = step.reward + discount * bootstrap
     delta = (step.reward if step.terminated != 0 else target) - step.value
     traced = delta + decay * carry
-    advantage: np.float32 = delta if (step.terminated | step.truncated) != 0 else traced
-    batch.out_advantage[at] = advantage
-    batch.out_return[at] = advantage + step.value
-    return advantage
+    return delta if (step.terminated | step.truncated) != 0 else traced
 
 
-def estimate_environment(
+def estimate_steps(
     batch: GaePointers,
     discount: np.float32,
     decay: np.float32,
-    steps: int,
+    begin: int,
+    end: int,
     width: int,
     environment: int,
-) -> None:
-    """Write the results of one environment, from its last step to its first.
+    carry: np.float32,
+    writes: bool,
+) -> tuple[np.float32, np.float32]:
+    """Walk steps of one environment from the last to the first, and write their results or not.
+
+    Return the advantage of the first, and the factor by which `carry`, the advantage of the step
+    after the last, contributes to it: 0 where an episode ends between them.
 
     The arrays of 16 steps are read before a result of them is written, so that memory is waited
     for once in 16 steps: no compiler may do that by itself, as it cannot know that a result does
     not lie where the next step is read.
     """
-    carry = np.float32(0)
-    next_value = batch.value[steps * width + environment]
-    last = steps - 1
-    while last >= 0:
+    factor = np.float32(1)
+    next_value = batch.value[end * width + environment]
+    last = end - 1
+    while last >= begin:
         loaded = (
             load_steps(batch, last, width, environment),
             load_steps(batch, max(0, last - 4), width, environment),
@@ -211,11 +213,16 @@ def estimate_environment(
         )
         for four in loaded:
             for step in four:
-                if last >= 0:
-                    at = last * width + environment
-                    carry = estimate_step(batch, discount, decay, at, step, next_value, carry)
+                if last >= begin:
+                    carry = find_advantage(step, discount, decay, next_value, carry)
+                    factor *= np.float32(0) if (step.terminated | step.truncated) != 0 else decay
                     next_value = step.value
+                    if writes:
+                        at = last * width + environment
+                        batch.out_advantage[at] = carry
+                        batch.out_return[at] = carry + step.value
                 last -= 1
+    return carry, factor
 
 
 def estimate_rows(
@@ -232,41 +239,12 @@ def estimate_rows(
         following = min(step + 1, steps - 1) * width
         for environment in range(width):
             at = step * width + environment
+            loaded = load_step(batch, at)
             next_value = batch.value[at + width]
             carry = batch.out_advantage[following + environment]
-            estimate_step(batch, discount, decay, at, load_step(batch, at), next_value, carry)
-
-
-def estimate_on_grid(
-    reward: npt.NDArray[np.float32],
-    value: npt.NDArray[np.float32],
-    terminated: npt.NDArray[np.uint8],
-    truncated: npt.NDArray[np.uint8],
-    final_value: npt.NDArray[np.float32],
-    discount: np.float32,
-    decay: np.float32,
-    steps: int,
-    width: int,
-    out_advantage: npt.NDArray[np.float32],
-    out_return: npt.NDArray[np.float32],
-) -> None:
-    """Write the results of all environments: one thread for each, on a grid with one axis."""
-    batch = GaePointers(
-        reward, value, terminated, truncated, final_value, out_advantage, out_return
-    )
-    environment = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    while environment < width:
-        estimate_environment(batch, discount, decay, steps, width, environment)
-        environment += cuda.gridDim.x * cuda.blockDim.x
-
-
-DEVICE = DeviceEntry(
-    "advantage",
-    estimate_on_grid,
-    "void(CPointer(float32), CPointer(float32), CPointer(uint8), CPointer(uint8), "
-    "CPointer(float32), float32, float32, int64, int64, CPointer(float32), CPointer(float32))",
-    (load_step, load_steps, estimate_step, estimate_environment),
-)
+            advantage = find_advantage(loaded, discount, decay, next_value, carry)
+            batch.out_advantage[at] = advantage
+            batch.out_return[at] = advantage + loaded.value
 
 
 def are_aligned(
@@ -336,12 +314,15 @@ def estimate_batch(
     discount_32, decay = np.float32(discount), np.float32(discount * gae_lambda)
     if width < FEWEST_FOR_ROWS:
         for environment in range(width):
-            estimate_environment(batch, discount_32, decay, steps, width, environment)
+            carry = np.float32(0)
+            estimate_steps(batch, discount_32, decay, 0, steps, width, environment, carry, True)
     else:
         estimate_rows(batch, discount_32, decay, steps, width)
     return True
 
 
+# What `estimate_steps` and its callers' entries are made of, in the order of `twin`'s parts.
+WALK_PARTS = (load_step, load_steps, find_advantage, estimate_steps)
 _READ, _WRITTEN = "Array(float32, 2, 'C', readonly=True)", "Array(float32, 2, 'C')"
 _FLAGS = "Array(boolean, 2, 'C', readonly=True)"
 _ON_CPU = CpuKernel(
@@ -349,7 +330,7 @@ _ON_CPU = CpuKernel(
     f"boolean({_READ}, {_READ}, {_FLAGS}, {_FLAGS}, {_READ}, float64, float64, "
     f"{_WRITTEN}, {_WRITTEN})",
     parts=(
-        *(load_step, load_steps, estimate_step, estimate_environment, estimate_rows),
+        *(*WALK_PARTS, estimate_rows),
         *(is_aligned, are_aligned, is_apart, is_apart_from_inputs),
     ),
     outputs_are_apart=True,

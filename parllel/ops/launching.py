@@ -30,6 +30,11 @@ class LaunchSizes(NamedTuple):
     # A leaf has riders (`kernels.teams`) where it needs so much fewer lanes than the widest one.
     rider_ratio: int = 4
     most_rider_threads: int = 4 * WARP
+    # Walks over time are divided into spans, which are walked at once, from so many steps on, and
+    # up to so many environments: with more, each of a GPU's processors has a warp anyway.
+    scanned_steps: int = 256
+    most_scanned_width: int = 4096
+    most_spans: int = 32
 
 
 SIZES = LaunchSizes()
@@ -82,6 +87,14 @@ def launch_serial(name: str, n_threads: int, arguments: Sequence[np.generic | De
     """Launch a kernel with one axis, whose threads each have long work."""
     n_blocks = min(-(-n_threads // SIZES.serial_threads), MOST_BLOCKS)
     cuda.launch(name, (n_blocks,), (SIZES.serial_threads,), arguments)
+
+
+def find_span(steps: int, width: int) -> int:
+    """Return the steps that a thread walks; all of them where time is not divided."""
+    if steps < SIZES.scanned_steps or width > SIZES.most_scanned_width:
+        return max(1, steps)
+    # Multiples of the 16 steps that a thread loads at once.
+    return -(-steps // (SIZES.most_spans * 16)) * 16
 
 
 def launch_items(

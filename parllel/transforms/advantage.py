@@ -28,8 +28,9 @@ class EstimateAdvantage:
     Where the batch has a branch `valid`, rows that are no transitions get 0 in both. An episode
     that such a row cuts off is bootstrapped with `agent_info.value` of that row.
 
-    In device and managed memory it is one launch in the caller's current stream; nothing waits
-    for it. A branch `valid` there is read once for each batch, for which the host waits.
+    In device and managed memory it is one launch in the caller's current stream, or three of 256
+    steps or more in few environments; nothing waits for them. A branch `valid` there is read once
+    for each batch, for which the host waits.
 
     >>> import numpy as np
     >>> batch = ArrayDict(

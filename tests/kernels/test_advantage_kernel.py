@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parllel.kernels import advantage as kernel
+from parllel.kernels import advantage_on_grid
 from parllel.kernels.advantage import estimate_advantage
 from parllel.kernels.targets import Axes, launch_plainly, pointer_to
+from profiles import fewer_examples
 
 KERNELS = Path(kernel.__file__).parent
 GARBAGE = np.array([np.nan, np.inf, -np.inf, 3e38], np.float32)
@@ -182,6 +184,22 @@ def test_the_body_runs_as_plain_python(width: int) -> None:
     assert (abs(arrays.out_advantage - expected) <= bound(arrays, 0.99, 0.95)).all()
 
 
+def run_on_grid(
+    arrays: Arrays, span: int, grid: int, block: int, discount: float = 0.99, decay: float = 0.94
+) -> None:
+    """Run the GPU's entries as plain Python, in the order of their launches."""
+    steps, width = arrays.reward.shape
+    pointers = [pointer_to(getattr(arrays, name)) for name in kernel.GaePointers._fields]
+    sizes = steps, width, span
+    arguments = (*pointers[:5], np.float32(discount), np.float32(decay), *sizes, *pointers[5:])
+    axes = {"grid": Axes(grid, 1), "block": Axes(block, 1)}
+    with np.errstate(invalid="ignore", over="ignore"):
+        if span < steps:
+            launch_plainly(advantage_on_grid.SPANS, arguments, **axes)
+            launch_plainly(advantage_on_grid.CARRIES, (*sizes, *pointers[5:]), **axes)
+        launch_plainly(advantage_on_grid.WALK, arguments, **axes)
+
+
 @pytest.mark.parametrize(("grid", "block"), [(1, 1), (1, 7), (2, 3), (3, 1), (4, 4)])
 def test_a_grid_of_any_shape_estimates_every_environment(grid: int, block: int) -> None:
     arrays, expected = Arrays(6, 10, ends=0), Arrays(6, 10, ends=0)
@@ -189,12 +207,57 @@ def test_a_grid_of_any_shape_estimates_every_environment(grid: int, block: int) 
         batch.terminated[2, 3:5] = batch.truncated[4, 4:] = True
         batch.final_value[:] = 7
     assert kernel.estimate_batch(**vars(expected), discount=0.99, gae_lambda=0.95)
-    pointers = [pointer_to(getattr(arrays, name)) for name in kernel.GaePointers._fields]
-    sizes = np.float32(0.99), np.float32(0.99 * 0.95), 6, 10
-    arguments = (*pointers[:5], *sizes, *pointers[5:])
-    launch_plainly(kernel.DEVICE, arguments, grid=Axes(grid, 1), block=Axes(block, 1))
+    run_on_grid(arrays, 6, grid, block, decay=0.99 * 0.95)
     assert arrays.out_advantage.tobytes() == expected.out_advantage.tobytes()
     assert arrays.out_return.tobytes() == expected.out_return.tobytes()
+
+
+@fewer_examples(2)
+@given(
+    steps=st.integers(1, 50),
+    width=st.integers(1, 5),
+    span=st.integers(1, 50),
+    ends=st.sampled_from([0.0, 0.05, 0.3]),
+    seed=st.integers(0, 2**32 - 1),
+    discount=factors,
+    gae_lambda=factors,
+    grid=st.integers(1, 3),
+    block=st.integers(1, 7),
+)
+def test_spans_of_time_are_joined_within_the_same_bound(
+    steps: int,
+    width: int,
+    span: int,
+    ends: float,
+    seed: int,
+    discount: float,
+    gae_lambda: float,
+    grid: int,
+    block: int,
+) -> None:
+    """A term that crosses a span is rounded as often as where its steps are walked one by one.
+
+    That is twice in each step (the decay itself, and its product with the others), then once in
+    the carry's product and once in its sum: at most three times in each step, as `bound` has it.
+    """
+    arrays = Arrays(steps, width, ends=ends, seed=seed)
+    run_on_grid(arrays, span, grid, block, discount, discount * gae_lambda)
+    expected = sum_over_episodes(arrays, discount, gae_lambda)
+    allowed = bound(arrays, discount, gae_lambda)
+    assert (abs(arrays.out_advantage - expected) <= allowed).all()
+    assert (abs(arrays.out_return - (expected + arrays.value[:-1])) <= allowed).all()
+
+
+@pytest.mark.parametrize("span", [1, 2, 16, 40, 64])
+def test_nothing_crosses_an_end_from_one_span_to_another(span: int) -> None:
+    """Not even NaN, whatever factor it comes with."""
+    arrays = Arrays(40, 2, ends=0)
+    arrays.terminated[20, 0] = arrays.truncated[20, 1] = True
+    arrays.final_value[20] = 1
+    arrays.reward[21:] = np.nan
+    run_on_grid(arrays, span, 2, 3)
+    assert np.isfinite(arrays.out_advantage[:21]).all()
+    assert np.isnan(arrays.out_advantage[21:]).all()
 
 
 def test_a_truncated_episode_is_bootstrapped_with_its_final_value() -> None:

@@ -158,6 +158,15 @@ def sampled_valid(*invalid: tuple[int, int]) -> ArrayDict:
     return ArrayDict({**samples, "valid": Array.from_numpy(is_valid, storage="device")})
 
 
+def long_batch() -> ArrayDict:
+    """Return a batch of so many steps that time is divided among threads."""
+    floats, flags = (Array((256, 2), dtype, storage="device") for dtype in (np.float32, bool))
+    value = Array((256, 2), np.float32, padding=1, storage="device")
+    names = ("reward", "final_value"), ("terminated", "truncated")
+    leaves = {**dict.fromkeys(names[0], floats), **dict.fromkeys(names[1], flags)}
+    return ArrayDict({**leaves, "agent_info": {"value": value}})
+
+
 def transform(
     make: Callable[[], Any], sampled: Callable[[], ArrayDict] = sampled
 ) -> Callable[[], Any]:
@@ -233,6 +242,9 @@ OPERATIONS: dict[str, Callable[[], Callable[[], Any]]] = {
     "the same of a tree with a `FrameArray`": lambda: minibatch(sampled_frames()),
     "a pass of 2 minibatches over a new batch": minibatch_pass,
     "`EstimateAdvantage`": lambda: transform(EstimateAdvantage),
+    "`EstimateAdvantage` of 256 steps or more, in up to 4,096 environments": lambda: transform(
+        EstimateAdvantage, long_batch
+    ),
     "`NormalizeAdvantage` (of up to 8,000 rows; of more: 4)": lambda: transform(NormalizeAdvantage),
     "`ClipRewards`": lambda: transform(ClipRewards),
     "`EstimateAdvantage` of a batch with `valid`, all rows valid": lambda: transform(

@@ -1139,8 +1139,8 @@ def test_the_kernel_of_advantages_gives_the_hosts_bits(cuda_device: torch.device
     estimate_advantage(*inputs, discount=0.5, gae_lambda=0.25, **expected)
 
     outputs = [cuda.library().empty((5, 3), np.float32) for _ in expected]
-    settings = (np.float32(0.5), np.float32(0.125), np.int64(5), np.int64(3))
-    arguments = [*map(cuda.to_device, inputs), *settings, *outputs]
+    sizes = (np.int64(5), np.int64(3), np.int64(5))
+    arguments = [*map(cuda.to_device, inputs), np.float32(0.5), np.float32(0.125), *sizes, *outputs]
     cuda.launch("advantage", (2,), (32,), arguments)
     for output, host in zip(outputs, expected.values(), strict=True):
         np.testing.assert_array_equal(output.get(), host)

@@ -85,6 +85,39 @@ def test_a_batch_on_the_device_gives_the_hosts_bits(
             assert to_host(result[name]).tobytes() == expected[name].to_ndarray().tobytes()
 
 
+@pytest.mark.parametrize(
+    ("shape", "n_launches", "has_same_bits"),
+    [((256, 3), 3, False), ((700, 1), 3, False), ((255, 3), 1, True), ((256, 4097), 1, True)],
+)
+def test_long_walks_are_divided_within_the_bound(
+    shape: tuple[int, int], n_launches: int, has_same_bits: bool
+) -> None:
+    """Twice the bound of `kernels.advantage.estimate_advantage`: the host's error is as large."""
+    steps, _ = shape
+    with simulated_cuda("lazy") as simulation:
+        on_host = random_batch(shape, 0)
+        on_host["terminated"][: steps - 30] = False  # many terms travel far
+        on_host["truncated"][: steps - 30] = False
+        on_device = on_host.to("device")
+        before = simulation.counters.launches
+        result = EstimateAdvantage()(on_device)
+        assert simulation.counters.launches - before == n_launches
+        expected = EstimateAdvantage()(on_host)
+        sizes = random_batch(shape, 0)
+        for name in ("terminated", "truncated"):
+            sizes[name][...] = on_host[name]
+        for name in ("reward", "final_value"):
+            sizes[name][...] = np.abs(sizes[name].to_ndarray())
+        value = sizes["agent_info"]["value"]
+        value[: steps + 1] = np.abs(value[: steps + 1].to_ndarray())
+        sizes["reward"][...] = sizes["reward"].to_ndarray() + 2 * value.to_ndarray()
+        magnitude = EstimateAdvantage()(sizes)["return_"].to_ndarray()
+        for name in ("advantage", "return_"):
+            got, right = to_host(result[name]), expected[name].to_ndarray()
+            assert (np.abs(got - right) <= 2 * (steps + 1) * 2.0**-22 * magnitude).all()
+            assert not has_same_bits or got.tobytes() == right.tobytes()
+
+
 def mark_invalid(batch: ArrayDict, share: float) -> ArrayDict:
     """Return a batch of which some rows are no transitions, and hold what nothing may read."""
     valid = np.random.default_rng(7).random(batch["reward"].shape) < share
