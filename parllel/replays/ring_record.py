@@ -159,10 +159,11 @@ class RingRecord:
         a batch that is not whole yet, fewer than T, are dropped.
 
         Args:
-            observation: rows [B, ...], a tree where the tree's `observation` is one.
+            observation: rows [B, ...], a tree where the tree's `observation` is one. Stacks of
+                frames may come from the middle of an episode.
 
         Raises:
-            ValueError: it does not fit the tree, or is not finite.
+            ValueError: it does not fit the tree, or is not finite. Nothing was changed.
         """
         first = fitted(("observation",), self.samples["observation"], observation)
         self.restart()
