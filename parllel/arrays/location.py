@@ -56,6 +56,9 @@ def locate(location: Location, extents: Sequence[int], index: object) -> Locatio
             another shape, arrays don't broadcast, or an index has another type; or the view was
             made with integer arrays, and the index is not `...`.
     """
+    basic = _locate_basic(location, extents, index)
+    if basic is not None:
+        return basic
     entries, split = _entries(index, location)
     if is_gathered(location):
         if all(isinstance(entry, slice) and entry == _EVERYTHING for entry in entries):
@@ -84,6 +87,26 @@ def locate(location: Location, extents: Sequence[int], index: object) -> Locatio
     if has_arrays:
         _check_together([axis for axis in located if isinstance(axis, np.ndarray)])
     return tuple(located)
+
+
+def _locate_basic(location: Location, extents: Sequence[int], index: object) -> Location | None:
+    """Return what `locate` does for integers and slices alone, sooner; None for all others."""
+    items = index if index.__class__ is tuple else (index,)
+    n_used, located = 0, list(location)
+    for number, axis in enumerate(location):
+        if axis.__class__ is not range:
+            if axis.__class__ is not int:
+                return None
+        elif n_used < len(items):
+            entry = items[n_used]
+            if entry.__class__ is slice:
+                located[number] = _locate_slice(axis, extents[number], entry)
+            elif entry.__class__ is int:
+                located[number] = _locate_integer(axis, extents[number], entry)
+            else:
+                return None
+            n_used += 1
+    return tuple(located) if n_used == len(items) else None
 
 
 def shift(location: Location, extents: Sequence[int], by: int) -> Location:

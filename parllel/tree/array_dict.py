@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any, NoReturn, TypeAlias, TypeGuard
-
-from numpy.typing import NDArray
+from typing import Any, NoReturn, TypeAlias
 
 from parllel.arrays import Array, ArraySpec, Leaf
 from parllel.arrays.row_plan import RowPlan, find_write, write_whole
@@ -22,6 +20,8 @@ from parllel.tree.leaves import (
     check_write,
     checked_write,
     describe_leaf,
+    lock,
+    rotate_on_host,
 )
 from parllel.tree.path import TreePath, path_text
 from parllel.tree.tree_description import TreeDescription, describe_tree, html_table
@@ -114,25 +114,23 @@ class ArrayDict(MutableMapping[str, Any]):
         A path is the tuple of the names that lead to the leaf: `("observation", "camera")`.
         """
         for name, item in self._items.items():
-            if isinstance(item, ArrayDict):
-                yield from (((name, *path), leaf) for path, leaf in item.walk())
-            else:
+            if isinstance(item, Array) or not isinstance(item, ArrayDict):  # quickly told
                 yield (name,), item
+            else:
+                yield from (((name, *path), leaf) for path, leaf in item.walk())
 
     # Indexing
 
     def __getitem__(self, index: object) -> Any:
         if isinstance(index, str):
             return self._branch(index)
-        out = ArrayDict()
-        out._origin = (self, index)
-        name = ""
+        name, items = "", {}
         try:
             for name, item in self._items.items():
-                out._items[name] = item[index]
+                items[name] = item[index]
         except Exception as error:
             raise_at((name,), error)
-        return out
+        return _tree_of(items, (self, index))
 
     def _branch(self, name: str) -> Any:
         try:
@@ -167,7 +165,8 @@ class ArrayDict(MutableMapping[str, Any]):
         if self._origin is not None:
             self._write_branch(name, value)
             return
-        self._items[name] = ArrayDict(value) if _is_foreign_mapping(value) else value
+        is_foreign = isinstance(value, Mapping) and not isinstance(value, ArrayDict)
+        self._items[name] = ArrayDict(value) if is_foreign else value  # type: ignore[arg-type]
         self._plan = None
 
     def _make_plan(self) -> RowPlan:
@@ -238,7 +237,7 @@ class ArrayDict(MutableMapping[str, Any]):
 
         Where it does not, return this tree.
         """
-        gathered = gather(dict(self.walk()))
+        gathered = gather(self.walk())
         if gathered is None:
             return self
         rows = iter(gathered.values())
@@ -256,16 +255,16 @@ class ArrayDict(MutableMapping[str, Any]):
 
     def apply(self, function: Callable[..., Any], *args: object, **kwargs: object) -> ArrayDict:
         """Call `function(leaf, *args, **kwargs)` for all leaves; return the tree of results."""
-        out = ArrayDict()
-        for name, item in self._items.items():
-            try:
-                if isinstance(item, ArrayDict):
-                    out._items[name] = item.apply(function, *args, **kwargs)
+        name, items = "", {}
+        try:
+            for name, item in self._items.items():
+                if isinstance(item, Array) or not isinstance(item, ArrayDict):  # quickly told
+                    items[name] = function(item, *args, **kwargs)
                 else:
-                    out._items[name] = function(item, *args, **kwargs)
-            except Exception as error:
-                raise_at((name,), error)
-        return out
+                    items[name] = item.apply(function, *args, **kwargs)
+        except Exception as error:
+            raise_at((name,), error)
+        return _tree_of(items)
 
     map = apply
 
@@ -287,7 +286,7 @@ class ArrayDict(MutableMapping[str, Any]):
         source = self._gathered()
         arrays = source.apply(as_ndarray)
         if source is not self:
-            arrays.apply(_lock)
+            arrays.apply(lock)
         return arrays
 
     def to_torch(self) -> ArrayDict:
@@ -306,7 +305,7 @@ class ArrayDict(MutableMapping[str, Any]):
         """
         self._check_arrays("rotate")
         on_device = {path: leaf for path, leaf in self.walk() if not leaf.is_on_host}
-        self.apply(_rotate_on_host)
+        self.apply(rotate_on_host)
         moves = [
             (path, *rows)
             for path, leaf in on_device.items()
@@ -410,6 +409,13 @@ class ArrayDict(MutableMapping[str, Any]):
         self._origin = self._plan = None
 
 
+def _tree_of(items: dict[str, Any], origin: tuple[ArrayDict, object] | None = None) -> ArrayDict:
+    """Return a tree of these very branches, which nothing looks at."""
+    tree = ArrayDict.__new__(ArrayDict)
+    tree._items, tree._origin, tree._plan = items, origin, None
+    return tree
+
+
 Rows: TypeAlias = "Leaf | ArrayDict"
 """A leaf, or a tree of leaves: what one branch of a sample tree may be."""
 
@@ -478,15 +484,6 @@ def _allocate_for(specs: ArrayDict, storage: str) -> Memory:
         raise MemoryError(f"{error}; the tree wants{table}") from error
 
 
-def _lock(values: NDArray[Any]) -> None:
-    values.flags.writeable = False  # a copy: a write would be lost
-
-
-def _rotate_on_host(leaf: Array) -> None:
-    if leaf.is_on_host:
-        leaf.rotate()
-
-
 def _advance_window(path: TreePath, leaf: Array) -> list[tuple[Any, Any]]:
     try:
         return leaf.advance_window()
@@ -498,10 +495,6 @@ def _changed_spec(leaf: object, **changes: object) -> ArraySpec:
     if not isinstance(leaf, Array):
         raise TypeError(f"new_array: got a {type(leaf).__name__}, expected an Array")
     return leaf.spec.changed(**changes)
-
-
-def _is_foreign_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
-    return isinstance(value, Mapping) and not isinstance(value, ArrayDict)
 
 
 def _as_mapping(value: object) -> Mapping[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -33,19 +33,23 @@ def has_arrays(index: object) -> bool:
     return any(hasattr(part, "__len__") for part in parts)
 
 
-def gather(views: Mapping[TreePath, Any]) -> AnyArrays | None:
+def gather(leaves: Iterator[tuple[TreePath, Any]]) -> AnyArrays | None:
     """Return the rows that views show in new memory, if the same integer arrays made all of them.
 
     All views are gathered at once: in device memory by one launch in the caller's current stream,
     in host memory by the kernel's twin.
 
     Args:
-        views: Arrays by path.
+        leaves: the views with their paths.
 
     Returns:
         Arrays of CuPy or NumPy by path; None where the views do not pick the same whole rows of
         each leaf, are not in one kind of memory, or where leaf by leaf is quicker.
     """
+    first = next(leaves, None)
+    if first is None or not isinstance(first[1], Array) or not first[1].is_gathered:
+        return None  # as for most trees, after one look
+    views = dict([first, *leaves])
     found = _find_rows(views)
     if found is None:
         return None

@@ -137,3 +137,14 @@ def call_method(leaf: object, name: str, *args: object, **kwargs: object) -> Any
 
 def _device(leaf: object) -> str:
     return "local" if isinstance(leaf, np.ndarray) else str(getattr(leaf, "device", "-"))
+
+
+def lock(values: NDArray[Any]) -> None:
+    """Make an array read-only: it is a copy, in which a write would be lost."""
+    values.flags.writeable = False
+
+
+def rotate_on_host(leaf: Array) -> None:
+    """Rotate an Array in host memory; do nothing for another one."""
+    if leaf.is_on_host:
+        leaf.rotate()
