@@ -45,6 +45,8 @@ class CopyGrid:
         self._wide_lanes = widest
         narrow = [each for each, rides in zip(lanes, is_narrow, strict=True) if rides]
         self._narrow_lanes = max(narrow, default=1)
+        self._shaped: tuple[int, launching.LaunchSizes] | None = None  # what `_launch` is for
+        self._launch: tuple[tuple[int], tuple[int], list[np.int64]]
 
     @property
     def n_wide(self) -> int:
@@ -71,8 +73,13 @@ class CopyGrid:
 
     def launch(self, name: str, n_rows: int, arguments: Sequence[np.generic | DeviceArray]) -> None:
         """Launch a kernel with its own arguments, followed by those that share out the rows."""
-        n_blocks, n_threads, teams = self.shape(n_rows)
-        cuda.launch(name, (n_blocks,), (n_threads,), [*arguments, *map(np.int64, teams)])
+        key = n_rows, launching.SIZES
+        if key != self._shaped:  # a program mostly copies as many rows as the last time
+            self._shaped = key
+            n_blocks, n_threads, teams = self.shape(n_rows)
+            self._launch = (n_blocks,), (n_threads,), [np.int64(number) for number in teams]
+        grid, block, shares = self._launch
+        cuda.launch(name, grid, block, [*arguments, *shares])
 
 
 def count_lanes(nbytes: int, bits: int) -> int:

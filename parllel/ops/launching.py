@@ -24,7 +24,9 @@ class LaunchSizes(NamedTuple):
     line_threads: int = 256  # neighbours have neighbouring words
     serial_threads: int = WARP  # long work each: spread far over the GPU
     item_threads: int = 128  # an item of a minibatch each
-    copy_threads: int = 128  # lanes of rows: as many as a part needs with 8 words for each
+    # Lanes of rows: as many as a part needs with 8 words for each. With riders at most 640 in all,
+    # for which the registers are enough (`test_blocks_of_copies_have_registers_enough`).
+    copy_threads: int = 128
     copy_blocks: int = 128  # a copy of few rows has smaller blocks, if it thus gets so many
     part_nbytes: int = 128 * 8 * 16  # of a row that the same threads copy; longer ones are split
     # A leaf has riders (`kernels.teams`) where it needs so much fewer lanes than the widest one.

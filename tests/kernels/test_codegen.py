@@ -129,6 +129,15 @@ def test_nothing_is_spilled(architecture: str, folder: Path) -> None:
 
 
 @each_architecture
+def test_blocks_of_copies_have_registers_enough(architecture: str, folder: Path) -> None:
+    """A launch of more is refused: 512 threads and 128 riders share 65,536 registers."""
+    report, _ = assemble(architecture, folder)
+    used = dict(re.findall(r"function '(\w+)'[\s\S]*?Used (\d+) registers", report))
+    for kernel in ("rows", "frames"):
+        assert -(-int(used[kernel]) // 8) * 8 * (512 + 128) <= 65_536
+
+
+@each_architecture
 @pytest.mark.parametrize("kernel", ["rows", "frames"])
 def test_rows_are_copied_16_bytes_at_a_time(kernel: str, architecture: str, folder: Path) -> None:
     """And eight loads are under way before the first store waits for one."""

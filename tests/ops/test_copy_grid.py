@@ -65,6 +65,17 @@ def test_rows_are_launched_with_the_lanes_of_each_leaf(
     assert launches == [expected]
 
 
+def test_each_run_is_launched_for_its_own_rows_and_sizes(
+    launches: list[Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = RowCopy(rows_of(7_056, n=300), rows_of(7_056, n=300))
+    for n_rows in (8, 8, 300):
+        copy.run(range(n_rows), range(n_rows))
+    monkeypatch.setattr(launching, "SIZES", launching.SIZES._replace(copy_threads=64))
+    copy.run(range(300), range(300))
+    assert launches == [(8, 64), (8, 64), (150, 128), (300, 64)]
+
+
 def test_frames_are_launched_with_64_lanes_each(launches: list[Launch]) -> None:
     frames, flags = rows_of(7_056, n=40)[0], cuda.to_device(np.zeros(40, bool))
     (reward,) = rows_of(4, n=37)
