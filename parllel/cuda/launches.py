@@ -11,8 +11,8 @@ import numpy as np
 
 import parllel.kernels
 from parllel.cuda.counters import counters
-from parllel.cuda.library import DeviceArray, Library, library
-from parllel.cuda.streams import AnyStream, use_stream
+from parllel.cuda.library import DeviceArray, Library, Stream, library
+from parllel.cuda.streams import AnyStream, as_stream, current_stream_of, in_cupy
 
 PTX = Path(parllel.kernels.__file__).with_name("parllel.ptx")
 
@@ -24,7 +24,7 @@ def launch(
     args: Sequence[np.generic | DeviceArray],
     *,
     stream: AnyStream | None = None,
-) -> None:
+) -> Stream:
     """Queue a kernel in a stream, the caller's current one by default. Returns at once.
 
     CuPy loads the module on the first launch on each device, which takes milliseconds. The
@@ -38,6 +38,9 @@ def launch(
             arrays, of which the kernel gets the address.
         stream: where the kernel is queued.
 
+    Returns:
+        The stream where it was queued, as CuPy's kind: an event behind the kernel goes there.
+
     Raises:
         CudaUnavailableError: there is no usable device.
         TypeError: a plain Python number; its type would be a guess.
@@ -48,10 +51,13 @@ def launch(
                 f"{name}: argument {number} is {argument!r}, a {type(argument).__name__}; expected"
                 " a NumPy scalar of the kernel's own type, such as numpy.int64"
             )
-    kernel = _kernel(library(), name)
+    cupy = library()
+    kernel = _kernel(cupy, name)
     counters.launches += 1
-    with use_stream(stream):
+    used = current_stream_of(cupy) if stream is None else as_stream(stream)
+    with in_cupy(cupy, used):  # torch's current stream may be another one: it queues nothing
         kernel(grid, block, tuple(args))
+    return used
 
 
 @functools.lru_cache(maxsize=64)  # far more than there are kernels

@@ -21,6 +21,11 @@ _NO_DEVICE = 100
 
 OLDEST_CAPABILITY = 75  # kernels/parllel.ptx is made for sm_75
 
+# The CuPy that was found usable in this process. What a forked child inherits is not.
+_usable: dict[str, Library] = {}
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_usable.clear)
+
 
 class CudaUnavailableError(RuntimeError):
     """There is no CUDA device that this process can use; the message says why, and what to do.
@@ -37,14 +42,18 @@ def library() -> Library:
     Raises:
         CudaUnavailableError: no CuPy, no driver, too old a driver, no device.
     """
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and cupy is _usable.get("cupy"):  # each piece of work asks this
+        return cupy
     reason = why_unavailable()
     if reason is not None:
         raise CudaUnavailableError(
             f'CUDA is not available: {reason}. storage="local" and storage="shared" need no GPU'
         )
-    import cupy
+    import cupy as found
 
-    return cupy
+    _usable["cupy"] = found
+    return found
 
 
 def is_available() -> bool:

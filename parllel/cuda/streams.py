@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from parllel.cuda.counters import counters
-from parllel.cuda.library import Stream, library
+from parllel.cuda.library import Library, Stream, library
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +27,17 @@ def current_stream() -> Stream:
     Raises:
         CudaUnavailableError: there is no usable device.
     """
-    current = library().cuda.get_current_stream()
+    return current_stream_of(library())
+
+
+def current_stream_of(cupy: Library) -> Stream:
+    """Return the caller's current stream, given the CuPy that `library` has returned."""
+    current = cupy.cuda.get_current_stream()
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return current
     address = torch.cuda.current_stream().cuda_stream
-    return current if current.ptr == address else stream_at(address)
+    return current if current.ptr == address else _stream_at(cupy, address)
 
 
 def as_stream(stream: AnyStream | None) -> Stream:
@@ -69,10 +74,21 @@ def use_stream(stream: AnyStream | None = None) -> Iterator[Stream]:
         CudaUnavailableError: there is no usable device.
         TypeError: it is no stream.
     """
-    stream = as_stream(stream)
-    is_cupys = stream == library().cuda.get_current_stream()
-    with _in_torch(stream), nullcontext() if is_cupys else stream:
-        yield stream
+    cupy = library()
+    if stream is None:  # it is torch's current one already
+        used = current_stream_of(cupy)
+        with in_cupy(cupy, used):
+            yield used
+        return
+    used = as_stream(stream)
+    with _in_torch(used), in_cupy(cupy, used):
+        yield used
+
+
+def in_cupy(cupy: Library, stream: Stream) -> AbstractContextManager[object]:
+    """Return a context in which a stream of CuPy's kind is CuPy's current one, and not torch's."""
+    context: AbstractContextManager[object] = stream
+    return nullcontext() if stream == cupy.cuda.get_current_stream() else context
 
 
 def order_streams(before: Stream, after: Stream) -> None:
@@ -89,8 +105,7 @@ def order_streams(before: Stream, after: Stream) -> None:
 
 def stream_at(address: int) -> Stream:
     """Return the stream at an address as CuPy's kind; it stays its owner's."""
-    # CuPy 14 deprecates ExternalStream for this.
-    return library().cuda.Stream.from_external(_Handle(address))
+    return _stream_at(library(), address)
 
 
 def address_of(stream: Stream) -> int:
@@ -173,6 +188,11 @@ class Event:
         """Make the host wait until the device has passed the mark."""
         counters.event_synchronizations += 1
         self._event.synchronize()
+
+
+def _stream_at(cupy: Library, address: int) -> Stream:
+    # CuPy 14 deprecates ExternalStream for this.
+    return cupy.cuda.Stream.from_external(_Handle(address))
 
 
 class _Handle:

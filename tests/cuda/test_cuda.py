@@ -109,6 +109,59 @@ def test_a_forked_process_can_not_use_the_device_of_its_parent(
     assert cuda.why_unavailable() is not None
 
 
+def test_a_library_that_was_found_usable_is_looked_up_and_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = fake_cupy(), fake_cupy()
+    monkeypatch.setitem(sys.modules, "cupy", first)
+    assert cuda.library() is first
+    for cupy in (first, second):
+        monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", lambda: 0)
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # by which answers are kept otherwise
+    assert cuda.library() is first
+    monkeypatch.setitem(sys.modules, "cupy", second)  # as a simulation does
+    with pytest.raises(cuda.CudaUnavailableError, match="sees no device"):
+        cuda.library()
+
+
+FORKING = """
+import os, sys
+from types import ModuleType, SimpleNamespace
+from parllel import cuda
+
+parent, error = os.getpid(), type("FakeError", (Exception,), {"status": 3})
+
+def count():
+    if os.getpid() != parent:
+        raise error
+    return 1
+
+runtime = SimpleNamespace(
+    CUDARuntimeError=error, getDeviceCount=count,
+    driverGetVersion=lambda: 13020, runtimeGetVersion=lambda: 13020,
+)
+cupy = sys.modules["cupy"] = ModuleType("cupy")
+device = SimpleNamespace(compute_capability="90")
+cupy.cuda = SimpleNamespace(runtime=runtime, Device=lambda: device)
+assert cuda.library() is cupy
+if os.fork():
+    print(cuda.library() is cupy, os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+else:
+    try:
+        cuda.library()
+    except cuda.CudaUnavailableError as refused:
+        os._exit(7 if "forked" in str(refused) else 8)
+    os._exit(9)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no forks")
+def test_a_forked_child_does_not_look_up_what_its_parent_found() -> None:
+    command = [sys.executable, "-c", FORKING]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["True", "7"]
+
+
 def test_hidden_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(status=100))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
@@ -467,6 +520,16 @@ def test_a_plain_number_is_no_argument(number: Any, cuda_device: torch.device) -
     with pytest.raises(TypeError, match=r"argument 1 is.*expected a NumPy scalar"):
         cuda.launch("kernel", (1,), (1,), [np.int64(1), number])
     assert cuda.counters.since(before).launches == 0
+
+
+def test_a_launch_returns_the_stream_where_its_kernel_is() -> None:
+    with simulated_cuda("lazy", kernels={"twin": lambda *_: None}) as simulation:
+        side = cuda.new_stream()
+        with cuda.use_stream(side):
+            assert cuda.launch("twin", (1,), (1,), []) == side
+        assert cuda.launch("twin", (1,), (1,), [], stream=side) == side
+        assert cuda.launch("twin", (1,), (1,), []).ptr == 0
+        assert [launch.stream for launch in simulation.launches] == [side.ptr, side.ptr, 0]
 
 
 def test_the_module_of_kernels_is_the_packages_own() -> None:
