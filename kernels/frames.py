@@ -184,7 +184,7 @@ class Newest(NamedTuple):
 
     beside: int  # address of the newest frame, where it is beside the rows; else 0
     row: int  # of the newest frame, or of the one before the newest that is beside
-    before: int  # frames of the same episode before that row's, as far as a stack needs them
+    before: int  # frames of the same episode before that row's, of `count_before`
 
 
 def read_frames(table: int, number: int, out: int) -> Frames:
@@ -201,7 +201,10 @@ def read_frames(table: int, number: int, out: int) -> Frames:
 
 
 def count_before(frames: Frames, row: int) -> int:
-    """Return how many frames of the same episode are before a row's, as far as a stack needs."""
+    """Return how many frames of the same episode are before a row's; what a stack needs is enough.
+
+    The number may be larger than the frames of a stack, and is then not that of the episode.
+    """
     needed = frames.n_frames - 1
     count = 0
     is_same = 1  # whether all rows up to here are of the episode
@@ -219,7 +222,7 @@ def count_before(frames: Frames, row: int) -> int:
         for flag in flags:
             is_same &= 1 - min(flag, 1)
             count += is_same
-    return min(count, needed)
+    return count
 
 
 def frame_bits(frames: Frames) -> int:

@@ -190,6 +190,28 @@ def test_a_grid_of_any_shape_writes_each_byte_once(
     assert copied.n_writes == written
 
 
+@pytest.mark.parametrize("name", ["frames", "blank", "beside", "output"])
+@pytest.mark.parametrize("offset", [0, 4, 8])
+def test_words_are_as_long_as_all_frames_allow(name: str, offset: int) -> None:
+    """Frames of 32 bytes: what is elsewhere decides for all of them."""
+
+    def lay_out(n: int, which: str) -> npt.NDArray[Any]:
+        return place(np.zeros((n, 32), np.uint8), offset if which == name else 0)
+
+    rows, beside_rows = np.array([1, -1]), np.array([0])
+    optional = {"rows": rows, "beside": lay_out(1, "beside"), "beside_rows": beside_rows}
+    frames, is_first = lay_out(3, "frames"), np.array([False, True, True])
+    source = RowSource(frames[1:], is_first[1:], 1, 2, lay_out(1, "blank"), **optional)
+    output = lay_out(4, "output").reshape(2, 2, 32)
+    table = StackTable([source.locate(address_of(output))])
+    copied = CopiedBytes()
+    arguments = [table.address, 0, 2, 0, 0, 1, 2, *Teams(1, 0, 0, 0, 0)]
+    grid, block = Axes(1, 1), Axes(1, 1)
+    launch_plainly(kernel.DEVICE, arguments, grid=grid, block=block, names=copied.names)
+    word = offset or 16
+    assert copied.n_words == {word: 4 * 32 // word}
+
+
 # What is read, and what is refused
 
 

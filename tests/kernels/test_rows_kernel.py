@@ -3,6 +3,8 @@
 import gc
 import itertools
 import math
+import subprocess
+import sys
 from collections import Counter
 from typing import Any, NamedTuple, TypeAlias
 
@@ -284,6 +286,43 @@ def test_lanes_of_compiled_code_share_a_row(is_for_gpus: bool) -> None:
         for lane in range(lanes):
             copy_share(*addresses, nbytes, addresses[0] | addresses[1], lane, lanes)
         assert destination.memory.tobytes() == expected[0]
+
+
+GUARDED = """
+import ctypes, mmap
+import numba, numpy as np
+from numba.extending import intrinsic
+from parllel.kernels import row_share
+from parllel.kernels.addresses import memory_intrinsics
+from parllel.kernels.targets import bind
+
+page, PROT_NONE = mmap.PAGESIZE, 0
+memory = np.frombuffer(mmap.mmap(-1, 3 * page), np.uint8)
+begin = memory.ctypes.data
+protect = ctypes.CDLL(None, use_errno=True).mprotect
+for guard in (0, 2):
+    assert protect(ctypes.c_void_p(begin + guard * page), ctypes.c_size_t(page), PROT_NONE) == 0
+names = memory_intrinsics(intrinsic, address_space=0, is_aligned=True, joins_words=False)
+*parts, share = row_share.SHARE_PARTS
+copy = numba.njit(bind(share, parts, names, numba.njit(inline="always")))
+out = np.zeros(4096, np.uint8)
+shift = -out.ctypes.data % 16
+for nbytes in (1, 5, 33, 48, 112, 127, 128, 160, 207, 400, 1000):
+    for source in (begin + page, begin + 2 * page - nbytes):
+        for offset in (0, 1, 9):
+            to = out.ctypes.data + shift + offset
+            for lane in range(3):
+                copy(to, source, nbytes, to | source, lane, 3)
+print("read nothing else")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows protects pages by another function")
+def test_no_byte_beside_a_row_is_read() -> None:
+    """Rows lie at both ends of a page between two that must not be read; Python would crash."""
+    command = [sys.executable, "-c", GUARDED]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert finished.stdout == "read nothing else\n", finished.stderr
 
 
 # Indices

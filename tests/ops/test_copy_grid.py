@@ -65,6 +65,28 @@ def test_rows_are_launched_with_the_lanes_of_each_leaf(
     assert launches == [expected]
 
 
+def test_leaves_of_all_sizes_arrive_whatever_their_order(launches: list[Launch]) -> None:
+    """Long rows in parts, narrow leaves by riders, odd addresses shifted: one launch."""
+    rng = np.random.default_rng(0)
+    sizes = (1, 40_001, 4, 28_224, 100, 28_225, 16)
+    sources = [rng.integers(0, 256, (6, nbytes), np.uint8) for nbytes in sizes]
+    written = rows_of(*sizes, n=6)
+    index = np.array([5, 0, 3])
+    RowCopy(written, [cuda.to_device(source) for source in sources]).run(range(2, 5), index)
+    for output, source in zip(written, sources, strict=True):
+        np.testing.assert_array_equal(cuda.to_host(output)[2:5], source[index])
+        assert not cuda.to_host(output)[[0, 1, 5]].any()
+    assert len(launches) == 1
+
+
+def test_the_tables_have_wide_leaves_first(launches: list[Launch]) -> None:
+    copy = RowCopy(rows_of(4, 28_224, 1, n=3), rows_of(4, 28_224, 1, n=3))
+    assert cuda.to_host(copy._device_table)[:, -1].tolist() == [14_112, 14_112, 4, 1]
+    sources = [RowSource(leaf) for leaf in rows_of(4, 7_056, 1, n=3)]
+    gather = StackGather(sources, rows_of(4, 7_056, 1, n=3))
+    assert cuda.to_host(gather._device_table)[:, 3].tolist() == [7_056, 4, 1]
+
+
 def test_each_run_is_launched_for_its_own_rows_and_sizes(
     launches: list[Launch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
