@@ -103,9 +103,11 @@ def make_ours(
         samples["reward"][...] = rng.random((T, B), np.float32)
         ends = rng.random((T, B)) < end_chance(kind)
         samples["terminated"][...] = ends
-        final = random_rows(rng, kind, ())
-        for t, column in np.argwhere(ends):
-            replay.add_final_obs(int(t), {int(column): final})
+        final = random_rows(rng, kind, ()).copy()
+        for t, column in np.argwhere(ends).tolist():
+            if kind.are_frames:  # a stack goes on with the one before
+                final[:-1] = samples["observation"][t, column].to_ndarray()[1:]
+            replay.add_final_obs(t, {column: final.copy()})
         replay.end_batch()
     return replay, lambda: replay.sample(BATCH_SIZE)
 
