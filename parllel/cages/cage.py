@@ -11,7 +11,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from parllel.cages.env_rows import (
+from parllel.cages.episodes import TrajInfo
+from parllel.cages.stepper import Columns, Stepper
+from parllel.cages.values.env_rows import (
     Info,
     Output,
     Rows,
@@ -23,10 +25,8 @@ from parllel.cages.env_rows import (
     stack_column,
     write_column,
 )
-from parllel.cages.episodes import TrajInfo
-from parllel.cages.infos import LeftOut, copy_info, write_infos
-from parllel.cages.spaces import to_actions
-from parllel.cages.stepper import Columns, Stepper
+from parllel.cages.values.infos import LeftOut, copy_info, write_infos
+from parllel.cages.values.spaces import to_actions
 from parllel.tree import ArrayDict, TreePath, dict_map
 from parllel.tree.fitting import MisfitError, has_form, put_column
 from parllel.tree.leaves import as_ndarray

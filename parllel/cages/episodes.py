@@ -10,7 +10,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.cages.env_rows import Value
+from parllel.cages.values.env_rows import Value
 
 _FEW = 48  # environments whose numbers Python sums up in lists as fast as NumPy does in arrays
 

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from parllel.cages.spaces import ACTION_MASK, n_choices
+from parllel.cages.values.spaces import ACTION_MASK, n_choices
 
 _Observation = dict[str, Any]  # Any: that of the environment
 

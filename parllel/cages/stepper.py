@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from parllel.cages.env_checks import as_reset, as_step, check_env, check_make_env
-from parllel.cages.env_rows import copy_tree
 from parllel.cages.episodes import Episodes, TrajInfo
-from parllel.cages.infos import LeftOut, copy_info
 from parllel.cages.seeds import Seed, seed_data, seed_of, seed_spaces, seed_words, spawn_seeds
-from parllel.cages.spaces import check_members, check_space, sample_action
 from parllel.cages.states.attributes import attributes_of, pack, set_attributes, unpack
 from parllel.cages.states.env_states import check_env_state, env_state, set_env_state
+from parllel.cages.values.env_checks import as_reset, as_step, check_env, check_make_env
+from parllel.cages.values.env_rows import copy_tree
+from parllel.cages.values.infos import LeftOut, copy_info
+from parllel.cages.values.spaces import check_members, check_space, sample_action
 from parllel.tree.fitting import MisfitError
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from parllel.cages.cage import Cage, Command
-from parllel.cages.env_rows import Info, Output, Rows, check_fits, write_batch
 from parllel.cages.episodes import TrajInfo
-from parllel.cages.infos import info_of, write_info_batch
 from parllel.cages.seeds import Seed
+from parllel.cages.values.env_rows import Info, Output, Rows, check_fits, write_batch
+from parllel.cages.values.infos import info_of, write_info_batch
 from parllel.cages.vector.vector_stepper import VectorStepper
 from parllel.tree import ArrayDict, TreePath, dict_map
 from parllel.tree.fitting import MisfitError, put_batch

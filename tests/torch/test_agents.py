@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from parllel import default_storage
 from parllel.cages import Cage, MaskInObservation, ProcessCage, SerialCage, VectorCage
-from parllel.cages.spaces import sample_action
+from parllel.cages.values.spaces import sample_action
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler
 from parllel.schedules import linear

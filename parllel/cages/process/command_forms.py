@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from parllel.arrays import Array, RowWriter
 from parllel.cages.cage import Command, Outputs
-from parllel.cages.env_rows import Rows, Value, as_tree
+from parllel.cages.values.env_rows import Rows, Value, as_tree
 from parllel.storages import Memory, Shared, aligned
 from parllel.tree import ArrayDict, RowParts, TreePath, dict_map, path_text
 

@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages.cage import OF_THE_PARENT, Cage, Command, Outputs
-from parllel.cages.env_checks import check_make_env
-from parllel.cages.env_rows import Value
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.process.channel import EXECUTE, RECOVER
 from parllel.cages.process.command_forms import CommandForms, result_outputs
@@ -26,7 +24,9 @@ from parllel.cages.process.task import packed_task
 from parllel.cages.process.worker_error import WorkerError
 from parllel.cages.process.worker_process import StartMethod, WorkerLostError, WorkerProcess
 from parllel.cages.seeds import Seed, restart_seed, seed_of, seed_words, spawn_seeds
-from parllel.cages.spaces import most_nbytes
+from parllel.cages.values.env_checks import check_make_env
+from parllel.cages.values.env_rows import Value
+from parllel.cages.values.spaces import most_nbytes
 from parllel.storages import Shared
 from parllel.tree import TreePath, dict_map
 

@@ -10,11 +10,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from parllel.cages.env_checks import as_reset, check_env
-from parllel.cages.env_rows import Value, copy_tree
 from parllel.cages.process.status_page import CALL, calls_of
 from parllel.cages.seeds import restart_seed, seed_data, seed_of, seed_words
 from parllel.cages.states.env_states import check_env_state, env_state, set_env_state
+from parllel.cages.values.env_checks import as_reset, check_env
+from parllel.cages.values.env_rows import Value, copy_tree
 
 # An environment that fails in more steps in a row than this is not made anew.
 _MOST_FAILURES = 3

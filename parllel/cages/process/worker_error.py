@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parllel.cages.env_rows import Value
+from parllel.cages.values.env_rows import Value
 
 
 class WorkerError(RuntimeError):

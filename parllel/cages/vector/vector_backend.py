@@ -15,9 +15,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import ArrayLike, NDArray
 
 from parllel.cages.cage import OF_THE_PARENT
-from parllel.cages.env_rows import Value, as_tree
-from parllel.cages.infos import take_info
-from parllel.cages.spaces import ACTION_MASK
+from parllel.cages.values.env_rows import Value, as_tree
+from parllel.cages.values.infos import take_info
+from parllel.cages.values.spaces import ACTION_MASK
 from parllel.tree import dict_map
 
 Mask = NDArray[np.bool_]

@@ -11,7 +11,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from parllel.cages.env_rows import (
+from parllel.cages.episodes import Episodes, TrajInfo
+from parllel.cages.seeds import Seed, seed_spaces, seed_words, spawn_seeds
+from parllel.cages.values.env_rows import (
     Batch,
     Info,
     Rows,
@@ -20,10 +22,8 @@ from parllel.cages.env_rows import (
     stack_column,
     write_batch,
 )
-from parllel.cages.episodes import Episodes, TrajInfo
-from parllel.cages.infos import LeftOut, copy_info, info_of, take_info
-from parllel.cages.seeds import Seed, seed_spaces, seed_words, spawn_seeds
-from parllel.cages.spaces import (
+from parllel.cages.values.infos import LeftOut, copy_info, info_of, take_info
+from parllel.cages.values.spaces import (
     ACTION_MASK,
     check_space,
     sample_action,

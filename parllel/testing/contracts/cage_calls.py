@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from parllel.arrays import Array
 from parllel.cages import Cage, TrajInfo, as_tree
-from parllel.cages.env_rows import Value
+from parllel.cages.values.env_rows import Value
 from parllel.tree import ArrayDict, leaves_of, path_text
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.cages.env_rows import Info, write_column
+from parllel.cages.values.env_rows import Info, write_column
 from parllel.tree import ArrayDict, TreePath
 from parllel.tree.fitting import MisfitError, describe, has_form, put_batch
 

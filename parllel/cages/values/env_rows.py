@@ -219,7 +219,7 @@ class Batch(NamedTuple):
     >>> import numpy as np
     >>> flag = np.zeros(2, np.bool_)
     >>> batch = Batch(np.ones((2, 3)), np.ones(2), flag, flag, {"lives": np.array([3, 2])}, {})
-    >>> from parllel.cages.infos import info_of
+    >>> from parllel.cages.values.infos import info_of
     >>> info_of(1, batch.info, batch.single)
     {'lives': np.int64(2)}
 
