@@ -493,3 +493,9 @@ def test_rows_of_actions_may_be_a_tuple() -> None:
         cage.step_async((0, 0))
         _, reward, *_ = cage.await_step()
     assert reward.shape == (2,)
+
+
+def test_random_steps_after_a_reset_are_from_none_to_the_most() -> None:
+    with SerialCage(Clock, {"length": 10**9}, n_envs=64, seed=0) as cage:
+        observation, _ = reset(cage, max_random_steps=3)
+        assert set(observation[:, 1].tolist()) == {0, 1, 2, 3}

@@ -175,6 +175,20 @@ def test_rows_that_cages_call_invalid_are_marked(kind: Any) -> None:
         np.testing.assert_array_equal(valid, expected)
 
 
+def test_the_branch_valid_is_added_where_the_window_is() -> None:
+    samples = build_sample_tree(build_example(Walk), Still(), batch_shape=(T, B), full_size=4 * T)
+    assert "valid" not in samples  # it was made for other cages
+    for _ in range(3):
+        samples.rotate()
+    begin = samples["reward"].window_begin
+    assert begin > 0
+    sampler = BasicSampler([Doubtful(Walk, n_envs=B)], Still(), samples)
+    assert samples["valid"].window_begin == begin
+    sampler.reset()
+    sampler.collect_batch()
+    assert samples["valid"].window_begin == samples["reward"].window_begin
+
+
 def test_a_tree_without_a_state_is_refused() -> None:
     agent = Summing()
     samples = build_sample_tree(build_example(Walk), agent, batch_shape=(T, B))
