@@ -162,7 +162,8 @@ class FrameBuffer(Buffer):
         if out is None:
             shape = (len(index), self.stack, *self.frame_shape)
             if side == "gpu":
-                with cuda.use_stream():
+                with cuda.use_stream() as used:
+                    cuda.refuse_capture("a gather of stacks into new memory", stream=used)
                     out = cuda.library().empty(shape, self.dtype)
             else:
                 out = np.empty(shape, self.dtype)

@@ -6,6 +6,7 @@ current stream (`current_stream`) unless a stream is given, and no function wait
 device unless it says so. Docstrings say what a function waits for, and what owns the memory.
 """
 
+from parllel.cuda.capturing import is_capturing, refuse_capture
 from parllel.cuda.copies import copy_to_device, copy_to_host, to_device, to_host
 from parllel.cuda.counters import Counters, counters
 from parllel.cuda.description import describe
@@ -62,12 +63,14 @@ __all__ = [
     "free_nbytes",
     "hand_over",
     "is_available",
+    "is_capturing",
     "is_device_array",
     "launch",
     "library",
     "may_share_memory",
     "new_stream",
     "order_streams",
+    "refuse_capture",
     "synchronize",
     "tensor_over",
     "to_device",

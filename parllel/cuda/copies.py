@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from parllel.cuda.capturing import refuse_capture
 from parllel.cuda.counters import counters
 from parllel.cuda.library import DeviceArray, library
 from parllel.cuda.streams import AnyStream, use_stream
@@ -32,11 +33,12 @@ def copy_to_device(
     Raises:
         TypeError: dtypes differ.
         ValueError: shapes differ.
-        RuntimeError: `out_device` is not contiguous.
+        RuntimeError: `out_device` is not contiguous, or the stream is being captured.
     """
-    counters.copies_to_device += 1
-    counters.bytes_to_device += host.nbytes
     with use_stream(stream) as used:
+        refuse_capture("a copy from the host", stream=used)
+        counters.copies_to_device += 1
+        counters.bytes_to_device += host.nbytes
         out_device.set(host, stream=used)
 
 
@@ -59,11 +61,12 @@ def copy_to_host(
     Raises:
         TypeError: dtypes differ.
         ValueError: shapes differ.
-        RuntimeError: `out_host` is not contiguous.
+        RuntimeError: `out_host` is not contiguous, or the stream is being captured.
     """
-    counters.copies_to_host += 1
-    counters.bytes_to_host += device.nbytes
     with use_stream(stream) as used:  # what is not contiguous is gathered in CuPy's current stream
+        refuse_capture("a copy to the host", stream=used)
+        counters.copies_to_host += 1
+        counters.bytes_to_host += device.nbytes
         device.get(stream=used, out=out_host, blocking=False)
 
 
@@ -75,14 +78,16 @@ def to_device(host: ArrayLike, *, stream: AnyStream | None = None) -> DeviceArra
 
     Raises:
         CudaUnavailableError: there is no usable device.
+        RuntimeError: the stream is being captured.
     """
     cupy = library()
     values = np.asarray(host)
     if not values.dtype.isnative:
         values = values.astype(values.dtype.newbyteorder("="))
-    counters.copies_to_device += 1
-    counters.bytes_to_device += values.nbytes
-    with use_stream(stream):
+    with use_stream(stream) as used:
+        refuse_capture("a copy from the host", stream=used)
+        counters.copies_to_device += 1
+        counters.bytes_to_device += values.nbytes
         return cupy.asarray(values)
 
 
@@ -90,10 +95,14 @@ def to_host(device: DeviceArray, *, stream: AnyStream | None = None) -> NDArray[
     """Return device values in a new NumPy array, copied in a stream, the caller's current one.
 
     The host waits for the stream. An array that is not contiguous is gathered on the device first.
+
+    Raises:
+        RuntimeError: the stream is being captured.
     """
-    counters.copies_to_host += 1
-    counters.bytes_to_host += device.nbytes
-    counters.stream_synchronizations += 1
     with use_stream(stream) as used:
+        refuse_capture("a copy to the host", stream=used)
+        counters.copies_to_host += 1
+        counters.bytes_to_host += device.nbytes
+        counters.stream_synchronizations += 1
         values: NDArray[Any] = device.get(stream=used)
     return values

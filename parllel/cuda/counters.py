@@ -16,7 +16,8 @@ class Counters:
     Counters(launches=3, copies_to_device=0, bytes_to_device=0, copies_to_host=0, ...)
 
     Args:
-        launches: kernels launched.
+        launches: kernels launched, without those of graphs; in `cuda.counters` also those that were
+            captured and not launched.
         copies_to_device, bytes_to_device: copies from the host, and their bytes.
         copies_to_host, bytes_to_host: copies to the host, and their bytes.
         event_records: events recorded in a stream.
@@ -25,6 +26,8 @@ class Counters:
         stream_synchronizations: times that the host waited for all work of a stream.
         device_synchronizations: times that the host waited for the whole device. Nothing in
             parllel does; a simulation counts what other code does.
+        graph_launches: graphs of captured work launched. parllel launches none; a simulation counts
+            those of a program.
     """
 
     launches: int = 0
@@ -37,6 +40,7 @@ class Counters:
     event_synchronizations: int = 0
     stream_synchronizations: int = 0
     device_synchronizations: int = 0
+    graph_launches: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the counts by name."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parllel.cuda.capturing import refuse_capture
 from parllel.cuda.library import DeviceArray, library
 from parllel.cuda.streams import synchronize, use_stream
 from parllel.cuda.torch_sharing import torch_allocator
@@ -24,8 +25,10 @@ def allocate_device(nbytes: int) -> DeviceArray:
     Raises:
         CudaUnavailableError: there is no usable device.
         MemoryError: there is less memory than that; nothing was allocated.
+        RuntimeError: the stream is being captured.
     """
     cupy = library()
+    refuse_capture("the allocation of memory")  # what a graph uses has to outlive it
     _check_free("device", nbytes)
     with use_stream() as stream:
         try:
@@ -49,8 +52,10 @@ def allocate_managed(nbytes: int) -> tuple[DeviceArray, NDArray[np.uint8]]:
     Raises:
         CudaUnavailableError: there is no usable device.
         MemoryError: the system refused it.
+        RuntimeError: the stream is being captured.
     """
     cupy = library()
+    refuse_capture("the allocation of memory")
     try:
         pointer = cupy.cuda.malloc_managed(max(nbytes, 1))
     except (MemoryError, OverflowError, cupy.cuda.runtime.CUDARuntimeError) as error:

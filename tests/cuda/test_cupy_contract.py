@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 
 import parllel.cuda
 from parllel import cuda
-from parllel.testing.simulated_cuda import simulated_cuda
+from parllel.testing.simulated_cuda import capture, simulated_cuda
 from parllel.testing.simulated_cuda.engine import Engine
 from parllel.testing.simulated_cuda.library import make_library
 from parllel.testing.simulated_cuda.memory import Memory
@@ -221,7 +221,11 @@ USED_MEMBERS = {
         *("set", "get", "data", "nbytes", "copy", "shape", "strides", "dtype", "flags", "size"),
         *("__dlpack_device__", "__dlpack__", "__cuda_array_interface__"),
     ),
-    "cupy.cuda.Stream": ("null", "synchronize", "wait_event", "from_external", "__enter__"),
+    "cupy.cuda.Stream": (
+        *("null", "synchronize", "wait_event", "from_external", "__enter__"),
+        *("begin_capture", "end_capture", "is_capturing"),
+    ),
+    "cupy.cuda.Graph": ("launch", "upload"),
     "cupy.cuda.Event": ("record", "done", "synchronize"),
     "cupy.cuda.MemoryPointer": ("memset_async",),
     "cupy.cuda.PythonFunctionAllocator": ("malloc",),
@@ -243,6 +247,15 @@ def test_the_stand_ins_objects_have_what_parllel_uses(name: str, member: str) ->
 @pytest.mark.parametrize(("name", "member"), EACH_MEMBER)
 def test_cupys_objects_have_what_parllel_uses(name: str, member: str) -> None:
     assert hasattr(real(name), member)
+
+
+@needs_cupy
+def test_modes_of_captures_are_cupys_numbers() -> None:
+    from cupy.cuda import runtime
+
+    modes = "Global", "ThreadLocal", "Relaxed"
+    theirs = tuple(getattr(runtime, f"streamCaptureMode{mode}") for mode in modes)
+    assert theirs == (capture.GLOBAL, capture.THREAD_LOCAL, capture.RELAXED)
 
 
 @needs_cupy

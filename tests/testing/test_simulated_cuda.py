@@ -31,8 +31,9 @@ from parllel.testing.simulated_cuda import (
     UseAfterFreeError,
     simulated_cuda,
 )
-from parllel.testing.simulated_cuda.engine import Engine, Operation
+from parllel.testing.simulated_cuda.engine import Engine
 from parllel.testing.simulated_cuda.fixture import cuda_simulation
+from parllel.testing.simulated_cuda.operation import Operation
 from parllel.testing.simulated_cuda.schedules import make_schedule
 from parllel.testing.simulated_cuda.twins import own_twins
 
@@ -907,6 +908,7 @@ def test_what_reaches_the_device_is_counted(cuda_simulation: Simulation) -> None
         "event_synchronizations": 1,
         "stream_synchronizations": 1,
         "device_synchronizations": 2,
+        "graph_launches": 0,
     }
 
 

@@ -147,6 +147,7 @@ def _allocate(size: int, kind: str) -> BaseMemory:
     if size > _LARGEST:
         raise OverflowError("Python int too large to convert to C unsigned long")
     memory = device().memory
+    device().engine.captures.check_unsafe()  # a pool that has no block left asks the driver
     try:
         region = memory.allocate(size, kind=kind, stream=current_stream())
     except MemoryError as error:

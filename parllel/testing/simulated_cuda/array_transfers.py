@@ -12,6 +12,7 @@ from parllel.testing.simulated_cuda.allocators import MemoryPointer
 from parllel.testing.simulated_cuda.engine import LEGACY
 from parllel.testing.simulated_cuda.errors import NotImitatedError
 from parllel.testing.simulated_cuda.host_values import Check, HostValues
+from parllel.testing.simulated_cuda.streams import is_capturing
 from parllel.testing.simulated_cuda.torch_order import check_torch_is_in_order
 
 _HOST = (1, 0)  # kDLCPU
@@ -51,6 +52,7 @@ def upload(source: object, target: Transferable, stream: int) -> None:
     contiguous = np.ascontiguousarray if seen.flags.c_contiguous else np.asfortranarray
     values = HostValues(contiguous(source).reshape(source.shape))
     engine = device().engine
+    _check_not_capturing(stream)
     engine.counters.copies_to_device += 1
     engine.counters.bytes_to_device += source.nbytes
     name = f"a copy of {source.nbytes:,} bytes to the device"
@@ -73,6 +75,7 @@ def download(source: Transferable, out: object, stream: int, *, blocking: bool) 
         source = source.copy()  # in the current stream, whatever the stream of the copy is
         seen = source._values
     engine = device().engine
+    _check_not_capturing(stream)
     engine.counters.copies_to_host += 1
     engine.counters.bytes_to_host += out.nbytes
     locked = device().memory.find_locked(out)
@@ -83,6 +86,14 @@ def download(source: Transferable, out: object, stream: int, *, blocking: bool) 
         engine.counters.stream_synchronizations += 1
         engine.wait(copy)
     return out
+
+
+def _check_not_capturing(stream: int) -> None:
+    """Raise as CuPy does, which copies nothing between host and device while it is captured."""
+    if is_capturing(stream):
+        raise RuntimeError(
+            "the current stream is capturing, so synchronous API calls are disallowed"
+        )
 
 
 def array_interface(array: Transferable) -> dict[str, Any]:

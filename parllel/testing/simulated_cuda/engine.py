@@ -9,62 +9,15 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from parllel.cuda import Counters
-from parllel.testing.simulated_cuda.origins import find_origin
+from parllel.testing.simulated_cuda.capture import Captures, GraphRecord
+from parllel.testing.simulated_cuda.operation import Operation, StreamQueue
 
 LEGACY = 1  # cudaStreamLegacy: another name for address 0
 _addresses = itertools.count(0x5000, 0x10)  # of streams; like pointers, never used twice
-
-
-class Operation:
-    """One piece of queued work.
-
-    Args:
-        name: what it does, for messages.
-        stream: the stream it was queued in.
-        needs: what must have run before it.
-        action: does it; None for a mere mark.
-        checks: asked before it runs; they raise if it may not.
-    """
-
-    __slots__ = ("action", "checks", "is_done", "name", "needs", "origin", "stream")
-
-    def __init__(
-        self,
-        name: str,
-        stream: StreamQueue,
-        needs: Sequence[Operation],
-        action: Callable[[], None] | None,
-        checks: Sequence[Callable[[str], None]],
-    ) -> None:
-        self.name = name
-        self.stream = stream
-        self.needs = needs
-        self.action = action
-        self.checks = checks
-        self.origin = find_origin()
-        self.is_done = False
-
-
-class StreamQueue:
-    """The work of one stream that has not run.
-
-    Args:
-        address: what CUDA calls the stream.
-        is_blocking: whether it and the legacy default stream wait for each other.
-    """
-
-    __slots__ = ("address", "is_blocking", "last", "pending")
-
-    def __init__(self, address: int, *, is_blocking: bool) -> None:
-        self.address = address
-        self.is_blocking = is_blocking
-        self.pending: deque[Operation] = deque()
-        self.last: Operation | None = None  # also after it has run
 
 
 class Schedule(Protocol):
@@ -89,6 +42,7 @@ class Engine:
 
     def __init__(self, schedule: Schedule) -> None:
         self.counters = Counters()
+        self.captures = Captures()
         self.lock = threading.RLock()
         self.before_work: Callable[[], None] | None = None  # asked before anything is queued
         self._schedule = schedule
@@ -113,8 +67,9 @@ class Engine:
         *,
         checks: Sequence[Callable[[str], None]] = (),
         after: Operation | None = None,
+        is_recorded: bool = True,
     ) -> Operation:
-        """Add work to the stream at an address.
+        """Add work to the stream at an address, or to the graph that it is captured for.
 
         Args:
             address: address of the stream.
@@ -122,18 +77,50 @@ class Engine:
             action: does it.
             checks: asked, with a description, before it runs.
             after: work of another stream that must have run before.
+            is_recorded: whether a capture of the stream gets the work: the driver's own is queued
+                all the same.
         """
         with self.lock:
             if self.before_work is not None:
                 self.before_work()
             stream = self.stream_at(address)
-            needs = [stream.last, after, *self._default_stream_rule(stream)]
-            undone = tuple(need for need in needs if need is not None and not need.is_done)
-            operation = Operation(name, stream, undone, action, checks)
-            stream.pending.append(operation)
-            stream.last = operation
-            self._schedule.queued(self, operation)
-            return operation
+            if is_recorded:
+                capture = self.captures.find(stream, after, is_default=stream is self._default)
+                if capture is not None:
+                    needs = capture.needs_of(stream, after)
+                    capture.add(Operation(name, stream, needs, action, checks, capture))
+                    return capture.nodes[-1]
+            return self._add(name, stream, [after], action, checks)
+
+    def launch(self, graph: GraphRecord, address: int) -> None:
+        """Queue a graph in the stream at an address: what it recorded, branches side by side."""
+        with self.lock:
+            begin = self.queue(address, "a graph's begin", after=graph.last)
+            made: dict[Operation, Operation] = {}
+            streams = {graph.origin: self.stream_at(address)}
+            for node in graph.nodes:
+                if node.stream not in streams:
+                    streams[node.stream] = self._open(next(_addresses), is_blocking=False)
+                stream = streams[node.stream]
+                needs = [made[need] for need in node.needs] or [begin]
+                made[node] = self._add(node.name, stream, needs, node.action, node.checks)
+            graph.last = self.queue(address, "a graph's end")
+
+    def _add(
+        self,
+        name: str,
+        stream: StreamQueue,
+        needs: Iterable[Operation | None],
+        action: Callable[[], None] | None,
+        checks: Sequence[Callable[[str], None]],
+    ) -> Operation:
+        needs = [stream.last, *needs, *self._default_stream_rule(stream)]
+        undone = tuple(need for need in needs if need is not None and not need.is_done)
+        operation = Operation(name, stream, undone, action, checks)
+        stream.pending.append(operation)
+        stream.last = operation
+        self._schedule.queued(self, operation)
+        return operation
 
     def is_done(self, operation: Operation | None) -> bool:
         """Tell the host whether work is done."""

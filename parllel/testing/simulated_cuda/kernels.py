@@ -16,6 +16,7 @@ from parllel.testing.simulated_cuda.allocators import MemoryPointer
 from parllel.testing.simulated_cuda.array import ndarray
 from parllel.testing.simulated_cuda.errors import NotImitatedError, SimulationError
 from parllel.testing.simulated_cuda.host_values import Check
+from parllel.testing.simulated_cuda.streams import is_capturing
 
 # What every device since compute capability 3.0 allows.
 _GRID_LIMIT = (2**31 - 1, 65535, 65535)
@@ -79,8 +80,9 @@ class RawKernel:
         self._check_types(args)
         arguments, checks = [_argument(each) for each in args], _checks(args)
         stream, engine = current_stream(), device().engine
-        engine.counters.launches += 1
-        device().launches.append(Launch(self.name, grid, block, stream))
+        if not is_capturing(stream):
+            engine.counters.launches += 1
+            device().launches.append(Launch(self.name, grid, block, stream))
         run = functools.partial(twin, grid, block, *arguments)
         engine.queue(stream, f"kernel {self.name} {grid} {block}", run, checks=checks)
 

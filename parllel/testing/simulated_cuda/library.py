@@ -26,14 +26,17 @@ _RUNTIME = {
         "driverGetVersion",
         "getDeviceCount",
         "hostRegister",
+        "memcpyAsync",
         "memGetInfo",
         "pointerGetAttributes",
         "runtimeGetVersion",
+        "streamIsCapturing",
     )
 }
 _CUDA = {
     "Device": streams.Device,
     "Event": streams.Event,
+    "Graph": streams.Graph,
     "MemoryPointer": allocators.MemoryPointer,
     "PythonFunctionAllocator": allocators.PythonFunctionAllocator,
     "Stream": streams.Stream,

@@ -124,7 +124,7 @@ class Memory:
         self, address: int, nbytes: int, *, stream: int, give_back: Callable[[int], None]
     ) -> Region:
         """Return a block that a user's allocator made, and takes back when it is freed."""
-        data = _bytes_at(address, nbytes)
+        data = bytes_at(address, nbytes)
         return self._add(Region("foreign", data, stream=stream, give_back=give_back))
 
     def drop(self, region: Region) -> None:
@@ -138,7 +138,7 @@ class Memory:
             before = self._regions[self._addresses[at - 1]] if at else None
             if before is not None and before.end > address and not before.is_gone:
                 return False
-            self._add(Region("page-locked", _bytes_at(address, nbytes)))
+            self._add(Region("page-locked", bytes_at(address, nbytes)))
             return True
 
     def unlock_pages(self, address: int) -> bool:
@@ -187,7 +187,7 @@ class Memory:
                 self._free(region)
             else:
                 free = functools.partial(self._free, region)
-                self._engine.queue(region.stream, f"freeing {region}", free)
+                self._engine.queue(region.stream, f"freeing {region}", free, is_recorded=False)
 
     def live(self) -> list[Region]:
         """Return what is allocated or locked."""
@@ -233,5 +233,6 @@ class Memory:
         self._addresses.remove(region.address)
 
 
-def _bytes_at(address: int, nbytes: int) -> NDArray[np.uint8]:
+def bytes_at(address: int, nbytes: int) -> NDArray[np.uint8]:
+    """Return bytes of this process at an address, which must be there."""
     return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from parllel.testing.simulated_cuda.active import device, is_active
-from parllel.testing.simulated_cuda.memory import Memory
-from parllel.testing.simulated_cuda.streams import synchronize_device
+from parllel.testing.simulated_cuda.memory import Memory, bytes_at
+from parllel.testing.simulated_cuda.runtime_errors import (
+    ALREADY_REGISTERED,
+    INVALID_VALUE,
+    NOT_REGISTERED,
+    CUDARuntimeError,
+)
+from parllel.testing.simulated_cuda.streams import is_capturing, synchronize_device
 
 _VERSION = 13000  # CUDA 13.0
-_ERRORS = {
-    1: "cudaErrorInvalidValue: invalid argument",
-    712: "cudaErrorHostMemoryAlreadyRegistered: part or all of the requested memory range is"
-    " already mapped",
-    713: "cudaErrorHostMemoryNotRegistered: pointer does not correspond to a registered memory"
-    " region",
-}
 _TYPES = {"page-locked": 1, "device": 2, "foreign": 2, "managed": 3}  # cudaMemoryType
-
-
-class CUDARuntimeError(RuntimeError):
-    """Stands in for cupy.cuda.runtime.CUDARuntimeError."""
-
-    def __init__(self, status: int) -> None:
-        self.status = status
-        super().__init__(_ERRORS.get(status, f"error {status}"))
 
 
 class PointerAttributes:
@@ -66,10 +59,11 @@ def deviceSynchronize() -> None:  # noqa: N802
 
 def hostRegister(ptr: int, size: int, flags: int) -> None:  # noqa: N802
     """Lock the pages of host memory."""
+    device().engine.captures.check_unsafe()
     if size <= 0:
-        raise CUDARuntimeError(1)
+        raise CUDARuntimeError(INVALID_VALUE)
     if not device().memory.lock_pages(ptr, size):
-        raise CUDARuntimeError(712)
+        raise CUDARuntimeError(ALREADY_REGISTERED)
 
 
 def make_host_unregister(memory: Memory) -> Callable[[int], None]:
@@ -81,7 +75,7 @@ def make_host_unregister(memory: Memory) -> Callable[[int], None]:
     def hostUnregister(ptr: int) -> None:  # noqa: N802
         """Unlock the pages. Work that still uses them is a fault, which shows when it runs."""
         if is_active(memory) and not memory.unlock_pages(ptr):
-            raise CUDARuntimeError(713)
+            raise CUDARuntimeError(NOT_REGISTERED)
 
     return hostUnregister
 
@@ -93,3 +87,30 @@ def pointerGetAttributes(ptr: int) -> PointerAttributes:  # noqa: N802
         return PointerAttributes(-2, 0, ptr, 0)
     on_host = ptr if region.kind in ("page-locked", "managed") else 0
     return PointerAttributes(0, ptr, on_host, _TYPES[region.kind])
+
+
+def memcpyAsync(dst: int, src: int, size: int, kind: int, stream: int) -> None:  # noqa: N802
+    """Copy bytes in a stream, which may be captured: a replay reads them where they are then.
+
+    Memory of the host that is not page-locked is read now, unless a replay reads it.
+    """
+    memory, engine = device().memory, device().engine
+    checks = [region.check for at in (dst, src) if (region := memory.find(at)) is not None]
+    for at, is_of_device in ((dst, kind in (1, 3)), (src, kind in (2, 3))):
+        if is_of_device:
+            memory.check(at, size, "memcpyAsync")
+    source, target = bytes_at(src, size), bytes_at(dst, size)
+    is_captured = engine.captures.of(engine.stream_at(stream)) is not None
+    if kind == 1 and memory.find(src) is None and not is_captured:
+        source = source.copy()
+    engine.counters.copies_to_device += kind == 1 and not is_captured
+    engine.counters.copies_to_host += kind == 2 and not is_captured
+    name = f"a copy of {size:,} bytes"
+    copy = engine.queue(stream, name, lambda: np.copyto(target, source), checks=checks)
+    if kind == 2 and memory.find(dst) is None and not is_captured:
+        engine.wait(copy)
+
+
+def streamIsCapturing(stream: int) -> bool:  # noqa: N802
+    """Tell whether a stream is captured."""
+    return is_capturing(stream)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from parllel.testing.simulated_cuda.engine import Engine, Operation, Schedule
+from parllel.testing.simulated_cuda.engine import Engine, Schedule
+from parllel.testing.simulated_cuda.operation import Operation
 
 
 class Eager:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any, ClassVar, Self
 
 from parllel.testing.simulated_cuda.active import current_stream, device
-from parllel.testing.simulated_cuda.engine import LEGACY, Operation
+from parllel.testing.simulated_cuda.capture import RELAXED, GraphRecord
+from parllel.testing.simulated_cuda.engine import LEGACY
 from parllel.testing.simulated_cuda.errors import NotImitatedError
+from parllel.testing.simulated_cuda.operation import Operation
 
 
 class Stream:
@@ -71,13 +73,34 @@ class Stream:
     def done(self) -> bool:
         """Whether all work of the stream is done."""
         engine = device().engine
-        return engine.is_done(engine.stream_at(self.ptr).last)
+        stream = engine.stream_at(self.ptr)
+        engine.captures.check_wait(stream, None)
+        return engine.is_done(stream.last)
 
     def synchronize(self) -> None:
         """Make the host wait for the stream's work."""
         engine = device().engine
+        stream = engine.stream_at(self.ptr)
+        engine.captures.check_wait(stream, None)
         engine.counters.stream_synchronizations += 1
-        engine.wait(engine.stream_at(self.ptr).last)
+        engine.wait(stream.last)
+
+    def is_capturing(self) -> bool:
+        """Tell whether what is queued in the stream is recorded."""
+        return is_capturing(self.ptr)
+
+    def begin_capture(self, mode: int | None = None) -> None:
+        """Record what is queued in the stream from now on, instead of running it."""
+        if self.ptr in (0, LEGACY):
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        engine = device().engine
+        engine.captures.begin(engine.stream_at(self.ptr), RELAXED if mode is None else mode)
+
+    def end_capture(self) -> Graph:
+        """Return what was recorded."""
+        engine = device().engine
+        capture = engine.captures.end(engine.stream_at(self.ptr))
+        return Graph._of(GraphRecord(capture.nodes, capture.origin))
 
     def record(self, event: Event | None = None) -> Event:
         """Record an event in the stream, a new one by default."""
@@ -88,7 +111,7 @@ class Stream:
     def wait_event(self, event: Event) -> None:
         """Make the stream's later work wait for the place where the event is now."""
         engine = device().engine
-        engine.counters.event_waits += 1
+        engine.counters.event_waits += not self.is_capturing()
         engine.queue(self.ptr, "a wait for an event", after=event._mark)
 
 
@@ -108,21 +131,51 @@ class Event:
     @property
     def done(self) -> bool:
         """Whether the event was reached; True before it is recorded."""
-        is_known = self._mark is None or self._mark.is_done  # also after the simulation's end
-        return is_known or device().engine.is_done(self._mark)
+        if self._mark is None or self._mark.is_done:
+            return True  # also after the simulation's end
+        device().engine.captures.check_wait(None, self._mark)
+        return device().engine.is_done(self._mark)
 
     def record(self, stream: Stream | None = None) -> None:
         """Move the event behind all that is now in a stream, the current one by default."""
         engine = device().engine
-        engine.counters.event_records += 1
         address = current_stream() if stream is None else stream.ptr
+        engine.counters.event_records += not is_capturing(address)
         self._mark = engine.queue(address, "an event")
 
     def synchronize(self) -> None:
         """Make the host wait for the event."""
         engine = device().engine
+        engine.captures.check_wait(None, self._mark)
         engine.counters.event_synchronizations += 1
         engine.wait(self._mark)
+
+
+class Graph:
+    """Stands in for cupy.cuda.Graph, which `Stream.end_capture` returns."""
+
+    _recorded: GraphRecord
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        raise NotImplementedError(
+            "currently this class cannot be initiated by the user and must be created via stream"
+            " capture"
+        )
+
+    @classmethod
+    def _of(cls, recorded: GraphRecord) -> Self:
+        graph = cls.__new__(cls)
+        graph._recorded = recorded
+        return graph
+
+    def launch(self, stream: Stream | None = None) -> None:
+        """Queue what was recorded, in a stream, the current one by default."""
+        address = current_stream() if stream is None else stream.ptr
+        device().engine.counters.graph_launches += 1
+        device().engine.launch(self._recorded, address)
+
+    def upload(self, stream: Stream | None = None) -> None:
+        """Do nothing: a graph is brought to the device with its first launch."""
 
 
 class Device:
@@ -156,9 +209,25 @@ def get_current_stream(device_id: int = -1) -> Stream:
     return Stream.null if address in (0, LEGACY) else Stream.from_external(_At(address))
 
 
+def is_capturing(address: int) -> bool:
+    """Tell whether the stream at an address is captured.
+
+    Raises:
+        RuntimeError: an error has made the capture invalid.
+    """
+    engine = device().engine
+    capture = engine.captures.of(engine.stream_at(address))
+    if capture is not None and not capture.is_valid:
+        raise RuntimeError(
+            "the stream was capturing, but an error has invalidated the capture sequence"
+        )
+    return capture is not None
+
+
 def synchronize_device() -> None:
     """Make the host wait for the whole device."""
     engine = device().engine
+    engine.captures.check_wait_for_all()
     engine.counters.device_synchronizations += 1
     engine.wait_for_all()
 
