@@ -32,12 +32,14 @@ def describe() -> str:
         start()
     except is_refused as error:
         return f"No NVIDIA driver answers ({error}): only host storages can be used."
+    lines = []
     try:
-        lines = [_versions(pynvml)]
+        lines.append(_versions(pynvml))
         for number in range(pynvml.nvmlDeviceGetCount()):
             lines.append(_device(pynvml, number))
-    finally:
         pynvml.nvmlShutdown()
+    except Exception as error:  # the driver's, or any of a broken library
+        lines.append(f"More can't be described: nvidia-ml-py raises {error!r}.")
     reason = why_unavailable()
     if reason is not None:
         lines.append(f"parllel can't use them: {reason}.")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from parllel.cuda.library import is_available, library
 
 _GB = 10**9
 
+# What a module raises that is missing or broken, or whose library does not answer: whatever it is,
+# no run ends for it.
+_BROKEN = (Exception, SystemExit)
+
 
 class GpuUsage:
     """Numbers of CUDA's current device for the log of a run.
 
-    There are none where there is no usable device, or nvidia-ml-py is not installed, or NVML does
-    not answer: nothing is raised. NVML stays open until `close`, since to open it takes
+    There are none where there is no usable device, or nvidia-ml-py is not installed or broken, or
+    NVML does not answer: nothing is raised. NVML stays open until `close`, since to open it takes
     milliseconds.
 
     Example:
@@ -28,20 +32,19 @@ class GpuUsage:
         self._nvml: Any = None  # Any: the module, which ships no types; None where it is closed
         if not is_available():
             return
-        try:
-            import pynvml
-        except ImportError:
-            return
         # By its address on the bus: NVML's numbers of the devices are others than CUDA's.
         address = library().cuda.Device().pci_bus_id
         try:
+            import pynvml
+
             pynvml.nvmlInit()
-        except pynvml.NVMLError:
+        except _BROKEN:
             return
         try:
             self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(address)
-        except pynvml.NVMLError:
-            pynvml.nvmlShutdown()
+        except _BROKEN:
+            with suppress(*_BROKEN):
+                pynvml.nvmlShutdown()
             return
         self._nvml = pynvml
 
@@ -56,8 +59,8 @@ class GpuUsage:
         nvml, numbers = self._nvml, {}
         if nvml is None:
             return {}
-        memory = self._ask(nvml.nvmlDeviceGetMemoryInfo)
-        rates = self._ask(nvml.nvmlDeviceGetUtilizationRates)
+        memory = self._ask("nvmlDeviceGetMemoryInfo")
+        rates = self._ask("nvmlDeviceGetUtilizationRates")
         if memory is not None:
             numbers["gpu/memory_used_gb"] = memory.used / _GB
         if rates is not None:
@@ -67,12 +70,13 @@ class GpuUsage:
     def close(self) -> None:
         """Close NVML. Afterwards there are no numbers; a second call does nothing."""
         if self._nvml is not None:
-            self._nvml.nvmlShutdown()
+            with suppress(*_BROKEN):
+                self._nvml.nvmlShutdown()
             self._nvml = None
 
-    def _ask(self, function: Callable[[Any], Any]) -> Any:
-        """Return what NVML says; None for what this device does not support."""
+    def _ask(self, function: str) -> Any:
+        """Return what NVML says; None for what this device or module does not support."""
         try:
-            return function(self._handle)
-        except self._nvml.NVMLError:
+            return getattr(self._nvml, function)(self._handle)
+        except _BROKEN:
             return None

@@ -378,6 +378,26 @@ def test_without_a_device_or_its_library_there_is_no_usage(
     usage.close()
 
 
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ("NVMLError", "nvmlInit", "nvmlShutdown"),
+        ("nvmlDeviceGetHandleByPciBusId", "nvmlShutdown"),
+        ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetUtilizationRates", "nvmlShutdown"),
+    ],
+)
+def test_a_broken_library_ends_no_run(
+    cuda_simulation: Simulation, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]
+) -> None:
+    pynvml = fake_usage_nvml([])
+    for name in missing:
+        delattr(pynvml, name)
+    monkeypatch.setitem(sys.modules, "pynvml", pynvml)
+    usage = cuda.GpuUsage()
+    assert usage.read() == {}
+    usage.close()
+
+
 # Streams
 
 

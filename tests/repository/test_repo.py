@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from optional import needs
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE_ROOTS = {"parllel": ROOT / "parllel", "parllel.kernels": ROOT / "kernels"}
 
@@ -498,12 +500,14 @@ def test_a_package_missing_from_either_side_is_found() -> None:
     assert faults == {"parllel.new", "parllel.gone"}
 
 
+@needs("build")
 def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path / "tree")
     assert "parllel/py.typed" in installed_names(tree)
     assert build_wheel(tree, tmp_path / "wheel") == installed_names(tree)
 
 
+@needs("build")
 def test_the_sdist_holds_the_package_once_and_its_tests(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path / "tree")
     names = build_sdist(tree, tmp_path / "sdist")
@@ -527,6 +531,7 @@ def test_an_editable_install_is_a_path_that_type_checkers_follow(tmp_path: Path)
     assert (tree / "parllel" / "kernels" / "rows.py").exists()
 
 
+@needs("build")
 def test_a_file_missing_from_the_wheel_is_found(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path / "tree")
     (tree / "kernels" / "deep").mkdir()

@@ -379,6 +379,17 @@ def test_what_a_device_does_not_tell_is_left_out(monkeypatch: pytest.MonkeyPatch
     assert "device 1 can't be described (Not Supported)" in cuda.describe()
 
 
+def test_where_a_library_is_broken_the_rest_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_count() -> int:
+        raise RuntimeError("no count")
+
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
+    monkeypatch.setitem(sys.modules, "pynvml", fake_pynvml(nvmlDeviceGetCount=no_count))
+    versions, told = cuda.describe().splitlines()
+    assert versions.startswith("NVIDIA driver 580.65.06, for CUDA up to 13.0; CuPy ")
+    assert told == "More can't be described: nvidia-ml-py raises RuntimeError('no count')."
+
+
 def test_without_nvidias_library_the_description_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
