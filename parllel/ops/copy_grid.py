@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from parllel import cuda
-from parllel.cuda import DeviceArray
+from parllel.cuda import DeviceArray, Stream
 from parllel.kernels.row_share import SHIFTED_NBYTES
 from parllel.kernels.teams import Teams
 from parllel.ops import launching
@@ -71,15 +71,26 @@ class CopyGrid:
         bits = lanes.bit_length() - 1, self._narrow_lanes.bit_length() - 1
         return n_blocks, n_main + n_riders, Teams(self.n_wide, self._n_narrow, *bits, n_riders)
 
-    def launch(self, name: str, n_rows: int, arguments: Sequence[np.generic | DeviceArray]) -> None:
-        """Launch a kernel with its own arguments, followed by those that share out the rows."""
+    def launch(
+        self,
+        name: str,
+        n_rows: int,
+        arguments: Sequence[np.generic | DeviceArray],
+        *,
+        stream: Stream | None = None,
+    ) -> Stream:
+        """Launch a kernel with its own arguments, followed by those that share out the rows.
+
+        Returns:
+            The stream of the launch: the one that was given, or the caller's current one.
+        """
         key = n_rows, launching.SIZES
         if key != self._shaped:  # a program mostly copies as many rows as the last time
             self._shaped = key
             n_blocks, n_threads, teams = self.shape(n_rows)
             self._launch = (n_blocks,), (n_threads,), [np.int64(number) for number in teams]
         grid, block, shares = self._launch
-        cuda.launch(name, grid, block, [*arguments, *shares])
+        return cuda.launch(name, grid, block, [*arguments, *shares], stream=stream)
 
 
 def count_lanes(nbytes: int, bits: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.cuda import AnyArray, DeviceArray
+from parllel.cuda import AnyArray, DeviceArray, Stream
 from parllel.kernels.row_table import Rows, RowTable, rows_at
 from parllel.kernels.rows import check_rows, copy_rows
 from parllel.ops.copy_grid import CopyGrid, count_lanes, split_row
@@ -66,7 +66,13 @@ class RowCopy:
         self._grid = CopyGrid([_lanes_of(*entry) for entry in entries.tolist()])
         self._device_table = to_side(entries[self._grid.order], "gpu")
 
-    def run(self, destination_index: AnyIndex, source_index: AnyIndex) -> None:
+    def run(
+        self,
+        destination_index: AnyIndex,
+        source_index: AnyIndex,
+        *,
+        stream: Stream | None = None,
+    ) -> None:
         """Copy the source rows that one index names to the destination rows that another names.
 
         Args:
@@ -74,6 +80,7 @@ class RowCopy:
                 may also be a contiguous device array, int64 [k]. Neither index is checked then, so
                 that a row outside a leaf reads or overwrites other memory. Integers of the host
                 are copied to the device first.
+            stream: where the launch is queued; the caller's current one by default.
 
         Raises:
             IndexError, TypeError, ValueError: as `kernels.rows.copy_rows`; nothing was written.
@@ -87,12 +94,10 @@ class RowCopy:
         if len(source_index) != n_rows:
             raise ValueError(f"rows: {n_rows} rows to write, {len(source_index)} to read")
         if n_rows:
-            self._launch(n_rows, destination_index, source_index)
-
-    def _launch(self, n_rows: int, destination_index: AnyIndex, source_index: AnyIndex) -> None:
-        indices = *index_arguments(destination_index), *index_arguments(source_index)
-        arguments = [self._device_table, np.int64(n_rows), *indices]
-        self._grid.launch("rows", n_rows, arguments)
+            written = index_arguments(destination_index, stream=stream)
+            read = index_arguments(source_index, stream=stream)
+            arguments = [self._device_table, np.int64(n_rows), *written, *read]
+            self._grid.launch("rows", n_rows, arguments, stream=stream)
 
 
 def prepare_gather(

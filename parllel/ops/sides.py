@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel import cuda
-from parllel.cuda import AnyArray, DeviceArray
+from parllel.cuda import AnyArray, DeviceArray, Stream
 from parllel.kernels.row_table import Index
 from parllel.storages import Side
 
@@ -94,15 +94,17 @@ def is_on_device(index: AnyIndex) -> bool:
     return not isinstance(index, range | np.ndarray)
 
 
-def index_arguments(index: AnyIndex) -> list[np.int64 | DeviceArray]:
+def index_arguments(
+    index: AnyIndex, *, stream: Stream | None = None
+) -> list[np.int64 | DeviceArray]:
     """Return a kernel's three arguments for an index: a vector or 0, then start and step.
 
-    Integers of the host are copied to the device, in the caller's current stream.
+    Integers of the host are copied to the device, in a stream, the caller's current one by default.
     """
     if isinstance(index, range):
         return [np.int64(0), np.int64(index.start), np.int64(index.step)]
     if isinstance(index, np.ndarray):
-        index = cuda.to_device(np.ascontiguousarray(index, np.int64))
+        index = cuda.to_device(np.ascontiguousarray(index, np.int64), stream=stream)
     return [index, np.int64(0), np.int64(0)]
 
 

@@ -18,10 +18,9 @@ from parllel.tree import ArrayDict, Rows, path_text
 
 
 class _AgentRows(NamedTuple):
-    """The rows that the agent reads and writes in one time step, found once for each batch."""
+    """Rows of the tree that an agent's step reads and fills, found once for each batch."""
 
     observation: Any  # Any: Rows, which are indexed and written without a look at their type
-    action: Any  # as above; where the transfer wants them
     agent_info: Any  # as above; None where the tree has no such branch
 
 
@@ -96,12 +95,11 @@ class Group:
         if self._checks_action:
             self._check_action(action, bounds=self._check)
             self._checks_action = self._check
-        rows.action[...] = action
-        transfer.send_actions(t)
+        is_taken = transfer.send_actions(t, action, agent_info)
         transfer.await_actions(t)
         for cage, command in zip(self.cages, self._commands[t % len(self._commands)], strict=True):
             cage.start_command(command)
-        if rows.agent_info is not None:  # written while the environments step
+        if not is_taken and rows.agent_info is not None:  # written while the environments step
             rows.agent_info[...] = agent_info
 
     def finish(self, t: int) -> None:
@@ -169,7 +167,6 @@ class Group:
     def _find_rows(self, t: int) -> _AgentRows:
         return _AgentRows(
             observation=self._columns_of("observation", t),
-            action=self.transfer.action_rows(t),
             agent_info=self._columns_of("agent_info", t) if self._has_agent_info else None,
         )
 

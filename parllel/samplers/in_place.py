@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from parllel import cuda
 from parllel.arrays import Array
 from parllel.samplers.transfer import output_branches
@@ -45,6 +48,7 @@ class InPlace:
         self._is_moving = any(leaf.full_size > len(leaf) for leaf in leaves)
         self._is_read_by_gpu = any(leaf.is_for_gpu for leaf in leaves)
         self.host_rows: list[ArrayDict] = []
+        self._action_rows: list[Any] = []  # Any: Rows, which are written without a look at them
         self._first: Array | ArrayDict | None = None
 
     def settle(self) -> None:
@@ -57,6 +61,7 @@ class InPlace:
         if self.host_rows and not self._is_moving:
             return False
         self.host_rows = [self._find_rows(t) for t in range(self._batch_T)]
+        self._action_rows = [rows["action"] for rows in self.host_rows]
         return True
 
     def _find_rows(self, t: int) -> ArrayDict:
@@ -68,13 +73,10 @@ class InPlace:
         row: Array | ArrayDict = branch[t] if self._columns is None else branch[t, self._columns]
         return row
 
-    def action_rows(self, t: int) -> Array | ArrayDict:
-        """Return row t of the tree's `action`."""
-        action: Array | ArrayDict = self.host_rows[t]["action"]
-        return action
-
-    def send_actions(self, t: int) -> None:
-        """Do nothing: environments read the tree."""
+    def send_actions(self, t: int, action: object, agent_info: Mapping[str, object]) -> bool:
+        """Write the action to row t of the tree, where environments read it."""
+        self._action_rows[t][...] = action
+        return False
 
     def await_actions(self, t: int) -> None:
         """Do nothing: the host has written the action."""

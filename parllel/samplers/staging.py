@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from parllel import cuda
 from parllel.arrays import Array
 from parllel.ops.row_copy import RowCopy
+from parllel.samplers.result_copy import ResultCopy, table_spec
 from parllel.samplers.transfer import output_branches
 from parllel.storages import aligned, allocate
 from parllel.tree import ArrayDict, TreePath, path_text
@@ -25,7 +24,6 @@ from parllel.tree.row_parts import (
 )
 
 _N_STAGED = 2  # environments write one while the GPU still reads the other
-_BYTES = np.dtype(np.uint8)
 
 
 class RingCopy(NamedTuple):
@@ -45,13 +43,11 @@ class StagedStep(NamedTuple):
 
     Args:
         rows: the branch `action` and the environments' results, Arrays [B, ...].
-        action_bytes: uint8 [n], the memory of all leaves of `action` with the gaps between them.
-        to_tree: copies of the action and the results to the tree.
+        to_tree: copies of the results to the tree.
         first_to_tree: copies of the observations alone, for a reset.
     """
 
     rows: ArrayDict
-    action_bytes: NDArray[np.uint8]
     to_tree: list[RingCopy]
     first_to_tree: list[RingCopy]
 
@@ -60,15 +56,16 @@ class Staging:
     """A `Transfer` for a tree in device memory: environments use pinned memory in between.
 
     Two staged steps take turns. For each time step, whatever the number of environments and of
-    leaves: one copy brings the action to a staged step, the host waits for that copy, environments
-    write their results beside it, and one launch of the `rows` kernel reads them over the bus and
-    scatters them to the tree (one launch for each size of ring, where leaves differ).
+    leaves: one launch of the `rows` kernel takes the agent's results from where they are to the
+    tree, and the action to a staged step over the bus as well (`ResultCopy`). The host waits for
+    that launch, environments write their results beside the action, and one more launch reads them
+    over the bus and scatters them to the tree (one for each size of ring, where leaves differ).
 
-    All work goes to the caller's current stream, as the agent's work must: it has to be the same
-    stream in all calls. This is why a step needs no other wait than that for its action: before
-    the copy of action t, the stream has run the launch that read the same memory for step t - 2
-    (`test_a_staged_step_is_written_only_after_it_was_taken`). A reset has no action to wait for;
-    there the host waits for an event behind the last launch
+    All work goes to the caller's current stream, as the agent's work must. It has to be the same
+    stream in all calls; `send_actions` asks which one it is. This is why a step needs no other wait
+    than that for its action: before action t is there, the stream has run the launch that read the
+    same memory for step t - 2 (`test_a_staged_step_is_written_only_after_it_was_taken`). A reset
+    has no action to wait for; there the host waits for events behind the last launches
     (`test_a_reset_waits_until_the_gpu_has_read_the_last_step`).
 
     Args:
@@ -79,6 +76,7 @@ class Staging:
         MemoryError, RuntimeError: as for `pinned` memory.
 
     Example:
+        >>> import numpy as np
         >>> from parllel.testing import simulated_cuda
         >>> with simulated_cuda("lazy"):
         ...     samples = ArrayDict({"action": Array((4, 2), np.int64, storage="device")})
@@ -100,23 +98,18 @@ class Staging:
         actions = ArrayDict({"action": samples["action"]}).apply(written_specs, n_envs)
         branches = ArrayDict({name: samples[name] for name in output_branches(samples)})
         outputs = branches.apply(written_specs, n_envs)
-        n_action_bytes, n_output_bytes = _nbytes_of(actions), _nbytes_of(outputs)
-        on_device = allocate("device", n_action_bytes)
-        self._action = actions.apply(Array.from_spec, on_device)
-        self._action_bytes = on_device.array(0, (n_action_bytes,), _BYTES)
-        action_memory = allocate("pinned", _N_STAGED * n_action_bytes)
+        table = table_spec(samples, n_envs)
+        action_memory = allocate("pinned", _N_STAGED * _nbytes_of(actions) + aligned(table.nbytes))
         n_kept_bytes = _nbytes_of(kept_specs(outputs))
-        output_memory = allocate("pinned", _N_STAGED * n_output_bytes + n_kept_bytes)
-        self._steps = []
-        for number in range(_N_STAGED):
-            action = actions.apply(Array.from_spec, action_memory)  # placed as on the device
+        output_memory = allocate("pinned", _N_STAGED * _nbytes_of(outputs) + n_kept_bytes)
+        self._steps, slots = [], []
+        for _ in range(_N_STAGED):
+            slots.append(actions.apply(Array.from_spec, action_memory))
             output = outputs.apply(Array.from_spec, output_memory)
-            begin = number * n_action_bytes
             self._steps.append(
                 StagedStep(
-                    rows=ArrayDict({**action, **output}),
-                    action_bytes=action_memory.array(begin, (n_action_bytes,), _BYTES),
-                    to_tree=self._find_copies(ArrayDict({**self._action, **output})),
+                    rows=ArrayDict({**slots[-1], **output}),
+                    to_tree=self._find_copies(output),
                     first_to_tree=self._find_copies(
                         ArrayDict({"observation": output["observation"]})
                     ),
@@ -124,11 +117,16 @@ class Staging:
             )
         self.host_rows = [step.rows for step in self._steps]
         allocate_kept(self.host_rows, output_memory)
+        self._table = Array.from_spec(table, action_memory)
+        self._action = actions.apply(Array.from_spec, allocate("device", _nbytes_of(actions)))
+        self._results = ResultCopy(samples, self._columns, slots, self._action, self._table)
         self._first: Array | ArrayDict | None = None
-        self._is_sent = cuda.Event()
+        self._stream: cuda.Stream = None  # of the last step
+        self._is_sent = cuda.Event()  # behind the last launch that reads the agent's results
         self._is_taken = cuda.Event()  # behind the last launch that reads a staged step
-        # The finalizer keeps the pinned memory until the GPU has read it, though nothing else does.
-        self._finalizer = weakref.finalize(self, _wait_for, self._is_taken, self._steps)
+        # The finalizer keeps the pinned memory until the GPU has used it, though nothing else does.
+        used = self._is_sent, self._is_taken
+        self._finalizer = weakref.finalize(self, _wait_for, used, [self._steps, self._table])
         self._finalizer.atexit = False  # the process takes its memory with it
 
     def _find_copies(self, step: ArrayDict) -> list[RingCopy]:
@@ -158,47 +156,42 @@ class Staging:
         """Do nothing: the tree is written in the order of the stream."""
 
     def move(self) -> bool:
-        """Do nothing: the host rows stay what they are."""
+        """Follow the window with the agent's results; the host rows stay what they are."""
+        self._results.move()
         return False
 
-    def action_rows(self, t: int) -> Array | ArrayDict:
-        """Return rows in device memory, from which the action goes to environments and tree."""
-        action: Array | ArrayDict = self._action["action"]
-        return action
-
-    def send_actions(self, t: int) -> None:
-        """Queue the copy of the action to the staged step of step t. Returns at once."""
-        step = self._steps[t % _N_STAGED]
-        cuda.copy_to_host(self._action_bytes, out_host=step.action_bytes)
-        self._is_sent.record()
+    def send_actions(self, t: int, action: object, agent_info: Mapping[str, object]) -> bool:
+        """Launch the copy of the agent's results to tree and staged step. Returns at once."""
+        self._stream, is_taken = self._results.run(t, t % _N_STAGED, action, agent_info)
+        self._is_sent.record(self._stream)
+        return is_taken
 
     def await_actions(self, t: int) -> None:
-        """Wait for the copy, and with it for the launch that read the same staged step before."""
+        """Wait for the action, and with it for the launch that read the same staged step before."""
         self._is_sent.synchronize()
 
     def take_outputs(self, t: int) -> None:
         """Launch the copy of the staged step to row t of the tree. Returns at once."""
-        self._copy(self._steps[t % _N_STAGED].to_tree, t)
-        self._is_taken.record()
+        self._copy(self._steps[t % _N_STAGED].to_tree, t, self._stream)
 
     def first_rows(self) -> Array | ArrayDict:
         """Return the observations of the first staged step, after the GPU has read it.
 
         Rows that are stored in parts have whole samples in their place.
         """
-        _wait_for(self._is_taken, self._steps)
+        self._wait()
         self._first = first_rows(self._first_row(), self._steps[0].rows["observation"])
         return self._first
 
     def take_first(self) -> None:
         """Launch the copy of the first observations to the row after the batch."""
-        self._copy(self._steps[0].first_to_tree, self._batch_T - 1)
-        self._is_taken.record()
+        self._copy(self._steps[0].first_to_tree, self._batch_T - 1, cuda.current_stream())
         assert self._first is not None  # first_rows is called before
         take_first_rows(self._first_row(), self._first, self._steps[0].rows["observation"])
 
     def take_up(self) -> None:
         """Copy the frames that the next stacks must continue from the row after the batch."""
+        self._wait()  # an error may have cut the last batch short
         keep_rows(self._first_row(), self._steps[0].rows["observation"])
 
     def _first_row(self) -> Array | ArrayDict:
@@ -207,11 +200,15 @@ class Staging:
         first: Array | ArrayDict = row
         return first
 
-    def _copy(self, copies: list[RingCopy], t: int) -> None:
+    def _copy(self, copies: list[RingCopy], t: int, stream: cuda.Stream) -> None:
+        n_envs = len(self._columns)
         for leaf, rows in copies:
             begin = (leaf.window_begin + t) * self._batch_B + self._columns.start
-            n_envs = len(self._columns)
-            rows.run(range(begin, begin + n_envs), range(n_envs))
+            rows.run(range(begin, begin + n_envs), range(n_envs), stream=stream)
+        self._is_taken.record(stream)
+
+    def _wait(self) -> None:
+        _wait_for((self._is_sent, self._is_taken), [])
 
     def close(self) -> None:
         """Wait until the GPU has read the pinned memory, and give it back.
@@ -224,14 +221,16 @@ class Staging:
         for step in self._steps:
             step.rows.close()
         self._action.close()
+        self._table.close()
         self._steps, self.host_rows = [], []  # the copies of a step keep its memory alive
-        del self._action_bytes
+        del self._results
 
 
-def _wait_for(is_taken: cuda.Event, steps: list[StagedStep]) -> None:
-    """Wait for the launches that read staged steps; the caller holds the steps until then."""
-    if not is_taken.query():
-        is_taken.synchronize()
+def _wait_for(events: Iterable[cuda.Event], used: object) -> None:
+    """Wait for the launches before some events; the caller holds what they use until then."""
+    for event in events:
+        if not event.query():
+            event.synchronize()
 
 
 def _root_of_parts(leaf: Array) -> Array | ArrayDict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,9 +192,9 @@ class _TracedTransfer:
         self._transfer = transfer
         self._trace = trace
 
-    def send_actions(self, t: int) -> None:
+    def send_actions(self, t: int, action: object, agent_info: Mapping[str, object]) -> bool:
         with self._trace.span(COPIES, "actions to environments"):
-            self._transfer.send_actions(t)
+            return self._transfer.send_actions(t, action, agent_info)
 
     def await_actions(self, t: int) -> None:
         with self._trace.span(WAITS, AGENT_WAIT):

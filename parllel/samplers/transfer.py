@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from parllel.arrays import Array
@@ -13,8 +14,8 @@ _OUTPUTS = ("observation", "reward", "terminated", "truncated", "env_info", "val
 class Transfer(Protocol):
     """Brings actions to environments, and the results of their steps to the sample tree.
 
-    For each step t a sampler writes the agent's action to `action_rows(t)`, calls `send_actions`
-    and `await_actions`, lets the environments step, and calls `take_outputs`. Before and after a
+    For each step t a sampler calls `send_actions` with what the agent returned, and
+    `await_actions`, lets the environments step, and calls `take_outputs`. Before and after a
     reset it calls `first_rows` and `take_first`.
 
     `InPlace` and `Staging` are the two transfers of the package; `InPlace` has an example.
@@ -39,11 +40,21 @@ class Transfer(Protocol):
             Whether `host_rows` changed, so that the cages need new commands.
         """
 
-    def action_rows(self, t: int) -> Array | ArrayDict:
-        """Return the rows [B, ...] that the agent's action of step t is written to."""
+    def send_actions(self, t: int, action: object, agent_info: Mapping[str, object]) -> bool:
+        """Write the action of step t to the tree, and start to bring it to the host rows.
 
-    def send_actions(self, t: int) -> None:
-        """Start to bring action t to the host rows."""
+        Args:
+            t: the step.
+            action, agent_info: what the agent returned. They stay what they are until
+                `await_actions` has returned.
+
+        Returns:
+            Whether `agent_info` went to the tree as well. Otherwise the sampler writes it, while
+            the environments step.
+
+        Raises:
+            KeyError, TypeError, ValueError: the action does not fit the tree's rows.
+        """
 
     def await_actions(self, t: int) -> None:
         """Wait until action t is there, and until the environments may write the host rows."""

@@ -24,10 +24,12 @@ def launches(cuda_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list
     launched: list[Launch] = []
     launch = cuda.launch
 
-    def note(name: str, grid: tuple[int, ...], block: tuple[int, ...], args: Any) -> None:
+    def note(
+        name: str, grid: tuple[int, ...], block: tuple[int, ...], args: Any, *, stream: Any
+    ) -> Any:
         launched.append((grid[0], block[0]))
         assert len(grid) == len(block) == 1
-        launch(name, grid, block, args)
+        return launch(name, grid, block, args, stream=stream)
 
     monkeypatch.setattr(cuda, "launch", note)
     return launched

@@ -2,9 +2,12 @@
 
 import copy
 import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +19,7 @@ from gymnasium.wrappers import FrameStackObservation
 
 from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.cages import SerialCage
+from parllel.cuda import library, streams
 from parllel.patterns import build_example, build_sample_tree
 from parllel.replays import Minibatches, Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
 from parllel.samplers import BasicSampler
@@ -25,6 +29,7 @@ from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantag
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "gpu.md"
 ROW = re.compile(r"^\| (?P<what>[^|]+?) \|(?P<counts>(?: *\d+ *\|){5})$", re.MULTILINE)
+OF_A_STEP = re.compile(r"^\| (?P<what>it [^|]+?) \| (?P<n>\d+) \|[^|]+\|$", re.MULTILINE)
 BYTES = re.compile(r"^\| (?P<what>[^|]+?) \| (?P<nbytes>[\d,]+) \|$", re.MULTILINE)
 T, B, STACK = 5, 4, 4
 SCREEN = (84, 84)
@@ -53,6 +58,38 @@ class Agent:
         return self._result(observation)[1]
 
 
+class PolicyAgent(Agent):
+    """Returns value and log-probability of an action too, and looks at stacks before.
+
+    Args:
+        action, value: what the results are: of the device, or of the host.
+    """
+
+    def __init__(
+        self,
+        action: Callable[[Any], Any] = cuda.to_device,
+        value: Callable[[Any], Any] = cuda.to_device,
+    ) -> None:
+        super().__init__()
+        self._as_action, self._as_value = action, value
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        n = len(observation)
+        if n not in self._results:
+            zeros = np.zeros(n, np.float32)
+            self._results[n] = (
+                self._as_action(np.zeros(n, np.int64)),
+                {"value": self._as_value(zeros), "log_prob": self._as_value(zeros)},
+            )
+        if observation.ndim == 3:  # not a row of plain numbers
+            observation.to_cupy()
+        action, info = self._results[n]
+        return action, info
+
+    def value(self, observation: Any) -> Any:
+        return self._results[len(observation)][1]["value"]
+
+
 class Screen(gym.Env[Any, int]):
     """Shows nothing, in the size of an Atari game's frames."""
 
@@ -74,8 +111,10 @@ def make_stacked_screen() -> gym.Env[Any, Any]:
     return FrameStackObservation(Screen(), STACK)
 
 
-def make_sampler(make_env: Callable[..., Any] = Clock, **options: Any) -> BasicSampler:
-    agent = Agent()
+def make_sampler(
+    make_env: Callable[..., Any] = Clock, agent: Any = None, **options: Any
+) -> BasicSampler:
+    agent = agent or Agent()
     samples = build_sample_tree(build_example(make_env), agent, batch_shape=(T, B), **options)
     return BasicSampler([SerialCage(make_env, n_envs=B)], agent, samples)
 
@@ -285,6 +324,19 @@ OPERATIONS: dict[str, Callable[[], Callable[[], Any]]] = {
     ),
     "a minibatch of a `Prefetcher` for the device (its thread waits)": Prefetched,
 }
+STEPS: dict[str, Callable[[], Step]] = {
+    "it returns arrays of the device": lambda: Step(agent=PolicyAgent()),
+    "it reads stacks of a `FrameArray`, and returns arrays of the device": lambda: Step(
+        make_stacked_clock, agent=PolicyAgent(), frames="first"
+    ),
+    "it returns a list of actions, the rest on the device": lambda: Step(
+        agent=PolicyAgent(action=np.ndarray.tolist)
+    ),
+    "it returns actions on the device, the rest on the host": lambda: Step(
+        agent=PolicyAgent(value=np.array)
+    ),
+    "it returns arrays of the host": lambda: Step(agent=PolicyAgent(np.array, np.array)),
+}
 OBSERVATIONS: dict[str, dict[str, Any]] = {
     "`FrameArray`: one frame and its flag": {"frames": "first"},
     "`Array`: whole stacks": {},
@@ -319,6 +371,40 @@ def test_the_documents_say_what_the_simulation_counts(what: str) -> None:
     assert counts["device_synchronizations"] == 0
 
 
+@pytest.mark.parametrize("what", STEPS)
+def test_the_documents_say_what_a_step_queues_in_its_stream(what: str) -> None:
+    documented = {row["what"]: int(row["n"]) for row in OF_A_STEP.finditer(TABLE.read_text())}
+    assert documented.keys() == STEPS.keys()
+    with simulated_cuda("lazy") as simulation:
+        step = STEPS[what]()
+        before = simulation.n_operations
+        step()
+        assert simulation.n_operations - before == documented[what]
+        streams = {launch.stream for launch in simulation.launches}
+    assert streams == {0}
+
+
+def test_a_step_asks_twice_for_the_library_and_once_for_the_stream() -> None:
+    calls: Counter[str] = Counter()
+    asked = {
+        each.__code__: each.__name__
+        for each in (library, streams.current_stream_of, streams.use_stream.__wrapped__)
+    }
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code in asked:
+            calls[asked[frame.f_code]] += 1
+
+    with simulated_cuda("lazy"):
+        step = Step(agent=PolicyAgent())
+        sys.setprofile(count)
+        try:
+            step()
+        finally:
+            sys.setprofile(None)
+    assert calls == {"library": 2, "current_stream_of": 1}  # and no context of `use_stream`
+
+
 def test_every_row_of_the_documents_is_counted() -> None:
     assert {row["what"] for row in ROW.finditer(TABLE.read_text())} == set(OPERATIONS)
 
@@ -332,9 +418,9 @@ def test_the_documents_say_how_many_bytes_of_an_observation_go_to_the_device(wha
         with counted() as counts:
             step()
         nbytes = step.nbytes_to_device
-    assert (counts["launches"], counts["bytes_to_device"]) == (1, 0)  # it reads the staged step
+    # The second launch reads the staged step.
+    assert (counts["launches"], counts["bytes_to_device"]) == (2, 0)
     of_observation = sum(size for name, size in nbytes.items() if name.startswith("observation"))
     assert of_observation == int(documented[what].replace(",", ""))
     small = {name: size for name, size in nbytes.items() if not name.startswith("observation")}
-    assert small.pop("action") == 4  # which is on the device already
     assert small == {"reward": 4, "terminated": 1, "truncated": 1}

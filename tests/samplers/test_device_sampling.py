@@ -354,7 +354,7 @@ class DeviceAgent:
     ("kind", "make_env", "n_envs"),
     [(kind, *each) for kind in KINDS for each in ((Clock, 1), (Clock, 16), (make_echo, 3))],
 )
-def test_a_step_is_one_launch_one_copy_and_one_wait(
+def test_a_step_is_two_launches_and_one_wait(
     schedule: str, seed: int, kind: str, make_env: Callable[..., gym.Env], n_envs: int
 ) -> None:
     agent = TreeAgent() if make_env is make_echo else TensorAgent()
@@ -368,8 +368,8 @@ def test_a_step_is_one_launch_one_copy_and_one_wait(
         before, before_all = copy.copy(cuda.counters), copy.copy(simulation.counters)
         sampler.collect_batch()
         counted, all_counted = cuda.counters.since(before), simulation.counters.since(before_all)
-    assert counted.launches == T + 1  # and one for the rotation
-    assert counted.copies_to_host == T
+    assert counted.launches == 2 * T + 1  # and one for the rotation
+    assert counted.copies_to_host == 0
     assert counted.event_synchronizations == T
     assert counted.copies_to_device == 1  # the rotation's table
     assert counted.stream_synchronizations == counted.device_synchronizations == 0

@@ -43,6 +43,7 @@ class Engine:
     def __init__(self, schedule: Schedule) -> None:
         self.counters = Counters()
         self.captures = Captures()
+        self.n_operations = 0  # that do something: neither marks, nor the freeing of memory
         self.lock = threading.RLock()
         self.before_work: Callable[[], None] | None = None  # asked before anything is queued
         self._schedule = schedule
@@ -90,11 +91,13 @@ class Engine:
                     needs = capture.needs_of(stream, after)
                     capture.add(Operation(name, stream, needs, action, checks, capture))
                     return capture.nodes[-1]
+            self.n_operations += action is not None and is_recorded
             return self._add(name, stream, [after], action, checks)
 
     def launch(self, graph: GraphRecord, address: int) -> None:
         """Queue a graph in the stream at an address: what it recorded, branches side by side."""
         with self.lock:
+            self.n_operations += 1
             begin = self.queue(address, "a graph's begin", after=graph.last)
             made: dict[Operation, Operation] = {}
             streams = {graph.origin: self.stream_at(address)}

@@ -49,6 +49,16 @@ class Simulation:
         return self._device.launches
 
     @property
+    def n_operations(self) -> int:
+        """Number of launches, copies and writes that were queued in all streams so far.
+
+        Operations from array to array on the device count too, whichever library asked for them.
+        Those of torch do not: on a simulated device its tensors are the host's. A graph is one
+        operation each time that it is launched.
+        """
+        return self._device.engine.n_operations
+
+    @property
     def n_pending(self) -> int:
         """Number of operations that were queued and have not run."""
         return self._device.engine.n_pending
