@@ -41,8 +41,7 @@ def locate_rows(value: Any) -> DeviceRows | None:  # Any: a value of any library
     if is_tensor(value):
         return _locate_tensor(value) if value.is_cuda else None
     if not cuda.is_device_array(value):
-        is_plain = getattr(value, "is_for_gpu", False) and value.row_writer is None
-        if not is_plain or value.is_gathered:
+        if not getattr(value, "is_for_gpu", False) or value.is_gathered:
             return None
         value = value.to_cupy()
     pointer = value.data

@@ -227,7 +227,7 @@ USED_MEMBERS = {
     ),
     "cupy.cuda.Graph": ("launch", "upload"),
     "cupy.cuda.Event": ("record", "done", "synchronize"),
-    "cupy.cuda.MemoryPointer": ("memset_async",),
+    "cupy.cuda.MemoryPointer": ("memset_async", "ptr", "device_id"),
     "cupy.cuda.PythonFunctionAllocator": ("malloc",),
     "cupy.cuda.Device": ("compute_capability",),
     "cupy.RawModule": ("get_function",),

@@ -209,6 +209,28 @@ def test_reading_memory_of_both_sides_waits_for_nothing(kind: str) -> None:
 # What use_stream moves
 
 
+def test_torch_is_asked_once_for_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_asked = 0
+    with simulated_cuda("lazy", kernels={"twin": lambda *_: None}) as simulation:
+        torchs = new_stream()
+
+        def current_stream() -> SimpleNamespace:
+            nonlocal n_asked
+            n_asked += 1
+            return SimpleNamespace(cuda_stream=torchs.ptr)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_initialized", lambda: True)
+            patch.setattr(torch.cuda, "current_stream", current_stream)
+            with cuda.use_stream() as stream:
+                assert (n_asked, stream) == (1, torchs)
+            assert cuda.launch("twin", (1,), (1,), []) == torchs
+            assert n_asked == 2
+            cuda.launch("twin", (1,), (1,), [], stream=torchs)  # which is known
+            assert n_asked == 2
+        assert {launch.stream for launch in simulation.launches} == {torchs.ptr}
+
+
 def test_torch_follows_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with simulated_cuda() as simulation:
         stream = new_stream()
