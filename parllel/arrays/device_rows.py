@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_NUMPYS_OWN = 1  # numpy.dtype.isbuiltin; others may have registered a bfloat16
+
+
 class DeviceRows(NamedTuple):
     """The place and form of an array that a kernel can read where it lies.
 
@@ -61,9 +64,10 @@ def _numpys(dtype: torch.dtype) -> np.dtype[Any] | None:
     """Return NumPy's dtype of a tensor's elements; None for torch's short floats and others."""
     name = str(dtype).removeprefix("torch.")
     try:
-        return np.dtype(name)
+        found = np.dtype(name)
     except TypeError:
         return None
+    return found if found.isbuiltin == _NUMPYS_OWN else None
 
 
 @functools.cache

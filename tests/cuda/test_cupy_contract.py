@@ -227,7 +227,7 @@ USED_MEMBERS = {
     ),
     "cupy.cuda.Graph": ("launch", "upload"),
     "cupy.cuda.Event": ("record", "done", "synchronize"),
-    "cupy.cuda.MemoryPointer": ("memset_async", "ptr", "device_id"),
+    "cupy.cuda.MemoryPointer": ("memset_async",),
     "cupy.cuda.PythonFunctionAllocator": ("malloc",),
     "cupy.cuda.Device": ("compute_capability",),
     "cupy.RawModule": ("get_function",),
@@ -266,6 +266,8 @@ def test_instances_of_cupy_have_what_parllel_uses() -> None:
     error = cupy.cuda.runtime.CUDARuntimeError(35)
     assert (error.status, isinstance(error, RuntimeError)) == (35, True)
     assert hasattr(cupy.cuda.runtime.PointerAttributes, "devicePointer")
+    assert hasattr(cupy.cuda.MemoryPointer, "ptr")
+    assert hasattr(cupy.cuda.MemoryPointer, "device_id")
     assert issubclass(cupy.cuda.memory.OutOfMemoryError, MemoryError)
     assert parameters_of(cupy.RawKernel.__call__)[:4] == ["self", "grid", "block", "args"]
     assert cupy.cuda.get_allocator().__self__ is cupy.get_default_memory_pool()

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from optional import needs
 from parllel import Array, ArrayDict, FrameArray, cuda
+from parllel.arrays import device_rows
 from parllel.arrays.device_rows import locate_rows
 from parllel.cages import SerialCage
 from parllel.patterns import build_example, build_sample_tree
@@ -342,6 +344,16 @@ class SparseTensor(CudaTensor):
 def test_a_sparse_tensor_is_not_found() -> None:
     assert locate_rows(torch.eye(4).as_subclass(CudaTensor)) is not None
     assert locate_rows(torch.eye(4).as_subclass(SparseTensor)) is None
+
+
+@needs("ml_dtypes")
+@on_a_device
+def test_a_dtype_that_another_library_registered_is_not_numpys() -> None:
+    import ml_dtypes  # noqa: F401
+
+    device_rows._numpys.cache_clear()  # asked before it was registered
+    assert np.dtype("bfloat16").itemsize == 2
+    assert locate_rows(as_cuda_tensor(np.zeros(4, np.float32)).bfloat16()) is None
 
 
 @on_a_device
