@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cuda.capturing import refuse_capture
-from parllel.cuda.library import DeviceArray, library
+from parllel.cuda.library import CudaUnavailableError, DeviceArray, Library, library
 from parllel.cuda.streams import synchronize, use_stream
 from parllel.cuda.torch_sharing import torch_allocator
 
@@ -25,10 +26,12 @@ def allocate_device(nbytes: int) -> DeviceArray:
     Raises:
         CudaUnavailableError: there is no usable device.
         MemoryError: there is less memory than that; nothing was allocated.
-        RuntimeError: the stream is being captured.
+        RuntimeError: the stream is being captured, or torch's current device is another one than
+            CuPy's.
     """
     cupy = library()
     refuse_capture("the allocation of memory")  # what a graph uses has to outlive it
+    _current_device(cupy)
     _check_free("device", nbytes)
     with use_stream() as stream:
         try:
@@ -50,12 +53,14 @@ def allocate_managed(nbytes: int) -> tuple[DeviceArray, NDArray[np.uint8]]:
     The zeros are written in the caller's current stream, and the host waits for them.
 
     Raises:
-        CudaUnavailableError: there is no usable device.
+        CudaUnavailableError: there is no usable device, or the host can't use its managed memory
+            while a kernel runs.
         MemoryError: the system refused it.
-        RuntimeError: the stream is being captured.
+        RuntimeError: as for `allocate_device`.
     """
     cupy = library()
     refuse_capture("the allocation of memory")
+    _check_concurrent(cupy)
     try:
         pointer = cupy.cuda.malloc_managed(max(nbytes, 1))
     except (MemoryError, OverflowError, cupy.cuda.runtime.CUDARuntimeError) as error:
@@ -116,6 +121,37 @@ class _HostView:
             "data": (int(pointer.ptr), False),
             "version": 3,
         }
+
+
+def _current_device(cupy: Library) -> int:
+    """Return the number of the current device, which is torch's as well.
+
+    Raises:
+        RuntimeError: torch has another one. Its streams belong to that, and no work of the current
+            device can go there.
+    """
+    number: int = cupy.cuda.runtime.getDevice()
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return number
+    theirs = getattr(torch.cuda.current_stream(), "device_index", number)
+    if theirs != number:
+        raise RuntimeError(
+            f"device: torch's current one is {theirs}, and CuPy's is {number}, expected one for"
+            f" both; call torch.cuda.set_device({theirs}) and cupy.cuda.Device({theirs}).use(), or"
+            " show the program one device alone with CUDA_VISIBLE_DEVICES"
+        )
+    return number
+
+
+def _check_concurrent(cupy: Library) -> None:
+    runtime, number = cupy.cuda.runtime, _current_device(cupy)
+    if not runtime.deviceGetAttribute(runtime.cudaDevAttrConcurrentManagedAccess, number):
+        raise CudaUnavailableError(
+            f"managed memory: the host must not touch it while any kernel of device {number} runs,"
+            " which has no concurrent managed access (as under WSL2, and as some virtual GPUs);"
+            ' use storage="device", or storage="pinned"'
+        )
 
 
 def _check_free(kind: str, nbytes: int) -> None:

@@ -34,14 +34,15 @@ def tensor_over(array: DeviceArray) -> torch.Tensor:
             f"to_torch: torch can't share strides {array.strides}; index with a positive step, or"
             " copy the values on the device first: to_cupy().copy()"
         )
-    kind = array.__dlpack_device__()[0]
+    kind, number = array.__dlpack_device__()
     if kind == _DLPACK_CPU:
         return from_dlpack(array)
     _check_torch_has_a_device()
     with use_stream() as before:
         if kind != _DLPACK_MANAGED:
             return from_dlpack(array)
-        tensor = torch.as_tensor(array, device="cuda")  # torch refuses it by DLPack
+        # torch refuses it by DLPack, and without the number would copy to its current device.
+        tensor = torch.as_tensor(array, device=f"cuda:{number}")
     order_streams(before, current_stream())  # by the array interface torch asks for no order
     return tensor
 

@@ -32,7 +32,8 @@ class Managed(Memory):
         nbytes: size of the block.
 
     Raises:
-        CudaUnavailableError: there is no usable device.
+        CudaUnavailableError: there is no usable device, or the host can't use its managed memory
+            while a kernel runs, as under WSL2.
         MemoryError: device and host together have less memory than that, or the system refused
             it; nothing was allocated.
     """

@@ -200,7 +200,7 @@ class FakeArray:
         self._type = dlpack_type
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self._type, 0
+        return self._type, 1
 
 
 @pytest.mark.parametrize("dlpack_type", [2, 13])
@@ -233,7 +233,7 @@ def test_managed_memory_reaches_torch_by_the_array_interface(
     monkeypatch.setattr(torch, "as_tensor", as_tensor)
     managed = FakeArray(13)
     assert cuda.tensor_over(managed) == "tensor"
-    assert taken == [(managed, "cuda")]
+    assert taken == [(managed, "cuda:1")]
     assert lazy.counters == cuda.Counters()
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from optional import needs
-from parllel import cuda
+from parllel import Array, cuda
 from parllel.cuda import launches
 from parllel.testing.simulated_cuda import Simulation, simulated_cuda
 from parllel.testing.simulated_cuda.fixture import cuda_simulation
@@ -127,7 +127,7 @@ def test_a_library_that_was_found_usable_is_looked_up_and_not_asked_again(
 FORKING = """
 import os, sys
 from types import ModuleType, SimpleNamespace
-from parllel import cuda
+from parllel import Array, cuda
 
 parent, error = os.getpid(), type("FakeError", (Exception,), {"status": 3})
 
@@ -714,3 +714,25 @@ def test_a_managed_block_of_absurd_size_is_a_memory_error() -> None:
             pytest.raises(MemoryError, match=f"managed memory: {nbytes:,} bytes wanted"),
         ):
             cuda.allocate_managed(nbytes)
+
+
+def test_managed_memory_that_the_host_must_not_touch_beside_kernels_is_refused(
+    cuda_simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = cuda.library().cuda.runtime
+    monkeypatch.setattr(runtime, "deviceGetAttribute", lambda attrib, device: 0)
+    with pytest.raises(cuda.CudaUnavailableError, match=r"no concurrent managed access.*pinned"):
+        Array((2,), "f4", storage="managed")
+    Array((2,), "f4", storage="device").close()
+
+
+@pytest.mark.parametrize("storage", ["device", "managed"])
+def test_torch_and_cupy_have_one_current_device(
+    storage: str, cuda_simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = SimpleNamespace(cuda_stream=0, device_index=1)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    with pytest.raises(RuntimeError, match=r"torch's current one is 1, .* Device\(1\)\.use\(\)"):
+        Array((2,), "f4", storage=storage)
+    assert cuda_simulation.used_nbytes == 0

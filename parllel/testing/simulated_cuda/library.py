@@ -22,8 +22,11 @@ _RUNTIME = {
     for name in (
         "CUDARuntimeError",
         "PointerAttributes",
+        "cudaDevAttrConcurrentManagedAccess",
+        "deviceGetAttribute",
         "deviceSynchronize",
         "driverGetVersion",
+        "getDevice",
         "getDeviceCount",
         "hostRegister",
         "memcpyAsync",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from parllel.testing.simulated_cuda.active import device, is_active
+from parllel.testing.simulated_cuda.errors import NotImitatedError
 from parllel.testing.simulated_cuda.memory import Memory, bytes_at
 from parllel.testing.simulated_cuda.runtime_errors import (
     ALREADY_REGISTERED,
@@ -15,6 +16,8 @@ from parllel.testing.simulated_cuda.runtime_errors import (
     CUDARuntimeError,
 )
 from parllel.testing.simulated_cuda.streams import is_capturing, synchronize_device
+
+cudaDevAttrConcurrentManagedAccess = 89  # noqa: N816  # CUDA's number
 
 _VERSION = 13000  # CUDA 13.0
 _TYPES = {"page-locked": 1, "device": 2, "foreign": 2, "managed": 3}  # cudaMemoryType
@@ -32,6 +35,18 @@ class PointerAttributes:
 
 def getDeviceCount() -> int:  # noqa: N802
     """Return the number of devices: 1."""
+    return 1
+
+
+def getDevice() -> int:  # noqa: N802
+    """Return the number of the current device: 0."""
+    return 0
+
+
+def deviceGetAttribute(attrib: int, device: int) -> int:  # noqa: N802
+    """Return an attribute of the device. It has concurrent managed access."""
+    if attrib != cudaDevAttrConcurrentManagedAccess:
+        raise NotImitatedError(f"attribute {attrib} of a device is not imitated")
     return 1
 
 
