@@ -127,7 +127,7 @@ def test_a_library_that_was_found_usable_is_looked_up_and_not_asked_again(
 FORKING = """
 import os, sys
 from types import ModuleType, SimpleNamespace
-from parllel import Array, cuda
+from parllel import cuda
 
 parent, error = os.getpid(), type("FakeError", (Exception,), {"status": 3})
 
