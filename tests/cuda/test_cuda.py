@@ -733,6 +733,6 @@ def test_torch_and_cupy_have_one_current_device(
     stream = SimpleNamespace(cuda_stream=0, device_index=1)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    with pytest.raises(RuntimeError, match=r"torch's current one is 1, .* Device\(1\)\.use\(\)"):
+    with pytest.raises(RuntimeError, match=r"torch's current one is 1, .*Device\(1\)\.use\(\)"):
         Array((2,), "f4", storage=storage)
     assert cuda_simulation.used_nbytes == 0
