@@ -330,3 +330,25 @@ def test_a_graph_is_made_by_a_capture_alone() -> None:
             cuda.library().cuda.Graph()
         with pytest.raises(RuntimeError, match="InvalidValue"):
             new_stream().end_capture()
+
+
+def test_a_graph_is_one_operation_at_each_launch_and_marks_and_frees_are_none() -> None:
+    with simulated_cuda("lazy", kernels=KERNELS) as simulation:
+        stream = new_stream()
+        with stream:
+            values, other = (cuda.to_device(np.zeros(3, np.int64)) for _ in range(2))
+            assert simulation.n_operations == 2
+            values[...] = other
+            launch("add", values, np.int64(2))
+            assert simulation.n_operations == 4
+            cuda.Event().record().wait()
+            del other
+            cuda.synchronize()
+            assert simulation.n_operations == 4
+        with captured(stream) as graphs:
+            launch("add", values, np.int64(2))
+            launch("add", values, np.int64(2))
+        assert simulation.n_operations == 4
+        for _ in range(2):
+            graphs[0].launch(stream)
+        assert simulation.n_operations == 6
