@@ -112,6 +112,10 @@ class Cage(ABC):
     n_envs: int
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
+    goes_on: bool = False
+    """Whether a step goes on after `start_command`, in other processes or threads. A caller that
+    has to wait for something else meanwhile leaves them its core."""
+
     n_restarts: int = 0
     """How many environments were made anew because they failed (`ProcessCage`)."""
 

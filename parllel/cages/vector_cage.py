@@ -91,7 +91,7 @@ class VectorCage(Cage):
         self._stepper = VectorStepper(make_vector_env(**(env_kwargs or {})), make_traj_info, seed)
         self._under_way: tuple[Command, Rows] | None = None
         self._result: tuple[Any, ...] | None = None
-        self.n_envs = self._stepper.n_envs
+        self.n_envs, self.goes_on = self._stepper.n_envs, self._stepper.goes_on
         self.observation_space = self._stepper.observation_space
         self.action_space = self._stepper.action_space
 

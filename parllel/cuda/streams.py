@@ -158,12 +158,16 @@ class Event:
     ...     print(event.query())
     True
 
+    Args:
+        sleeps: whether the host's thread sleeps while it waits in `synchronize`, and leaves its
+            core to others. It goes on some time later than a thread that looks again and again.
+
     Raises:
         CudaUnavailableError: there is no usable device.
     """
 
-    def __init__(self) -> None:
-        self._event = library().cuda.Event(disable_timing=True)
+    def __init__(self, *, sleeps: bool = False) -> None:
+        self._event = library().cuda.Event(block=sleeps, disable_timing=True)
 
     def record(self, stream: AnyStream | None = None) -> Self:
         """Move the mark behind all that is now in a stream. Returns at once.

@@ -35,10 +35,19 @@ class Group:
         samples: the sampler's tree.
         columns: the columns of the cages' environments in the tree's second dimension.
         check: whether to check each action of the agent, and not only the first one.
+        others_go_on: whether environments of other groups may step while this one waits for an
+            action, in processes or threads of their own (`Cage.goes_on`). Then the wait for a GPU
+            leaves its core to them.
     """
 
     def __init__(
-        self, cages: Sequence[Cage], samples: ArrayDict, columns: range, *, check: bool = False
+        self,
+        cages: Sequence[Cage],
+        samples: ArrayDict,
+        columns: range,
+        *,
+        check: bool = False,
+        others_go_on: bool = False,
     ) -> None:
         self.cages = list(cages)
         self._check = check
@@ -57,7 +66,7 @@ class Group:
         self._parts = _parts_of(self.cages)
         self._rows: list[_AgentRows] = []
         self._is_checked = False  # whether the agent's steps return what they have to
-        self.transfer: Transfer = _transfer_for(samples, columns)
+        self.transfer: Transfer = _transfer_for(samples, columns, sleeps=others_go_on)
         # For each of the transfer's host rows, a command for each cage.
         self._commands = self._prepare_commands()
 
@@ -186,7 +195,7 @@ class Group:
         ]
 
 
-def _transfer_for(samples: ArrayDict, columns: range) -> Transfer:
+def _transfer_for(samples: ArrayDict, columns: range, *, sleeps: bool) -> Transfer:
     """Return the transfer that suits the memory of a sample tree."""
     leaves = list(samples.walk())
     on_host = [path_text(path) for path, leaf in leaves if leaf.is_on_host]
@@ -197,7 +206,7 @@ def _transfer_for(samples: ArrayDict, columns: range) -> Transfer:
             f"samples: {', '.join(on_host)} in other memory than the device's, expected all"
             ' leaves there or none; move the tree with samples.to("device")'
         )
-    return Staging(samples, columns)
+    return Staging(samples, columns, sleeps=sleeps)
 
 
 def _prepare_step(cage: Cage, rows: ArrayDict) -> Command:

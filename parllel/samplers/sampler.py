@@ -80,9 +80,18 @@ class Sampler:
         if bind_actions is not None:
             bind_actions(cages[0].action_space)
         self._left_out: set[TreePath] = set()  # entries of infos that were told of
+        parts = self._split_cages(self.cages)
         self._groups = [
-            Group(part, samples, columns, check=check)
-            for part, columns in self._split_cages(self.cages)
+            Group(
+                part,
+                samples,
+                columns,
+                check=check,
+                others_go_on=any(
+                    cage.goes_on for other, _ in parts if other is not part for cage in other
+                ),
+            )
+            for part, columns in parts
         ]
 
     def _split_cages(self, cages: Sequence[Cage]) -> list[tuple[Sequence[Cage], range]]:

@@ -71,6 +71,7 @@ class Staging:
     Args:
         samples: the sampler's tree, all of it in device memory.
         columns: the environments of this transfer, as columns of the tree; all by default.
+        sleeps: whether the host leaves its core to others while it waits for an action.
 
     Raises:
         MemoryError, RuntimeError: as for `pinned` memory.
@@ -90,7 +91,9 @@ class Staging:
         array([7., 7.], dtype=float32)
     """
 
-    def __init__(self, samples: ArrayDict, columns: range | None = None) -> None:
+    def __init__(
+        self, samples: ArrayDict, columns: range | None = None, *, sleeps: bool = False
+    ) -> None:
         self._samples = samples
         self._batch_T, self._batch_B = samples["reward"].batch_shape[:2]
         self._columns = range(self._batch_B) if columns is None else columns
@@ -122,7 +125,9 @@ class Staging:
         self._results = ResultCopy(samples, self._columns, slots, self._action, self._table)
         self._first: Array | ArrayDict | None = None
         self._stream: cuda.Stream = None  # of the last step
-        self._is_sent = cuda.Event()  # behind the last launch that reads the agent's results
+        self._is_sent = cuda.Event(
+            sleeps=sleeps
+        )  # behind the last launch that reads the agent's results
         self._is_taken = cuda.Event()  # behind the last launch that reads a staged step
         # The finalizer keeps the pinned memory until the GPU has used it, though nothing else does.
         used = self._is_sent, self._is_taken

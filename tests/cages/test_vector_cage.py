@@ -1051,3 +1051,9 @@ def test_info_in_another_form_is_refused() -> None:
         pytest.raises(TypeError, match="info: got a list, expected a dictionary of arrays"),
     ):
         reset(cage)
+
+
+@pytest.mark.parametrize(("vector", "goes_on"), [(SyncVectorEnv, False), (AsyncVectorEnv, True)])
+def test_it_says_whether_a_step_goes_on_in_workers(vector: Any, goes_on: bool) -> None:
+    with VectorCage(vector, {"env_fns": [Clock] * 2}) as cage:
+        assert cage.goes_on is goes_on

@@ -376,6 +376,22 @@ def test_a_step_is_two_launches_and_one_wait(
     assert all_counted.stream_synchronizations == all_counted.device_synchronizations == 0
 
 
+@each_kind
+def test_the_host_sleeps_only_where_other_environments_use_its_core(kind: str) -> None:
+    with simulated_cuda("lazy"), cages_of(kind) as first, cages_of("SerialCage") as second:
+        for sampler_kind, cages, expected in (
+            (BasicSampler, first, [False]),
+            # The first group's environments step while the second one waits for its action.
+            (AlternatingSampler, [*first, *second], [False, kind == "ProcessCage"]),
+        ):
+            n_envs = sum(cage.n_envs for cage in cages)
+            samples = make_tree(Walk, QueueingAgent("local"), n_envs).to("device")
+            sampler = sampler_kind(cages, QueueingAgent("device"), samples)
+            transfers: list[Any] = [group.transfer for group in sampler._groups]
+            found = [each._is_sent._event._is_blocking for each in transfers]
+            assert found == expected
+
+
 # Staged steps
 
 

@@ -113,6 +113,8 @@ class ProcessCage(Cage):
         MemoryError: there is too little shared memory.
     """
 
+    goes_on = True
+
     def __init__(
         self,
         make_env: Callable[..., gym.Env[Any, Any]],

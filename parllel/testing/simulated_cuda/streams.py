@@ -126,6 +126,7 @@ class Event:
     ) -> None:
         if interprocess:
             raise NotImitatedError("events between processes are not imitated")
+        self._is_blocking = block  # where a thread waits for it, in CUDA's words
         self._mark: Operation | None = None  # where it was recorded last
 
     @property
