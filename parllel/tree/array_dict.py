@@ -72,7 +72,7 @@ class ArrayDict(MutableMapping[str, Any]):
         for name, value in dict({} if items is None else items).items():
             if not isinstance(name, str):
                 raise TypeError(f"ArrayDict: got {name!r} as a name, expected a string")
-            self[name] = value
+            self._set_branch(name, value)
 
     # A dictionary of branches
 
@@ -161,12 +161,12 @@ class ArrayDict(MutableMapping[str, Any]):
         except Exception as error:
             raise_at(list(self.walk())[number][0], error)
 
-    def _set_branch(self, name: str, value: object) -> None:
+    def _set_branch(self, name: str, value: Any) -> None:  # Any: a leaf of any library
         if self._origin is not None:
             self._write_branch(name, value)
             return
-        is_foreign = isinstance(value, Mapping) and not isinstance(value, ArrayDict)
-        self._items[name] = ArrayDict(value) if is_foreign else value  # type: ignore[arg-type]
+        is_leaf = isinstance(value, Array) or not isinstance(value, Mapping)  # quickly told
+        self._items[name] = value if is_leaf or isinstance(value, ArrayDict) else ArrayDict(value)
         self._plan = None
 
     def _make_plan(self) -> RowPlan:
