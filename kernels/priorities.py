@@ -24,20 +24,22 @@ from parllel.kernels.sum_tree import (
     to_number,
 )
 from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda
-from parllel.kernels.transitions import PARTS as TRANSITION_PARTS
 from parllel.kernels.transitions import (
+    BETA,
     RING,
-    SEED,
     Ring,
     Seed,
     Transitions,
+    count_draw,
     draw_words,
     find_n_step_span,
-    read_ring_table,
+    read_ring,
+    read_seed,
     read_transitions,
     write_nothing,
     write_transition,
 )
+from parllel.kernels.transitions import PARTS as TRANSITION_PARTS
 
 # NaN and infinity are not at most this.
 LARGEST_FLOAT = np.finfo(np.float32).max
@@ -144,7 +146,7 @@ def weigh(priority: int, smallest: int, beta: np.float32) -> np.float32:
     return power(share, beta)
 
 
-# Entries. `tree` is the address of a `SumTree`, one int64 after the other.
+# Entries. `tree` is the address of a `SumTree`, `state` that of a `DrawState`.
 
 
 def read_tree(table: int) -> SumTree:
@@ -156,15 +158,14 @@ def read_tree(table: int) -> SumTree:
 
 def refresh_on_grid(
     ring_table: int,
-    first: int,
-    stop: int,
+    state: int,
     discount: np.float32,
     tree: int,
     begin: int,
     n_items: int,
 ) -> None:
     """Refresh steps from `begin` on: one thread for each, on a grid with one axis."""
-    ring, sums = Ring(read_ring_table(ring_table), first, stop, discount), read_tree(tree)
+    ring, sums = read_ring(ring_table, state, discount), read_tree(tree)
     item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while item < n_items:
         refresh(ring, sums, begin, item)
@@ -173,8 +174,7 @@ def refresh_on_grid(
 
 def update_on_grid(
     ring_table: int,
-    first: int,
-    stop: int,
+    state: int,
     discount: np.float32,
     tree: int,
     alpha: np.float32,
@@ -185,7 +185,7 @@ def update_on_grid(
     n_items: int,
 ) -> None:
     """Update priorities: one thread for each transition, on a grid with one axis."""
-    ring, sums = Ring(read_ring_table(ring_table), first, stop, discount), read_tree(tree)
+    ring, sums = read_ring(ring_table, state, discount), read_tree(tree)
     by = Formula(alpha, epsilon, limit)
     item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while item < n_items:
@@ -196,65 +196,60 @@ def update_on_grid(
 
 def draw_by_priority_on_grid(
     ring_table: int,
-    first: int,
-    stop: int,
+    state: int,
     discount: np.float32,
     tree: int,
-    key_a: int,
-    key_b: int,
-    number: int,
     n_items: int,
     transitions: int,
     priorities: int,
 ) -> None:
     """Draw all transitions: one thread for each, on a grid with one axis."""
-    ring, sums = Ring(read_ring_table(ring_table), first, stop, discount), read_tree(tree)
-    out, seed = read_transitions(transitions), Seed(key_a, key_b, number)
+    ring, sums = read_ring(ring_table, state, discount), read_tree(tree)
+    out, seed = read_transitions(transitions), read_seed(state)
+    n_threads = cuda.gridDim.x * cuda.blockDim.x
     item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while item < n_items:
         leaf = draw_leaf(ring, sums, seed, n_items, item)
         store_int64(priorities + item * 8, write_leaf(ring, sums, leaf, out, item))
-        item += cuda.gridDim.x * cuda.blockDim.x
+        item += n_threads
+    count_draw(state, n_threads)
 
 
 def draw_by_priority_in_turn(
     ring_table: int,
-    first: int,
-    stop: int,
+    state: int,
     discount: np.float32,
     tree: int,
-    key_a: int,
-    key_b: int,
-    number: int,
     n_items: int,
     transitions: int,
     priorities: int,
 ) -> None:
     """Draw all transitions on a CPU."""
-    ring, sums = Ring(read_ring_table(ring_table), first, stop, discount), read_tree(tree)
-    out, seed = read_transitions(transitions), Seed(key_a, key_b, number)
+    ring, sums = read_ring(ring_table, state, discount), read_tree(tree)
+    out, seed = read_transitions(transitions), read_seed(state)
     for item in range(n_items):  # apart from the rest: less code waits for each load of a sum
         store_int64(priorities + item * 8, draw_leaf(ring, sums, seed, n_items, item))
     for item in range(n_items):
         leaf = load_int64(priorities + item * 8)
         store_int64(priorities + item * 8, write_leaf(ring, sums, leaf, out, item))
+    count_draw(state, 1)
 
 
-def weigh_on_grid(priorities: int, n_items: int, beta: np.float32, weights: int) -> None:
+def weigh_on_grid(priorities: int, n_items: int, state: int, weights: int) -> None:
     """Write all weights: one thread for each, on a grid with one axis.
 
     Each thread finds the smallest priority itself, as none can wait for those of other blocks.
     """
-    item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    item, beta = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, load_float32(state + BETA)
     while item < n_items:
         smallest = find_smallest(priorities, n_items)
         store_float32(weights + item * 4, weigh(load_int64(priorities + item * 8), smallest, beta))
         item += cuda.gridDim.x * cuda.blockDim.x
 
 
-def weigh_in_turn(priorities: int, n_items: int, beta: np.float32, weights: int) -> None:
+def weigh_in_turn(priorities: int, n_items: int, state: int, weights: int) -> None:
     """Write all weights on a CPU."""
-    smallest = find_smallest(priorities, n_items)
+    smallest, beta = find_smallest(priorities, n_items), load_float32(state + BETA)
     for item in range(n_items):
         store_float32(weights + item * 4, weigh(load_int64(priorities + item * 8), smallest, beta))
 
@@ -275,13 +270,13 @@ UPDATE = DeviceEntry(
 DRAW = DeviceEntry(
     "draw_by_priority",
     draw_by_priority_on_grid,
-    f"void({RING}, int64, {SEED}, int64, int64, int64)",
+    f"void({RING}, int64, int64, int64, int64)",
     (*_TREE_PARTS, find_bound, draw_leaf, write_leaf),
 )
 WEIGH = DeviceEntry(
     "weigh_priorities",
     weigh_on_grid,
-    "void(int64, int64, float32, int64)",
+    "void(int64, int64, int64, int64)",
     (find_smallest, power, weigh),
 )
 # What runs on a CPU for each kernel: a loop of its own, or the only thread of a grid.

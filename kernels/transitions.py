@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parllel.kernels.addresses import (
+    add_int64,
     load_byte,
     load_float32,
     load_int32,
@@ -66,6 +67,26 @@ class Seed(NamedTuple):
     number: int  # of the minibatch, among all that are drawn with the key
 
 
+class DrawState(NamedTuple):
+    """What changes between draws: in memory, so that draws of a captured graph see the change.
+
+    One int64 after the other: an argument of the kernels. The weights' exponent, a float32, lies
+    behind these.
+    """
+
+    first: int  # number of the oldest step that is there
+    stop: int  # number of the step that will be written next
+    key_a: int
+    key_b: int
+    number: int  # of the next minibatch; a draw counts it up
+    n_counted: int  # threads of the launch under way that have counted; 0 between launches
+
+
+BETA = len(DrawState._fields) * 8  # where in the state the weights' exponent lies
+STATE_NUMBERS = len(DrawState._fields) + 1  # int64 numbers that the state takes
+_FIRST, _STOP, _KEY_A, _KEY_B, _NUMBER, _N_COUNTED = range(0, BETA, 8)
+
+
 class Transitions(NamedTuple):
     """Addresses of what is written for each transition of a minibatch, [n_items].
 
@@ -104,6 +125,26 @@ def read_ring_table(table: int) -> RingTable:
         load_int64(table + 56),
         load_int64(table + 64),
     )
+
+
+def read_ring(table: int, state: int, discount: np.float32) -> Ring:
+    """Return the ring of a table and of a state, which are given by their addresses."""
+    return Ring(read_ring_table(table), load_int64(state), load_int64(state + _STOP), discount)
+
+
+def read_seed(state: int) -> Seed:
+    """Return the key, and the number of the minibatch that is drawn next."""
+    return Seed(load_int64(state + _KEY_A), load_int64(state + _KEY_B), load_int64(state + _NUMBER))
+
+
+def count_draw(state: int, n_threads: int) -> None:
+    """Let the next launch draw the next minibatch. Each thread calls it, after its last draw.
+
+    The number changes when all threads have read it: the last one to count does it.
+    """
+    if add_int64(state + _N_COUNTED, 1) == n_threads - 1:
+        store_int64(state + _N_COUNTED, 0)
+        store_int64(state + _NUMBER, load_int64(state + _NUMBER) + 1)
 
 
 def read_transitions(table: int) -> Transitions:
@@ -220,55 +261,48 @@ def draw_transition(ring: Ring, seed: Seed, drawn: int, out: Transitions, item: 
 
 
 def draw_on_grid(
-    ring_table: int,
-    first: int,
-    stop: int,
-    discount: np.float32,
-    key_a: int,
-    key_b: int,
-    number: int,
-    n_items: int,
-    transitions: int,
+    ring_table: int, state: int, discount: np.float32, n_items: int, transitions: int
 ) -> None:
     """Draw all transitions: one thread for each, on a grid with one axis."""
-    ring = Ring(read_ring_table(ring_table), first, stop, discount)
-    out, seed = read_transitions(transitions), Seed(key_a, key_b, number)
+    ring, seed = read_ring(ring_table, state, discount), read_seed(state)
+    out, n_threads = read_transitions(transitions), cuda.gridDim.x * cuda.blockDim.x
     item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while item < n_items:
-        drawn = draw_below(draw_words(seed, item, 0), (stop - first) * ring.table.width)
+        limit = (ring.stop - ring.first) * ring.table.width
+        drawn = draw_below(draw_words(seed, item, 0), limit)
         draw_transition(ring, seed, drawn, out, item)
-        item += cuda.gridDim.x * cuda.blockDim.x
+        item += n_threads
+    count_draw(state, n_threads)
 
 
 def draw_in_turn(
     ring_table: int,
-    first: int,
-    stop: int,
+    state: int,
     discount: np.float32,
-    key_a: int,
-    key_b: int,
-    number: int,
     n_items: int,
     transitions: int,
     scratch: npt.NDArray[np.int64],
 ) -> int:
     """Draw all transitions on a CPU; return for how many there was none that can be sampled."""
-    ring = Ring(read_ring_table(ring_table), first, stop, discount)
-    out, seed = read_transitions(transitions), Seed(key_a, key_b, number)
+    ring, seed = read_ring(ring_table, state, discount), read_seed(state)
+    out = read_transitions(transitions)
     for item in range(n_items):  # apart from the rest: the compiler draws several at once
-        limit = (stop - first) * ring.table.width
+        limit = (ring.stop - ring.first) * ring.table.width
         scratch[item] = draw_below(draw_words(seed, item, 0), limit)
     n_missing = 0
     for item in range(n_items):
         if not draw_transition(ring, seed, scratch[item], out, item):
             n_missing += 1
+    count_draw(state, 1)
     return n_missing
 
 
-RING = "int64, int64, int64, float32"
-SEED = "int64, int64, int64"
+RING = "int64, int64, float32"
 PARTS = (
     read_ring_table,
+    read_ring,
+    read_seed,
+    count_draw,
     read_transitions,
     philox,
     draw_below,
@@ -280,12 +314,12 @@ PARTS = (
 DEVICE = DeviceEntry(
     "draw_transitions",
     draw_on_grid,
-    f"void({RING}, {SEED}, int64, int64)",
+    f"void({RING}, int64, int64)",
     (*PARTS, draw_transition),
 )
 # `draw_in_turn` for a ring in host memory. Compiled, it checks nothing.
 ON_CPU = CpuKernel(
     draw_in_turn,
-    f"int64({RING}, {SEED}, int64, int64, Array(int64, 1, 'C'))",
+    f"int64({RING}, int64, int64, Array(int64, 1, 'C'))",
     parts=(*PARTS, draw_transition),
 )

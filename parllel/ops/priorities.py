@@ -9,10 +9,9 @@ import numpy as np
 from parllel.cuda import AnyArray, DeviceArray
 from parllel.kernels import priorities as kernel
 from parllel.kernels.sum_tree import ONE, SumTree, find_limit, lay_out, pack_largest
-from parllel.kernels.transitions import Seed
 from parllel.ops.launching import launch_items
 from parllel.ops.sides import address_of, as_argument, common_side, make_table
-from parllel.ops.transitions import DrawnTransitions, SampledRing, Steps
+from parllel.ops.transitions import DrawnTransitions, DrawState, SampledRing
 from parllel.storages import Side
 
 NO_UPDATE = pack_largest(0, ONE)
@@ -59,14 +58,14 @@ def count_numbers(n_places: int) -> int:
 
 
 def refresh_priorities(
-    ring: SampledRing, steps: Steps, priorities: Priorities, begin: int, n_steps: int
+    ring: SampledRing, state: DrawState, priorities: Priorities, begin: int, n_steps: int
 ) -> None:
     """Let steps have a priority if and only if they can be sampled now.
 
     On a GPU it is one launch in the caller's current stream, as for the other functions here.
 
     Args:
-        ring, steps: what can be sampled.
+        ring, state: what can be sampled.
         priorities: the priorities of all steps of the ring, updated. A step that can be sampled
             from now on gets the largest priority that the latest updates gave: those between
             two batches, since only there the number of the next step is the same.
@@ -75,13 +74,13 @@ def refresh_priorities(
     """
     n_items = n_steps * ring.width
     if n_items > 0:
-        before = (ring.argument, *steps, priorities.argument, begin)
+        before = (ring.argument, *state.arguments, priorities.argument, begin)
         _run(kernel.REFRESH.name, ring.side, n_items, (*before, n_items))
 
 
 def update_priorities(
     ring: SampledRing,
-    steps: Steps,
+    state: DrawState,
     priorities: Priorities,
     *,
     index: AnyArray,
@@ -92,7 +91,7 @@ def update_priorities(
     """Give transitions the priority (abs(error) + epsilon) ** alpha.
 
     Args:
-        ring, steps: what can be sampled; a transition that can't be keeps having no priority.
+        ring, state: what can be sampled; a transition that can't be keeps having no priority.
         priorities: the priorities of all steps of the ring, updated.
         index: int64 [n], C-contiguous, the transitions to update, by their identity.
         error: float32 [n], C-contiguous, of any sign; one that is NaN or infinite is left out.
@@ -100,38 +99,37 @@ def update_priorities(
     """
     formula = alpha, epsilon, priorities.limit
     vectors = as_argument(index), as_argument(error)
-    before = (ring.argument, *steps, priorities.argument, *formula, *vectors)
+    before = (ring.argument, *state.arguments, priorities.argument, *formula, *vectors)
     _run(kernel.UPDATE.name, ring.side, len(index), (*before, len(index)))
 
 
 def draw_by_priority(
-    ring: SampledRing, steps: Steps, priorities: Priorities, seed: Seed, out: DrawnTransitions
+    ring: SampledRing, state: DrawState, priorities: Priorities, out: DrawnTransitions
 ) -> int:
     """Draw transitions in proportion to their priorities, one from each of equal shares of all.
 
     Args:
-        ring, steps: what to draw from; one step at least.
+        ring, state: what to draw from; one step at least.
         priorities: the priorities of all steps of the ring.
-        seed: key of the random numbers, and the number of the minibatch.
         out: what is overwritten, on the same side; its scratch with the priorities drawn.
 
     Returns:
         For how many transitions there was none that can be sampled, all or none of them; their
         return and discount are NaN. On a GPU 0: the host does not wait to know.
     """
-    before = (ring.argument, *steps, priorities.argument, *seed)
+    before = (ring.argument, *state.arguments, priorities.argument)
     arguments = (*before, out.n_items, out.argument, out.scratch_argument)
     _run(kernel.DRAW.name, ring.side, out.n_items, arguments)
     return out.n_items if ring.side == "host" and not out.scratch[0] else 0
 
 
-def weigh_priorities(ring: SampledRing, drawn: DrawnTransitions, *, beta: np.float32) -> None:
+def weigh_priorities(ring: SampledRing, state: DrawState, drawn: DrawnTransitions) -> None:
     """Write (smallest priority / priority) ** beta for each transition drawn by priority.
 
     Args:
-        ring: what was drawn from.
+        ring, state: what was drawn from. The state has beta: how far weights undo priorities, 0 not
+            at all, 1 wholly.
         drawn: the transitions, after `draw_by_priority`; their weights are overwritten.
-        beta: how far weights undo priorities: 0 not at all, 1 wholly.
 
     Raises:
         ValueError: the transitions have no memory for weights.
@@ -139,7 +137,7 @@ def weigh_priorities(ring: SampledRing, drawn: DrawnTransitions, *, beta: np.flo
     weight = drawn.weight_argument
     if weight is None:
         raise ValueError("weigh_priorities: the transitions have no weight; give them the array")
-    arguments = (drawn.scratch_argument, drawn.n_items, beta, weight)
+    arguments = (drawn.scratch_argument, drawn.n_items, state.argument, weight)
     _run(kernel.WEIGH.name, ring.side, drawn.n_items, arguments)
 
 

@@ -89,6 +89,15 @@ def as_argument(array: AnyArray) -> int | DeviceArray:
     return address_of(array) if isinstance(array, np.ndarray) else array
 
 
+def contiguous(values: AnyArray) -> AnyArray:
+    """Return an array itself where it is C-contiguous, else a copy, which can't be captured."""
+    if values.flags.c_contiguous:
+        return values
+    if not isinstance(values, np.ndarray):
+        cuda.refuse_capture("a copy of values that are not contiguous")
+    return values.copy()
+
+
 def is_on_device(index: AnyIndex) -> bool:
     """Return whether the rows of an index are in device memory, where nothing can check them."""
     return not isinstance(index, range | np.ndarray)

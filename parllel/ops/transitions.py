@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from parllel.cuda import AnyArray
 from parllel.kernels import transitions as kernel
-from parllel.kernels.transitions import RingTable, Seed, Transitions
+from parllel.kernels.transitions import BETA, STATE_NUMBERS, RingTable, Transitions
 from parllel.ops.launching import launch_items
-from parllel.ops.sides import address_of, as_argument, common_side, make_table, to_side
+from parllel.ops.sides import (
+    address_of,
+    as_argument,
+    common_side,
+    copy_from_host,
+    copy_to_host,
+    make_table,
+    to_side,
+)
+from parllel.storages import Side
+
+# Parts of a state's numbers.
+_STEPS, _KEY, _SEED, _NUMBER = slice(0, 2), slice(2, 4), slice(2, 5), slice(4, 5)
+_BETA = BETA // 4  # among floats
 
 
 class SampledRing:
@@ -67,15 +78,54 @@ class SampledRing:
         self.argument = as_argument(self._table)
 
 
-class Steps(NamedTuple):
-    """Which steps of a ring hold samples, and what rewards are discounted by.
+class DrawState:
+    """What changes from draw to draw, in memory that kernels read: captured draws see it.
 
-    Steps are numbered from the first one ever written.
+    Of a GPU it is memory of the device. A draw counts its number up there. All else is written by
+    the methods below, with one small copy each in the caller's current stream.
+
+    Args:
+        side: "host" or "gpu", which of them draws.
+        key: of the random numbers.
+        discount: of rewards, for each step. It never changes.
+        beta: exponent of weights (`weigh_priorities`).
+
+    Attributes:
+        argument: what kernels are given for the state.
+        arguments: what kernels of transitions are given: the state and the discount.
+
+    >>> state = DrawState("host", key=(1, 2), discount=0.5)
+    >>> state.write_steps(first=3, stop=9)
+    >>> state.read_number()
+    0
     """
 
-    first: int  # number of the oldest step that is there
-    stop: int  # number of the step that will be written next
-    discount: np.float32
+    def __init__(
+        self, side: Side, *, key: tuple[int, int], discount: float, beta: float = 1.0
+    ) -> None:
+        numbers = np.zeros(STATE_NUMBERS, np.int64)
+        numbers[_KEY] = key
+        numbers.view(np.float32)[_BETA] = beta
+        self._numbers = to_side(numbers, side)
+        self.argument = as_argument(self._numbers)
+        self.arguments = self.argument, np.float32(discount)
+
+    def write_steps(self, first: int, stop: int) -> None:
+        """Say which steps are there: the number of the oldest, and of the one written next."""
+        copy_from_host(np.array([first, stop], np.int64), out=self._numbers[_STEPS])
+
+    def write_seed(self, key: tuple[int, int], number: int) -> None:
+        """Set the key of the random numbers, and the number of the next minibatch."""
+        copy_from_host(np.array([*key, number], np.int64), out=self._numbers[_SEED])
+
+    def write_beta(self, beta: float) -> None:
+        """Set the exponent of weights."""
+        values = np.array([beta], np.float32)
+        copy_from_host(values, out=self._numbers.view(np.float32)[_BETA : _BETA + 1])
+
+    def read_number(self) -> int:
+        """Return the number of the next minibatch. The host waits for that of a device."""
+        return int(copy_to_host(self._numbers[_NUMBER])[0])
 
 
 class DrawnTransitions:
@@ -121,22 +171,22 @@ class DrawnTransitions:
         self.weight_argument = None if weight is None else as_argument(weight)
 
 
-def draw_transitions(ring: SampledRing, steps: Steps, seed: Seed, out: DrawnTransitions) -> int:
+def draw_transitions(ring: SampledRing, state: DrawState, out: DrawnTransitions) -> int:
     """Draw transitions that can be sampled, each with the same probability.
 
     On a GPU it is one launch in the caller's current stream, and nothing waits for it.
 
     Args:
         ring: what to draw from.
-        steps: which of its steps are there; one at least.
-        seed: key of the random numbers, and the number of the minibatch.
+        state: which of its steps are there, one at least, and the number of the minibatch, which
+            is counted up.
         out: what is overwritten, on the same side.
 
     Returns:
         For how many transitions there was none that can be sampled; their return and discount
         are NaN. On a GPU 0: the host does not wait to know.
     """
-    arguments = (ring.argument, *steps, *seed, out.n_items, out.argument)
+    arguments = (ring.argument, *state.arguments, out.n_items, out.argument)
     if ring.side == "gpu":
         launch_items("draw_transitions", out.n_items, arguments)
         return 0

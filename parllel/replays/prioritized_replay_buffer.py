@@ -21,6 +21,7 @@ from parllel.ops.priorities import (
     update_priorities,
     weigh_priorities,
 )
+from parllel.ops.sides import contiguous
 from parllel.replays.final_obs import FinalObs
 from parllel.replays.replay_buffer import ReplayBuffer
 from parllel.replays.saved_numbers import (
@@ -109,6 +110,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             samples, rng=rng, n_steps=n_steps, discount=discount, n_final_obs=n_final_obs
         )
         self._beta = float(beta)
+        self._draws.write_beta(self._beta)
         self._alpha = np.float32(alpha)
         self._epsilon = np.float32(epsilon)
         specs = self.make_specs(samples, n_final_obs)
@@ -140,8 +142,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     @beta.setter
     def beta(self, beta: float) -> None:
         _check_number("beta", beta)
-        self._settle()
+        if beta == self._beta:
+            return
+        self._begin_change("beta")
         self._beta = float(beta)  # what JSON can hold
+        self._draws.write_beta(self._beta)
 
     def update_priorities(self, index: Leaf, error: Leaf) -> None:
         """Give transitions the priorities of new errors. On a device it is one launch.
@@ -171,13 +176,13 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             )
         if not len(index):
             return
-        index, error = (each if each.flags.c_contiguous else each.copy() for each in (index, error))
+        index, error = map(contiguous, (index, error))
         if not self._is_on_gpu and not np.isfinite(error).all():
             self._warn_once(int(np.isfinite(error).sum()), len(error))
         self._settle()
         update_priorities(
             self._ring,
-            self._steps(),
+            self._draws,
             self._priorities,
             index=index,
             error=error,
@@ -221,6 +226,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def _set_state(self, state: Mapping[str, Any]) -> None:
         super()._set_state(state)
         self._beta = state["beta"]
+        self._draws.write_beta(self._beta)
 
     def _check_state(self, where: str, state: Mapping[str, Any]) -> None:
         super()._check_state(where, state)
@@ -240,14 +246,15 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     def _change_steps(self, begin: int, stop: int) -> None:
         # A step before the oldest one may share its place with one that is being written.
+        super()._change_steps(begin, stop)
         begin = max(begin, self._stop - self.full_size, 0)
-        refresh_priorities(self._ring, self._steps(), self._priorities, begin, stop - begin)
+        refresh_priorities(self._ring, self._draws, self._priorities, begin, stop - begin)
 
     def _draw(self, outputs: TransitionMemory) -> int:
         ring, drawn = self._ring, outputs.drawn
-        n_missing = draw_by_priority(ring, self._steps(), self._priorities, self._seed(), drawn)
+        n_missing = draw_by_priority(ring, self._draws, self._priorities, drawn)
         if not n_missing:
-            weigh_priorities(ring, drawn, beta=np.float32(self._beta))
+            weigh_priorities(ring, self._draws, drawn)
         return n_missing
 
 

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from parllel.kernels.transitions import REFUSED, Seed
-from parllel.ops.transitions import SampledRing, Steps, draw_transitions
+from parllel import cuda
+from parllel.kernels.transitions import REFUSED
+from parllel.ops.transitions import DrawState, SampledRing, draw_transitions
 from parllel.replays.final_obs import FinalObs
 from parllel.replays.ring_record import RingRecord, most_final_obs
 from parllel.replays.saved_numbers import check_integer, check_keys, check_range, check_real
@@ -105,8 +106,14 @@ class ReplayBuffer(RingRecord):
         self.discount = float(discount)  # what JSON can hold
         self._bind_table()
         self._key = (int(rng.integers(2**32)), int(rng.integers(2**32)))
-        self._n_drawn = 0
+        self._draws = DrawState(self.side, key=self._key, discount=self.discount)
         self._outputs: TransitionMemory | None = None
+        self._captured: list[TransitionMemory] = []  # graphs write it: it stays
+
+    @property
+    def _n_drawn(self) -> int:
+        """Minibatches drawn; the host waits for a device to know."""
+        return self._draws.read_number()
 
     def _bind_table(self) -> None:
         self._sources = find_sources(self.samples, self.final_obs, on_gpu=self._is_on_gpu)
@@ -134,7 +141,9 @@ class ReplayBuffer(RingRecord):
 
         In host memory it is complete when this returns. On a device it is queued in the caller's
         current stream as two launches, the draw and the gather of the whole tree; no byte is
-        copied to or from the host, and the host does not wait.
+        copied to or from the host, and the host does not wait. The two launches can be captured in
+        a CUDA graph after a first call with this batch size: each replay draws the next minibatch
+        out of the steps that are there then, as a call does.
 
         Args:
             batch_size: number of transitions.
@@ -154,7 +163,8 @@ class ReplayBuffer(RingRecord):
         Raises:
             RuntimeError: there are fewer than `n_steps` steps; the buffer is closed; or, in host
                 memory, no transition can be sampled. On a device, `n_step_return` and
-                `n_step_discount` are NaN in this case.
+                `n_step_discount` are NaN in this case. While a stream is captured, the first call
+                with another batch size raises, as it allocates.
             ValueError: batch_size is not positive.
         """
         self._settle()
@@ -184,9 +194,9 @@ class ReplayBuffer(RingRecord):
                 f"replay: {self._stop - self._first} steps of each environment are there, expected"
                 f" {self.n_steps} or more = n_steps; collect batches first"
             )
-        n_missing = self._draw(outputs)
-        self._n_drawn += 1  # in any case: on a device, the host does not know of any missing one
-        if n_missing:
+        if self._is_on_gpu and cuda.is_capturing():
+            self._keep_for_graphs(outputs)
+        if self._draw(outputs):
             raise RuntimeError(
                 "replay: no transition can be sampled: each one has a step that is not valid, or"
                 " ends at a truncation whose final observation was not given (add_final_obs)"
@@ -197,13 +207,16 @@ class ReplayBuffer(RingRecord):
 
     def _draw(self, outputs: TransitionMemory) -> int:
         """Choose transitions, and write their rows and returns; return how many were not found."""
-        return draw_transitions(self._ring, self._steps(), self._seed(), outputs.drawn)
+        return draw_transitions(self._ring, self._draws, outputs.drawn)
 
-    def _steps(self) -> Steps:
-        return Steps(self._first, self._stop, np.float32(self.discount))
+    def _keep_for_graphs(self, outputs: TransitionMemory) -> None:
+        """Let all memory stay where it is that a graph which is being captured has addresses of."""
+        if outputs not in self._captured:
+            self._captured.append(outputs)
+        self.final_obs.most_slots = len(self.final_obs.owner)
 
-    def _seed(self) -> Seed:
-        return Seed(*self._key, self._n_drawn)
+    def _change_steps(self, begin: int, stop: int) -> None:
+        self._draws.write_steps(self._first, self._stop)
 
     # Saved and resumed
 
@@ -221,7 +234,7 @@ class ReplayBuffer(RingRecord):
             OSError: the disk is full, or the like; the last save is what it was.
             RuntimeError: a batch is being written.
         """
-        self._settle()
+        self._begin_change("save")
         if self._is_writing:
             raise RuntimeError("replay: a batch is being written; save after end_batch")
         tree = ArrayDict({"samples": self.samples, "replay": self._own_tree()})
@@ -238,7 +251,7 @@ class ReplayBuffer(RingRecord):
             KeyError, ValueError: another tree, or a buffer with other settings, was saved; or a
                 file is not what was saved. Nothing was changed.
         """
-        self._settle()
+        self._begin_change("load")
         saved = open_tree(folder)
         self._check_settings(saved)
         table = self._find_table(saved)
@@ -293,6 +306,11 @@ class ReplayBuffer(RingRecord):
         n_slots, most_slots = _count_final_obs(saved), self.final_obs.most_slots
         if n_slots == len(self.final_obs.owner):
             return self.final_obs
+        if self._captured:
+            raise RuntimeError(
+                "load: another table of final observations was saved, and CUDA graphs have captured"
+                " this one; load into a new buffer, and capture again"
+            )
         if n_slots > most_slots:
             raise ValueError(
                 f"{saved.folder}: saved with {n_slots} final observations, expected at most"
@@ -312,7 +330,8 @@ class ReplayBuffer(RingRecord):
         self.final_obs.n_added = state["n_final_obs"]
         self.final_obs.order_slots()
         self._key = (state["key"][0], state["key"][1])
-        self._n_drawn = state["n_drawn"]
+        self._draws.write_seed(self._key, state["n_drawn"])
+        self._draws.write_steps(self._first, self._stop)
         self._is_writing, self._n_appended = False, None
 
     def _check_saved(self, saved: SavedTree) -> None:
@@ -390,8 +409,9 @@ class ReplayBuffer(RingRecord):
             watcher.close()
         self._is_closed = True
         self.final_obs.tree.close()
-        if self._outputs is not None:
-            self._outputs.close()
+        for outputs in (self._outputs, *self._captured):
+            if outputs is not None:
+                outputs.close()
 
 
 def _count_final_obs(saved: SavedTree) -> int:

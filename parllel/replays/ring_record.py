@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 import numpy as np
 
+from parllel import cuda
 from parllel.arrays import Array
 from parllel.arrays.interop import side_of
 from parllel.replays.appended_step import AppendedStep, check_final_obs, fitted, value_at
@@ -128,7 +129,7 @@ class RingRecord:
         With stacked frames, the last `stack - 1` steps are lost before, because the reset may
         write their frames.
         """
-        self._settle()
+        self._begin_change("restart")
         self._n_appended = None
         if self._stop > self._first:
             self._cut_episodes()
@@ -147,7 +148,7 @@ class RingRecord:
                 "replay: steps are being appended (reset, append), and a sampler begins a batch:"
                 " reset the sampler first, or give each its own buffer"
             )
-        self._settle()
+        self._begin_change("begin_batch")
         self._forget(self._oldest_after(self._stop + self.batch_T))
         self.final_obs.begin(self._stop, self.batch_T)
         self._is_writing = True
@@ -207,6 +208,7 @@ class RingRecord:
                 "append: there is no observation that was acted on: call reset before, and again"
                 " after a sampler has written, or a batch was cut short"
             )
+        self._begin_change("append")
         t = self._n_appended % self.batch_T
         acted_on = t or self.batch_T  # the window has not moved yet
         step = AppendedStep.of(self.samples, acted_on, next_observation, branches, final_obs or {})
@@ -240,7 +242,7 @@ class RingRecord:
             ValueError: a final observation is NaN or infinite; or, in host memory, a stack of
                 frames does not go on with the one that was acted on.
         """
-        self._settle()
+        self._begin_change("add_final_obs")
         if not self._is_writing:
             raise RuntimeError("replay: no batch is being written; call begin_batch before")
         is_inside = all(0 <= column < self.batch_B for column in final_obs)
@@ -282,8 +284,8 @@ class RingRecord:
                 f"replay: the batch lies at row {row} of the ring, expected row {expected}: call"
                 " begin_batch, then rotate the tree once, write it, and call end_batch; or restart"
             )
+        self._begin_change("end_batch")
         refuse_not_finite(self._written())
-        self._settle()
         self.final_obs.end()
         self._is_writing = False
         self._stop += self.batch_T
@@ -294,6 +296,16 @@ class RingRecord:
         rows = {name: self.samples[name] for name in ("reward", "valid") if name in self.samples}
         observation = self.samples["observation"]
         return ArrayDict({"observation": dict_map(_with_next, observation), **rows})
+
+    def _begin_change(self, name: str) -> None:
+        """Wait until no thread draws, and refuse to be captured: a graph would have half of it.
+
+        Args:
+            name: what the caller has called.
+        """
+        self._settle()
+        if self._is_on_gpu:
+            cuda.refuse_capture(f"{name} of a replay buffer")
 
     def _settle(self) -> None:
         """Wait until no thread draws, before the buffer changes or is read as a whole."""

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from parllel.arrays import Array
 from parllel.cuda import AnyArray
+from parllel.ops.sides import contiguous
 from parllel.storages import Side
 from parllel.tree import ArrayDict
 
@@ -56,8 +57,7 @@ def elements(array: Array) -> AnyArray:
 
 def contiguous_elements(array: Array) -> AnyArray:
     """Return an Array's elements C-contiguous: over the same memory where they are that."""
-    values = elements(array)
-    return values if values.flags.c_contiguous else values.copy()
+    return contiguous(elements(array))
 
 
 def output_like(like: Array, kept: Array | None) -> Array:

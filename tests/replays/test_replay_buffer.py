@@ -527,11 +527,11 @@ def test_a_minibatch_is_two_launches_and_nothing_else(schedule: str, seed: int, 
 
 
 @each_schedule
-@pytest.mark.parametrize(("chances", "launches", "copies"), [(SELDOM, 0, 1), (OFTEN, 1, 6)])
+@pytest.mark.parametrize(("chances", "launches", "copies"), [(SELDOM, 0, 2), (OFTEN, 1, 7)])
 def test_a_batch_costs_the_same_whatever_its_size(
     schedule: str, seed: int, chances: Chances, launches: int, copies: int
 ) -> None:
-    """Slots are copied; where episodes ended, three leaves of the table, too."""
+    """Slots and step numbers are copied; where episodes ended, three leaves of the table, too."""
     with simulated_cuda(schedule, seed):
         for T in (2, 8):
             model = Model(Shape(T=T, B=3), chances, seed=0, storage="device")
@@ -550,7 +550,7 @@ def test_final_observations_are_sent_to_a_device_once() -> None:
     """What was sent once more by a later batch could overwrite what was loaded since."""
     with simulated_cuda():
         model = Model(Shape(), SELDOM, seed=0, storage="device")
-        for n_given, n_copies in ((1, 6), (0, 1)):
+        for n_given, n_copies in ((1, 7), (0, 2)):
             model.replay.begin_batch()
             for column in range(n_given):
                 model.replay.add_final_obs(0, {column: show(0)})
@@ -592,15 +592,21 @@ def test_a_grid_of_any_shape_draws_the_same(grid: int, block: int, n_steps: int,
     for _ in range(4):
         model.write_batch()
     outputs, replay = model.replay.make_memory(n), model.replay
-    ring = (replay._ring.argument, *replay._steps())
-    arguments = (*ring, *replay._seed(), n, outputs.drawn.argument)
+    arguments = (replay._ring.argument, *replay._draws.arguments, n, outputs.drawn.argument)
     drawn = [outputs.tensors[name] for name in DRAWN]
     transitions.ON_CPU.compiled(*arguments, outputs.drawn.scratch)
     expected = [each.tolist() for each in drawn]
     for each in drawn:
         each[:] = 77
+    replay._draws.write_seed(replay._key, 0)
     launch_plainly(transitions.DEVICE, arguments, grid=Axes(grid, 1), block=Axes(block, 1))
     assert [each.tolist() for each in drawn] == expected
+    assert replay._n_drawn == 1  # counted by the last thread alone
+    transitions.ON_CPU.compiled(*arguments, outputs.drawn.scratch)
+    following = [each.tolist() for each in drawn]
+    replay._draws.write_seed(replay._key, 1)
+    launch_plainly(transitions.DEVICE, arguments, grid=Axes(grid, 1), block=Axes(block, 1))
+    assert [each.tolist() for each in drawn] == following
 
 
 # With a sampler

@@ -309,7 +309,7 @@ OPERATIONS: dict[str, Callable[[], Callable[[], Any]]] = {
     "`ReplayBuffer.sample` from a tree with a `FrameArray`": lambda: drawing(
         ReplayBuffer, has_frames=True
     ),
-    "`ReplayBuffer.begin_batch`": lambda: filled(ReplayBuffer).begin_batch,
+    "`ReplayBuffer.begin_batch` of a full ring": lambda: filled(ReplayBuffer).begin_batch,
     "`ReplayBuffer.end_batch` where no episode ended": lambda: ending(ReplayBuffer),
     "`ReplayBuffer.end_batch` where some did; `observation` is 1 leaf": lambda: ending(
         ReplayBuffer, has_ends=True

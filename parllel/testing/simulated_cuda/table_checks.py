@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from parllel.kernels import frames
 from parllel.kernels.sum_tree import SumTree
-from parllel.kernels.transitions import RingTable
+from parllel.kernels.transitions import STATE_NUMBERS, RingTable
 from parllel.testing.simulated_cuda.active import device
 
 Sizes: TypeAlias = tuple[int, ...]
@@ -117,7 +117,7 @@ def check_draw_transitions(grid: Sizes, *arguments: Argument) -> None:
     """Check the arguments of `kernels.transitions.DEVICE`."""
     *_, n_items, out = arguments
     _check_arrays("draw_transitions", out, _ITEM_NBYTES, int(n_items))
-    _check_ring("draw_transitions", arguments[0])
+    _check_ring("draw_transitions", *arguments[:2])
 
 
 def check_draw_by_priority(grid: Sizes, *arguments: Argument) -> None:
@@ -138,21 +138,23 @@ def check_update_priorities(grid: Sizes, *arguments: Argument) -> None:
 
 
 def check_weigh_priorities(
-    grid: Sizes, drawn: Argument, n_items: Argument, beta: Argument, weights: Argument
+    grid: Sizes, drawn: Argument, n_items: Argument, state: Argument, weights: Argument
 ) -> None:
     """Check the arguments of `kernels.priorities.WEIGH`."""
+    integers_at(address_of(state), STATE_NUMBERS)
     integers_at(address_of(drawn), int(n_items))
     check_rows("weigh_priorities", address_of(weights), 4, (0, int(n_items) - 1), 4)
 
 
 def check_ring_and_sums(what: str, grid: Sizes, *arguments: Argument) -> None:
     """Check the tables of a kernel whose first arguments are a ring and a tree of sums."""
-    ring, _, _, _, tree, *_ = arguments
-    _check_ring(what, ring)
+    ring, state, _, tree, *_ = arguments
+    _check_ring(what, ring, state)
     _check_sums(what, tree)
 
 
-def _check_ring(what: str, table: Argument) -> None:
+def _check_ring(what: str, table: Argument, state: Argument) -> None:
+    integers_at(address_of(state), STATE_NUMBERS)
     numbers = integers_at(address_of(table), len(RingTable._fields))
     leaves = RingTable(*numbers.tolist())
     n = leaves.n_rows * leaves.width
