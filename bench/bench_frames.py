@@ -1,16 +1,24 @@
-"""Time of stacks gathered from single frames, against numpy.take from stored stacks."""
+"""Time of stacks gathered from single frames, against indexing of stored stacks and a plain copy.
+
+On a GPU: one launch against torch's indexing. Without one: the CPU twin against numpy.take.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from parllel import FrameArray
+from parllel import FrameArray, cuda
 from parllel.arrays import FrameSpec
 from parllel.ops.stack_gather import StackGather
-from support.timing import interleave, print_table, print_target, print_title, ratio
+from support.device_report import DeviceReport
+from support.device_timing import DeviceTimer
+from support.frames_on_device import Ring, race_frames
+from support.report import Report, parse_out
+from support.timing import interleave, ratio
 
 N_TRANSITIONS = 50_000
 N_ENVS = 8
@@ -20,6 +28,8 @@ EPISODE_LENGTH = 200  # on average
 N_MINIBATCHES = 16  # taken in turn: the frames of one are out of the caches when it comes again
 REPEATS = 15  # in each place
 N_PLACES = 3
+DEVICE_REPEATS = 101
+DEVICE_RINGS = tuple(Ring(6_250, 8, n_picked) for n_picked in (32, 256, 2_048))
 LEAST_SPEED = 0.9  # of numpy.take
 MOST_BYTES = 7_200  # held for each transition
 
@@ -118,34 +128,64 @@ def check_results(
             assert ours.tobytes() == theirs.tobytes()
 
 
-def print_memory() -> None:
+def report_memory(report: Report) -> None:
     stacks_nbytes = STACK * FRAME[0] * FRAME[1]
     spec = FrameSpec.of((N_TRANSITIONS // N_ENVS, N_ENVS), np.uint8, FRAME, padding=1, stack=STACK)
     with spec.make() as array:
         held = array.allocated_nbytes / N_TRANSITIONS
     print(f"observations: {held:,.0f} bytes held for each transition, stacks {stacks_nbytes:,}")
-    print_target("bytes of observations for each transition", held, MOST_BYTES)
+    report.add_target("bytes of observations for each transition", held, MOST_BYTES)
 
 
-def main() -> None:
-    print_title(
-        "Stacks gathered from single frames, CPU twin, no GPU: into kept outputs, one thread"
+def measure_twins(folder: Path) -> None:
+    report = Report(
+        "frames",
+        "Stacks gathered from single frames, CPU twin, no GPU: into kept outputs, one thread",
+        [
+            f"{BATCH_SIZE} of {N_TRANSITIONS:,} transitions, {N_ENVS} environments,"
+            f" {STACK} x 84 x 84, observation and next observation",
+            f"{REPEATS * N_PLACES} interleaved rounds; ratios are medians over the rounds.",
+            f"'{TAKE}' has out= and mode='clip', and reads stored stacks; '{COPY}' reads one",
+            "place.",
+        ],
     )
-    print(
-        f"{BATCH_SIZE} of {N_TRANSITIONS:,} transitions, {N_ENVS} environments, {STACK} x 84 x 84,"
-        " observation and next observation"
-    )
-    print(f"{REPEATS * N_PLACES} interleaved rounds; ratios are medians over the rounds.")
-    print(f"'{TAKE}' has out= and mode='clip', and reads stored stacks; '{COPY}' reads one place.")
     seconds = measure()
-    print_table("", seconds, references=[TAKE, COPY])
+    report.add_table("gather of a minibatch", seconds, references=[TAKE, COPY])
     times = ratio(seconds, OURS, TAKE)
     print()
-    print_target(
+    report.add_target(
         f"time / time of numpy.take ({LEAST_SPEED} times its speed)", times, 1 / LEAST_SPEED
     )
     print(f"{1 / times:.2f} times the speed of numpy.take")
-    print_memory()
+    report_memory(report)
+    report.write(folder)
+
+
+def measure_device(
+    folder: Path, rings: Sequence[Ring], *, timer: DeviceTimer, repeats: int
+) -> None:
+    report = DeviceReport(
+        "frames",
+        "Stacks gathered from single frames on a GPU: into kept outputs",
+        [
+            "'parllel' is one launch for observations and next ones. torch selects from stacks",
+            "that are stored whole, at 4 times the memory; or from single frames, whose numbers it",
+            "computes from the age of each row in its episode, which is at hand. 'copy' is one",
+            "copy of as many bytes on the device: the limit.",
+        ],
+        timer=timer,
+        repeats=repeats,
+    )
+    race_frames(report, rings)
+    report.write(folder)
+
+
+def main() -> None:
+    folder = parse_out("Time gathers of stacks.")
+    if cuda.is_available():
+        measure_device(folder, DEVICE_RINGS, timer=DeviceTimer(), repeats=DEVICE_REPEATS)
+    else:
+        measure_twins(folder)
 
 
 if __name__ == "__main__":

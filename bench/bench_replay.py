@@ -1,4 +1,7 @@
-"""Time and memory of replay buffers: minibatches of transitions, drawn at random and gathered."""
+"""Time and memory of replay buffers: minibatches of transitions, drawn at random and gathered.
+
+On a GPU: draws and gathers against a plain loop of torch. Without one: the CPU twin against others.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from parllel import cuda
 from parllel.replays import PrioritizedReplayBuffer
+from support.device_report import DeviceReport
+from support.device_timing import DeviceTimer
 from support.replay_contestants import (
     BATCH_SIZE,
     FRAMES,
@@ -21,6 +27,7 @@ from support.replay_contestants import (
     make_take,
     take_of_stacks,
 )
+from support.replay_on_device import Race, race_replays
 from support.report import Report, parse_out
 from support.timing import interleave, ratio
 
@@ -29,6 +36,13 @@ SAMPLE_S = 0.02  # of many minibatches: each reads other rows, and the cache hol
 SIZES = (10**4, 10**5, 10**6, 10**7)
 RACE_SIZE = 10**6
 N_FRAMES = 50_000
+DEVICE_REPEATS = 101
+DEVICE_RACES = (
+    Race("small transitions", SMALL, 10**6, 256),
+    Race("small transitions", SMALL, 10**6, 2_048),
+    Race("frames", FRAMES, 50_000, 32),
+    Race("frames", FRAMES, 50_000, 256),
+)
 
 OURS, THEIRS, TAKE = "parllel", "stable-baselines3", "numpy.take"
 PRIORITIZED = "parllel, prioritized"
@@ -136,7 +150,7 @@ def promised_per_row(contestant: Contestant) -> float:
     return float(buffer.describe().nbytes / (buffer.full_size * buffer.batch_B))
 
 
-def measure(
+def measure_twins(
     folder: Path, *, race_size: int, sizes: Sequence[int], n_frames: int, repeats: int
 ) -> None:
     report = Report(
@@ -172,10 +186,33 @@ def measure(
     report.write(folder)
 
 
+def measure_device(
+    folder: Path, races: Sequence[Race], *, timer: DeviceTimer, repeats: int
+) -> None:
+    report = DeviceReport(
+        "replay",
+        "Minibatches of replay buffers on a GPU: drawn and gathered there",
+        [
+            "'parllel' is a draw and one gather of all leaves. 'torch' draws row numbers, and",
+            "gathers leaf by leaf into kept outputs, observations and next ones stored apart, of",
+            "images whole stacks. By priority, torch sums up all priorities for each minibatch,",
+            "and searches. It computes no returns of n steps, and keeps no final observations.",
+            "'copy' is one copy of a minibatch's bytes on the device: the limit.",
+        ],
+        timer=timer,
+        repeats=repeats,
+    )
+    race_replays(report, races)
+    report.write(folder)
+
+
 def main() -> None:
-    torch.set_num_threads(1)
     folder = parse_out("Time replay buffers.")
-    measure(folder, race_size=RACE_SIZE, sizes=SIZES, n_frames=N_FRAMES, repeats=REPEATS)
+    if cuda.is_available():
+        measure_device(folder, DEVICE_RACES, timer=DeviceTimer(), repeats=DEVICE_REPEATS)
+        return
+    torch.set_num_threads(1)
+    measure_twins(folder, race_size=RACE_SIZE, sizes=SIZES, n_frames=N_FRAMES, repeats=REPEATS)
 
 
 if __name__ == "__main__":

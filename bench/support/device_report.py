@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from parllel import cuda
 from support.device_timing import N_FLUSHES, DeviceTimer
+from support.device_work import count_work
 from support.gpu_state import read_gpu
 from support.report import Report, rates
 from support.timing import take_turns
@@ -56,9 +57,11 @@ class DeviceReport(Report):
             nbytes: what each of them reads from and writes to the device's memory.
             references: names of contestants to compare with.
         """
-        for call in contestants.values():
+        works = {}
+        for name, call in contestants.items():
             for _ in range(N_WARM_UPS):
                 call()
+            works[name] = count_work(call)
         calls = {**contestants, NOTHING: lambda: None}
         samples = take_turns(
             calls, lambda name: self._timer.sample(calls[name]), repeats=self._repeats
@@ -72,6 +75,9 @@ class DeviceReport(Report):
                 name: statistics.median(each.call_s for each in samples[name]) * 1e6
                 for name in contestants
             },
+            "launches": {name: work.launches for name, work in works.items()},
+            "copies": {name: work.copies for name, work in works.items()},
+            "waits": {name: work.waits for name, work in works.items()},
             "queued": {
                 name: statistics.mean(each.is_queued for each in samples[name]) for name in calls
             },
@@ -88,6 +94,8 @@ def _explain(timer: DeviceTimer, repeats: int) -> list[str]:
         f"{flush}: no cache holds anything of the contestants, and the host has time to queue the",
         "whole call. 'queued' is the part of the samples in which it was queued in time; in the",
         "others the device waited for the host. 'call us' is the time until the call returns, on",
-        "the host. GB/s counts what is read from and written to the device's memory.",
+        "the host. GB/s counts what is read from and written to the device's memory. Launches,",
+        "copies and waits of the host are those of one call: parllel's own, and operations of",
+        "torch, each of which launches at least one kernel.",
         f"'{NOTHING}' is the two events alone.",
     ]

@@ -75,7 +75,10 @@ def resident_nbytes() -> int:
 
 
 def make_ours(
-    kind: Kind, n_rows: int, buffer_type: type[ReplayBuffer] = ReplayBuffer
+    kind: Kind,
+    n_rows: int,
+    buffer_type: type[ReplayBuffer] = ReplayBuffer,
+    storage: str = "local",
 ) -> tuple[ReplayBuffer, Callable[[], Any]]:
     """Fill a buffer of parllel batch by batch, as a sampler does."""
     full_size = n_rows // B
@@ -91,7 +94,7 @@ def make_ours(
         "terminated": spec("?"),
         "truncated": spec("?"),
     }
-    samples = allocate_tree(ArrayDict(specs))
+    samples = allocate_tree(ArrayDict(specs), storage)
     rng = np.random.default_rng(0)
     replay = buffer_type(samples, rng=rng)
     replay.restart()

@@ -1,8 +1,7 @@
 """Row copies on a GPU: one launch for a whole tree, against torch's indexing leaf by leaf."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -10,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from parllel import cuda
-from parllel.ops import launching
 from parllel.ops.row_copy import RowCopy
 from support.device_report import DeviceReport, device_copy
+from support.launch_sizes import blocks_of, with_blocks_of
 from support.row_trees import Tree, random_leaves
 
 N_MINIBATCHES = 8  # taken in turn
-BLOCKS = (128, 512)  # threads, beside the library's own choice
+BLOCKS = (64, 256, 512)  # threads, beside the library's own choice
 
 OURS, COPY = "parllel", "copy"
 SELECT, PUT, SLICES = "torch.index_select", "torch.index_put_", "torch, slices"
@@ -140,25 +139,6 @@ def on_each(arguments: Sequence[Any], function: Callable[[Any], object]) -> Call
     """Return a function that calls another one with the next of some arguments, round and round."""
     turns = itertools.cycle(arguments)
     return lambda: function(next(turns))
-
-
-@contextmanager
-def blocks_of(threads: int) -> Iterator[None]:
-    """Let the library launch blocks of another size inside the `with` block, to tune it."""
-    kept = launching.SIZES
-    launching.SIZES = kept._replace(copy_threads=threads)
-    try:
-        yield
-    finally:
-        launching.SIZES = kept
-
-
-def with_blocks_of(threads: int, call: Callable[[], object]) -> Callable[[], object]:
-    def sized_call() -> None:
-        with blocks_of(threads):
-            call()
-
-    return sized_call
 
 
 # The right results

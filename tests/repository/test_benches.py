@@ -22,6 +22,7 @@ import torch
 
 from parllel import cuda
 from parllel.cuda import Counters
+from parllel.ops import launching
 from parllel.ops.row_copy import RowCopy
 from parllel.testing.simulated_cuda import simulated_cuda
 
@@ -47,9 +48,11 @@ from support import (
     advantage_on_device,
     atari,
     device_timing,
+    frames_on_device,
     gpu_state,
     machine,
     replay_contestants,
+    replay_on_device,
     report,
     rows_on_device,
     steps_on_device,
@@ -131,7 +134,7 @@ def test_replay_buffers_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench_replay, "SAMPLE_S", 0.0)
-    bench_replay.measure(tmp_path, race_size=400, sizes=(200, 400), n_frames=200, repeats=2)
+    bench_replay.measure_twins(tmp_path, race_size=400, sizes=(200, 400), n_frames=200, repeats=2)
     content = read_results(tmp_path, "replay_cpu")
     check_tables(content, printed := capsys.readouterr().out, n_samples=2)
     assert [len(table["contestants"]) for table in content["tables"]] == [5, 4, 3]
@@ -254,15 +257,17 @@ def test_indexing_is_compared(
 
 
 def test_stacks_of_frames_are_compared(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = {"N_TRANSITIONS": 800, "BATCH_SIZE": 16, "N_MINIBATCHES": 2}
     for name, number in {**sizes, "REPEATS": 2, "N_PLACES": 2}.items():
         monkeypatch.setattr(bench_frames, name, number)
-    bench_frames.main()
-    printed = capsys.readouterr().out
+    bench_frames.measure_twins(tmp_path)
+    content = read_results(tmp_path, "frames_cpu")
+    check_tables(content, printed := capsys.readouterr().out, n_samples=4)
     assert "16 of 800 transitions" in printed
-    assert printed.count("target ") == 2
+    assert printed.count("target ") == len(content["targets"]) == 2
+    assert "no GPU" in content["title"]
 
 
 def test_a_sampler_and_a_loop_by_hand_are_compared(
@@ -448,6 +453,106 @@ def test_the_advantages_of_a_gpu_are_reported(
     ]
 
 
+RINGS = (frames_on_device.Ring(30, 2, 7), frames_on_device.Ring(9, 3, 4, 3, (5, 7)))
+
+
+@each_schedule
+def test_the_frames_of_a_gpu_are_reported(
+    schedule: str,
+    tmp_path: Path,
+    clock: list[float],
+    nvml: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with simulated_cuda(schedule) as simulation:
+        timer = DeviceTimer(flush_nbytes=4096)
+        bench_frames.measure_device(tmp_path, RINGS, timer=timer, repeats=2)
+        del timer
+        simulation.assert_no_leaks()
+    content = read_results(tmp_path, "frames_nvidia_test_80gb")
+    check_tables(content, capsys.readouterr().out, n_samples=2)
+    assert len(content["tables"]) == len(RINGS)
+    for table in content["tables"]:
+        ours = table["contestants"]["parllel"]
+        assert (ours["launches"], ours["copies"], ours["waits"]) == (1, 0, 0)
+        assert table["contestants"][frames_on_device.STACKS]["launches"] == 2
+        assert table["contestants"][frames_on_device.FRAMES]["launches"] > 2
+        assert table["contestants"]["copy"]["copies"] == 1
+
+
+def test_a_contestant_that_ignores_where_episodes_begin_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with simulated_cuda("eager"):
+        rows = frames_on_device.FrameRows(RINGS[0], [np.arange(0, 60, 9)])
+        frames_on_device.check_results(rows)
+        rows.ages.fill_(3)
+        with pytest.raises(AssertionError, match=r"select of frames"):
+            frames_on_device.check_results(rows)
+        rows.close()
+
+
+RACES = (
+    replay_on_device.Race("small transitions", replay_contestants.SMALL, 400, 32),
+    replay_on_device.Race("frames", replay_contestants.FRAMES, 200, 8),
+)
+
+
+@each_schedule
+def test_the_replay_buffers_of_a_gpu_are_reported(
+    schedule: str,
+    tmp_path: Path,
+    clock: list[float],
+    nvml: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with simulated_cuda(schedule) as simulation:
+        timer = DeviceTimer(flush_nbytes=4096)
+        bench_replay.measure_device(tmp_path, RACES, timer=timer, repeats=2)
+        del timer
+        simulation.assert_no_leaks()
+    content = read_results(tmp_path, "replay_nvidia_test_80gb")
+    check_tables(content, capsys.readouterr().out, n_samples=2)
+    draws, updates = content["tables"][::2], content["tables"][1::2]
+    assert [table["heading"] for table in draws] == [str(race) for race in RACES]
+    for table in draws:
+        work = {name: each.get("launches") for name, each in table["contestants"].items()}
+        assert (work[replay_on_device.OURS], work[replay_on_device.PRIORITIZED]) == (2, 3)
+        assert work[replay_on_device.TORCH] > 5
+        assert work[replay_on_device.TORCH_PRIORITIZED] > work[replay_on_device.TORCH]
+    for table in updates:
+        assert table["contestants"][replay_on_device.UPDATED]["launches"] == 1
+
+
+def test_priorities_of_the_plain_loop_decide_what_is_drawn() -> None:
+    with simulated_cuda("eager"):
+        replay, _ = replay_contestants.make_ours(replay_contestants.SMALL, 400, storage="device")
+        plain = replay_on_device.TorchReplay(replay, 64)
+        plain.priority[:] = 0
+        plain.update_priorities(torch.tensor([3, 77]), torch.tensor([1.0, -1.0]))
+        minibatch = plain.sample_by_priority()
+        assert minibatch["index"].bincount(minlength=400)[[3, 77]].tolist() == [32, 32]
+        assert minibatch["weight"].tolist() == 64 * [1]
+        plain.update_priorities(torch.tensor([3]), torch.tensor([3.0]))
+        minibatch = plain.sample_by_priority()
+        expected = np.where(minibatch["index"] == 3, (1 / 3**0.6) ** 0.4, 1)
+        np.testing.assert_allclose(minibatch["weight"], expected, rtol=1e-5)
+        replay.close()
+
+
+def test_a_buffer_of_a_gpu_that_gathers_other_rows_is_found() -> None:
+    with simulated_cuda("eager"):
+        replay, sample = replay_contestants.make_ours(
+            replay_contestants.SMALL, 400, storage="device"
+        )
+        plain = replay_on_device.TorchReplay(replay, 16)
+        replay_on_device.check_results({"ours": sample, "torch": plain.sample}, replay)
+        plain.rows["reward"] += 1
+        with pytest.raises(AssertionError, match=r"torch.*reward"):
+            replay_on_device.check_results({"torch": plain.sample}, replay)
+        replay.close()
+
+
 def test_our_contestants_are_one_launch_and_no_copy() -> None:
     with simulated_cuda("lazy") as simulation:
         row_arrays = rows_on_device.RowArrays(TREES[2], [np.arange(4)])
@@ -463,6 +568,18 @@ def test_our_contestants_are_one_launch_and_no_copy() -> None:
             call()
             counted = simulation.counters.since(before)
             assert counted == Counters(launches=1)
+
+
+def test_a_copy_engine_that_brings_other_observations_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with simulated_cuda("lazy"):
+        arrays = steps_on_device.StepArrays(2)
+        steps_on_device.check_results(arrays)
+        monkeypatch.setattr(cuda, "copy_to_device", lambda host, *, out_device: out_device.fill(1))
+        with pytest.raises(AssertionError, match=r"copy of the observations"):
+            steps_on_device.check_results(arrays)
+        arrays.close()
 
 
 def test_a_contestant_of_a_gpu_that_copies_other_rows_is_found(
@@ -490,12 +607,14 @@ def test_a_sample_tells_whether_the_device_waited_for_the_host(clock: list[float
 
 
 def test_blocks_of_another_size_are_launched() -> None:
+    # Of few rows, no more than a few share a block, however large it may be.
+    tree = Tree("frames", FRAMES, 257, 256)
     with simulated_cuda("eager") as simulation:
-        arrays = rows_on_device.RowArrays(TREES[0], [np.arange(4)])
+        arrays = rows_on_device.RowArrays(tree, [np.arange(256)])
         for call in rows_on_device.gathers(arrays).values():
             call()
         sizes = [math.prod(launch.block) for launch in simulation.launches]
-    assert sizes == [256, 128, 512]
+    assert sizes == [launching.SIZES.copy_threads, *rows_on_device.BLOCKS]
 
 
 @needs("cupy")
@@ -534,7 +653,7 @@ def test_what_a_gpu_does_not_tell_is_left_open(
 # The command, and the commit
 
 
-@pytest.mark.parametrize("bench", [bench_rows, bench_advantage])
+@pytest.mark.parametrize("bench", [bench_rows, bench_advantage, bench_frames, bench_replay])
 def test_a_gpu_is_used_where_there_is_one(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -544,6 +663,7 @@ def test_a_gpu_is_used_where_there_is_one(
             bench, name, lambda folder, *_, name=name, **__: measured.append((name, folder))
         )
     monkeypatch.setattr(bench, "DeviceTimer", lambda: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     monkeypatch.setattr(sys, "argv", ["bench.py", "--out", str(tmp_path)])
     monkeypatch.setattr(cuda, "is_available", lambda: False)
     bench.main()
