@@ -31,6 +31,8 @@ from parllel.cages import (
     WorkerError,
     n_physical_cores,
 )
+from parllel.cages.process import processors
+from parllel.cages.process.processors import processors_to_bind
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler
 from parllel.testing import toy_envs
@@ -641,3 +643,57 @@ def test_a_worker_that_is_lost_with_states_is_told() -> None:
     with pytest.raises(RuntimeError, match="the cage has lost its worker"):
         reset(cage)
     cage.close()
+
+
+# Processors
+
+
+class Bound(Clock):
+    """Tells as its reward on how many processors, and on which one at least, it may run."""
+
+    def step(self, action: Any) -> Any:
+        observation, _, *rest = super().step(action)
+        allowed = os.sched_getaffinity(0)
+        return observation, 1000.0 * len(allowed) + min(allowed), *rest
+
+
+def test_workers_are_bound_to_processors_in_turn() -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    for bind_workers in (False, True):
+        cages = build_cages(Bound, 3, n_workers=3, bind_workers=bind_workers)
+        try:
+            rewards = []
+            for cage in cages:
+                reset(cage)
+                rewards.append(step(cage, 0)[1])
+        finally:
+            for cage in cages:
+                cage.close()
+        if bind_workers:
+            expected = [1000 + processor for processor in processors_to_bind(3)]
+            assert set(processors_to_bind(3)) <= set(allowed)
+        else:
+            expected = [1000 * len(allowed) + allowed[0]] * 3
+        assert rewards == expected
+    assert sorted(os.sched_getaffinity(0)) == allowed
+
+
+def test_a_worker_that_is_made_anew_is_bound_again() -> None:
+    processor = min(os.sched_getaffinity(0))
+    with ProcessCage(Bound, processor=processor, on_worker_error="restart") as cage:
+        reset(cage)
+        os.kill(cage._worker.process, signal.SIGKILL)
+        step(cage, 0)
+        assert cage.n_restarts == 1
+        assert step(cage, 0)[1] == 1000 + processor
+
+
+def test_a_processor_that_this_process_may_not_use_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"processor: got 4096, expected one of \[0"):
+        ProcessCage(Clock, processor=4096)
+
+
+def test_workers_go_round_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors, "_allowed", lambda: {0, 1, 4, 5, 7})
+    monkeypatch.setattr(processors, "_core_of", lambda processor: str(processor // 2))
+    assert processors_to_bind(7) == [0, 4, 7, 1, 5, 7, 0]

@@ -99,6 +99,9 @@ class ProcessCage(Cage):
             memory. That is safe only before threads are started and CUDA is used.
         first_env: number of this cage's first environment in the run. Errors and warnings count
             from it; `build_cages` sets it.
+        processor: the processor on which the worker steps, once its environments are made, of those
+            that this process may use; any by default. Threads and programs that environments
+            start later stay on it, too.
 
     Attributes:
         n_restarts: how many environments were made anew.
@@ -127,11 +130,12 @@ class ProcessCage(Cage):
         on_worker_error: OnWorkerError = "raise",
         start_method: StartMethod = "forkserver",
         first_env: int = 0,
+        processor: int | None = None,
     ) -> None:
         _check(make_env, timeout_s, on_worker_error, start_method)
         self.n_envs = n_envs
         self._seeds = spawn_seeds(seed, n_envs)
-        self._timeout_s, self._first_env = timeout_s, first_env
+        self._timeout_s, self._first_env, self._processor = timeout_s, first_env, processor
         self._restarts = on_worker_error == "restart"
         self._start_method: StartMethod = start_method
         self._calls = {
@@ -140,11 +144,10 @@ class ProcessCage(Cage):
             "make_traj_info": make_traj_info,
         }
         self._pending: Command | None = None
-        self._reply = _EMPTY
+        self._reply, self._end = _EMPTY, ""  # the reason why it can't be used any more, if it can't
         self._completed: list[TrajInfo] = []
         self._left_out: list[TreePath] = []
         self._is_reset, self._sequence = False, 0  # the number of the last command
-        self._end = ""  # the reason why the cage can't be used any more; empty while it can
         self._worker = self._start_worker()
         try:
             self.observation_space, self.action_space = self._await_spaces()
@@ -169,7 +172,7 @@ class ProcessCage(Cage):
                 self._calls, self._seeds, restarts=self._restarts, start_method=self._start_method
             ) as task,
         ):
-            return WorkerProcess(task, self._timeout_s, self._start_method)
+            return WorkerProcess(task, self._timeout_s, self._start_method, self._processor)
 
     def _await_spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
         """Wait until the worker has made its environments."""

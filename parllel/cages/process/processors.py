@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -26,6 +27,36 @@ def n_physical_cores() -> int:
     processors = _allowed()
     cores = {_core_of(processor) for processor in processors}
     return max(1, min(len(cores), _quota() or len(cores)))
+
+
+def processors_to_bind(n_workers: int) -> list[int]:
+    """Return a processor for each worker, of those that this process may use.
+
+    The workers go round the cores, so that no core has two of them before each has one.
+    """
+    of_cores: dict[str, list[int]] = {}
+    for processor in sorted(_allowed()):
+        of_cores.setdefault(_core_of(processor), []).append(processor)
+    cores = list(of_cores.values())
+    rounds = (divmod(number, len(cores)) for number in range(n_workers))
+    return [cores[core][turn % len(cores[core])] for turn, core in rounds]
+
+
+def bind(process: int, processor: int) -> None:
+    """Let the main thread of a process run on one processor; nothing where it has ended.
+
+    What the thread starts later, threads and programs, stays on that processor, too.
+
+    Raises:
+        ValueError: this process may not use the processor.
+    """
+    if processor not in _allowed():
+        raise ValueError(
+            f"processor: got {processor}, expected one of {sorted(_allowed())}, which this process"
+            " may use"
+        )
+    with suppress(ProcessLookupError):
+        os.sched_setaffinity(process, {processor})
 
 
 def _allowed() -> set[int]:

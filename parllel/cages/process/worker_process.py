@@ -35,6 +35,7 @@ from parllel.cages.process.channel import (
 from parllel.cages.process.command_forms import CommandForms, PackedCommand
 from parllel.cages.process.fork_client import ForkClient, Forked, fork_worker
 from parllel.cages.process.fork_server import EXIT_CODE
+from parllel.cages.process.processors import bind
 from parllel.cages.process.replies import Failure, dumps
 from parllel.cages.process.status_page import CALL, StatusPage
 from parllel.cages.process.task import Task
@@ -90,7 +91,7 @@ class WorkerProcess:
         task: the environments that the worker makes.
         timeout_s: longest silence of a worker that owes a reply, from the last call of one of its
             environments on; and longest wait for its first sign of life.
-        start_method: as for `ProcessCage`.
+        start_method, processor: as for `ProcessCage`.
 
     Attributes:
         inherited: the blocks of memory that the worker has from its start.
@@ -102,7 +103,14 @@ class WorkerProcess:
         MemoryError: there is no memory for the status page.
     """
 
-    def __init__(self, task: Task, timeout_s: float, start_method: StartMethod) -> None:
+    def __init__(
+        self,
+        task: Task,
+        timeout_s: float,
+        start_method: StartMethod,
+        processor: int | None = None,
+    ) -> None:
+        self._processor = processor
         self._timeout_s = timeout_s
         self._glance_ms = timeout_s * 1000 / _N_GLANCES
         self._owner = os.getpid()
@@ -154,6 +162,8 @@ class WorkerProcess:
         message = self._await()
         if message.kind != READY:
             raise self.lost_for_garbage(f"a message of kind {message.kind}")
+        if self._processor is not None:
+            bind(self.process, self._processor)
         try:
             spaces, failure = pickle.loads(message.body)
             return spaces, None if failure is None else Failure(*failure)
