@@ -1,8 +1,9 @@
 """Replays: how stored samples are drawn for learning."""
 
+from parllel.replays.batch_parts import BatchParts
 from parllel.replays.minibatches import Minibatches
 from parllel.replays.prefetcher import Prefetcher
 from parllel.replays.prioritized_replay_buffer import PrioritizedReplayBuffer
 from parllel.replays.replay_buffer import ReplayBuffer
 
-__all__ = ["Minibatches", "Prefetcher", "PrioritizedReplayBuffer", "ReplayBuffer"]
+__all__ = ["BatchParts", "Minibatches", "Prefetcher", "PrioritizedReplayBuffer", "ReplayBuffer"]

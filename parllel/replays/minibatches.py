@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from parllel import cuda
 from parllel.arrays import Array, ArraySpec, Leaf
 from parllel.arrays.interop import flat_rows, side_of, to_device
 from parllel.cuda import AnyArray
-from parllel.ops.row_copy import prepare_gather
 from parllel.ops.stack_gather import RowSource
+from parllel.replays.batch_parts import BatchParts
 from parllel.storages import Side, storage_for
 from parllel.tree import ArrayDict, allocate_tree, path_text
 from parllel.tree.leaves import as_ndarray
@@ -78,29 +77,44 @@ class Minibatches:
             ValueError: the batch has fewer valid rows than minibatches, no leaf, or leaves with
                 different numbers of rows.
         """
-        on_gpu = any(side_of(leaf) == "gpu" for _, leaf in batch.walk())
-        flat = batch.apply(_flatten, "gpu" if on_gpu else "host")
+        parts = self.bind(batch)
+        for _ in range(n_passes):
+            parts.shuffle()
+            for number in range(self._n_minibatches):
+                yield parts.gather(number)
+
+    def bind(self, batch: ArrayDict) -> BatchParts:
+        """Return the parts of a batch, for a loop that gathers them itself, or captures that.
+
+        Args:
+            batch: as for `of`. Its rows have to stay where they are; their values may change.
+
+        Raises:
+            TypeError, ValueError: as for `of`.
+        """
+        side: Side = "gpu" if any(side_of(leaf) == "gpu" for _, leaf in batch.walk()) else "host"
+        flat = batch.apply(_flatten, side)
         n_rows = _count_rows(flat)
         valid = valid_rows(batch)
-        rows = None if valid is None else np.flatnonzero(valid)
-        if rows is not None:
-            n_rows = len(rows)
-        size = n_rows // self._n_minibatches
+        rows = np.arange(n_rows) if valid is None else np.flatnonzero(valid)
+        size = len(rows) // self._n_minibatches
         if not size:
-            which = "rows of the batch" if rows is None else "rows of the batch that are valid"
+            which = "rows of the batch" + (" that are valid" if valid is not None else "")
             raise ValueError(
-                f"n_minibatches: got {self._n_minibatches}, expected at most {n_rows}, the {which}"
+                f"n_minibatches: got {self._n_minibatches}, expected at most {len(rows)}, the"
+                f" {which}"
             )
-        self._fit_outputs(flat, size, "gpu" if on_gpu else "host")
-        sources = [rows for _, rows in flat.walk()]
-        gather = prepare_gather(self._written, sources, names=self._names)
-        for _ in range(n_passes):
-            order: AnyArray = self._rng.permutation(n_rows if rows is None else rows)
-            if on_gpu:
-                order = cuda.to_device(order)
-            for number in range(self._n_minibatches):
-                gather(order[number * size : (number + 1) * size])
-                yield self._tensors
+        self._fit_outputs(flat, size, side)
+        return BatchParts(
+            batch,
+            [rows for _, rows in flat.walk()],
+            self._written,
+            self._names,
+            rows=rows,
+            rng=self._rng,
+            tensors=self._tensors,
+            side=side,
+        )
 
     def _fit_outputs(self, flat: ArrayDict, size: int, side: Side) -> None:
         """Keep the outputs of the last batch if all of them fit."""

@@ -13,6 +13,7 @@ from parllel.transforms.transform import (
     contiguous_elements,
     elements,
     output_like,
+    refuse_moving,
     side_of_leaves,
 )
 from parllel.tree import ArrayDict
@@ -30,7 +31,8 @@ class EstimateAdvantage:
 
     In device and managed memory it is one launch in the caller's current stream, or three of 256
     steps or more in few environments; nothing waits for them. A branch `valid` there is read once
-    for each batch, for which the host waits.
+    for each batch, for which the host waits. Without it, a call after the first one can be captured
+    in a CUDA graph, of a batch whose window stays where it is (`full_size` of T).
 
     >>> import numpy as np
     >>> batch = ArrayDict(
@@ -73,6 +75,7 @@ class EstimateAdvantage:
                 works on all of them, or a GPU does. `valid`, bool [T, B], may be there or not.
         """
         value = batch["agent_info"]["value"]
+        refuse_moving("reward", batch["reward"])
         inputs = {
             "reward": batch["reward"],
             "value": value[: len(value) + 1],
@@ -134,7 +137,8 @@ class NormalizeAdvantage:
 
     In device and managed memory it is three launches in the caller's current stream (four for
     more than 8,000 advantages); nothing waits for them. A branch `valid` there is read once for
-    each batch, for which the host waits. Equal advantages become zeros.
+    each batch, for which the host waits; without it, a call after the first one can be captured in
+    a CUDA graph. Equal advantages become zeros.
 
     >>> import numpy as np
     >>> batch = ArrayDict({"advantage": Array((2, 2), np.float32)})

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parllel import cuda
 from parllel.arrays import Array, Leaf
 from parllel.cuda import AnyArray
 from parllel.kernels.array_checks import check_dtype, check_shape
@@ -49,7 +50,9 @@ class RunningMoments:
 
     In device and managed memory an update is two launches (three for more than 8,000 rows), and
     `normalize` is one, in the caller's current stream, which should be the same one each time.
-    Nothing waits for them, and only rows of a new shape make them allocate.
+    Nothing waits for them, and only rows of a new shape make them allocate. `normalize` can be
+    captured in a CUDA graph; an update can behind a `reset` that is captured, too, as its weights
+    depend on the rows seen before.
 
     >>> rows = Array((2, 2), np.float32, feature_shape=(3,))
     >>> rows[0] = 2
@@ -87,6 +90,7 @@ class RunningMoments:
             raise ValueError(f"epsilon: got {epsilon}, expected 0 or more")
         self._epsilon = epsilon
         self._count = 0
+        self._begins_in_graph = False  # whether the last reset was captured
         self._features = tuple(like.feature_shape if feature_shape is None else feature_shape)
         self._n_features = math.prod(self._features)
         self._kept = like.new_array(
@@ -125,6 +129,7 @@ class RunningMoments:
     def reset(self) -> None:
         """Forget all rows. No byte moves: the next update begins anew."""
         self._count = 0
+        self._begins_in_graph = self._side == "gpu" and cuda.is_capturing()
 
     def update(self, rows: Array, *, valid: Leaf | None = None) -> None:
         """Merge rows into the moments.
@@ -138,10 +143,13 @@ class RunningMoments:
 
         Raises:
             TypeError: `valid` is not of dtype bool.
+            RuntimeError: it is captured in a CUDA graph, and `reset` is not.
             ValueError: the rows have another dtype or other features, or one of rows and moments
                 lives on the host and the other on the device, or `valid` has another shape.
         """
         self._check("rows", rows)
+        if self._side == "gpu" and not (self._begins_in_graph and self._count == 0):
+            cuda.refuse_capture("an update of moments that are not reset in the same graph")
         lead = rows.shape[: rows.ndim - len(self._features)]
         n_rows, values = math.prod(lead), None
         if valid is not None and not (mask := as_mask("valid", valid)).all():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from parllel import cuda
 from parllel.arrays import Array
 from parllel.cuda import AnyArray
 from parllel.ops.sides import contiguous
@@ -58,6 +59,14 @@ def elements(array: Array) -> AnyArray:
 def contiguous_elements(array: Array) -> AnyArray:
     """Return an Array's elements C-contiguous: over the same memory where they are that."""
     return contiguous(elements(array))
+
+
+def refuse_moving(name: str, leaf: Array) -> None:
+    """Raise if a leaf is captured whose window moves: a graph would read where it lies now."""
+    if leaf.side == "gpu" and leaf.full_size > len(leaf):
+        cuda.refuse_capture(
+            f"{name} of a ring with several windows (full_size {leaf.full_size}, T {len(leaf)})"
+        )
 
 
 def output_like(like: Array, kept: Array | None) -> Array:

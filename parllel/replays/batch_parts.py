@@ -1,0 +1,100 @@
+"""BatchParts: the random parts of one batch, which are gathered one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parllel.arrays import Array
+from parllel.cuda import AnyArray
+from parllel.ops.row_copy import prepare_gather
+from parllel.ops.sides import copy_from_host, to_side
+from parllel.ops.stack_gather import RowSource
+from parllel.storages import Side
+from parllel.tree import ArrayDict
+
+
+class BatchParts:
+    """A batch that is cut into random parts, in an order that lies where its rows are.
+
+    `Minibatches.bind` makes it. On a device `gather` can be captured in a CUDA graph: a replay
+    gathers by the order that `shuffle` wrote last. Keep the object as long as the graph.
+
+    Args:
+        batch: the tree of the rows.
+        sources: for each leaf its rows, with T and B as one dimension.
+        outputs: for each leaf the memory of a minibatch, as NumPy's or CuPy's arrays.
+        names: for each leaf a name, by which errors call it.
+        rows: int64 [n_rows], the rows to visit.
+        rng: generator of the order.
+        tensors: the outputs, as a tree of torch tensors.
+        side: "host" or "gpu", which of them gathers.
+
+    >>> from parllel.replays import Minibatches
+    >>> batch = ArrayDict({"reward": Array.from_numpy(np.arange(6).reshape(3, 2))})
+    >>> parts = Minibatches(2, np.random.default_rng(0)).bind(batch)
+    >>> parts.shuffle()
+    >>> sorted(number for each in range(2) for number in parts.gather(each)["reward"].tolist())
+    [0, 1, 2, 3, 4, 5]
+    """
+
+    def __init__(
+        self,
+        batch: ArrayDict,
+        sources: Sequence[RowSource],
+        outputs: Sequence[AnyArray],
+        names: Sequence[str],
+        *,
+        rows: NDArray[np.int64],
+        rng: np.random.Generator,
+        tensors: ArrayDict,
+        side: Side,
+    ) -> None:
+        self._windows = [(leaf, leaf.window_begin) for _, leaf in batch.walk() if _is_moving(leaf)]
+        self._gather = prepare_gather(outputs, sources, names=names)
+        self._rows, self._rng, self._side = rows, rng, side
+        self._order: AnyArray | None = None
+        self._size = len(outputs[0])
+        self._tensors = tensors
+
+    def shuffle(self) -> None:
+        """Draw a new order of the rows. On a device it is one copy, and can't be captured.
+
+        Raises:
+            RuntimeError: the batch's window has moved since `bind`: its rows lie elsewhere.
+        """
+        if any(leaf.window_begin != begin for leaf, begin in self._windows):
+            raise RuntimeError("minibatches: the window of the batch has moved; bind it again")
+        order = self._rng.permutation(self._rows)
+        if self._order is None or self._side == "host":
+            self._order = to_side(order, self._side)
+        else:
+            copy_from_host(order, out=self._order)  # where a graph reads it
+
+    def gather(self, number: int) -> ArrayDict:
+        """Return a part of the batch, in the memory of the part before.
+
+        In host memory it is there when this returns; on a device it is one launch in the caller's
+        current stream.
+
+        Args:
+            number: which part, from 0 on.
+
+        Raises:
+            IndexError: there is no such part.
+            RuntimeError: `shuffle` was not called before.
+        """
+        if self._order is None:
+            raise RuntimeError("minibatches: there is no order of the rows; call shuffle before")
+        begin = number * self._size
+        if not 0 <= begin <= len(self._order) - self._size:
+            n_parts = len(self._order) // self._size
+            raise IndexError(f"number: got {number}, expected a part below {n_parts}")
+        self._gather(self._order[begin : begin + self._size])
+        return self._tensors
+
+
+def _is_moving(leaf: object) -> bool:
+    return isinstance(leaf, Array) and leaf.full_size > len(leaf)
