@@ -89,16 +89,20 @@ class Episodes:
     Args:
         make_traj_info: returns the summary of a new episode.
         n_envs: number of environments.
+        are_batched: whether rewards come as arrays, and not as lists.
 
     Attributes:
         summaries: those of the episodes under way; where they are not told, without their sums.
         are_told: whether the `step` of each summary is to be called, and not `add`.
     """
 
-    def __init__(self, make_traj_info: Callable[[], TrajInfo], n_envs: int) -> None:
+    def __init__(
+        self, make_traj_info: Callable[[], TrajInfo], n_envs: int, *, are_batched: bool = False
+    ) -> None:
         self._make_traj_info = make_traj_info
         self._n_envs = n_envs
-        self._math: Any = _OfLists if n_envs <= _FEW else _OfArrays  # Any: numbers of either
+        is_of_lists = n_envs <= _FEW and not are_batched
+        self._math: Any = _OfLists if is_of_lists else _OfArrays  # Any: numbers of either
         self._completed: list[TrajInfo] = []
         self.begin()
 
@@ -211,7 +215,7 @@ class _OfLists:
 
 
 class _OfArrays:
-    """The same of many."""
+    """The same of many, or of rewards that are arrays."""
 
     @staticmethod
     def numbers(values: Any) -> NDArray[np.float64]:
@@ -219,4 +223,12 @@ class _OfArrays:
             values = [*map(float, values)]  # which refuses what is no number
         return np.array(values, np.float64)
 
-    add, times = np.add, np.multiply
+    @staticmethod
+    def add(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+        if np.count_nonzero(other):  # most steps of many environments give no reward
+            one += other
+        return one
+
+    @staticmethod
+    def times(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+        return one * other

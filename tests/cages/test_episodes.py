@@ -24,7 +24,8 @@ def of_steps(rewards: list[float], discount: float) -> TrajInfo:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, None])
 def test_sums_have_the_bits_of_calls(n_envs: int, discount: float, dtype: Any) -> None:
     generator = np.random.default_rng(0)
-    episodes = Episodes(lambda: TrajInfo(discount=discount), n_envs)
+    are_batched = dtype is not None
+    episodes = Episodes(lambda: TrajInfo(discount=discount), n_envs, are_batched=are_batched)
     under_way: list[list[float]] = [[] for _ in range(n_envs)]
     expected = []
     for _ in range(30):

@@ -84,7 +84,7 @@ class VectorStepper:
             env.close()
             raise
         self._action_spaces = [copy.deepcopy(self.action_space) for _ in range(self.n_envs)]
-        self._episodes = Episodes(make_traj_info, self.n_envs)
+        self._episodes = Episodes(make_traj_info, self.n_envs, are_batched=True)
         self.goes_on = self._backend.goes_on
         """Whether a step goes on after `start`, until `wait`."""
         self._is_reset = False
