@@ -189,11 +189,15 @@ class Memory:
                 free = functools.partial(self._free, region)
                 self._engine.queue(region.stream, f"freeing {region}", free, is_recorded=False)
 
+    def reachable(self) -> list[Region]:
+        """Return what work may use now; unlike `live`, it runs nothing."""
+        return [region for region in self._regions.values() if not region.is_gone]
+
     def live(self) -> list[Region]:
         """Return what is allocated or locked."""
         self.collect()
         self._engine.wait_for_all()
-        return [region for region in self._regions.values() if not region.is_gone]
+        return self.reachable()
 
     def assert_no_leaks(self) -> None:
         """Raise if anything is still allocated or locked."""

@@ -1,0 +1,41 @@
+"""The shipped PTX, executed on a CPU as the library launches it, against plain references."""
+
+import numpy as np
+import pytest
+
+from parllel.cuda.launches import PTX
+from ptx_cases.table import CASES
+from ptx_machine.device import device_of
+from ptx_machine.machine import Machine
+
+ENTRIES = sorted(Machine(PTX.read_text()).kernels)
+
+# Accesses to memory that no launch comes to. The compiler makes code of its own for a width or a
+# span of 0, and for leaves of stacks that are not aligned as allocations are.
+UNUSED = {"advantage_carries": 21, "moments": 14, "frames": 3}
+
+
+def test_there_are_cases_of_entries_alone() -> None:
+    assert CASES.keys() <= set(ENTRIES)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_an_entry_does_what_its_reference_does(entry: str) -> None:
+    """And its cases come to all accesses to memory: a fault elsewhere would stay hidden."""
+    assert entry in CASES, (
+        f"{entry}: write a case for it in tests/ptx_cases, and name it in table.py"
+    )
+    machine = Machine(PTX.read_text())
+    launched: list[str] = []
+    for case in CASES[entry]:
+        for seed in range(case.n):
+            with device_of(machine, seed) as names:
+                case.run(np.random.default_rng(seed))
+            launched += names
+    assert entry in launched
+    unused = [
+        instruction
+        for instruction in machine.kernels[entry].entry.instructions
+        if instruction.is_access and instruction.line not in machine.executed[entry]
+    ]
+    assert len(unused) <= UNUSED.get(entry, 0), unused

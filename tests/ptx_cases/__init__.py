@@ -1,0 +1,1 @@
+"""Random cases for the entries of the shipped PTX, each with a plain reference in NumPy."""

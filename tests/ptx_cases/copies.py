@@ -1,0 +1,164 @@
+"""Cases of `rows` and `frames`: copies of bytes, against NumPy's indexing."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from parllel import cuda
+from parllel.ops.row_copy import RowCopy
+from parllel.ops.stack_gather import RowSource, StackGather
+from ptx_cases.comparing import assert_bits
+
+# Every kind of word, remainders of all of them, and parts of a row that is split.
+_SHORT = (0, 1, 3, 4, 8, 12, 16, 17, 31, 64, 100, 127, 128, 129, 255, 300)
+_LONG = (1000, 1024, 2049, 7056, 8176, 16385, 20_003)
+_FRAMES = ((), (1,), (3, 3), (16,), (7, 13), (129,), (12, 16), (127, 16), (42, 84))
+_N_BESIDE = 3
+
+
+class _Side:
+    """Rows in device memory, somewhere in a block that is all compared."""
+
+    def __init__(
+        self, rng: np.random.Generator, n_rows: int, nbytes: int, *, is_aligned: bool
+    ) -> None:
+        offset = 16 if is_aligned else int(rng.choice([0, 0, 1, 2, 4, 8, 16, 19]))
+        gap = -nbytes % 16
+        stride = nbytes + (gap if is_aligned else int(rng.choice([0, 0, 1, 4, 8, 16, gap])))
+        sign = int(rng.choice([1, -1]))
+        first = offset + max(0, n_rows - 1) * stride * (sign < 0)
+        self.block = cuda.to_device(rng.integers(0, 255, offset + n_rows * stride + 16, np.uint8))
+        shape, strides = (n_rows, nbytes), (sign * stride, 1)
+        memory = self.block[first:].data
+        self.rows = cuda.library().ndarray(shape, np.uint8, memptr=memory, strides=strides)
+        self.host = cuda.to_host(self.block).copy()
+        self.host_rows = np.ndarray(shape, np.uint8, self.host, first, strides)
+
+
+def _pick(
+    rng: np.random.Generator, count: int, limit: int, *, twice: bool
+) -> range | npt.NDArray[Any]:
+    """Return rows below a limit, as a range, or as integers of the host or the device."""
+    if rng.random() < 0.4 and 0 < count <= limit:
+        start = int(rng.integers(0, limit - count + 1))
+        return range(start, start + count)[:: int(rng.choice([1, -1]))]
+    rows = rng.integers(0, limit, count) if twice else rng.permutation(limit)[:count]
+    return rows.astype(np.int64)
+
+
+def _somewhere(rng: np.random.Generator, index: range | npt.NDArray[Any]) -> Any:
+    is_sent = isinstance(index, np.ndarray) and rng.random() < 0.5
+    return cuda.to_device(index) if is_sent else index
+
+
+def copy_rows(rng: np.random.Generator) -> None:
+    """Rows of several leaves, at any address, forwards and backwards; all bytes around them."""
+    n_written, n_read = (int(n) for n in rng.integers(1, 40, 2))
+    count = int(rng.choice([0, 1, rng.integers(0, n_written + 1), n_written]))
+    written = _pick(rng, count, n_written, twice=False)
+    read = _pick(rng, count, n_read, twice=True)
+    lengths = rng.choice(_SHORT, int(rng.integers(1, 6))).tolist()
+    if rng.random() < 0.5:
+        lengths.append(int(rng.choice(_LONG)))
+    are_aligned = rng.random(len(lengths)) < 0.4
+    leaves = [
+        [_Side(rng, n, nbytes, is_aligned=bool(is_aligned)) for n in (n_written, n_read)]
+        for nbytes, is_aligned in zip(lengths, are_aligned, strict=True)
+    ]
+    copy = RowCopy([leaf[0].rows for leaf in leaves], [leaf[1].rows for leaf in leaves])
+    copy.run(_somewhere(rng, written), _somewhere(rng, read))
+    for destination, source in leaves:
+        destination.host_rows[np.asarray(written, int)] = source.host_rows[np.asarray(read, int)]
+        assert_bits("rows", destination.block, destination.host)
+        assert_bits("rows that are read", source.block, source.host)
+
+
+class _Film:
+    """Frames, and stacks of them by their definition.
+
+    Args:
+        rng: draws everything.
+        n_columns, n_steps: environments, and steps of each.
+        picked: numbers of rows that an index picks from, below 0 for what lies beside; or None.
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        n_columns: int,
+        n_steps: int,
+        picked: npt.NDArray[Any] | None,
+    ) -> None:
+        shape = _FRAMES[rng.integers(len(_FRAMES))]
+        dtype = np.dtype(["u1", "<i2", "f4", "f8"][rng.integers(4)])
+        self.is_stacked = bool(rng.random() < 0.7)
+        self.n_columns, self.stack = n_columns, int(rng.integers(1, 6)) if self.is_stacked else 1
+        self.n_before = (self.stack - 1) * n_columns
+        n = self.n_before + n_columns * n_steps
+        self.frames = rng.integers(0, 200, (n, *shape)).astype(dtype)
+        self.is_first = rng.random(n) < rng.choice([0, 0.3, 1])
+        is_blank = self.is_stacked and rng.random() < 0.5
+        self.blank = rng.integers(0, 200, (1, *shape)).astype(dtype) if is_blank else None
+        self.picked = self.beside = self.beside_rows = None
+        if picked is not None:
+            self.picked = picked
+            self.beside = rng.integers(0, 200, (_N_BESIDE, *shape)).astype(dtype)
+            if self.is_stacked:
+                rows = rng.integers(0, n_columns * n_steps, _N_BESIDE)
+                self.beside_rows = rows.astype(np.int64)
+
+    def to_device(self) -> RowSource:
+        frames, flags = cuda.to_device(self.frames), cuda.to_device(self.is_first)
+        optional = (self.blank, self.picked, self.beside, self.beside_rows)
+        return RowSource(
+            frames[self.n_before :],
+            flags[self.n_before :] if self.is_stacked else None,
+            self.n_columns if self.is_stacked else 1,
+            self.stack,
+            *(None if each is None else cuda.to_device(each) for each in optional),
+        )
+
+    def stack_of(self, index: int) -> npt.NDArray[Any]:
+        """Return the frames that end with a row's, the oldest first; of plain rows the row."""
+        row = index if self.picked is None else int(self.picked[index])
+        newest = []
+        if row < 0:
+            newest = [self.beside[-1 - row]]
+            if not self.is_stacked:
+                return newest[0]
+            row = int(self.beside_rows[-1 - row])
+        at = row + self.n_before
+        frames, is_begun = [self.frames[at]], bool(self.is_first[at])
+        while len(frames) < self.stack:
+            at -= 0 if is_begun else self.n_columns
+            is_blank = is_begun and self.blank is not None
+            frames.append(self.blank[0] if is_blank else self.frames[at])
+            is_begun = is_begun or bool(self.is_first[at])
+        stack = np.stack((frames[::-1] + newest)[-self.stack :])
+        return stack if self.is_stacked else stack[0]
+
+
+def gather_stacks(rng: np.random.Generator) -> None:
+    """Stacks and plain rows of several leaves, some by way of other rows, some with one beside."""
+    n_columns, n_steps = int(rng.integers(1, 5)), int(rng.integers(1, 12))
+    limit, picked = n_columns * n_steps, None
+    if rng.random() < 0.5:
+        picked = rng.integers(0, limit, 16).astype(np.int64)
+        if rng.random() < 0.7:
+            picked[rng.integers(0, 16, 4)] = -1 - rng.integers(0, _N_BESIDE, 4)
+        limit = len(picked)
+    films = [_Film(rng, n_columns, n_steps, picked) for _ in range(int(rng.integers(1, 5)))]
+    sources = [film.to_device() for film in films]
+    count = int(rng.integers(0, 20))
+    expected = [
+        np.full((count + 2, *source.shape[1:]), 7, film.frames.dtype)
+        for source, film in zip(sources, films, strict=True)
+    ]
+    outputs = [cuda.to_device(each) for each in expected]
+    index = _pick(rng, count, limit, twice=True)
+    StackGather(sources, outputs).run(_somewhere(rng, index))
+    for film, output, rows in zip(films, outputs, expected, strict=True):
+        for number, row in enumerate(index):
+            rows[number] = film.stack_of(int(row))
+        assert_bits("frames", output, rows)

@@ -1,0 +1,45 @@
+"""Which cases execute which entry of the shipped PTX, and how many of each the tests run."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from ptx_cases import computations, copies, draws, priorities
+
+Run: TypeAlias = Callable[[np.random.Generator], None]
+
+
+class Case(NamedTuple):
+    """Random launches of an entry by the library's own code, compared with a reference.
+
+    Some launch nothing: of no rows, for example.
+    """
+
+    run: Run
+    n: int  # how many
+
+
+CASES: dict[str, tuple[Case, ...]] = {
+    "advantage": (Case(computations.walk_steps, 12), Case(computations.walk_spans, 4)),
+    "advantage_carries": (Case(computations.walk_spans, 8),),
+    "advantage_spans": (Case(computations.walk_spans, 8),),
+    "draw_by_priority": (Case(priorities.draw_shares, 30),),
+    "draw_transitions": (
+        Case(draws.draw_evenly, 25),
+        Case(draws.draw_nothing, 1),
+        Case(draws.draw_late, 1),
+    ),
+    "frames": (Case(copies.gather_stacks, 60),),
+    "merge_moments": (Case(computations.measure_many, 4),),
+    "moments": (Case(computations.measure, 8),),
+    "normalize": (Case(computations.scale_values, 12),),
+    "refresh_priorities": (Case(priorities.refresh_leaves, 30),),
+    "rows": (Case(copies.copy_rows, 80),),
+    "update_moments": (Case(computations.measure, 8),),
+    "update_priorities": (
+        Case(priorities.update_leaves, 30),
+        Case(priorities.update_by_powers, 10),
+    ),
+    "weigh_priorities": (Case(priorities.draw_shares, 12),),
+}
