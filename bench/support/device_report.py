@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from parllel import cuda
 from support.device_timing import N_FLUSHES, DeviceTimer
-from support.device_work import count_work
+from support.device_work import Work, count_work
 from support.gpu_state import read_gpu
 from support.report import Report, rates
 from support.timing import take_turns
@@ -48,14 +48,16 @@ class DeviceReport(Report):
         *,
         nbytes: int,
         references: Sequence[str],
+        n_steps: int = 1,
     ) -> None:
         """Time all contestants in turn, and add a table of them.
 
         Args:
             heading: what the contestants do.
-            contestants: name -> a function without arguments that queues the work once.
+            contestants: name -> a function without arguments that queues the work.
             nbytes: what each of them reads from and writes to the device's memory.
             references: names of contestants to compare with.
+            n_steps: how often a call does the work; all numbers are those of one time.
         """
         works = {}
         for name, call in contestants.items():
@@ -68,16 +70,17 @@ class DeviceReport(Report):
         )
         self._timer.flush()  # the clocks of an idle device are not those of the samples
         gpu = read_gpu()
-        seconds = {name: [each.device_s for each in samples[name]] for name in calls}
+        seconds = {name: [each.device_s / n_steps for each in samples[name]] for name in calls}
         columns = {
             "GB/s": rates({name: seconds[name] for name in contestants}, nbytes),
             "call us": {
-                name: statistics.median(each.call_s for each in samples[name]) * 1e6
+                name: statistics.median(each.call_s for each in samples[name]) * 1e6 / n_steps
                 for name in contestants
             },
-            "launches": {name: work.launches for name, work in works.items()},
-            "copies": {name: work.copies for name, work in works.items()},
-            "waits": {name: work.waits for name, work in works.items()},
+            **{
+                what: {name: getattr(work, what) / n_steps for name, work in works.items()}
+                for what in Work._fields
+            },
             "queued": {
                 name: statistics.mean(each.is_queued for each in samples[name]) for name in calls
             },

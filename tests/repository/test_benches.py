@@ -39,6 +39,7 @@ import bench_pixels
 import bench_replay
 import bench_rows
 import bench_sampling
+import bench_step
 import bench_vector
 from matplotlib.image import imread
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -56,6 +57,7 @@ from support import (
     report,
     rows_on_device,
     steps_on_device,
+    whole_steps,
 )
 from support.advantage_batch import random_batch
 from support.cartpole import cartpole_ppo
@@ -63,6 +65,7 @@ from support.device_timing import DeviceTimer
 from support.pixel_learners import DqnSize, PpoSize
 from support.row_trees import FRAMES, MEDIUM, ODD_FRAMES, SMALL, Tree
 from support.sb3_learners import Games, OneGame
+from support.still_envs import StepSize
 
 pytestmark = pytest.mark.long
 
@@ -551,6 +554,65 @@ def test_a_buffer_of_a_gpu_that_gathers_other_rows_is_found() -> None:
         with pytest.raises(AssertionError, match=r"torch.*reward"):
             replay_on_device.check_results({"torch": plain.sample}, replay)
         replay.close()
+
+
+STEPS = (StepSize(2, (3, 5)), StepSize(3, (4, 5, 3)))
+
+
+def test_whole_steps_of_the_host_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench_step.measure_host(tmp_path, STEPS, repeats=2)
+    content = read_results(tmp_path, "step_cpu")
+    check_tables(content, capsys.readouterr().out, n_samples=2)
+    assert [list(table["contestants"]) for table in content["tables"]] == [
+        ["BasicSampler", "NumPy, by hand"],
+        ["BasicSampler", "BasicSampler, frames", "NumPy, by hand"],
+    ]
+    assert "no GPU" in content["title"]
+
+
+@each_schedule
+def test_whole_steps_of_a_gpu_are_reported(
+    schedule: str,
+    tmp_path: Path,
+    clock: list[float],
+    nvml: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with simulated_cuda(schedule) as simulation:
+        timer = DeviceTimer(flush_nbytes=4096)
+        bench_step.measure_device(tmp_path, STEPS, timer=timer, repeats=2)
+        del timer
+        simulation.assert_no_leaks()
+    content = read_results(tmp_path, "step_nvidia_test_80gb")
+    check_tables(content, capsys.readouterr().out, n_samples=2)
+    ways, steps = content["tables"][::2], content["tables"][1::2]
+    for table in ways:
+        work = {name: each.get("copies") for name, each in table["contestants"].items()}
+        assert work["parllel, one launch"] == 0
+        assert work["copy of the observations, then a launch"] == work["one cudaMemcpyAsync"] == 1
+    for table, size in zip(steps, STEPS, strict=True):
+        contestants = table["contestants"]
+        assert ("BasicSampler, frames" in contestants) == size.are_stacks
+        ours = contestants["BasicSampler"]
+        # 2 launches of each step, and that of the rotation; a wait of each step.
+        assert ours["launches"] == 2 + 1 / 8
+        assert ours["waits"] == 1
+        assert contestants["BasicSampler, local memory"]["launches"] == 0
+        assert contestants["torch, by hand"]["copies"] >= 8
+
+
+def test_a_loop_that_keeps_other_steps_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = bench_step.host_loops(STEPS[1])
+    whole_steps.check_results(loops)
+    for name in ("BasicSampler", "BasicSampler, frames"):
+        loops[name].close()
+        del loops[name]
+    other = whole_steps.ByNumpy(STEPS[1])
+    monkeypatch.setattr(other, "collect_batch", lambda: None)
+    with pytest.raises(AssertionError, match="other"):
+        whole_steps.check_results({**loops, "other": other})
 
 
 def test_our_contestants_are_one_launch_and_no_copy() -> None:
