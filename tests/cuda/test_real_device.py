@@ -1,17 +1,27 @@
-"""What `make test-gpu` does: it says why there is no GPU, or runs just what a GPU can run."""
+"""What `make test-gpu` does, and what is best seen on a GPU: streams, graphs, torch's allocator.
+
+It says why there is no GPU, or runs just what a GPU can run.
+"""
 
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from eager_as_real import Operations, Values
-from parllel import Array
+from parllel import Array, cuda
+from parllel.ops.row_copy import RowCopy
+from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.simulated_cuda import simulated_cuda
+from step_list import Chances, Model, Shape, leaves
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
@@ -22,8 +32,7 @@ RECIPE = re.compile(r"^test-gpu:.*\n\t\$\(BIN\)/python -m pytest (.*)$", re.MULT
 OTHERS = [
     path
     for path in TESTS.glob("*/test_*.py")
-    if "cuda_device" in path.read_text()
-    and path.name not in ("test_cuda_memory.py", Path(__file__).name)
+    if "cuda_device" in path.read_text() and path.name != "test_cuda_memory.py"
 ]
 
 
@@ -82,3 +91,141 @@ def test_what_a_gpu_would_not_do_is_found() -> None:
         assert (pinned + torch.ones(3)).numpy().tolist() == [1] * 3
         with pytest.raises(RuntimeError, match="one at a time"), simulated_cuda("lazy"):
             """A test with a simulation of its own."""
+
+
+# Torch's allocator
+
+
+@pytest.fixture
+def torchs_nbytes(
+    cuda_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], int]]:
+    """Let torch's allocator own device memory; return what tells the bytes that are in use.
+
+    In a simulation the host's memory stands in for torch's.
+    """
+    former = cuda.library().cuda.get_allocator()
+    blocks: dict[int, Any] = {}
+
+    def allocate(nbytes: int, device: int, stream: int) -> int:
+        block = np.zeros(nbytes, np.uint8)
+        blocks[block.ctypes.data] = block
+        return block.ctypes.data
+
+    if cuda_device.type != "cuda":
+        stand_ins = {"init": lambda: None, "is_available": lambda: True}
+        names = ("caching_allocator_alloc", "caching_allocator_delete", "memory_allocated")
+        answers = (allocate, blocks.pop, lambda: sum(block.nbytes for block in blocks.values()))
+        for name, answer in {**stand_ins, **dict(zip(names, answers, strict=True))}.items():
+            monkeypatch.setattr(torch.cuda, name, answer)
+    cuda.use_torch_allocator()
+    yield torch.cuda.memory_allocated
+    cuda.library().cuda.set_allocator(former)
+
+
+def test_torchs_allocator_serves_arrays_and_takes_them_back(
+    torchs_nbytes: Callable[[], int],
+) -> None:
+    before = torchs_nbytes()
+    array = Array((1 << 18,), np.float32, storage="device")
+    assert torchs_nbytes() - before >= 1 << 20
+    array[...] = 3
+    assert array.to_torch().sum().item() == 3 << 18
+    array.close()
+    del array
+    cuda.Event().record().synchronize()  # a simulation frees in the order of the stream
+    assert torchs_nbytes() == before
+
+
+# A stream of the caller's own, and graphs of it
+
+
+@contextmanager
+def side_stream(device: torch.device) -> Iterator[Any]:
+    """Make another stream than the default one the caller's: torch's, where torch has the GPU."""
+    if device.type != "cuda":
+        with cuda.use_stream(cuda.new_stream()) as stream:
+            yield stream
+        return
+    torchs = torch.cuda.Stream(device)
+    with torch.cuda.stream(torchs):
+        stream = cuda.current_stream()
+        assert stream.ptr == torchs.cuda_stream
+        yield stream
+
+
+def test_work_follows_the_callers_stream(cuda_device: torch.device) -> None:
+    with side_stream(cuda_device):
+        # Allocated in this stream, too: the default one fills an array with zeros when it likes.
+        array = Array((1 << 16,), np.float32, storage="device")
+        for value in range(20):
+            tensor = array.to_torch()
+            tensor.fill_(value)
+            array[...] = tensor + 1
+        done = cuda.Event().record()
+    done.wait()  # the default stream, in which the next copy is
+    assert (array.to_ndarray() == 20).all()
+
+
+def captures(device: torch.device, stream: Any, call: Callable[[], object]) -> Iterator[Any]:
+    """Capture a call in each way that the device has; yield what launches the graph."""
+    stream.begin_capture()
+    call()
+    graph = stream.end_capture()
+    yield lambda: graph.launch(stream)
+    if device.type == "cuda":
+        of_torch = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(of_torch):
+            call()
+        yield of_torch.replay
+
+
+def test_a_captured_copy_of_rows_reads_its_memory_anew(cuda_device: torch.device) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 256, (9, 1000), np.uint8)
+    with side_stream(cuda_device) as stream:
+        source, index = cuda.to_device(values), cuda.to_device(np.array([8, 0, 3]))
+        out = cuda.to_device(np.zeros((3, 1000), np.uint8))
+        copy = RowCopy([out], [source])
+        copy.run(range(3), index)  # loads the kernel
+        for launch in captures(cuda_device, stream, lambda: copy.run(range(3), index)):
+            for picked in ([1, 2, 3], [7, 7, 0]):
+                values = rng.integers(0, 256, (9, 1000), np.uint8)
+                cuda.copy_to_device(values, out_device=source)
+                cuda.copy_to_device(np.array(picked), out_device=index)
+                launch()
+                np.testing.assert_array_equal(cuda.to_host(out), values[picked])
+
+
+@pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedReplayBuffer])
+def test_a_captured_draw_gives_the_next_minibatches(
+    cuda_device: torch.device, kind: type[ReplayBuffer]
+) -> None:
+    def make_model() -> Model:
+        shape = Shape(T=2, n_windows=4, n_steps=2)
+        model = Model(shape, Chances(), seed=1, storage="device", kind=kind)
+        for _ in range(3):
+            model.write_batch()
+        return model
+
+    def sampled(model: Model) -> dict[str, Any]:
+        return {path: leaf.tolist() for path, leaf in leaves(model.replay.sample(6)).items()}
+
+    with side_stream(cuda_device) as stream:
+        model = make_model()
+        expected = []
+        for _ in range(6):
+            expected.append(sampled(model))
+            model.write_batch()
+        assert len({str(each["index"]) for each in expected}) == 6
+        model = make_model()
+        minibatch = model.replay.sample(6)
+        found = [{path: leaf.tolist() for path, leaf in leaves(minibatch).items()}]
+        model.write_batch()
+        for launch in captures(cuda_device, stream, lambda: model.replay.sample(6)):
+            for _ in range(2):
+                launch()
+                found.append({path: leaf.tolist() for path, leaf in leaves(minibatch).items()})
+                model.write_batch()
+        assert found == expected[: len(found)]
+        assert len(found) >= 3

@@ -12,7 +12,7 @@ from parllel import cuda
 from parllel.cuda import launches
 from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.simulated_cuda import simulated_cuda
-from tests.step_list import Chances, Model, Shape, leaves, show
+from step_list import Chances, Model, Shape, leaves, show
 
 pytestmark = pytest.mark.simulation("they launch captured graphs of the simulation")
 
