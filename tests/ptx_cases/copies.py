@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parllel import cuda
+from parllel.cuda import DeviceArray
 from parllel.ops.row_copy import RowCopy
 from parllel.ops.stack_gather import RowSource, StackGather
 from ptx_cases.comparing import assert_bits
@@ -13,7 +14,9 @@ from ptx_cases.comparing import assert_bits
 # Every kind of word, remainders of all of them, and parts of a row that is split.
 _SHORT = (0, 1, 3, 4, 8, 12, 16, 17, 31, 64, 100, 127, 128, 129, 255, 300)
 _LONG = (1000, 1024, 2049, 7056, 8176, 16385, 20_003)
-_FRAMES = ((), (1,), (3, 3), (16,), (7, 13), (129,), (12, 16), (127, 16), (42, 84))
+_FRAMES = ((), (1,), (3, 3), (16,), (7, 13), (129,), (12, 16), (127, 16), (64, 64))
+# Of bytes, at any address: few lanes for the bytes at both ends, and lanes with four words each.
+_SHIFTED = ((128,), (130,), (127, 16))
 _N_BESIDE = 3
 
 
@@ -74,6 +77,15 @@ def copy_rows(rng: np.random.Generator) -> None:
         assert_bits("rows that are read", source.block, source.host)
 
 
+def _place(values: npt.NDArray[Any], offset: int) -> DeviceArray:
+    """Return values in device memory, so many bytes behind the beginning of an allocation."""
+    block = cuda.to_device(np.zeros(offset + values.nbytes, np.uint8))
+    memory = block[offset:].data
+    placed = cuda.library().ndarray(values.shape, values.dtype, memptr=memory)
+    cuda.copy_to_device(values, out_device=placed)
+    return placed
+
+
 class _Film:
     """Frames, and stacks of them by their definition.
 
@@ -92,6 +104,13 @@ class _Film:
     ) -> None:
         shape = _FRAMES[rng.integers(len(_FRAMES))]
         dtype = np.dtype(["u1", "<i2", "f4", "f8"][rng.integers(4)])
+        # Of the first frame in its allocation, and of the first stack.
+        self.offset, self.out_offset = (rng.choice([0, 1, 7], 2) * dtype.itemsize).tolist()
+        if rng.random() < 0.5:
+            self.offset = self.out_offset = 0
+        if rng.random() < 0.3:
+            shape, dtype = _SHIFTED[rng.integers(len(_SHIFTED))], np.dtype("u1")
+            self.offset, self.out_offset = rng.integers(0, 16, 2).tolist()
         self.is_stacked = bool(rng.random() < 0.7)
         self.n_columns, self.stack = n_columns, int(rng.integers(1, 6)) if self.is_stacked else 1
         self.n_before = (self.stack - 1) * n_columns
@@ -109,7 +128,8 @@ class _Film:
                 self.beside_rows = rows.astype(np.int64)
 
     def to_device(self) -> RowSource:
-        frames, flags = cuda.to_device(self.frames), cuda.to_device(self.is_first)
+        frames = _place(self.frames, self.offset)
+        flags = cuda.to_device(self.is_first)
         optional = (self.blank, self.picked, self.beside, self.beside_rows)
         return RowSource(
             frames[self.n_before :],
@@ -155,7 +175,7 @@ def gather_stacks(rng: np.random.Generator) -> None:
         np.full((count + 2, *source.shape[1:]), 7, film.frames.dtype)
         for source, film in zip(sources, films, strict=True)
     ]
-    outputs = [cuda.to_device(each) for each in expected]
+    outputs = [_place(each, film.out_offset) for each, film in zip(expected, films, strict=True)]
     index = _pick(rng, count, limit, twice=True)
     StackGather(sources, outputs).run(_somewhere(rng, index))
     for film, output, rows in zip(films, outputs, expected, strict=True):

@@ -30,7 +30,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case(draws.draw_nothing, 1),
         Case(draws.draw_late, 1),
     ),
-    "frames": (Case(copies.gather_stacks, 60),),
+    "frames": (Case(copies.gather_stacks, 100),),
     "merge_moments": (Case(computations.measure_many, 4),),
     "moments": (Case(computations.measure, 8),),
     "normalize": (Case(computations.scale_values, 12),),
