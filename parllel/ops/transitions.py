@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 from parllel.cuda import AnyArray
@@ -91,6 +93,7 @@ class DrawState:
         beta: exponent of weights (`weigh_priorities`).
 
     Attributes:
+        numbers: int64 [STATE_NUMBERS], the memory.
         argument: what kernels are given for the state.
         arguments: what kernels of transitions are given: the state and the discount.
 
@@ -106,26 +109,34 @@ class DrawState:
         numbers = np.zeros(STATE_NUMBERS, np.int64)
         numbers[_KEY] = key
         numbers.view(np.float32)[_BETA] = beta
-        self._numbers = to_side(numbers, side)
-        self.argument = as_argument(self._numbers)
+        self.numbers = to_side(numbers, side)
+        self.argument = as_argument(self.numbers)
         self.arguments = self.argument, np.float32(discount)
+
+    def over(self, numbers: AnyArray) -> DrawState:
+        """Return a state of the same discount over other memory: int64 [STATE_NUMBERS]."""
+        other = copy.copy(self)
+        other.numbers = numbers
+        other.argument = as_argument(numbers)
+        other.arguments = other.argument, self.arguments[1]
+        return other
 
     def write_steps(self, first: int, stop: int) -> None:
         """Say which steps are there: the number of the oldest, and of the one written next."""
-        copy_from_host(np.array([first, stop], np.int64), out=self._numbers[_STEPS])
+        copy_from_host(np.array([first, stop], np.int64), out=self.numbers[_STEPS])
 
     def write_seed(self, key: tuple[int, int], number: int) -> None:
         """Set the key of the random numbers, and the number of the next minibatch."""
-        copy_from_host(np.array([*key, number], np.int64), out=self._numbers[_SEED])
+        copy_from_host(np.array([*key, number], np.int64), out=self.numbers[_SEED])
 
     def write_beta(self, beta: float) -> None:
         """Set the exponent of weights."""
         values = np.array([beta], np.float32)
-        copy_from_host(values, out=self._numbers.view(np.float32)[_BETA : _BETA + 1])
+        copy_from_host(values, out=self.numbers.view(np.float32)[_BETA : _BETA + 1])
 
     def read_number(self) -> int:
         """Return the number of the next minibatch. The host waits for that of a device."""
-        return int(copy_to_host(self._numbers[_NUMBER])[0])
+        return int(copy_to_host(self.numbers[_NUMBER])[0])
 
 
 class DrawnTransitions:

@@ -22,6 +22,7 @@ from parllel.ops.priorities import (
     weigh_priorities,
 )
 from parllel.ops.sides import contiguous
+from parllel.ops.transitions import DrawState
 from parllel.replays.final_obs import FinalObs
 from parllel.replays.replay_buffer import ReplayBuffer
 from parllel.replays.saved_numbers import (
@@ -250,11 +251,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         begin = max(begin, self._stop - self.full_size, 0)
         refresh_priorities(self._ring, self._draws, self._priorities, begin, stop - begin)
 
-    def _draw(self, outputs: TransitionMemory) -> int:
+    def _draw(self, outputs: TransitionMemory, state: DrawState) -> int:
         ring, drawn = self._ring, outputs.drawn
-        n_missing = draw_by_priority(ring, self._draws, self._priorities, drawn)
+        n_missing = draw_by_priority(ring, state, self._priorities, drawn)
         if not n_missing:
-            weigh_priorities(ring, self._draws, drawn)
+            weigh_priorities(ring, state, drawn)
         return n_missing
 
 

@@ -186,8 +186,18 @@ class ReplayBuffer(RingRecord):
             self._sources, batch_size, storage or self.storage, extra=self._extra
         )
 
-    def sample_into(self, outputs: TransitionMemory) -> None:
-        """Draw a minibatch as `sample` does, into memory of `make_memory`."""
+    @property
+    def draw_state(self) -> DrawState:
+        """What changes from draw to draw, which a draw reads and counts up."""
+        return self._draws
+
+    def sample_into(self, outputs: TransitionMemory, state: DrawState | None = None) -> None:
+        """Draw a minibatch as `sample` does, into memory of `make_memory`.
+
+        Args:
+            outputs: the memory.
+            state: what to draw by, in the place of `draw_state`: a copy of it.
+        """
         self._check_open()
         if self._stop - self._first < self.n_steps:
             raise RuntimeError(
@@ -196,7 +206,7 @@ class ReplayBuffer(RingRecord):
             )
         if self._is_on_gpu and cuda.is_capturing():
             self._keep_for_graphs(outputs)
-        if self._draw(outputs):
+        if self._draw(outputs, state or self._draws):
             raise RuntimeError(
                 "replay: no transition can be sampled: each one has a step that is not valid, or"
                 " ends at a truncation whose final observation was not given (add_final_obs)"
@@ -205,9 +215,9 @@ class ReplayBuffer(RingRecord):
             outputs.bind(self._sources)
         outputs.gather()
 
-    def _draw(self, outputs: TransitionMemory) -> int:
+    def _draw(self, outputs: TransitionMemory, state: DrawState) -> int:
         """Choose transitions, and write their rows and returns; return how many were not found."""
-        return draw_transitions(self._ring, self._draws, outputs.drawn)
+        return draw_transitions(self._ring, state, outputs.drawn)
 
     def _keep_for_graphs(self, outputs: TransitionMemory) -> None:
         """Let all memory stay where it is that a graph which is being captured has addresses of."""

@@ -35,7 +35,7 @@ LAYERS = (
     ("parllel.cages", "parllel.transforms", "parllel.replays"),
     ("parllel.samplers",),
     ("parllel.patterns",),
-    ("parllel.torch.distributions",),
+    ("parllel.torch.distributions", "parllel.torch.operators"),
     ("parllel.torch.agents",),
     ("parllel.torch.models", "parllel.torch.algos"),
     ("parllel.torch",),  # the __init__ alone: what lies below it is listed above

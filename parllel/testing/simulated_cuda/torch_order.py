@@ -16,6 +16,8 @@ from typing import Any
 
 from parllel.testing.simulated_cuda.active import Device
 
+BUILT_IN = ("aten", "prim", "prims")  # torch's own operators
+
 
 def torch_in_order(device: Device) -> AbstractContextManager[object]:
     """Return a context in which torch's operations of this thread take their place in the order.
@@ -34,6 +36,7 @@ def torch_in_order(device: Device) -> AbstractContextManager[object]:
 @functools.cache
 def _operations_mode() -> Any:  # Any: a class of torch's, which is not imported before it is needed
     from torch import Tensor
+    from torch._C import DispatchKey
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_iter
 
@@ -50,7 +53,10 @@ def _operations_mode() -> Any:  # Any: a class of torch's, which is not imported
                 tensors = (leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor))
                 if any(_is_of_device(self._device, tensor) for tensor in tensors):
                     _join(self._device, str(func))
-            return func(*args, **kwargs)
+            if func.namespace in BUILT_IN:
+                return func(*args, **kwargs)
+            with self:  # what another library's operator asks torch for has its own place
+                return func._op_dk(DispatchKey.CPU, *args, **kwargs)
 
     return InOrder
 

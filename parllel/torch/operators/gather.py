@@ -1,0 +1,52 @@
+"""gather_rows: rows of many tensors as an operator of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from parllel.ops.row_copy import RowCopy
+from parllel.torch.operators.library import as_array, define
+
+
+def _gather(rows: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+    outputs = _empty(rows, index)
+    if rows:
+        destination = [as_array(each) for each in outputs]
+        copy = RowCopy(destination, [as_array(each) for each in rows])
+        copy.run(range(len(index)), as_array(index))
+    return outputs
+
+
+def _empty(rows: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+    return [each.new_empty((index.shape[0], *each.shape[1:])) for each in rows]
+
+
+_OPERATOR = define("gather_rows(Tensor[] rows, Tensor index) -> Tensor[]", _gather, _empty)
+
+
+def gather_rows(rows: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+    """Return rows of some tensors, in new memory; `torch.compile` leaves the call whole.
+
+    All tensors are gathered at once: on a GPU by one launch in torch's current stream, before
+    which a table of their addresses is copied there; so it can't be captured in a CUDA graph.
+    There is no gradient.
+
+    >>> import torch
+    >>> rows = torch.arange(3.0), torch.tensor([[True], [False], [True]])
+    >>> [each.tolist() for each in gather_rows(rows, torch.tensor([2, 1]))]
+    [[2.0, 1.0], [[True], [False]]]
+
+    Args:
+        rows: tensors [n, ...] of the same n. Those that are not contiguous are copied.
+        index: int64 [k], numbers of rows. On a GPU they are not checked.
+
+    Returns:
+        A tensor [k, ...] for each of `rows`.
+
+    Raises:
+        IndexError: on the CPU, there is no such row.
+    """
+    found: list[Tensor] = _OPERATOR(list(rows), index)
+    return found
