@@ -281,6 +281,11 @@ class Cage(ABC):
         return ()
 
     @property
+    def is_ready(self) -> bool:
+        """Whether `await_step` is known to return at once. A cage that can't tell says no."""
+        return not self.goes_on
+
+    @property
     def gives_invalid_rows(self) -> bool:
         """Whether `invalid` may ever name an environment."""
         return type(self).invalid is not Cage.invalid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from parllel.cages import Cage
 from parllel.samplers.basic_sampler import BasicSampler
@@ -58,10 +59,14 @@ class AlternatingSampler(BasicSampler):
         ]
 
     def _collect_steps(self) -> None:
+        first, second = self._groups
         for t in range(self.batch_T):
-            for group in self._groups:
-                if t:
-                    self._finish(group, t - 1)
-                group.act(self.agent, t)
+            if t:
+                self._finish(first, t - 1)
+                first.act(self.agent, t, meanwhile=partial(second.collect_ready, t - 1))
+                self._finish(second, t - 1)
+            else:
+                first.act(self.agent, t)
+            second.act(self.agent, t, meanwhile=partial(first.collect_ready, t))
         for group in self._groups:
             self._finish(group, self.batch_T - 1)

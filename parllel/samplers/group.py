@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +65,7 @@ class Group:
         self._is_moving = any(leaf.full_size > len(leaf) for _, leaf in samples.walk())
         self._parts = _parts_of(self.cages)
         self._rows: list[_AgentRows] = []
+        self._is_collected = False  # whether the results of a step are on their way already
         self._is_checked = False  # whether the agent's steps return what they have to
         self.transfer: Transfer = _transfer_for(samples, columns, sleeps=others_go_on)
         # For each of the transfer's host rows, a command for each cage.
@@ -85,13 +86,28 @@ class Group:
 
     def move(self) -> None:
         """Follow the tree's window after it has moved."""
+        self._is_collected = False  # an error may have cut the last batch short
         if self.transfer.move():
             self._commands = self._prepare_commands()
         if self._is_moving or not self._rows:
             self._rows = [self._find_rows(t) for t in range(self._batch_T)]
 
-    def act(self, agent: Actor, t: int, *, deterministic: bool = False) -> None:
-        """Let the agent act on observation t; start step t of the environments."""
+    def act(
+        self,
+        agent: Actor,
+        t: int,
+        *,
+        deterministic: bool = False,
+        meanwhile: Callable[[], object] | None = None,
+    ) -> None:
+        """Let the agent act on observation t; start step t of the environments.
+
+        Args:
+            agent: the object that chooses the actions.
+            t: the step.
+            deterministic: as for the agent's `step`.
+            meanwhile: called when the agent's work was queued, and before its end is awaited.
+        """
         rows, transfer = self._rows[t], self.transfer
         if self._told and getattr(agent, "takes_part", False):
             result = agent.step(rows.observation, deterministic=deterministic, **self._told)
@@ -105,6 +121,8 @@ class Group:
             self._check_action(action, bounds=self._check)
             self._checks_action = self._check
         is_taken = transfer.send_actions(t, action, agent_info)
+        if meanwhile is not None:
+            meanwhile()
         transfer.await_actions(t)
         for cage, command in zip(self.cages, self._commands[t % len(self._commands)], strict=True):
             cage.start_command(command)
@@ -113,11 +131,26 @@ class Group:
 
     def finish(self, t: int) -> None:
         """Wait for step t, and bring its results and observation t + 1 to the tree."""
+        if not self._is_collected:
+            self._collect(t)
+        self._is_collected = False
+        self.transfer.take_outputs(t)
+
+    def collect_ready(self, t: int) -> None:
+        """Start to bring the results of step t to the tree, if they are there and that saves time.
+
+        `finish` has to follow.
+        """
+        if self.transfer.copies_ahead and all(cage.is_ready for cage in self.cages):
+            self._collect(t)
+            self._is_collected = True
+
+    def _collect(self, t: int) -> None:
         for cage in self.cages:
             cage.await_step()
         if self._has_valid:
             self._mark_valid(self.host_rows(t)["valid"].to_ndarray())
-        self.transfer.take_outputs(t)
+        self.transfer.start_outputs(t)
 
     def host_rows(self, t: int) -> ArrayDict:
         """Return the results of step t in host memory, rows [len(columns), ...]."""

@@ -38,6 +38,8 @@ class InPlace:
         array([7., 7.], dtype=float32)
     """
 
+    copies_ahead = False
+
     def __init__(self, samples: ArrayDict, columns: range | None = None) -> None:
         leaves = [leaf for _, leaf in samples.walk()]
         self._samples = samples
@@ -80,6 +82,9 @@ class InPlace:
 
     def await_actions(self, t: int) -> None:
         """Do nothing: the host has written the action."""
+
+    def start_outputs(self, t: int) -> None:
+        """Do nothing: environments have written the tree."""
 
     def take_outputs(self, t: int) -> None:
         """Do nothing: environments have written the tree."""

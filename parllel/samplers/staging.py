@@ -6,12 +6,17 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from parllel import cuda
 from parllel.arrays import Array
 from parllel.ops.row_copy import RowCopy
+from parllel.samplers import ahead_copy
+from parllel.samplers.ahead_copy import AheadCopy, nbytes_of_tree
 from parllel.samplers.result_copy import ResultCopy, table_spec
 from parllel.samplers.transfer import output_branches
-from parllel.storages import aligned, allocate
+from parllel.storages import Memory, aligned, allocate
 from parllel.tree import ArrayDict, TreePath, path_text
 from parllel.tree.row_parts import (
     allocate_kept,
@@ -45,11 +50,13 @@ class StagedStep(NamedTuple):
         rows: the branch `action` and the environments' results, Arrays [B, ...].
         to_tree: copies of the results to the tree.
         first_to_tree: copies of the observations alone, for a reset.
+        observation: uint8 [n], the memory of all leaves of `observation`, gaps included.
     """
 
     rows: ArrayDict
     to_tree: list[RingCopy]
     first_to_tree: list[RingCopy]
+    observation: NDArray[np.uint8]
 
 
 class Staging:
@@ -68,6 +75,10 @@ class Staging:
     has no action to wait for; there the host waits for events behind the last launches
     (`test_a_reset_waits_until_the_gpu_has_read_the_last_step`).
 
+    Where groups take turns, large observations go to the device by a copy in a stream of its own,
+    which `start_outputs` begins while the agent may work for the other group (`AheadCopy`). The
+    second launch then reads them there.
+
     Args:
         samples: the sampler's tree, all of it in device memory.
         columns: the environments of this transfer, as columns of the tree; all by default.
@@ -77,7 +88,6 @@ class Staging:
         MemoryError, RuntimeError: as for `pinned` memory.
 
     Example:
-        >>> import numpy as np
         >>> from parllel.testing import simulated_cuda
         >>> with simulated_cuda("lazy"):
         ...     samples = ArrayDict({"action": Array((4, 2), np.int64, storage="device")})
@@ -102,37 +112,55 @@ class Staging:
         branches = ArrayDict({name: samples[name] for name in output_branches(samples)})
         outputs = branches.apply(written_specs, n_envs)
         table = table_spec(samples, n_envs)
-        action_memory = allocate("pinned", _N_STAGED * _nbytes_of(actions) + aligned(table.nbytes))
-        n_kept_bytes = _nbytes_of(kept_specs(outputs))
-        output_memory = allocate("pinned", _N_STAGED * _nbytes_of(outputs) + n_kept_bytes)
-        self._steps, slots = [], []
-        for _ in range(_N_STAGED):
-            slots.append(actions.apply(Array.from_spec, action_memory))
-            output = outputs.apply(Array.from_spec, output_memory)
-            self._steps.append(
-                StagedStep(
-                    rows=ArrayDict({**slots[-1], **output}),
-                    to_tree=self._find_copies(output),
-                    first_to_tree=self._find_copies(
-                        ArrayDict({"observation": output["observation"]})
-                    ),
-                )
-            )
+        action_memory = allocate(
+            "pinned", _N_STAGED * nbytes_of_tree(actions) + aligned(table.nbytes)
+        )
+        n_kept_bytes = nbytes_of_tree(kept_specs(outputs))
+        output_memory = allocate("pinned", _N_STAGED * nbytes_of_tree(outputs) + n_kept_bytes)
+        self._ahead = self._find_ahead(outputs)
+        self.copies_ahead = self._ahead is not None
+        slots = [actions.apply(Array.from_spec, action_memory) for _ in range(_N_STAGED)]
+        self._steps = [self._make_step(slot, outputs, output_memory) for slot in slots]
         self.host_rows = [step.rows for step in self._steps]
         allocate_kept(self.host_rows, output_memory)
         self._table = Array.from_spec(table, action_memory)
-        self._action = actions.apply(Array.from_spec, allocate("device", _nbytes_of(actions)))
+        self._action = actions.apply(Array.from_spec, allocate("device", nbytes_of_tree(actions)))
         self._results = ResultCopy(samples, self._columns, slots, self._action, self._table)
         self._first: Array | ArrayDict | None = None
         self._stream: cuda.Stream = None  # of the last step
-        self._is_sent = cuda.Event(
-            sleeps=sleeps
-        )  # behind the last launch that reads the agent's results
-        self._is_taken = cuda.Event()  # behind the last launch that reads a staged step
+        # Behind the last launch that reads the agent's results, and that which reads a staged step.
+        self._is_sent, self._is_taken = cuda.Event(sleeps=sleeps), cuda.Event()
+        self._events = [self._is_sent, self._is_taken]
+        if self._ahead is not None:
+            self._events.append(self._ahead.is_copied)
         # The finalizer keeps the pinned memory until the GPU has used it, though nothing else does.
-        used = self._is_sent, self._is_taken
-        self._finalizer = weakref.finalize(self, _wait_for, used, [self._steps, self._table])
+        used = self._steps, self._table, self._ahead
+        self._finalizer = weakref.finalize(self, _wait_for, self._events, used)
         self._finalizer.atexit = False  # the process takes its memory with it
+
+    def _find_ahead(self, outputs: ArrayDict) -> AheadCopy | None:
+        """Return what copies observations ahead, where the agent has other work meanwhile."""
+        observation = ArrayDict({"observation": outputs["observation"]})
+        takes_turns = len(self._columns) < self._batch_B
+        if not takes_turns or nbytes_of_tree(observation) < ahead_copy.ENGINE_NBYTES:
+            return None
+        return AheadCopy(observation)
+
+    def _make_step(self, slot: ArrayDict, outputs: ArrayDict, memory: Memory) -> StagedStep:
+        """Allocate one step: the next part of page-locked memory."""
+        specs = ArrayDict({"observation": outputs["observation"]})
+        begin, n_bytes = memory.take(0), nbytes_of_tree(specs)
+        observation = specs.apply(Array.from_spec, memory)
+        others = ArrayDict({name: spec for name, spec in outputs.items() if name not in specs})
+        output = {**observation, **others.apply(Array.from_spec, memory)}
+        return StagedStep(
+            rows=ArrayDict({**slot, **output}),
+            to_tree=self._find_copies(
+                ArrayDict(output if self._ahead is None else {**output, **self._ahead.rows})
+            ),
+            first_to_tree=self._find_copies(observation),
+            observation=memory.array(begin, (n_bytes,), np.dtype(np.uint8)),
+        )
 
     def _find_copies(self, step: ArrayDict) -> list[RingCopy]:
         """Return the copies of one step's rows to step t of the tree, the observation to t + 1."""
@@ -175,8 +203,15 @@ class Staging:
         """Wait for the action, and with it for the launch that read the same staged step before."""
         self._is_sent.synchronize()
 
+    def start_outputs(self, t: int) -> None:
+        """Queue the copy of large observations in a stream of its own. Returns at once."""
+        if self._ahead is not None:
+            self._ahead.start(self._steps[t % _N_STAGED].observation)
+
     def take_outputs(self, t: int) -> None:
         """Launch the copy of the staged step to row t of the tree. Returns at once."""
+        if self._ahead is not None:
+            self._ahead.order(self._stream)
         self._copy(self._steps[t % _N_STAGED].to_tree, t, self._stream)
 
     def first_rows(self) -> Array | ArrayDict:
@@ -213,7 +248,7 @@ class Staging:
         self._is_taken.record(stream)
 
     def _wait(self) -> None:
-        _wait_for((self._is_sent, self._is_taken), [])
+        _wait_for(self._events, None)
 
     def close(self) -> None:
         """Wait until the GPU has read the pinned memory, and give it back.
@@ -227,6 +262,8 @@ class Staging:
             step.rows.close()
         self._action.close()
         self._table.close()
+        if self._ahead is not None:
+            self._ahead.close()
         self._steps, self.host_rows = [], []  # the copies of a step keep its memory alive
         del self._results
 
@@ -242,10 +279,6 @@ def _root_of_parts(leaf: Array) -> Array | ArrayDict:
     """Return the leaf itself, for each of its parts."""
     parts = written_rows(leaf)
     return parts.apply(lambda _: leaf) if isinstance(parts, ArrayDict) else leaf
-
-
-def _nbytes_of(specs: ArrayDict) -> int:
-    return sum(aligned(spec.nbytes) for _, spec in specs.walk())
 
 
 def _flatten(ring: Any) -> Any:  # Any: cupy.ndarray, which is untyped

@@ -15,8 +15,8 @@ class Transfer(Protocol):
     """Brings actions to environments, and the results of their steps to the sample tree.
 
     For each step t a sampler calls `send_actions` with what the agent returned, and
-    `await_actions`, lets the environments step, and calls `take_outputs`. Before and after a
-    reset it calls `first_rows` and `take_first`.
+    `await_actions`, lets the environments step, and calls `start_outputs` and `take_outputs`.
+    Before and after a reset it calls `first_rows` and `take_first`.
 
     `InPlace` and `Staging` are the two transfers of the package; `InPlace` has an example.
 
@@ -26,9 +26,11 @@ class Transfer(Protocol):
             environments read, and the branches that they write: `observation` (the one that
             follows action t), `reward`, `terminated`, `truncated` and `env_info`; and `valid`,
             where the tree has it, which the sampler writes.
+        copies_ahead: whether `start_outputs` does anything, so that an early call saves time.
     """
 
     host_rows: list[ArrayDict]
+    copies_ahead: bool
 
     def settle(self) -> None:
         """Wait until no work reads the rows of the tree that the host is about to overwrite."""
@@ -58,6 +60,9 @@ class Transfer(Protocol):
 
     def await_actions(self, t: int) -> None:
         """Wait until action t is there, and until the environments may write the host rows."""
+
+    def start_outputs(self, t: int) -> None:
+        """Start to bring the environments' results of step t to the tree: they are written."""
 
     def take_outputs(self, t: int) -> None:
         """Bring the environments' results of step t to the tree."""

@@ -1,6 +1,7 @@
 """docs/gpu.md says how many launches, copies and waits something takes; the simulation counts."""
 
 import copy
+import math
 import re
 import sys
 from collections import Counter
@@ -22,7 +23,8 @@ from parllel.cages import SerialCage
 from parllel.cuda import library, streams
 from parllel.patterns import build_example, build_sample_tree
 from parllel.replays import Minibatches, Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
-from parllel.samplers import BasicSampler
+from parllel.samplers import AlternatingSampler, BasicSampler
+from parllel.samplers.ahead_copy import ENGINE_NBYTES
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock
 from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantage
@@ -153,6 +155,24 @@ class Step:
         }
 
 
+class AheadStep:
+    """One step of one of two groups, whose observations are large."""
+
+    def __init__(self) -> None:
+        n_envs, agent = 2 * -(-ENGINE_NBYTES // (STACK * math.prod(SCREEN))), Agent()
+        cages = [SerialCage(make_stacked_screen, n_envs=n_envs // 2) for _ in range(2)]
+        example = build_example(make_stacked_screen)
+        samples = build_sample_tree(example, agent, batch_shape=(1, n_envs))
+        self._sampler = AlternatingSampler(cages, agent, samples)
+        self._sampler.collect_batch()
+        self._sampler._rotate()
+
+    def __call__(self) -> None:
+        group, _ = self._sampler._groups
+        group.act(self._sampler.agent, 0)
+        group.finish(0)
+
+
 def rotation(full_size: int, n_before: int) -> Callable[[], Any]:
     samples = make_sampler(full_size=full_size).samples
     for _ in range(n_before):
@@ -270,6 +290,7 @@ OPERATIONS: dict[str, Callable[[], Callable[[], Any]]] = {
     "`tree.rotate()` where a leaf wraps": lambda: rotation(T, 1),
     "`tree.rotate()` where none wraps": lambda: rotation(3 * T, 0),
     "a time step of `BasicSampler`": Step,
+    "its step in `AlternatingSampler`, with observations of 2 MB or more": AheadStep,
     "its reset": lambda: make_sampler().reset,
     "`tree.to_torch()`": lambda: reading(ArrayDict.to_torch),
     "`tree[t, b].to_torch()`, integer arrays": lambda: reading(

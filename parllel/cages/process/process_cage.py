@@ -377,6 +377,11 @@ class ProcessCage(Cage):
         return self._reply.invalid
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the worker has replied, or has ended, or nothing was started."""
+        return self._pending is None or self._worker.has_sign()
+
+    @property
     def gives_invalid_rows(self) -> bool:
         """Whether environments are made anew when they fail, with "restart"."""
         return self._restarts

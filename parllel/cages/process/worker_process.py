@@ -225,6 +225,10 @@ class WorkerProcess:
             if message.sequence == sequence:  # not the reply to an earlier one that was sent again
                 return message.body
 
+    def has_sign(self) -> bool:
+        """Tell whether a reply is there, or the worker has ended. Returns at once."""
+        return bool(self._poll.poll(0))
+
     @property
     def busy_span(self) -> tuple[float, float]:
         """When the work of the last command began and ended, in s of `time.perf_counter`."""
