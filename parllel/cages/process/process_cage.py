@@ -116,8 +116,6 @@ class ProcessCage(Cage):
         MemoryError: there is too little shared memory.
     """
 
-    goes_on = True
-
     def __init__(
         self,
         make_env: Callable[..., gym.Env[Any, Any]],
@@ -133,7 +131,7 @@ class ProcessCage(Cage):
         processor: int | None = None,
     ) -> None:
         _check(make_env, timeout_s, on_worker_error, start_method)
-        self.n_envs = n_envs
+        self.n_envs, self.goes_on = n_envs, True
         self._seeds = spawn_seeds(seed, n_envs)
         self._timeout_s, self._first_env, self._processor = timeout_s, first_env, processor
         self._restarts = on_worker_error == "restart"
