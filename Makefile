@@ -19,7 +19,7 @@ BENCHES := bench/bench_index.py bench/bench_cages.py bench/bench_sampling.py ben
     bench/bench_alternating.py bench/bench_pixels.py bench/bench_step.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-rest test-long test-oldest test-gpu check bench kernels clean
+.PHONY: help venv demo test test-rest test-long test-oldest test-gpu gpu-day check bench kernels clean
 
 help:
 	@echo "make demo   train PPO from pixels: a key, a door and a goal; one or two minutes"
@@ -27,6 +27,7 @@ help:
 	@echo "make test-long  run the long tests too: all schedules of the simulation, benches, examples"
 	@echo "make test-oldest  run the tests with the oldest libraries that are allowed"
 	@echo "make test-gpu  run the tests of GPU memory and kernels on this machine's GPU"
+	@echo "make gpu-day  all that a first visit to a GPU can tell, in BUDGET seconds (500)"
 	@echo "make check  lint, format, types and the rules of the repository"
 	@echo "make bench  run the benchmarks, on the GPU where there is one; files go to bench/results"
 	@echo "make kernels  compile the GPU kernels to kernels/parllel.ptx, without a GPU"
@@ -80,6 +81,9 @@ test-oldest: .ci/constraints-oldest.txt
 # One process: the device is one, too.
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest --cuda=real -m cuda
+
+gpu-day: $(INSTALLED)
+	@PYTHON=$(BIN)/python bench/gpu_day/run.sh
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

@@ -27,8 +27,8 @@ SIZES = tuple(
     StepSize(n_envs, shape) for n_envs in (8, 64, 256, 1_024) for shape in (SCREEN, STACK)
 )
 
-OURS, NUMPY, TORCH, COPY = "BasicSampler", "NumPy, by hand", "torch, by hand", "copy"
-OURS_FRAMES, OURS_LOCAL = "BasicSampler, frames", "BasicSampler, local memory"
+OURS, NUMPY, TORCH, COPY = "parllel", "NumPy, by hand", "torch, by hand", "copy"
+OURS_FRAMES, OURS_LOCAL = "parllel, frames", "parllel, local memory"
 
 
 def measure_host(folder: Path, sizes: Sequence[StepSize], *, repeats: int) -> None:
@@ -38,8 +38,9 @@ def measure_host(folder: Path, sizes: Sequence[StepSize], *, repeats: int) -> No
         [
             f"{repeats} interleaved rounds of batches of {T} time steps; times are those of one.",
             "Environments and agent return arrays that were made before. What stays is what the",
-            "sampler does with them, and the copy of observations. What a step takes to a GPU, and",
-            "how long that works on it, can't be measured here.",
+            "sampler does with them, and the copy of observations; where frames are stored once,",
+            "all stacks are compared with those before, too. What a step takes to a GPU, and how",
+            "long that works on it, can't be measured here.",
         ],
     )
     for size in sizes:

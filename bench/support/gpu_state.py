@@ -1,5 +1,6 @@
 """What NVML says of the GPU that a bench runs on: name, driver, clocks, memory, power."""
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,12 +42,17 @@ class GpuState(NamedTuple):
 def read_gpu() -> GpuState:
     """Ask NVML for the state of CUDA's current device. Waits for no work of it.
 
+    Without nvidia-ml-py, which parllel[cuda13] and [cuda12] bring, only its name is told, by torch.
+
     Raises:
         CudaUnavailableError: there is no usable device.
-        ModuleNotFoundError: nvidia-ml-py is not installed; parllel[cuda13] or [cuda12] brings it.
     """
     # By its address on the bus: NVML's numbers of the devices are others than CUDA's.
     address = cuda.library().cuda.Device().pci_bus_id
+    if importlib.util.find_spec("pynvml") is None:
+        import torch
+
+        return GpuState(torch.cuda.get_device_name(), "?", *8 * [None])
     import pynvml
 
     pynvml.nvmlInit()

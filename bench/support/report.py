@@ -1,6 +1,7 @@
 """Report: what a bench measured, printed as it comes, and written as a JSON file and a picture."""
 
 import argparse
+import importlib.util
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -8,9 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from support.figure import Panel, draw_panels
 from support.gpu_state import GpuState
-from support.timing import print_table, print_target, print_title, summarize
+from support.timing import Summary, print_table, print_target, print_title, summarize
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -58,7 +58,7 @@ class Report:
             "tables": [],
             "targets": [],
         }
-        self._panels: list[Panel] = []
+        self._summaries: list[tuple[str, dict[str, Summary]]] = []  # of each heading
 
     def add_table(
         self,
@@ -89,7 +89,7 @@ class Report:
                 contestants[name][title] = number
         table = {"heading": heading, "gpu": gpu and gpu._asdict(), "contestants": contestants}
         self._content["tables"].append(table)
-        self._panels.append(Panel(heading, summaries))
+        self._summaries.append((heading, summaries))
 
     def add_target(self, claim: str, measured: float, limit: float) -> None:
         """Print and keep whether a number is at most its limit."""
@@ -99,15 +99,23 @@ class Report:
         )
 
     def write(self, folder: Path) -> None:
-        """Write the JSON file and the PNG into a folder, which is made where it is missing."""
+        """Write the JSON file and the PNG into a folder, which is made where it is missing.
+
+        Without matplotlib there is no picture.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self._file_name}.json"
         path.write_text(json.dumps(_rounded(self._content), indent=1) + "\n")
+        if importlib.util.find_spec("matplotlib") is None:
+            print(f"\nwritten: {path}; matplotlib is not installed: no picture")
+            return
+        from support.figure import Panel, draw_panels
+
         machine, gpu = self._content["machine"], self._content["gpu"]
         device = machine["processor"] if gpu is None else gpu["name"]
         draw_panels(
             path.with_suffix(".png"),
-            self._panels,
+            [Panel(heading, summaries) for heading, summaries in self._summaries],
             title=self._content["title"],
             subtitle=f"{device}, load {machine['load']}, commit {machine['commit']}",
         )

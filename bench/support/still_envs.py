@@ -76,10 +76,11 @@ class DecidedAgent:
     Args:
         convert: brings an array to where a model would compute it, e.g. `cuda.to_device`; without
             it, results are NumPy's.
+        n_actions: number of different actions.
     """
 
-    def __init__(self, convert: Any = None) -> None:
-        self._convert = convert
+    def __init__(self, convert: Any = None, n_actions: int = N_ACTIONS) -> None:
+        self._convert, self._n_actions = convert, n_actions
         self._results: dict[int, Any] = {}
 
     def results(self, n_envs: int) -> tuple[Any, dict[str, Any]]:
@@ -87,7 +88,7 @@ class DecidedAgent:
         if n_envs not in self._results:
             numbers = np.arange(n_envs)
             arrays = [
-                (numbers % N_ACTIONS).astype(np.int64),
+                (numbers % self._n_actions).astype(np.int64),
                 (numbers / 4).astype(np.float32),
                 (-numbers / 8).astype(np.float32),
             ]

@@ -566,8 +566,8 @@ def test_whole_steps_of_the_host_are_reported(
     content = read_results(tmp_path, "step_cpu")
     check_tables(content, capsys.readouterr().out, n_samples=2)
     assert [list(table["contestants"]) for table in content["tables"]] == [
-        ["BasicSampler", "NumPy, by hand"],
-        ["BasicSampler", "BasicSampler, frames", "NumPy, by hand"],
+        ["parllel", "NumPy, by hand"],
+        ["parllel", "parllel, frames", "NumPy, by hand"],
     ]
     assert "no GPU" in content["title"]
 
@@ -594,19 +594,19 @@ def test_whole_steps_of_a_gpu_are_reported(
         assert work["copy of the observations, then a launch"] == work["one cudaMemcpyAsync"] == 1
     for table, size in zip(steps, STEPS, strict=True):
         contestants = table["contestants"]
-        assert ("BasicSampler, frames" in contestants) == size.are_stacks
-        ours = contestants["BasicSampler"]
+        assert ("parllel, frames" in contestants) == size.are_stacks
+        ours = contestants["parllel"]
         # 2 launches of each step, and that of the rotation; a wait of each step.
         assert ours["launches"] == 2 + 1 / 8
         assert ours["waits"] == 1
-        assert contestants["BasicSampler, local memory"]["launches"] == 0
+        assert contestants["parllel, local memory"]["launches"] == 0
         assert contestants["torch, by hand"]["copies"] >= 8
 
 
 def test_a_loop_that_keeps_other_steps_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     loops = bench_step.host_loops(STEPS[1])
     whole_steps.check_results(loops)
-    for name in ("BasicSampler", "BasicSampler, frames"):
+    for name in ("parllel", "parllel, frames"):
         loops[name].close()
         del loops[name]
     other = whole_steps.ByNumpy(STEPS[1])
@@ -710,6 +710,24 @@ def test_what_a_gpu_does_not_tell_is_left_open(
     assert state.power_w is None
     assert state.describe_clocks().endswith("MHz | ? of 700 W")
     assert state.describe_device().endswith("? of ? MiB of memory used")
+
+
+def test_without_nvml_torch_tells_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: GPU_NAME)
+    with simulated_cuda("lazy"):
+        state = gpu_state.read_gpu()
+    assert state.name == GPU_NAME
+    assert state.describe_clocks() == "SM at ? of ? MHz | memory at ? of ? MHz | ? of ? W"
+
+
+def test_without_matplotlib_there_is_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    report.Report("some", "A title", []).write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["some_cpu.json"]
+    assert "no picture" in capsys.readouterr().out
 
 
 # The command, and the commit
