@@ -22,7 +22,7 @@ from ptx_machine.faults import (
 from ptx_machine.machine import Machine
 
 MOST_STEPS = 3000  # of threads that never end; the cases here need 600
-N_CASES = 25
+N_CASES = 50
 
 
 class Planted(NamedTuple):
@@ -74,6 +74,14 @@ PLANTED = {
         computations.measure,
         OutOfBoundsError,
         slice(-3, -1),
+    ),
+    "threads that stop where the grid ends": Planted(
+        "normalize",
+        r"@%p\d+ bra\s+[^;]+;",
+        "",
+        computations.scale_values,
+        AssertionError,
+        LAST,
     ),
     "loop that does not go on": Planted(
         "draw_transitions",
@@ -139,6 +147,14 @@ PLANTED = {
         r"atom\.global\.exch\.b64\s+(%rd\d+), (\[%rd\d+\]), (%rd\d+);",
         r"ld.global.u64 \1, \2; st.global.u64 \2, \3;",
         priorities.update_leaves,
+        RaceError,
+        ALL,
+    ),
+    "count without an atomic": Planted(
+        "draw_transitions",
+        r"atom\.global\.add\.u64\s+(%rd\d+), (\[%rd\d+(?:\+\d+)?\]), (%rd\d+|\d+);",
+        r"ld.global.u64 \1, \2; add.s64 \1, \1, \3; st.global.u64 \2, \1;",
+        draws.draw_evenly,
         RaceError,
         ALL,
     ),

@@ -10,8 +10,8 @@ from ptx_machine.machine import Machine
 
 ENTRIES = sorted(Machine(PTX.read_text()).kernels)
 
-# Accesses to memory that no launch comes to: the compiler makes code of its own for spans of 0 steps,
-# and for rows of 0 numbers.
+# Accesses to memory that no launch comes to: the compiler makes code of its own for spans of 0
+# steps, and for rows of 0 numbers.
 UNUSED = {"advantage_carries": 21, "moments": 14}
 
 

@@ -26,12 +26,16 @@ class _Side:
     def __init__(
         self, rng: np.random.Generator, n_rows: int, nbytes: int, *, is_aligned: bool
     ) -> None:
-        offset = 16 if is_aligned else int(rng.choice([0, 0, 1, 2, 4, 8, 16, 19]))
+        offset = 16 if is_aligned else int(rng.choice([0, 8, 8, 1, 2, 4, 16, 19]))
         gap = -nbytes % 16
-        stride = nbytes + (gap if is_aligned else int(rng.choice([0, 0, 1, 4, 8, 16, gap])))
+        stride = nbytes + (
+            gap if is_aligned else int(rng.choice([0, 0, 1, 4, -nbytes % 8, 16, gap]))
+        )
         sign = int(rng.choice([1, -1]))
-        first = offset + max(0, n_rows - 1) * stride * (sign < 0)
-        self.block = cuda.to_device(rng.integers(0, 255, offset + n_rows * stride + 16, np.uint8))
+        first = offset + (n_rows - 1) * stride * (sign < 0)
+        # Nothing lies behind the last row: a word that reaches beyond it is found.
+        size = offset + (n_rows - 1) * stride + nbytes
+        self.block = cuda.to_device(rng.integers(0, 255, size, np.uint8))
         shape, strides = (n_rows, nbytes), (sign * stride, 1)
         memory = self.block[first:].data
         self.rows = cuda.library().ndarray(shape, np.uint8, memptr=memory, strides=strides)

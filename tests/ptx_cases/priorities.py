@@ -97,6 +97,16 @@ def _assert_weights(weights: DeviceArray, drawn: npt.NDArray[np.int64], beta: fl
         assert_floats("weight", weights, share)
 
 
+def weigh(rng: np.random.Generator) -> None:
+    """Weights of any priorities, of which the smallest lies anywhere."""
+    ring, beta = Ring(rng, 1), float(rng.choice([0, 0.4, 1]))
+    arrays, out = allocate(int(rng.choice([*range(1, 40), 300])))
+    drawn = rng.integers(1, 2 ** int(rng.choice([10, 40])), out.n_items)
+    cuda.copy_to_device(drawn, out_device=arrays["scratch"])
+    ops.weigh_priorities(ring.on_device, ring.make_state(_SEED, beta=beta), out)
+    _assert_weights(arrays["weight"], drawn, beta)
+
+
 def _pack(period: int, number: int) -> int:
     """Return what the largest priority of a period is kept as: its 24 highest binary digits."""
     exponent = max(0, number.bit_length() - 24)

@@ -41,5 +41,5 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case(priorities.update_leaves, 30),
         Case(priorities.update_by_powers, 10),
     ),
-    "weigh_priorities": (Case(priorities.draw_shares, 12),),
+    "weigh_priorities": (Case(priorities.weigh, 60),),
 }

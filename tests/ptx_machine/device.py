@@ -1,11 +1,13 @@
 """A simulated device whose launches execute PTX; the library's own code queues them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
+from parllel.ops import copy_grid, launching
 from parllel.testing import simulated_cuda
 from parllel.testing.simulated_cuda import active
 from ptx_machine.machine import Machine
@@ -31,12 +33,14 @@ ALLOWED: Mapping[str, tuple[tuple[str, str, int | None], ...]] = {
 def device_of(machine: Machine, seed: int, *, most_steps: int = 100_000) -> Iterator[list[str]]:
     """Let a simulated device execute a machine's entries, and hold all that they do to memory.
 
-    Yields the names of the entries that were launched, in their order. Memory that nothing was
-    written to has bytes of 0xFF, which no case has in its data: what depends on it is wrong.
+    Yields the names of the entries that were launched, in their order. New memory has bytes of
+    0xFF, NaN in floats and -1 in integers. A kernel may read it and use nothing of it, so that is
+    no error by itself: what depends on it differs from the reference.
 
     Args:
         machine: the entries.
-        seed: of the order of threads, and of the order in which queued work runs.
+        seed: of the order of threads, and of the order in which queued work runs. Of three seeds in
+            a row, two have grids of few blocks, so that threads have to go on where the grid ends.
         most_steps: as `Machine.launch` takes them.
     """
     launched: list[str] = []
@@ -58,7 +62,11 @@ def device_of(machine: Machine, seed: int, *, most_steps: int = 100_000) -> Iter
         return run
 
     stand_ins = {name: stand_in(name) for name in machine.kernels}
-    with simulated_cuda("random", seed, kernels=stand_ins):
+    most_blocks = (launching.MOST_BLOCKS, 2, 1)[seed % 3]
+    with ExitStack() as stack:
+        for module in (launching, copy_grid):
+            stack.enter_context(mock.patch.object(module, "MOST_BLOCKS", most_blocks))
+        stack.enter_context(simulated_cuda("random", seed, kernels=stand_ins))
         yield launched
 
 
