@@ -15,6 +15,12 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 from parllel.testing.simulated_cuda.active import Device
+from parllel.testing.simulated_cuda.torch_graphs import (
+    is_recorded,
+    record,
+    refuse_values,
+    torch_graphs,
+)
 
 BUILT_IN = ("aten", "prim", "prims")  # torch's own operators
 
@@ -28,6 +34,7 @@ def torch_in_order(device: Device) -> AbstractContextManager[object]:
     if not device.is_torch_in_order:
         return nullcontext()
     modes = ExitStack()
+    modes.enter_context(torch_graphs())
     modes.enter_context(_operations_mode()(device))
     modes.enter_context(_values_mode()(device))
     return modes
@@ -49,6 +56,8 @@ def _operations_mode() -> Any:  # Any: a class of torch's, which is not imported
             self, func, types, args=(), kwargs=None
         ) -> Any:
             kwargs = kwargs or {}
+            if func.namespace in BUILT_IN and is_recorded(self._device):
+                return record(func, args, kwargs)
             if self._device.engine.n_pending:
                 tensors = (leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor))
                 if any(_is_of_device(self._device, tensor) for tensor in tensors):
@@ -78,6 +87,8 @@ def _values_mode() -> Any:  # Any: as above
         ) -> Any:
             kwargs = kwargs or {}
             is_reading = func in readers
+            if is_reading and is_recorded(self._device):
+                refuse_values()
             if is_reading and _is_of_device(self._device, args[0]):
                 return self._read(func, *args, **kwargs)
             return func(*args, **kwargs)
