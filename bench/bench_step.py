@@ -13,6 +13,7 @@ from pathlib import Path
 from parllel import cuda
 from support.device_report import DeviceReport, device_copy
 from support.device_timing import DeviceTimer
+from support.host_calls import race_host_calls
 from support.report import Report, parse_out
 from support.row_trees import Shapes
 from support.steps_on_device import SMALL_LEAVES, race_steps
@@ -71,7 +72,12 @@ def host_loops(size: StepSize) -> dict[str, Loop]:
 
 
 def measure_device(
-    folder: Path, sizes: Sequence[StepSize], *, timer: DeviceTimer, repeats: int
+    folder: Path,
+    sizes: Sequence[StepSize],
+    *,
+    timer: DeviceTimer,
+    repeats: int,
+    copy_nbytes: int = 2**30,
 ) -> None:
     report = DeviceReport(
         "step",
@@ -83,6 +89,8 @@ def measure_device(
             f"Then whole steps, in batches of {T}; all numbers are those of one step. The host",
             "waits in each step for the actions, so that device time is mostly the host's. 'copy'",
             "is one copy of a step's observations on the device: the limit.",
+            "The last tables tell what the device and the host are capable of: one large copy, and",
+            "the host's time of single calls.",
         ],
         timer=timer,
         repeats=repeats,
@@ -91,6 +99,13 @@ def measure_device(
         shapes: Shapes = {"observation": ("u1", size.shape), **SMALL_LEAVES}
         race_steps(report, [size.n_envs], shapes, T)
         race_whole_steps(report, size)
+    report.race(
+        f"one copy of {copy_nbytes:,} bytes on the device",
+        {COPY: device_copy(copy_nbytes)},
+        nbytes=2 * copy_nbytes,
+        references=(),
+    )
+    race_host_calls(report, repeats=repeats)
     report.write(folder)
 
 

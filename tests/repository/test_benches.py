@@ -582,12 +582,15 @@ def test_whole_steps_of_a_gpu_are_reported(
 ) -> None:
     with simulated_cuda(schedule) as simulation:
         timer = DeviceTimer(flush_nbytes=4096)
-        bench_step.measure_device(tmp_path, STEPS, timer=timer, repeats=2)
+        bench_step.measure_device(tmp_path, STEPS, timer=timer, repeats=2, copy_nbytes=4096)
         del timer
         simulation.assert_no_leaks()
     content = read_results(tmp_path, "step_nvidia_test_80gb")
     check_tables(content, capsys.readouterr().out, n_samples=2)
-    ways, steps = content["tables"][::2], content["tables"][1::2]
+    *tables, large_copy, host_calls = content["tables"]
+    assert large_copy["heading"] == "one copy of 4,096 bytes on the device"
+    assert "RowCopy.run of 6 leaves" in host_calls["contestants"]
+    ways, steps = tables[::2], tables[1::2]
     for table in ways:
         work = {name: each.get("copies") for name, each in table["contestants"].items()}
         assert work["parllel, one launch"] == 0
