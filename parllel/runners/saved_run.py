@@ -12,8 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from parllel.generator_states import set_generator_state
 from parllel.replays import ReplayBuffer
@@ -236,6 +234,8 @@ def _write(folder: Path, parts: Mapping[str, Any]) -> None:
             save_tree(part, folder / name, {})
             entries[name] = _check_of_tree(folder / name)
         else:
+            from safetensors.torch import save  # only what is saved needs it
+
             data, tensors = to_data(_state_of(part))
             path = folder / f"{name}.safetensors"
             check = write_new_file(path, _writer_of(save(tensors)))
@@ -249,6 +249,9 @@ def _writer_of(content: bytes) -> Callable[[CheckedWriter], object]:
 
 
 def _read_state(path: Path, entry: Mapping[str, Any]) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     with open_plain_file(path) as file:
         try:
             if check_of(file) != FileCheck(entry["nbytes"], entry["crc32"]):

@@ -1,6 +1,8 @@
 """A model's parameters as a file: whole or not there, checked, and no file of another model."""
 
 import os
+import subprocess
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -9,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
 from parllel.torch.distributions import Categorical, DistParams
+
+pytest.importorskip("safetensors", reason="no safetensors, of which the files are")
+from safetensors.torch import load_file, save_file
 
 
 class Model(nn.Module):
@@ -280,3 +284,16 @@ def test_a_file_from_a_gpu_is_read_without_one(tmp_path: Path) -> None:
             new.writestr(entry, content)
     other.load(moved)
     assert all(map(torch.equal, parameters(agent), parameters(other)))
+
+
+def test_a_program_that_saves_nothing_imports_no_safetensors() -> None:
+    program = """if True:
+        import sys
+        import parllel.runners
+        import parllel.torch.agents
+        assert "safetensors" not in sys.modules
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

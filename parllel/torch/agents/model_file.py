@@ -1,4 +1,7 @@
-"""A model's parameters as a file: put in place when it is whole, and checked before it is used."""
+"""A model's parameters as a file: put in place when it is whole, and checked before it is used.
+
+safetensors is imported where a file is written or read: who saves nothing does without it.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -58,7 +59,9 @@ def write_parameters(model: nn.Module, path: str | Path) -> None:
         name: torch.empty(value.shape, dtype=value.dtype).copy_(value)
         for name, value in state.items()
     }
-    content = bytearray(safetensors.torch.save(tensors, {_KEY: _MARK + _ZEROS}))
+    from safetensors.torch import save
+
+    content = bytearray(save(tensors, {_KEY: _MARK + _ZEROS}))
     place = _place_of_digits(content, _ZEROS)
     content[place : place + len(_ZEROS)] = b"%08x" % zlib.crc32(content)
     replace_file(Path(path), lambda file: file.write(memoryview(content)))
@@ -152,8 +155,11 @@ def _check_is_storable(name: str, value: object) -> None:
 
 
 def _has_type_for(dtype: torch.dtype) -> bool:
+    from safetensors import SafetensorError
+    from safetensors.torch import save
+
     try:
-        safetensors.torch.save({"x": torch.empty(0, dtype=dtype)})
+        save({"x": torch.empty(0, dtype=dtype)})
     except (KeyError, ValueError, SafetensorError):
         return False
     return True
@@ -184,8 +190,11 @@ def _read(path: Path) -> Mapping[str, Any]:
     content = path.read_bytes()
     if content.startswith(_TORCH_FILE):
         return _read_torch_file(path, content)
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
-        state = safetensors.torch.load(content)
+        state = load(content)
         is_intact = _is_intact(content)
     except (SafetensorError, KeyError, ValueError):  # KeyError: a dtype that torch has not
         is_intact = False
