@@ -302,6 +302,12 @@ def test_a_launch_that_does_what_it_must_not_is_stopped(
     assert type(found.value) is fault
 
 
+def test_nothing_is_found_where_nothing_is_allocated() -> None:
+    body = "ld.param.u64 %rd1, [p0];\nld.global.u64 %rd2, [%rd1];\nret;"
+    with pytest.raises(OutOfBoundsError, match="nothing is allocated"):
+        Machine(module(body)).launch("f", (1,), (1,), [np.int64(64)], DeviceMemory([]))
+
+
 def test_what_is_allowed_may_be_shared() -> None:
     launch(READ_BESIDE_AN_ATOMIC, np.zeros(4, np.uint64), allowed=[Shared(READ, CHANGE)])
     for body, allowed in (

@@ -15,8 +15,9 @@ from ptx_cases.comparing import assert_bits
 _SHORT = (0, 1, 3, 4, 8, 12, 16, 17, 31, 64, 100, 127, 128, 129, 255, 300)
 _LONG = (1000, 1024, 2049, 7056, 8176, 16385, 20_003)
 _FRAMES = ((), (1,), (3, 3), (16,), (7, 13), (129,), (12, 16), (127, 16), (64, 64))
-# Of bytes, at any address: few lanes for the bytes at both ends, and lanes with four words each.
-_SHIFTED = ((128,), (130,), (127, 16))
+# Of bytes, at any address: few lanes for the bytes at both ends, and lanes of which some have three
+# words, and some four.
+_OF_BYTES = ((128,), (8, 16), (111, 16), (127, 16))
 _N_BESIDE = 3
 
 
@@ -112,9 +113,10 @@ class _Film:
         self.offset, self.out_offset = (rng.choice([0, 1, 7], 2) * dtype.itemsize).tolist()
         if rng.random() < 0.5:
             self.offset = self.out_offset = 0
-        if rng.random() < 0.3:
-            shape, dtype = _SHIFTED[rng.integers(len(_SHIFTED))], np.dtype("u1")
-            self.offset, self.out_offset = rng.integers(0, 16, 2).tolist()
+        if rng.random() < 0.5:
+            shape, dtype = _OF_BYTES[rng.integers(len(_OF_BYTES))], np.dtype("u1")
+            shifts = rng.integers(0, 16, 2) * int(rng.random() < 0.6)
+            self.offset, self.out_offset = shifts.tolist()
         self.is_stacked = bool(rng.random() < 0.7)
         self.n_columns, self.stack = n_columns, int(rng.integers(1, 6)) if self.is_stacked else 1
         self.n_before = (self.stack - 1) * n_columns

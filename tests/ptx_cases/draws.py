@@ -92,7 +92,8 @@ class Ring:
             self.valid = np.isin(np.arange(n), only)
         self.final_slot = rng.integers(-2, 6, n).astype(np.int32)
         first = int(rng.choice([0, 3, self.n_rows - 2, self.n_rows * 7 + 1]))
-        stop = first + int(rng.integers(1, min(self.n_rows, _MOST_STEPS) + 1))
+        most = min(self.n_rows, _MOST_STEPS)
+        stop = first + (most if rng.random() < 0.3 else int(rng.integers(1, most + 1)))
         self.steps = _Steps(first, stop, np.float32(rng.choice([0, 0.9, 1])))
         optional = None if self.valid is None else cuda.to_device(self.valid)
         self.on_device = SampledRing(

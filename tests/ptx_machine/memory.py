@@ -1,6 +1,5 @@
 """The memory that a launch may use: it holds every access against it and against other threads."""
 
-import bisect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -104,16 +103,17 @@ class DeviceMemory:
         if (wrong := at % nbytes != 0).any():
             raise MisalignedError(f"{_first(at, threads, wrong)}: no multiple of {nbytes}")
         numbers = np.searchsorted(self._starts, at, side="right") - 1
-        wrong = (numbers < 0) | (at + nbytes > self._ends[numbers])
-        if wrong.any():
+        is_inside = numbers >= 0
+        is_inside[is_inside] = (at + nbytes)[is_inside] <= self._ends[numbers[is_inside]]
+        if (wrong := ~is_inside).any():
             raise OutOfBoundsError(
                 f"{_first(at, threads, wrong)}: {nbytes} bytes, {self._describe(at[wrong][0])}"
             )
 
     def _describe(self, address: int) -> str:
-        number = max(0, bisect.bisect_right(self._starts.tolist(), address) - 1)
         if not self._blocks:
             return "and nothing is allocated"
+        number = max(0, int(np.searchsorted(self._starts, address, side="right")) - 1)
         return f"and the nearest is {self._blocks[number].origin}"
 
     def _window(self, number: int, dtype: np.dtype, n: int) -> npt.NDArray[Any]:
