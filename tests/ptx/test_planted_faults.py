@@ -106,8 +106,8 @@ PLANTED = {
     ),
     "store of four bytes for one": Planted(
         "draw_transitions",
-        r"st\.global\.u8(\s+\[%rd\d+\]), %rs\d+",
-        r"st.global.u32\1, 0",
+        r"st\.global\.u8(\s+\[%rd\d+)\], %rs\d+",
+        r"st.global.u32\1+1], 0",
         draws.draw_evenly,
         MisalignedError,
     ),
