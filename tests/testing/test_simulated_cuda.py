@@ -978,6 +978,16 @@ def test_torch_trains_on_device_memory_in_any_order() -> None:
         assert run(schedule, seed) == expected
 
 
+def test_an_optimizer_of_torch_works(cuda_device: torch.device) -> None:
+    """It enters spans of torch's profiler, which are operators too, and take no tensors."""
+    weight = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=1)
+    optimizer.zero_grad()
+    (2 * weight).sum().backward()
+    optimizer.step()
+    assert weight.tolist() == [-1, -1, -1]
+
+
 def test_a_torch_that_is_not_in_order_gets_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch")
     with simulated_cuda():

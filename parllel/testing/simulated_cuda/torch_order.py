@@ -62,7 +62,9 @@ def _operations_mode() -> Any:  # Any: a class of torch's, which is not imported
                 tensors = (leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor))
                 if any(_is_of_device(self._device, tensor) for tensor in tensors):
                     _join(self._device, str(func))
-            if func.namespace in BUILT_IN:
+            # Operators of torch's profiler have no such kernel: called by its key, they crash.
+            has_kernel = func.has_kernel_for_dispatch_key(DispatchKey.CPU)
+            if func.namespace in BUILT_IN or not has_kernel:
                 return func(*args, **kwargs)
             with self:  # what another library's operator asks torch for has its own place
                 return func._op_dk(DispatchKey.CPU, *args, **kwargs)
