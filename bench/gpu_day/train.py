@@ -11,7 +11,6 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -84,13 +83,13 @@ def train_cartpole(storage: str, n_steps: int) -> Facts:
     }
 
 
-def step_pixels(size: StepSize, T: int, profile: Callable[[Any], Facts] | None) -> Facts:
+def step_pixels(size: StepSize, T: int, folder: Path) -> Facts:
     """Let a Nature CNN act in environments that cost nothing; count what a time step takes.
 
     Args:
         size: environments, and stacks that they show.
         T: time steps of a batch.
-        profile: makes facts of a batch that it collects; None where nothing is to be profiled.
+        folder: where the profile of a batch goes.
     """
     with ExitStack() as stack:
         cage = stack.enter_context(VectorCage(StillEnvs, {"size": size}, seed=0))
@@ -115,21 +114,24 @@ def step_pixels(size: StepSize, T: int, profile: Callable[[Any], Facts] | None) 
             "us a time step": 1e6 * spent_s / n_steps,
             "parllel's work a time step": {what: n / n_steps for what, n in counted.items() if n},
         }
-        return facts if profile is None else facts | profile(sampler)
+        return facts | profile_batch(sampler, folder)
 
 
 def profile_batch(sampler: Any, folder: Path) -> Facts:  # Any: a Sampler, as torch's profiler is
     """Return how often a time step calls CUDA, the agent included; write the whole profile."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():  # not in a simulation
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as recorded:
         sampler.collect_batch()
     T = sampler.batch_T
     names = Counter(
         event.name for event in recorded.events() if event.name.startswith(("cuda", "cuLaunch"))
     )
     averages = recorded.key_averages()
-    table = averages.table(sort_by="cuda_time_total", row_limit=MOST_ROWS)
+    table = averages.table(sort_by="device_time_total", row_limit=MOST_ROWS)
     (folder / "profile.txt").write_text(table)
     return {
         "CUDA calls a time step, agent included": {
@@ -153,12 +155,11 @@ def main() -> None:
     n_steps = CARTPOLE_T * CARTPOLE_B if options.simulated else N_CARTPOLE_STEPS
     size = StepSize(2, PIXELS.shape) if options.simulated else PIXELS
     T = 4 if options.simulated else PIXELS_T
-    profile = None if options.simulated else lambda sampler: profile_batch(sampler, options.out)
     with simulated_cuda("eager") if options.simulated else nullcontext():
         parts = {
             "CartPole, samples in local memory": lambda: train_cartpole("local", n_steps),
             "CartPole, samples on the device": lambda: train_cartpole("device", n_steps),
-            f"pixels, {size}": lambda: step_pixels(size, T, profile),
+            f"pixels, {size}": lambda: step_pixels(size, T, options.out),
         }
         for name, part in parts.items():
             facts[name] = part()

@@ -70,7 +70,9 @@ class TorchReplay:
     def sample_by_priority(self) -> Minibatch:
         """Return a minibatch that is drawn by priority, with weights."""
         sums = torch.cumsum(self.priority, 0, dtype=torch.float64)
-        drawn = (self._strata + torch.rand(self.n_picked, device=self._device)) / self.n_picked
+        # A double has bits enough to name each of a million steps.
+        drawn = torch.rand(self.n_picked, dtype=torch.float64, device=self._device)
+        drawn = (self._strata + drawn) / self.n_picked
         index = torch.searchsorted(sums, drawn * sums[-1]).clamp_(max=self.n_rows - 1)
         weight = (self.n_rows * self.priority[index] / sums[-1]) ** -BETA
         return self.gather(index) | {"index": index, "weight": (weight / weight.max()).float()}

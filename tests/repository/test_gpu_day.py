@@ -65,6 +65,7 @@ def test_all_that_measures_nothing_is_rehearsed(tmp_path: Path) -> None:
     assert facts["CartPole, samples on the device"]["mean_return"] > 0
     work = facts["pixels, 2 x 28,224 B"]["parllel's work a time step"]
     assert work["event_synchronizations"] == 1
+    assert "aten::conv2d" in (tmp_path / "new" / "profile.txt").read_text()
     with tarfile.open(tmp_path / "new" / "logs.tar.gz") as archive:
         names = {Path(name).name for name in archive.getnames()}
     assert {"smoke.log", "tests.log", "tests_1.xml", "tests_2.log", "train.log"} <= names

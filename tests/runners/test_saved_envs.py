@@ -13,6 +13,7 @@ from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from films import make_film
+from optional import needs
 from parllel import ArrayDict
 from parllel.cages import Cage, ProcessCage, SerialCage, VectorCage
 from parllel.patterns import build_example, build_sample_tree
@@ -144,6 +145,7 @@ def test_a_sampler_goes_on_from_a_checkpoint(
     assert_goes_on(make_sampler, tmp_path)
 
 
+@needs("safetensors")
 @pytest.mark.parametrize("make_env", [make_walk, make_film])
 def test_a_sampler_of_a_device_goes_on(
     make_env: Any, cuda_device: torch.device, tmp_path: Path
