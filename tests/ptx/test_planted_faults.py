@@ -94,6 +94,9 @@ PLANTED = {
     "product and sum that are rounded to zero": Planted(
         "advantage", r"fma\.rn", "fma.rz", computations.walk_steps, AssertionError
     ),
+    "carry that is rounded to zero": Planted(
+        "advantage_carries", r"fma\.rn", "fma.rz", computations.walk_spans, AssertionError, ALL
+    ),
     "return that is rounded up": Planted(
         "draw_transitions", r"fma\.rn", "fma.rp", draws.draw_evenly, AssertionError
     ),
