@@ -10,6 +10,7 @@ from typing import Any, Self, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from parllel import cuda
 from parllel.arrays.array_spec import ArraySpec
 from parllel.arrays.buffer import Buffer, copy_of
 from parllel.arrays.dlpack import SupportsDLPack
@@ -352,6 +353,8 @@ class Array(Readable):
         Raises:
             TypeError: this is a view.
         """
+        if not self.is_on_host:
+            cuda.refuse_capture("a rotation")  # the host moves the window, a graph would not
         moves = self.advance_window()
         with self._buffer.in_order():
             for destination, source in moves:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, NoReturn, TypeAlias
 
+from parllel import cuda
 from parllel.arrays import Array, ArraySpec, Leaf
 from parllel.arrays.row_plan import RowPlan, find_write, write_whole
 from parllel.ops.row_copy import copy_blocks
@@ -305,6 +306,8 @@ class ArrayDict(MutableMapping[str, Any]):
         """
         self._check_arrays("rotate")
         on_device = {path: leaf for path, leaf in self.walk() if not leaf.is_on_host}
+        if on_device:
+            cuda.refuse_capture("a rotation")  # the host moves the window, a graph would not
         self.apply(rotate_on_host)
         moves = [
             (path, *rows)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch  # noqa: F401  # before a simulation, which gives its operations their order
 
-from parllel import Array, FrameArray, cuda
+from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.testing.simulated_cuda import simulated_cuda
 
 pytestmark = pytest.mark.simulation("they ask a simulated stream what was captured")
@@ -38,9 +38,18 @@ REFUSED: dict[str, Callable[[], Callable[[], Any]]] = {
     "a copy to the host": copy_to_host,
     "the allocation of memory": lambda: lambda: cuda.allocate_device(8),
     "a gather of stacks": stacks,
+    "a rotation": lambda: Array((3,), np.float32, storage="device", full_size=6).rotate,
 }
+
+
+def rotate_tree() -> Callable[[], Any]:
+    tree = ArrayDict({"reward": Array((3,), np.float32, storage="device", full_size=6)})
+    return tree.rotate
+
+
 ALSO: list[Callable[[], Callable[[], Any]]] = [
     read,
+    rotate_tree,
     lambda: lambda: cuda.to_device(np.zeros(3)),
     lambda: lambda: cuda.allocate_managed(8),
 ]

@@ -134,9 +134,9 @@ def test_a_branch_must_be_joined() -> None:
         join(is_ordered=False, is_joined=False)
 
 
-@each_schedule
-def test_a_graph_never_runs_beside_itself(schedule: str, seed: int) -> None:
-    with simulated_cuda(schedule, seed, kernels=KERNELS):
+@pytest.mark.parametrize("seed", range(20))  # a few of them would run it beside itself
+def test_a_graph_never_runs_beside_itself(seed: int) -> None:
+    with simulated_cuda("random", seed, kernels=KERNELS):
         stream, others = new_stream(), [new_stream() for _ in range(2)]
         with stream:
             values = cuda.to_device(np.zeros(1, np.int64))
@@ -149,20 +149,33 @@ def test_a_graph_never_runs_beside_itself(schedule: str, seed: int) -> None:
             graphs[0].launch(other)
         for other in others:
             cuda.synchronize(other)
-        assert cuda.to_host(total, stream=stream).tolist() == [5]
+        found = [cuda.to_host(each, stream=stream).tolist() for each in (values, total)]
+        assert found == [[1 + 2], [1 + 1 + 3]]
 
 
-def test_a_graph_keeps_no_memory(cuda_simulation: Simulation) -> None:
-    """What is freed after the capture is another's: a replay would write into it."""
+def use_freed_memory(*, is_freed_inside: bool) -> None:
     stream = new_stream()
+    with stream:
+        other = cuda.to_device(np.zeros(3, np.int64))
     with captured(stream) as graphs:
         values = cuda.library().empty(3, np.int64)
         values.fill(1)
-    with pytest.raises(UseAfterFreeError):  # noqa: PT012  # it shows at a moment of the schedule's
+        if is_freed_inside:
+            del values
+        other.fill(1)
+    if not is_freed_inside:
         del values
-        cuda.synchronize(stream)
-        graphs[0].launch(stream)
-        cuda.synchronize(stream)
+    cuda.synchronize(stream)
+    graphs[0].launch(stream)
+    cuda.synchronize(stream)
+
+
+@each_schedule
+@pytest.mark.parametrize("is_freed_inside", [False, True])
+def test_a_graph_keeps_no_memory(schedule: str, seed: int, is_freed_inside: bool) -> None:
+    """What is freed is another's: a replay would write into it, also the first one."""
+    with pytest.raises(UseAfterFreeError), simulated_cuda(schedule, seed):
+        use_freed_memory(is_freed_inside=is_freed_inside)
 
 
 def test_a_captured_copy_reads_the_host_at_its_replay(cuda_simulation: Simulation) -> None:
