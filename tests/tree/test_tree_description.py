@@ -57,8 +57,9 @@ def test_the_bytes_that_are_promised_are_those_that_a_device_gives(storage: str)
 
 @pytest.mark.parametrize(
     ("kind", "numbers"),
-    # Tables of addresses, and of where the levels of 300 priorities begin: 304, 32, 16 and 1.
-    [(ReplayBuffer, 9), (PrioritizedReplayBuffer, 9 + 4 + 4)],
+    # Tables of addresses and the state of draws; and where the levels of 300 priorities begin: 304,
+    # 32, 16 and 1.
+    [(ReplayBuffer, 9 + 7), (PrioritizedReplayBuffer, 9 + 7 + 4 + 4)],
 )
 def test_a_replay_buffer_promises_its_own_memory_too(
     kind: type[ReplayBuffer], numbers: int
