@@ -110,6 +110,8 @@ class Episodes:
         """Begin an episode in each environment, and forget those under way."""
         self.summaries = [self._make_traj_info() for _ in range(self._n_envs)]
         self.are_told = any(type(traj).step is not TrajInfo.step for traj in self.summaries)
+        if self.are_told:
+            return  # they keep their sums themselves, of whatever kind these are
         self._n_steps = 0
         self._begun = [0] * self._n_envs  # self._n_steps when the episode began
         numbers = self._math.numbers
@@ -179,6 +181,8 @@ class Episodes:
             self.summaries = [self.summary(each) for each in range(self._n_envs)]
             self.are_told = True
         self.summaries[number] = traj
+        if self.are_told:
+            return
         self._begun[number] = self._n_steps - traj.length
         self._return[number] = traj.episode_return
         if traj.discount != 1 and not self._is_discounted:

@@ -17,7 +17,13 @@ from parllel.cages.states.env_states import check_env_state, env_state, set_env_
 from parllel.cages.values.env_checks import as_reset, as_step, check_env, check_make_env
 from parllel.cages.values.env_rows import copy_tree
 from parllel.cages.values.infos import LeftOut, copy_info
-from parllel.cages.values.spaces import check_members, check_space, sample_action
+from parllel.cages.values.spaces import (
+    ACTION_MASK,
+    check_members,
+    check_space,
+    find_mask,
+    sample_action,
+)
 from parllel.tree.fitting import MisfitError
 
 
@@ -100,8 +106,8 @@ class Stepper:
         self._is_checked = False  # whether steps are known to return what gymnasium's do
         self._is_closed = False
         # What the next actions follow: observations and infos, those of resets where there was one.
-        self._observations: Sequence[Any] = ()
-        self._infos: Sequence[Any] = ()
+        self._observations: Sequence[Any] = [None] * n_envs
+        self._infos: Sequence[Any] = [None] * n_envs
         self.n_envs = n_envs
         self.left_out = LeftOut()
         self.final_obs: dict[int, Any] = {}
@@ -248,15 +254,7 @@ class Stepper:
         """Draw an action for each environment, of those that its last observation allows."""
         if not self._is_reset:
             self.reset()
-        nothing = [None] * self.n_envs  # after `set_state`
-        return list(
-            map(
-                sample_action,
-                self._action_spaces,
-                self._observations or nothing,
-                self._infos or nothing,
-            )
-        )
+        return list(map(sample_action, self._action_spaces, self._observations, self._infos))
 
     def check_state(self) -> None:
         """Refuse environments whose states can't be saved, as `check_env_state` does."""
@@ -272,12 +270,18 @@ class Stepper:
         return [self._state_of(number) for number in range(self.n_envs)]
 
     def _state_of(self, number: int) -> dict[str, Any]:
+        space = self._action_spaces[number]
         with self._told_of(number):
+            mask = find_mask(space, self._observations[number], self._infos[number])
             return {
                 "env": self._env_state(self._envs[number]),
                 "episode": attributes_of(self._episodes.summary(number)),
-                "action_space": pack(self._action_spaces[number], ("action_space",)),
+                "action_space": pack(space, ("action_space",)),
                 "seed": seed_data(self._seeds[number]),
+                # By which the next random action is drawn: numbers, or lists of some.
+                "action_mask": mask
+                if mask is None
+                else [np.asarray(each).tolist() for each in mask],
             }
 
     def set_state(self, states: Sequence[Mapping[str, Any]]) -> None:
@@ -297,6 +301,8 @@ class Stepper:
                 self._episodes.resume(number, traj)
                 unpack(state["action_space"], self._action_spaces[number], ("action_space",))
         self._seeds = [seed_of(state["seed"]) for state in states]
+        self._observations = [None] * self.n_envs  # those of a reset are no more
+        self._infos = [{ACTION_MASK: state.get("action_mask")} for state in states]
         self._is_reset = True
 
     def _check_env(self, env: gym.Env[Any, Any]) -> None:

@@ -22,11 +22,11 @@ from gymnasium.wrappers import (
 )
 
 from optional import needs
-from parllel.cages import SerialCage
+from parllel.cages import MaskInObservation, SerialCage
 from parllel.cages.states.attributes import attributes_of, set_attributes
 from parllel.cages.states.env_states import check_env_state, env_state, set_env_state
 from parllel.runners.state_data import from_data, to_data
-from parllel.testing.contracts.cage_calls import assert_same, reset
+from parllel.testing.contracts.cage_calls import assert_same, random_step, reset
 from parllel.testing.contracts.cage_states_contract import go_on
 from parllel.testing.toy_envs import Clock, Walk
 
@@ -153,6 +153,70 @@ def test_a_wrapper_may_save_all_that_is_below() -> None:
     assert envs[1].env.n_steps == 1  # type: ignore[attr-defined]
     assert envs[1]._elapsed_steps == 1
     assert envs[1].step(0)[0][1] == 2
+
+
+class OneAllowed(gym.Env):
+    """It allows one action in each step, and fails when it is given another one."""
+
+    observation_space = spaces.Box(0, 9, dtype=np.float32)
+    action_space = spaces.Discrete(9)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self._begin_step()
+
+    def _begin_step(self) -> Any:
+        self._allowed = int(self.np_random.integers(9))
+        mask = np.arange(9) == self._allowed
+        return np.zeros(1, np.float32), {"action_mask": mask}
+
+    def step(self, action: Any) -> Any:
+        assert action == self._allowed
+        observation, info = self._begin_step()
+        return observation, 1.0, self._allowed == 0, False, info
+
+    def get_state(self) -> Any:
+        return {"allowed": self._allowed, "generator": self.np_random.bit_generator.state}
+
+    def set_state(self, state: Any) -> None:
+        self._allowed = state["allowed"]
+        self.np_random.bit_generator.state = state["generator"]
+
+
+class OfTwoParts(gym.Wrapper):
+    """Its actions have a second part, whose mask is the other array of a tuple."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.action_space = spaces.MultiDiscrete([9, 2])
+
+    def reset(self, **kwargs: Any) -> Any:
+        observation, info = self.env.reset(**kwargs)
+        return observation, {"action_mask": (info["action_mask"], np.array([0, 1]))}
+
+    def step(self, action: Any) -> Any:
+        assert action[1] == 1
+        *result, info = self.env.step(action[0])
+        return *result, {"action_mask": (info["action_mask"], np.array([0, 1]))}
+
+
+@pytest.mark.parametrize("make_env", [OneAllowed, lambda: OfTwoParts(OneAllowed())])
+def test_random_actions_go_on_with_the_mask_that_was_saved(
+    make_env: Callable[[], gym.Env],
+) -> None:
+    assert_goes_on(make_env)
+
+
+def test_random_actions_go_on_with_a_mask_in_the_observation() -> None:
+    def make_env() -> gym.Env:
+        return MaskInObservation(OneAllowed())
+
+    with SerialCage(make_env, seed=1) as cage, SerialCage(make_env) as other:
+        reset(cage)
+        states = in_file(cage.get_state())
+        expected = [random_step(cage)[0] for _ in range(20)]
+        other.set_state(states)
+        assert [random_step(other)[0] for _ in range(20)] == expected
 
 
 class WithObject(gym.Wrapper):

@@ -88,3 +88,37 @@ def test_rewards_that_are_no_numbers_are_refused(n_envs: int) -> None:
     episodes = Episodes(TrajInfo, n_envs)
     with pytest.raises(TypeError):
         episodes.add([None] * n_envs)  # type: ignore[list-item]
+
+
+@dataclass
+class OfTwoReturns(TrajInfo):
+    """Its return is an array, which is no number to sum up."""
+
+    episode_return: Any = field(default_factory=lambda: np.zeros(2), init=False)
+
+    def step(self, observation: Any, action: Any, reward: Any, *others: Any) -> None:
+        self.episode_return = self.episode_return + reward
+
+
+class OfItsOwn:
+    """A summary that only has what is called."""
+
+    def __init__(self) -> None:
+        self.rewards: list[float] = []
+
+    def step(self, observation: Any, action: Any, reward: Any, *others: Any) -> None:
+        self.rewards.append(reward)
+
+
+@pytest.mark.parametrize("n_envs", [2, MANY])
+def test_summaries_with_a_step_of_their_own_may_hold_anything(n_envs: int) -> None:
+    episodes = Episodes(OfTwoReturns, n_envs)
+    episodes.tell([(None, None, np.array([1.0, 2.0]), False, False, {})] * n_envs)
+    episodes.end([1])
+    assert episodes.take_completed()[0].episode_return.tolist() == [1.0, 2.0]
+    assert episodes.summary(1).episode_return.tolist() == [0.0, 0.0]
+
+    others = Episodes(OfItsOwn, n_envs)  # type: ignore[arg-type]
+    others.tell([(None, None, 3.0, False, False, {})] * n_envs)
+    others.end([0])
+    assert others.take_completed()[0].rewards == [3.0]  # type: ignore[attr-defined]

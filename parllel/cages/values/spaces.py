@@ -141,10 +141,8 @@ def sample_action(
     Raises:
         ValueError: the mask has another size than the space, or it allows no action.
     """
-    mask = observation.get(ACTION_MASK) if isinstance(observation, Mapping) else None
-    mask = (info or {}).get(ACTION_MASK) if mask is None else mask
-    kinds = spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
-    if mask is None or not isinstance(space, kinds):
+    mask = find_mask(space, observation, info)
+    if mask is None:
         return space.sample()
     parts = _parts_of_mask(space, mask)
     if isinstance(space, spaces.Discrete):
@@ -154,6 +152,20 @@ def sample_action(
     is_one_allowed = np.reshape([part[1] for part in parts], space.shape)
     is_free = np.reshape([part.all() for part in parts], space.shape)
     return space.sample(mask=np.where(is_free, 2, is_one_allowed).astype(np.int8))
+
+
+def find_mask(
+    space: spaces.Space[Any], observation: object, info: Mapping[str, Any] | None = None
+) -> Any:  # Any: a mask of the environment's, which nothing has looked at
+    """Return the mask that `sample_action` draws by, with the same arguments; None for none.
+
+    >>> find_mask(spaces.Discrete(3), observation=7, info={"action_mask": [1, 0, 1]})
+    [1, 0, 1]
+    """
+    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        return None
+    mask = observation.get(ACTION_MASK) if isinstance(observation, Mapping) else None
+    return (info or {}).get(ACTION_MASK) if mask is None else mask
 
 
 def n_choices(space: spaces.Space[Any]) -> list[int]:
