@@ -136,7 +136,7 @@ def write_whole(
             ):
                 return False
             writes.append((data, ..., value))
-    except AttributeError:  # a number or a list; or the Array's rows are no array of NumPy's
+    except Exception:  # a number; rows that are no array of NumPy's; or a value can't be converted
         return False
     if out_writes is None:
         for data, _, value in writes:

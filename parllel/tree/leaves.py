@@ -56,6 +56,8 @@ def checked_write(leaf: Any, index: Any, value: Any) -> tuple[Any, Any, Any]:  #
         IndexError, TypeError, ValueError: as for `check_write`.
     """
     check_write(leaf, index, value)
+    if leaf.is_on_host if isinstance(leaf, Array) else isinstance(leaf, np.ndarray):
+        value = to_host(value)  # a sparse tensor, as an example, can't be converted
     if is_tensor(leaf) and is_tensor(value):  # of one memory, torch copies no rows that overlap
         is_shared = leaf.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
         value = value.clone() if is_shared else value

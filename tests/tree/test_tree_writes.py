@@ -103,6 +103,35 @@ def test_a_value_that_does_not_fit_changes_nothing(
         assert values_of(tree) != before or index is INDICES["negative"]
 
 
+@pytest.mark.parametrize("make", [MAKERS["Array"], MAKERS["ndarray"]], ids=["Array", "ndarray"])
+@each_index
+@pytest.mark.parametrize("kind", ["sparse", "without memory"])
+def test_a_tensor_that_numpy_can_not_have_changes_nothing(
+    make: Callable[[], Any], index: Any, kind: str
+) -> None:
+    for tree in flat_and_nested(make):
+        values = filled(tree, index, 1)
+        branch, name = last_branch(values)
+        good = torch.ones(branch[name].shape)
+        branch[name] = good.to_sparse() if kind == "sparse" else good.to("meta")
+        before = values_of(tree)
+        with pytest.raises((TypeError, NotImplementedError)) as caught:
+            tree[index] = values
+        assert name in " ".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
+        assert values_of(tree) == before
+
+
+@pytest.mark.parametrize("kind", ["sparse", "without memory"])
+def test_of_a_whole_row_the_leaf_is_named_that_does_not_take_a_tensor(kind: str) -> None:
+    row = ArrayDict({"a": Array((4, 3), np.float32)[0], "b": Array((4, 3), np.float32)[0]})
+    tensor = torch.ones(3).to_sparse() if kind == "sparse" else torch.ones(3, device="meta")
+    with pytest.raises((TypeError, NotImplementedError)) as caught:
+        row[...] = {"a": np.ones(3, np.float32), "b": tensor}
+    found = " ".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
+    assert found.startswith("b: ") or "at the leaf b" in found
+    assert not row["a"].to_ndarray().any()
+
+
 @each_index
 @pytest.mark.parametrize("change", ["missing", "unknown"])
 def test_names_that_differ_anywhere_change_nothing(index: Any, change: str) -> None:
