@@ -240,7 +240,8 @@ class RingRecord:
             IndexError: the batch has no such step or column.
             RuntimeError: no batch was begun.
             ValueError: a final observation is NaN or infinite; or, in host memory, a stack of
-                frames does not go on with the one that was acted on.
+                frames does not go on with the one that was acted on, at a step where the episode
+                did not terminate.
         """
         self._begin_change("add_final_obs")
         if not self._is_writing:
@@ -254,7 +255,9 @@ class RingRecord:
         for column, observation in final_obs.items():
             _check_finite(t, column, observation, self.samples["observation"])
         if self.samples["reward"].is_on_host:  # on a device, the host would have to wait
-            check_final_obs(self.samples["observation"][t], final_obs)
+            is_over = self.samples["terminated"][t].to_ndarray()
+            cut = {column: final_obs[column] for column in final_obs if not is_over[column]}
+            check_final_obs(self.samples["observation"][t], cut)
         self._add_final_obs(t, final_obs)
 
     def _add_final_obs(self, t: int, final_obs: Mapping[int, Any]) -> None:

@@ -399,6 +399,20 @@ def test_a_sampler_refuses_a_last_stack_that_does_not_go_on() -> None:
             sampler.collect_batch()
 
 
+def test_what_follows_a_termination_may_be_any_stack() -> None:
+    replay = make_stacked(1, "local")
+    append_until_6(replay, 1)
+    replay.restart()
+    replay.begin_batch()
+    replay.samples.rotate()
+    odd = {"image": FINAL["image"][::-1], "number": FINAL["number"]}
+    with pytest.raises(ValueError, match="does not go on with the one before"):
+        replay.add_final_obs(0, {0: odd})
+    replay.samples["terminated"][0, 0] = True
+    replay.add_final_obs(0, {0: odd})  # no value of it counts
+    assert replay.final_obs.n_added == 1
+
+
 def test_a_last_observation_that_is_a_tree_is_looked_at_for_nan() -> None:
     replay = make_stacked(1, "local")
     append_until_6(replay, 1)
