@@ -149,8 +149,9 @@ def sample_action(
         return space.sample(mask=parts[0])
     if isinstance(space, spaces.MultiDiscrete):
         return space.sample(mask=tuple(parts))
-    is_one_allowed = np.reshape([part[1] for part in parts], space.shape)
-    is_free = np.reshape([part.all() for part in parts], space.shape)
+    shape = space.shape or ()
+    is_one_allowed = np.reshape([part[1] for part in parts], shape)
+    is_free = np.reshape([part.all() for part in parts], shape)
     return space.sample(mask=np.where(is_free, 2, is_one_allowed).astype(np.int8))
 
 
