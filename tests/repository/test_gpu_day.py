@@ -77,7 +77,7 @@ def test_a_stage_that_fails_is_told_with_the_end_of_its_log(tmp_path: Path) -> N
     assert OK.findall(day.stdout) == ["env"]
     summary = (tmp_path / "summary.txt").read_text()
     assert re.search(r"FAILED with 1: tests, .*not found: .*tests/ops/none", summary, re.DOTALL)
-    assert "1 stages failed" in summary
+    assert "stages that failed: 1" in summary
 
 
 def test_what_the_budget_does_not_hold_is_left_out(tmp_path: Path) -> None:
@@ -110,3 +110,14 @@ def test_a_check_that_fails_ends_none_of_the_others() -> None:
         "advantages_are_those_of_the_host"
     ]
     assert "5 of 6 checks passed" in run.stdout
+
+
+def test_on_a_machine_without_gpu_one_line_says_so(tmp_path: Path) -> None:
+    """conftest.py has hidden any device."""
+    day = run_day("smoke", out=tmp_path, SIMULATED="", BUDGET=100)
+    assert day.returncode == 1
+    assert re.findall(r"^(?:ok|FAILED) (\w+) [\d.]+ ms", day.stdout, re.MULTILINE) == [
+        "the_device_is_usable"
+    ]
+    assert re.search(r"AssertionError: (no NVIDIA driver|the NVIDIA driver)", day.stdout)
+    assert "sanitize" not in day.stdout
