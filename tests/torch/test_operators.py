@@ -188,3 +188,32 @@ def test_a_draw_whose_state_was_copied_counts_up_the_copy_alone() -> None:
     assert model.replay._n_drawn == 0
     assert other[4].item() == 1
     assert np.array_equal(first, OPERATORS.draw(draw._state, draw._number, draw._nbytes))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e5m2])
+def test_short_floats_are_gathered_with_their_bits(dtype: torch.dtype) -> None:
+    rows = torch.tensor([[1.5, -2.0], [3.0, float("inf")], [-0.0, 0.25]]).to(dtype)
+    (found,) = gather_rows([rows], torch.tensor([2, 0]))
+    assert found.dtype == dtype
+    assert found.float().tolist() == rows.float()[[2, 0]].tolist()
+    assert found.float().signbit().tolist() == rows.float()[[2, 0]].signbit().tolist()
+
+
+def test_no_rows_are_gathered_by_an_empty_index() -> None:
+    index = torch.tensor([], dtype=torch.int64)
+    found = gather_rows([torch.ones(3, 2), torch.ones(0)], index)
+    assert [tuple(each.shape) for each in found] == [(0, 2), (0,)]
+
+
+@pytest.mark.parametrize("index", [torch.tensor(1), torch.tensor([[1]])])
+def test_an_index_of_another_form_is_refused(index: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^index: shape \(.*\), expected one axis"):
+        gather_rows([torch.ones(3)], index)
+
+
+def test_a_dtype_that_numpy_has_not_is_refused_with_the_way_out() -> None:
+    no = torch.zeros(3, 2, dtype=torch.bool)
+    values = torch.ones(4, 2), no, no, torch.zeros(3, 2)
+    reward = torch.ones(3, 2, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"bfloat16.*tensor\.float\(\)"):
+        estimate_advantage(reward, *values, discount=0.5, gae_lambda=0.5)

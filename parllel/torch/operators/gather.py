@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from parllel.ops.row_copy import RowCopy
@@ -12,14 +13,23 @@ from parllel.torch.operators.library import as_array, define
 
 def _gather(rows: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     outputs = _empty(rows, index)
-    if rows:
-        destination = [as_array(each) for each in outputs]
-        copy = RowCopy(destination, [as_array(each) for each in rows])
+    if rows and len(index):
+        destination = [as_array(_bits(each)) for each in outputs]
+        copy = RowCopy(destination, [as_array(_bits(each)) for each in rows])
         copy.run(range(len(index)), as_array(index))
     return outputs
 
 
+def _bits(tensor: Tensor) -> Tensor:
+    """Return short floats, some of which NumPy lacks, as integers over the same memory."""
+    if not tensor.is_floating_point() or tensor.itemsize > 2:
+        return tensor
+    return tensor.resolve_neg().view(torch.int16 if tensor.itemsize == 2 else torch.uint8)
+
+
 def _empty(rows: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+    if index.ndim != 1:
+        raise ValueError(f"index: shape {tuple(index.shape)}, expected one axis: numbers of rows")
     return [each.new_empty((index.shape[0], *each.shape[1:])) for each in rows]
 
 
@@ -47,6 +57,8 @@ def gather_rows(rows: Sequence[Tensor], index: Tensor) -> list[Tensor]:
 
     Raises:
         IndexError: on the CPU, there is no such row.
+        TypeError: `index` is of another dtype than integers.
+        ValueError: `index` has not one axis, or one of `rows` has none.
     """
     found: list[Tensor] = _OPERATOR(list(rows), index)
     return found

@@ -40,6 +40,17 @@ def as_array(tensor: Tensor) -> AnyArray:
     """Return a tensor's memory as an array of NumPy or CuPy, C-contiguous: a copy where it is not.
 
     The caller's current stream waits for torch's work.
+
+    Raises:
+        TypeError: the tensor is of a dtype that NumPy has not, as bfloat16.
     """
     values = tensor.detach().contiguous()
-    return to_device(values) if values.is_cuda else values.numpy()
+    if values.is_cuda:
+        return to_device(values)
+    try:
+        return values.numpy()
+    except TypeError as error:
+        raise TypeError(
+            f"got a tensor of {tensor.dtype}, expected a dtype that NumPy has too; convert it, as"
+            " with tensor.float()"
+        ) from error
