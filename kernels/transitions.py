@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from parllel.kernels.addresses import (
     add_int64,
+    exchange_int64,
     load_byte,
     load_float32,
     load_int32,
@@ -143,7 +144,7 @@ def count_draw(state: int, n_threads: int) -> None:
     The number changes when all threads have read it: the last one to count does it.
     """
     if add_int64(state + _N_COUNTED, 1) == n_threads - 1:
-        store_int64(state + _N_COUNTED, 0)
+        exchange_int64(state + _N_COUNTED, 0)
         store_int64(state + _NUMBER, load_int64(state + _NUMBER) + 1)
 
 
