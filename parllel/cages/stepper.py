@@ -22,6 +22,7 @@ from parllel.cages.values.spaces import (
     check_members,
     check_space,
     find_mask,
+    flat_mask,
     sample_action,
 )
 from parllel.tree.fitting import MisfitError
@@ -278,10 +279,8 @@ class Stepper:
                 "episode": attributes_of(self._episodes.summary(number)),
                 "action_space": pack(space, ("action_space",)),
                 "seed": seed_data(self._seeds[number]),
-                # By which the next random action is drawn: numbers, or lists of some.
-                "action_mask": mask
-                if mask is None
-                else [np.asarray(each).tolist() for each in mask],
+                # By which the next random action is drawn.
+                "action_mask": mask if mask is None else flat_mask(mask).tolist(),
             }
 
     def set_state(self, states: Sequence[Mapping[str, Any]]) -> None:

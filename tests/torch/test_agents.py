@@ -246,6 +246,25 @@ def test_a_random_action_needs_one_that_is_allowed(mask: Any, message: str) -> N
     assert space.contains(sample_action(space, {}, {}))
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.array([0, 1, 0, 0, 1, 1, 0, 1, 0]),
+        [0, 1, 0, 0, 1, 1, 0, 1, 0],
+        (np.array([0, 1]), np.array([0, 0, 1]), np.array([1, 0]), np.array([1, 0])),
+        (
+            (np.array([0, 1]), np.array([0, 0, 1])),
+            (np.array([1, 0]), np.array([1, 0])),
+        ),
+    ],
+    ids=["vector", "list", "parts", "gymnasium's"],
+)
+def test_random_actions_of_choices_in_a_table_obey_masks(mask: Any) -> None:
+    table = spaces.MultiDiscrete([[2, 3], [2, 2]])
+    for _ in range(9):
+        assert sample_action(table, {}, {"action_mask": mask}).tolist() == [[1, 2], [0, 0]]
+
+
 def test_it_is_told_where_no_agent_sees_a_mask() -> None:
     with pytest.warns(UserWarning, match=r"action_mask: it is in the environment's infos, where"):
         build_example(lambda: Allowing(spaces.Discrete(5), [5]), storage="local")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -148,7 +148,7 @@ def sample_action(
     if isinstance(space, spaces.Discrete):
         return space.sample(mask=parts[0])
     if isinstance(space, spaces.MultiDiscrete):
-        return space.sample(mask=tuple(parts))
+        return space.sample(mask=_nested(iter(parts), space.nvec.shape))
     shape = space.shape or ()
     is_one_allowed = np.reshape([part[1] for part in parts], shape)
     is_free = np.reshape([part.all() for part in parts], shape)
@@ -167,6 +167,17 @@ def find_mask(
         return None
     mask = observation.get(ACTION_MASK) if isinstance(observation, Mapping) else None
     return (info or {}).get(ACTION_MASK) if mask is None else mask
+
+
+def flat_mask(mask: Any) -> NDArray[Any]:  # Any: a mask of the environment's
+    """Return a mask's entries as one vector; gymnasium's of several choices are tuples of arrays.
+
+    >>> flat_mask((np.array([1, 0, 1]), np.array([0, 1])))
+    array([1, 0, 1, 0, 1])
+    """
+    if isinstance(mask, list | tuple) and mask and not np.isscalar(mask[0]):
+        return np.concatenate([flat_mask(part) for part in mask])
+    return np.ravel(mask)
 
 
 def n_choices(space: spaces.Space[Any]) -> list[int]:
@@ -193,8 +204,7 @@ def n_choices(space: spaces.Space[Any]) -> list[int]:
 def _parts_of_mask(space: spaces.Space[Any], mask: Any) -> list[NDArray[np.int8]]:
     """Return which values each choice of an action may have, 0 or 1."""
     counts = n_choices(space)
-    # gymnasium's own masks of several choices are tuples of arrays.
-    flat = np.concatenate([np.ravel(part) for part in mask]) if len(counts) > 1 else np.ravel(mask)
+    flat = flat_mask(mask)
     if flat.size != sum(counts):
         raise ValueError(
             f"{ACTION_MASK}: got {flat.size} entries, expected {sum(counts)}, one for each action"
@@ -207,6 +217,11 @@ def _parts_of_mask(space: spaces.Space[Any], mask: Any) -> list[NDArray[np.int8]
             " or more of each choice"
         )
     return parts
+
+
+def _nested(parts: Iterator[NDArray[np.int8]], shape: tuple[int, ...]) -> Any:
+    """Return the parts of a mask in tuples of tuples, as gymnasium wants those of such a shape."""
+    return tuple(_nested(parts, shape[1:]) for _ in range(shape[0])) if shape else next(parts)
 
 
 def to_actions(rows: Any, space: spaces.Space[Any]) -> list[Any]:
