@@ -1,16 +1,13 @@
-"""Gathers of stacks from single frames: the kernel, its two entries, the check before it.
+"""Gathers of stacks from single frames: their parts, the entry for CPUs, the check before it.
 
 A frame is stored once. The stack of a row is made up of its frame and those of the steps before
 it, as far as they belong to the same episode; before an episode's beginning the stack is filled
 with the episode's first frame, or with a frame that is given. One launch serves all leaves of a
-tree: a leaf of plain rows is one of stacks of 1 frame.
+tree: a leaf of plain rows is one of stacks of 1 frame. Frames that are images may be shifted at
+random on the way (`image_shift`), all frames of a stack alike.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from parllel.kernels.addresses import (
     copy_1,
@@ -21,7 +18,15 @@ from parllel.kernels.addresses import (
     load_int64,
     load_two_int64,
 )
-from parllel.kernels.row_share import SHARE_PARTS, copy_share
+from parllel.kernels.image_shift import (
+    CPU_PARTS,
+    DRAW_PARTS,
+    Image,
+    copy_image,
+    draw_shift,
+    load_seed,
+    read_image,
+)
 from parllel.kernels.row_table import Index, Integers, as_index, check_inside
 from parllel.kernels.rows import (
     DONE,
@@ -34,101 +39,25 @@ from parllel.kernels.rows import (
     is_inside,
     pick,
 )
-from parllel.kernels.targets import CpuKernel, DeviceEntry
-from parllel.kernels.teams import Teams, find_share
+from parllel.kernels.stack_table import ENTRY_NBYTES, Stacks, StackTable
+from parllel.kernels.targets import CpuKernel
 
-ENTRY_NBYTES = 12 * 8  # of StackTable's integers for one leaf: pairs, which are loaded at once
+IMAGE_AT = 11 * 8  # where the last ones are, those of the image
 
 # On a CPU. Small enough that the frames which an observation and the next one share are read from
 # a cache the second time: 0.9 of the time of leaf after leaf (bench/bench_frames.py).
 ROWS_AT_ONCE = 8
 
 
-class Stacks(NamedTuple):
-    """One leaf: where its frames lie, and where the stacks of them are written.
-
-    Row i has the frame at `source + i * stride` and the flag at `is_first + i`. The row one step
-    earlier in time is row `i - n_columns`. The `n_frames - 1` steps before row 0 must be in
-    memory, too: they are read as far as no flag says that an episode begins.
-
-    A leaf of plain rows is one of stacks of 1 frame; it needs no flags.
-
-    Args:
-        n_rows: number that an index of the leaf must be below.
-        destination: address of the first stack to write; stacks follow each other without gaps.
-        source: address of row 0's frame.
-        stride: bytes from a row's frame to the next row's.
-        nbytes: bytes of a frame.
-        n_frames: frames of a stack.
-        n_columns: rows of a time step.
-        is_first: address of row 0's flag, one byte: whether its frame is an episode's first one.
-        blank: address of the frame that fills a stack before an episode's beginning; 0 where the
-            episode's first frame does.
-        rows: address of int64 numbers of rows: an index picks among them; 0 where it names rows
-            itself. A number -1 - s below 0 is the stack s beside the rows. They are not checked.
-        beside: address of frames, without gaps, that follow the rows beside which they are: frame
-            s is the newest of the stack s. 0 where there are none.
-        beside_rows: address of int64 numbers: row beside_rows[s] has the frame before frame s.
-    """
-
-    n_rows: int
-    destination: int
-    source: int
-    stride: int
-    nbytes: int
-    n_frames: int = 1
-    n_columns: int = 1
-    is_first: int = 0
-    blank: int = 0
-    rows: int = 0
-    beside: int = 0
-    beside_rows: int = 0
-
-
-class StackTable:
-    """Where the stacks of all leaves are read and written; made once, used for many gathers.
-
-    It holds addresses only: its maker keeps the memory alive, and gives the table only to a
-    processor that can reach the addresses. Outputs share no byte with each other, nor with what is
-    read.
-
-    Args:
-        leaves: for each leaf its addresses and sizes.
-
-    Attributes:
-        entries: int64 [n_leaves, 12], read-only: the leaves without `n_rows`, and a 0 that makes
-            them whole pairs. The format of the kernel.
-        address: address of the entries in host memory.
-        n_rows: number that an index of all leaves must be below.
-
-    Raises:
-        ValueError: no leaf, or stacks of no frame.
-    """
-
-    __slots__ = ("address", "entries", "n_rows")
-
-    def __init__(self, leaves: Sequence[Stacks]) -> None:
-        if not leaves:
-            raise ValueError("stacks: no leaf, expected at least one")
-        shortest = min(leaf.n_frames for leaf in leaves)
-        if shortest < 1:
-            raise ValueError(f"stacks: got {shortest} frames, expected 1 or more")
-        self.entries: npt.NDArray[np.int64] = np.array(
-            [(*leaf[1:], 0) for leaf in leaves], np.int64
-        )
-        self.entries.flags.writeable = False
-        self.address: int = self.entries.__array_interface__["data"][0]
-        self.n_rows = min(leaf.n_rows for leaf in leaves)
-
-
-def gather_stacks(table: StackTable, index: Index, *, out_address: int = 0) -> None:
+def gather_stacks(table: StackTable, index: Index, *, out_address: int = 0, seed: int = 0) -> None:
     """Gather stacks in host memory, of all leaves: that of row index[i] to output i.
 
     output[leaf][i, k] = frame[leaf][row - min(n - 1 - k, before) * n_columns],  row = index[i]
 
     where k counts the n frames of a stack, the oldest first, and `before` the frames of the
     episode before the row's own. With a blank frame, that is output i, k where n - 1 - k > before.
-    `Stacks` says what a leaf with `rows` and frames beside them gives.
+    `Stacks` says what a leaf with `rows` and frames beside them gives. Frames of images are shifted
+    as `image_shift.draw_shift` says for the seed and i.
 
     Runs in the calling thread, without the GIL. An index that is neither a range nor a contiguous
     int64 vector is converted, which allocates. The first call compiles, or loads what an earlier
@@ -139,21 +68,22 @@ def gather_stacks(table: StackTable, index: Index, *, out_address: int = 0) -> N
             hold as many stacks as the index has rows.
         index: range, or integers [n], in memory apart from the outputs.
         out_address: added to the destination of each leaf.
+        seed: address of a `Seed`, int64 [3], for random shifts; 0 where no leaf is shifted.
 
     Raises:
         TypeError: the index is no range and no array of integers.
         ValueError: it has more axes than one.
         IndexError: a row is outside a leaf. Nothing has been written then.
     """
-    if _run(table, index, out_address, writes=True) != DONE:
+    if _run(table, index, out_address, seed, writes=True) != DONE:
         # The entry may have refused an index of another dtype only.
-        outcome = _run(table, _checked(table, index), out_address, writes=True)
+        outcome = _run(table, _checked(table, index), out_address, seed, writes=True)
         assert outcome == DONE, "the compiled entry refuses what no check finds wrong"
 
 
 def check_stacks(table: StackTable, index: Index) -> None:
     """Raise what `gather_stacks` would raise, and gather nothing: a GPU checks no index."""
-    if _run(table, index, 0, writes=False) != DONE:
+    if _run(table, index, 0, 0, writes=False) != DONE:
         _checked(table, index)
 
 
@@ -231,6 +161,11 @@ def frame_bits(frames: Frames) -> int:
     return bits | frames.blank | frames.beside
 
 
+def bits_of(leaf: Stacks) -> int:
+    """Return the number of `frame_bits` for a leaf."""
+    return frame_bits(Frames(*leaf[1:-1]))
+
+
 def find_newest(frames: Frames, row: int) -> Newest:
     """Return where the stack is that an index names."""
     beside = 0
@@ -257,47 +192,6 @@ def find_frame(frames: Frames, newest: Newest, place: int) -> int:
     return frames.source + (newest.row - back * frames.n_columns) * frames.stride
 
 
-def gather_on_grid(
-    table: int,
-    out: int,
-    n_rows: int,
-    vector: int,
-    start: int,
-    step: int,
-    most_frames: int,
-    n_wide: int,
-    n_narrow: int,
-    wide_bits: int,
-    narrow_bits: int,
-    n_riders: int,
-) -> None:
-    """Gather all stacks. Grid and block have one axis; `Teams` says who copies what.
-
-    Each leaf is given as many frames as the longest stack has, `most_frames`. Any grid gathers
-    everything: threads go on where the grid ends.
-    """
-    share = find_share(Teams(n_wide, n_narrow, wide_bits, narrow_bits, n_riders))
-    count = n_rows * most_frames
-    number = share.row
-    while number < share.n_leaves * count:
-        # At most as often as there are leaves, and frames: quicker than divisions.
-        at, leaf, place = number, share.first_leaf, 0
-        while at >= count:
-            at -= count
-            leaf += 1
-        while at >= n_rows:
-            at -= n_rows
-            place += 1
-        frames = read_frames(table, leaf, out)
-        row = pick(Picks(vector, start, step), at)
-        if place < frames.n_frames:
-            source = find_frame(frames, find_newest(frames, row), place)
-            destination = frames.destination + (at * frames.n_frames + place) * frames.nbytes
-            bits = frame_bits(frames)
-            copy_share(destination, source, frames.nbytes, bits, share.lane, share.lanes)
-        number += share.row_step
-
-
 def find_row(frames: Frames, row: int) -> int:
     """Return the address of the row that an index names, of a leaf of plain rows."""
     if frames.rows != 0:
@@ -322,34 +216,46 @@ def gather_words(frames: Frames, n_rows: int, picks: Picks) -> None:
             copy_16(destination, source)
 
 
-def gather_part(frames: Frames, begin: int, end: int, picks: Picks) -> None:
+def gather_part(
+    frames: Frames, image: Image, begin: int, end: int, picks: Picks, seed: int
+) -> None:
     """Gather the stacks of one leaf from number `begin` on, on a CPU."""
     destination = frames.destination + begin * frames.n_frames * frames.nbytes
     for at in range(begin, end):
         newest = find_newest(frames, pick(picks, at))
-        for place in range(frames.n_frames):
-            source = find_frame(frames, newest, place)
-            copy_row(destination, source, frames.nbytes)
-            destination += frames.nbytes
+        if image.most != 0:
+            shift = draw_shift(image, load_seed(seed), at)
+            for place in range(frames.n_frames):
+                source = find_frame(frames, newest, place)
+                copy_image(destination, source, frames.nbytes, image, shift)
+                destination += frames.nbytes
+        else:
+            for place in range(frames.n_frames):
+                source = find_frame(frames, newest, place)
+                copy_row(destination, source, frames.nbytes)
+                destination += frames.nbytes
 
 
-def is_of_words(frames: Frames) -> bool:
+def is_of_words(frames: Frames, image: Image) -> bool:
     """Return whether a leaf has rows for which there is a loop of their own."""
-    return frames.n_frames == 1 and frames.nbytes in (1, 4, 8, 16)
+    return frames.n_frames == 1 and image.most == 0 and frames.nbytes in (1, 4, 8, 16)
 
 
-def gather_in_turn(table: int, n_leaves: int, out: int, n_rows: int, picks: Picks) -> None:
+def gather_in_turn(
+    table: int, n_leaves: int, out: int, n_rows: int, picks: Picks, seed: int
+) -> None:
     """Gather all stacks on a CPU: leaves of words, then some rows of all others, and so on."""
     for number in range(n_leaves):
         frames = read_frames(table, number, out)
-        if is_of_words(frames):
+        if is_of_words(frames, read_image(table + number * ENTRY_NBYTES + IMAGE_AT)):
             gather_words(frames, n_rows, picks)
     for begin in range(0, n_rows, ROWS_AT_ONCE):
         end = min(begin + ROWS_AT_ONCE, n_rows)
         for number in range(n_leaves):
             frames = read_frames(table, number, out)
-            if not is_of_words(frames):
-                gather_part(frames, begin, end, picks)
+            image = read_image(table + number * ENTRY_NBYTES + IMAGE_AT)
+            if not is_of_words(frames, image):
+                gather_part(frames, image, begin, end, picks, seed)
 
 
 def gather_checked(
@@ -362,6 +268,7 @@ def gather_checked(
     start: int,
     step: int,
     count: int,
+    seed: int,
 ) -> int:
     """Check that all rows are in [0, limit), then gather; return what was found.
 
@@ -374,39 +281,35 @@ def gather_checked(
     if lowest < 0 or highest >= limit:
         return OUT_OF_RANGE
     if writes:
-        gather_in_turn(table, n_leaves, out, n_rows, Picks(address_of(vector), start, step))
+        picks = Picks(address_of(vector), start, step)
+        gather_in_turn(table, n_leaves, out, n_rows, picks, seed)
     return DONE
 
 
-DEVICE = DeviceEntry(
-    "frames",
-    gather_on_grid,
-    f"void({', '.join(['int64'] * 12)})",
-    (
-        *(find_share, pick, read_frames, frame_bits, count_before, find_newest, find_frame),
-        *SHARE_PARTS,
-    ),
-)
+STACK_PARTS = (pick, read_frames, frame_bits, count_before, find_newest, find_frame)
 
 
 PARTS = (
-    *(pick, copy_row, is_inside, find_span, address_of),
-    *(read_frames, count_before, find_newest, find_frame, find_row),
-    *(gather_words, gather_part, is_of_words, gather_in_turn),
+    *(copy_row, is_inside, find_span, address_of, *STACK_PARTS, find_row),
+    *(*DRAW_PARTS, *CPU_PARTS, gather_words, gather_part, is_of_words, gather_in_turn),
 )
 _INDEX = "Array(int64, 1, 'C', readonly=True), int64, int64, int64"
 _ON_CPU = CpuKernel(
-    gather_checked, f"int64(int64, int64, int64, int64, boolean, {_INDEX})", parts=PARTS
+    gather_checked,
+    f"int64(int64, int64, int64, int64, boolean, {_INDEX}, int64)",
+    parts=PARTS,
 )
 
 
-def _run(table: StackTable, index: Index, out_address: int, *, writes: bool) -> int | None:
+def _run(
+    table: StackTable, index: Index, out_address: int, seed: int, *, writes: bool
+) -> int | None:
     """Return what the compiled entry found; None where it does not take the index' type."""
     rows: tuple[Any, ...] = (index, 0, 0, 0)  # Any: whatever a caller gives
     if type(index) is range:
         rows = (NO_VECTOR, index.start, index.step, len(index))
     arguments = (table.address, len(table.entries), out_address, table.n_rows, writes, *rows)
     try:
-        return _ON_CPU.compiled(*arguments)
+        return _ON_CPU.compiled(*arguments, seed)
     except (TypeError, OverflowError):  # raised before anything runs
         return None

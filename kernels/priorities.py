@@ -17,16 +17,20 @@ from parllel.kernels.sum_tree import (
     SumTree,
     change_leaf,
     find_leaf,
+    lower_smallest,
     raise_largest,
     read_largest,
     read_leaf_number,
+    read_smallest,
     read_total,
     to_number,
+    unpack_largest,
 )
 from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda
 from parllel.kernels.transitions import (
     BETA,
     RING,
+    SMALLEST,
     Ring,
     Seed,
     Transitions,
@@ -203,14 +207,20 @@ def draw_by_priority_on_grid(
     transitions: int,
     priorities: int,
 ) -> None:
-    """Draw all transitions: one thread for each, on a grid with one axis."""
+    """Draw all transitions: one thread for each, on a grid with one axis.
+
+    It finds the smallest priority for `weigh_on_grid`, too: of the latest minibatch, for as long as
+    there are fewer than 2**33 of them.
+    """
     ring, sums = read_ring(ring_table, state, discount), read_tree(tree)
     out, seed = read_transitions(transitions), read_seed(state)
     n_threads = cuda.gridDim.x * cuda.blockDim.x
     item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while item < n_items:
         leaf = draw_leaf(ring, sums, seed, n_items, item)
-        store_int64(priorities + item * 8, write_leaf(ring, sums, leaf, out, item))
+        priority = write_leaf(ring, sums, leaf, out, item)
+        store_int64(priorities + item * 8, priority)
+        lower_smallest(state + SMALLEST, seed.number, priority)
         item += n_threads
     count_draw(state, n_threads)
 
@@ -238,17 +248,17 @@ def draw_by_priority_in_turn(
 def weigh_on_grid(priorities: int, n_items: int, state: int, weights: int) -> None:
     """Write all weights: one thread for each, on a grid with one axis.
 
-    Each thread finds the smallest priority itself, as none can wait for those of other blocks.
+    The smallest priority is known from the draw: a thread loads it, and its own one.
     """
     item, beta = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, load_float32(state + BETA)
+    smallest = read_smallest(state + SMALLEST)
     while item < n_items:
-        smallest = find_smallest(priorities, n_items)
         store_float32(weights + item * 4, weigh(load_int64(priorities + item * 8), smallest, beta))
         item += cuda.gridDim.x * cuda.blockDim.x
 
 
 def weigh_in_turn(priorities: int, n_items: int, state: int, weights: int) -> None:
-    """Write all weights on a CPU."""
+    """Write all weights on a CPU, where the draw leaves it to this to find the smallest one."""
     smallest, beta = find_smallest(priorities, n_items), load_float32(state + BETA)
     for item in range(n_items):
         store_float32(weights + item * 4, weigh(load_int64(priorities + item * 8), smallest, beta))
@@ -277,7 +287,7 @@ WEIGH = DeviceEntry(
     "weigh_priorities",
     weigh_on_grid,
     "void(int64, int64, int64, int64)",
-    (find_smallest, power, weigh),
+    (unpack_largest, read_smallest, find_smallest, power, weigh),
 )
 # What runs on a CPU for each kernel: a loop of its own, or the only thread of a grid.
 REFRESH_ON_CPU = CpuKernel(refresh_on_grid, REFRESH.signature, parts=REFRESH.parts)

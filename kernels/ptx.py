@@ -16,6 +16,7 @@ from numba.cuda.compiler import compile_ptx
 
 from parllel.kernels.addresses import memory_intrinsics, scalar_intrinsics
 from parllel.kernels.targets import DeviceEntry, bind, find_entries
+from parllel.kernels.words import word_intrinsics
 
 MODULE = Path(__file__).with_name("parllel.ptx")
 
@@ -60,6 +61,7 @@ def compile_entry(kernel: DeviceEntry) -> str:
     names = {"cuda": cuda} | memory_intrinsics(
         intrinsic, address_space=1, is_aligned=True, joins_words=False
     )
+    names |= word_intrinsics(intrinsic, address_space=1)
     names |= scalar_intrinsics(intrinsic, address_space=1, has_threads=True)
     entry = bind(kernel.entry, kernel.parts, names, njit(inline="always"))
     compile_untyped: Callable[..., tuple[str, object]] = compile_ptx

@@ -23,6 +23,8 @@ _SUM_LIMIT = 1 << 62
 # A number that was a float32 is an exponent and 24 binary digits.
 _DIGITS = 24
 _EXPONENT_BITS = 6
+_MOST_PACKED = (1 << (_DIGITS + _EXPONENT_BITS)) - 1
+_MOST_PERIOD = (1 << 33) - 1
 
 
 class SumTree(NamedTuple):
@@ -119,6 +121,30 @@ def read_largest(tree: SumTree) -> int:
     return max(1, unpack_largest(load_int64(tree.largest)))
 
 
+def pack_smallest(period: int, number: int) -> int:
+    """Return one integer for a period and a number: larger for a later period or a smaller number.
+
+    So a maximum is that of the smallest number of the latest period, as for `pack_largest`.
+    """
+    return pack_largest(period, 0) | (_MOST_PACKED - pack_largest(0, number))
+
+
+def lower_smallest(smallest: int, period: int, number: int) -> None:
+    """Let a number count for the smallest one of a period; many threads may do that at once.
+
+    Args:
+        smallest: address of the packed integer.
+        period: counted on; its low 33 bits are.
+        number: what `to_number` returned, or 0.
+    """
+    raise_int64(smallest, pack_smallest(period & _MOST_PERIOD, number))
+
+
+def read_smallest(smallest: int) -> int:
+    """Return the smallest number of the latest period; its packed integer is at an address."""
+    return unpack_largest(_MOST_PACKED - (load_int64(smallest) & _MOST_PACKED))
+
+
 def find_leaf(tree: SumTree, target: int) -> int:
     """Return the leaf in which a target lies: the sum before it is at most the target.
 
@@ -154,5 +180,7 @@ PARTS = (
     unpack_largest,
     raise_largest,
     read_largest,
+    pack_smallest,
+    lower_smallest,
     find_leaf,
 )

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parllel.kernels.addresses import memory_intrinsics, scalar_intrinsics
+from parllel.kernels.words import word_intrinsics
 
 if TYPE_CHECKING:
     from numba.core.compiler import Compiler
@@ -312,4 +313,5 @@ def _memory_intrinsics() -> dict[str, object]:
     from numba.extending import intrinsic
 
     copies = memory_intrinsics(intrinsic, address_space=0, is_aligned=False, joins_words=True)
-    return copies | scalar_intrinsics(intrinsic, address_space=0, has_threads=False)
+    words = word_intrinsics(intrinsic, address_space=0)
+    return copies | words | scalar_intrinsics(intrinsic, address_space=0, has_threads=False)

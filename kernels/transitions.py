@@ -81,11 +81,12 @@ class DrawState(NamedTuple):
     key_b: int
     number: int  # of the next minibatch; a draw counts it up
     n_counted: int  # threads of the launch under way that have counted; 0 between launches
+    smallest: int  # priority of the latest minibatch, packed (`sum_tree.pack_smallest`)
 
 
 BETA = len(DrawState._fields) * 8  # where in the state the weights' exponent lies
 STATE_NUMBERS = len(DrawState._fields) + 1  # int64 numbers that the state takes
-_FIRST, _STOP, _KEY_A, _KEY_B, _NUMBER, _N_COUNTED = range(0, BETA, 8)
+_FIRST, _STOP, _KEY_A, _KEY_B, _NUMBER, _N_COUNTED, SMALLEST = range(0, BETA, 8)
 
 
 class Transitions(NamedTuple):

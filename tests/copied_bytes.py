@@ -26,6 +26,8 @@ class CopiedBytes:
             f"copy_{size}": self._make_copy(size) for size in (1, 4, 8, 16)
         }
         self.names["copy_4_of_16"] = self._copy_4_of_16
+        self.names["load_around"] = self._load_around
+        self.names["store_word"] = self._store_word
         self.names["copy_shifted"] = self._make_batch(self._shift, 1, 16)
         self.names["copy_up_to_4_shifted"] = self._make_batch(self._shift, 4, 16)
         for most, size in ((4, 1), (4, 16), (8, 16)):
@@ -41,10 +43,24 @@ class CopiedBytes:
 
     def _shift(self, destination: int, source: int) -> None:
         assert destination % 16 == 0
+        self._check_readable(source)
+        self._move(destination, source, 16)
+
+    def _check_readable(self, source: int) -> None:
         begin, end = source & ~15, (source + 15 & ~15) + 16
         if self._readable is not None:
             assert any(first <= begin and end <= last for first, last in self._readable)
-        self._move(destination, source, 16)
+
+    def _load_around(self, address: int) -> bytes:
+        self._check_readable(address)
+        return ctypes.string_at(address, 16)
+
+    def _store_word(self, address: int, word: bytes) -> None:
+        assert address % 16 == 0
+        assert len(word) == 16
+        self.n_writes.update(range(address, address + 16))
+        self.n_words[16] += 1
+        ctypes.memmove(address, word, 16)
 
     def _make_batch(
         self, copy: Callable[[int, int], None], most: int, size: int

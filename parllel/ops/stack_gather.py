@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from parllel.cuda import AnyArray, DeviceArray
 from parllel.kernels.frames import (
-    Frames,
-    Stacks,
-    StackTable,
+    bits_of,
     check_stacks,
-    frame_bits,
     gather_stacks,
 )
+from parllel.kernels.frames_on_grid import DEVICE, SHIFTED
+from parllel.kernels.image_shift import NO_IMAGE, Image
 from parllel.kernels.row_table import Rows, rows_at
+from parllel.kernels.stack_table import Stacks, StackTable
 from parllel.ops.copy_grid import CopyGrid, count_lanes
 from parllel.ops.sides import (
     AnyIndex,
@@ -51,6 +51,7 @@ class RowSource:
             numbers are not checked.
         beside: [m, ...], C-contiguous. Frames that follow others of the rows, and have no row.
         beside_rows: int64 [m], C-contiguous. The row whose frame comes before; None for plain rows.
+        image: how each frame is shifted at random while it is gathered; by default not at all.
     """
 
     frames: AnyArray
@@ -61,6 +62,7 @@ class RowSource:
     rows: AnyArray | None = None
     beside: AnyArray | None = None
     beside_rows: AnyArray | None = None
+    image: Image = NO_IMAGE
 
     def __getitem__(self, rows: slice) -> RowSource:
         """Return some of the rows that follow each other; `rows` has no step."""
@@ -74,7 +76,8 @@ class RowSource:
     @property
     def is_plain(self) -> bool:
         """Whether these are rows as they lie in memory, and nothing else."""
-        return self.is_first is None and self.rows is None and self.beside is None
+        is_gathered_as_it_is = self.image == NO_IMAGE and self.rows is None
+        return is_gathered_as_it_is and self.is_first is None and self.beside is None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -106,8 +109,12 @@ class RowSource:
             rows.nbytes,
             self.stack,
             self.n_columns,
-            *(address_of(each) for each in (self.is_first, self.blank, self.rows)),
-            *(address_of(each) for each in (self.beside, self.beside_rows)),
+            address_of(self.is_first),
+            address_of(self.blank),
+            address_of(self.rows),
+            address_of(self.beside),
+            address_of(self.beside_rows),
+            self.image,
         )
 
 
@@ -154,13 +161,13 @@ class StackGather:
         self._table = StackTable(leaves)
         self._device_table: DeviceArray | None = None  # None for arrays of NumPy
         if side == "gpu":
-            self._grid = CopyGrid(
-                [count_lanes(leaf.nbytes, frame_bits(Frames(*leaf[1:]))) for leaf in leaves]
-            )
+            self._grid = CopyGrid([count_lanes(leaf.nbytes, bits_of(leaf)) for leaf in leaves])
             self._device_table = to_side(self._table.entries[self._grid.order], side)
             self._most_frames = max(leaf.n_frames for leaf in leaves)
 
-    def run(self, index: AnyIndex, *, out: AnyArray | None = None) -> None:
+    def run(
+        self, index: AnyIndex, *, out: AnyArray | None = None, seed: AnyArray | None = None
+    ) -> None:
         """Gather the stacks of the rows of an index to the outputs' first rows.
 
         Args:
@@ -168,11 +175,15 @@ class StackGather:
                 array, int64 [k]. It is not checked then, so that a row outside a leaf reads other
                 memory. Integers of the host are copied to the device first.
             out: C-contiguous array [k, ...], where the outputs are not given to all runs.
+            seed: int64 [3], of the same library: the two numbers of a key, and the number of the
+                minibatch, for random shifts of images. It is read when the rows are gathered.
 
         Raises:
             IndexError, TypeError: as `kernels.frames.gather_stacks`; nothing was written.
             ValueError: the outputs have fewer rows than the index, or `out` does not fit.
         """
+        if self._table.is_shifted and seed is None:
+            raise ValueError("stacks: got images to shift and no seed, expected one")
         n_outputs, out_address = self._n_outputs, 0
         if out is not None:
             _check_output(out, self._sources[0])
@@ -181,17 +192,21 @@ class StackGather:
         if len(index) > n_outputs:
             raise ValueError(f"stacks: got {len(index)} rows, expected at most {n_outputs}")
         if self._device_table is None:
-            gather_stacks(self._table, index, out_address=out_address)
+            gather_stacks(self._table, index, out_address=out_address, seed=address_of(seed))
             return
         if not is_on_device(index):
             check_stacks(self._table, index)
         if len(index):
-            self._launch(len(index), index, np.int64(0) if out is None else out)
+            self._launch(len(index), index, np.int64(0) if out is None else out, seed)
 
-    def _launch(self, n_rows: int, index: AnyIndex, out: AnyArray) -> None:
+    def _launch(self, n_rows: int, index: AnyIndex, out: AnyArray, seed: AnyArray | None) -> None:
         arguments = [self._device_table, out, np.int64(n_rows), *index_arguments(index)]
         arguments.append(np.int64(self._most_frames))
-        self._grid.launch("frames", n_rows * self._most_frames, arguments)
+        name = DEVICE.name
+        if self._table.is_shifted:
+            name = SHIFTED.name
+            arguments.append(seed)
+        self._grid.launch(name, n_rows * self._most_frames, arguments)
 
 
 def as_range(numbers: NDArray[np.int64]) -> range | NDArray[np.int64]:

@@ -23,6 +23,7 @@ from parllel.storages import Side
 
 # Parts of a state's numbers.
 _STEPS, _KEY, _SEED, _NUMBER = slice(0, 2), slice(2, 4), slice(2, 5), slice(4, 5)
+_DRAWS = slice(2, 7)  # the seed, and what a draw has written behind it
 _BETA = BETA // 4  # among floats
 
 
@@ -127,12 +128,18 @@ class DrawState:
 
     def write_seed(self, key: tuple[int, int], number: int) -> None:
         """Set the key of the random numbers, and the number of the next minibatch."""
-        copy_from_host(np.array([*key, number], np.int64), out=self.numbers[_SEED])
+        numbers = np.array([*key, number, 0, 0], np.int64)  # of no draw
+        copy_from_host(numbers, out=self.numbers[_DRAWS])
 
     def write_beta(self, beta: float) -> None:
         """Set the exponent of weights."""
         values = np.array([beta], np.float32)
         copy_from_host(values, out=self.numbers.view(np.float32)[_BETA : _BETA + 1])
+
+    @property
+    def seed(self) -> AnyArray:
+        """The key and the number of the next minibatch, int64 [3], a part of the memory."""
+        return self.numbers[_SEED]
 
     def read_number(self) -> int:
         """Return the number of the next minibatch. The host waits for that of a device."""

@@ -4,6 +4,14 @@ from parllel.replays.batch_parts import BatchParts
 from parllel.replays.minibatches import Minibatches
 from parllel.replays.prefetcher import Prefetcher
 from parllel.replays.prioritized_replay_buffer import PrioritizedReplayBuffer
+from parllel.replays.random_shift import RandomShift
 from parllel.replays.replay_buffer import ReplayBuffer
 
-__all__ = ["BatchParts", "Minibatches", "Prefetcher", "PrioritizedReplayBuffer", "ReplayBuffer"]
+__all__ = [
+    "BatchParts",
+    "Minibatches",
+    "Prefetcher",
+    "PrioritizedReplayBuffer",
+    "RandomShift",
+    "ReplayBuffer",
+]

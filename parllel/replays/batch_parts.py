@@ -11,7 +11,7 @@ from parllel.arrays import Array
 from parllel.cuda import AnyArray
 from parllel.ops.row_copy import prepare_gather
 from parllel.ops.sides import copy_from_host, to_side
-from parllel.ops.stack_gather import RowSource
+from parllel.ops.stack_gather import RowSource, StackGather
 from parllel.storages import Side
 from parllel.tree import ArrayDict
 
@@ -31,6 +31,7 @@ class BatchParts:
         rng: generator of the order.
         tensors: the outputs, as a tree of torch tensors.
         side: "host" or "gpu", which of them gathers.
+        n_shifted: parts whose images are shifted at random: none, or all of them.
 
     >>> from parllel.replays import Minibatches
     >>> batch = ArrayDict({"reward": Array.from_numpy(np.arange(6).reshape(3, 2))})
@@ -51,9 +52,15 @@ class BatchParts:
         rng: np.random.Generator,
         tensors: ArrayDict,
         side: Side,
+        n_shifted: int = 0,
     ) -> None:
         self._windows = [(leaf, leaf.window_begin) for _, leaf in batch.walk() if _is_moving(leaf)]
-        self._gather = prepare_gather(outputs, sources, names=names)
+        self._seeds: AnyArray | None = None  # int64 [n_parts, 3]: a key, and the number of a part
+        if n_shifted:
+            self._shifted = StackGather(sources, outputs)
+            self._seeds = to_side(np.zeros((n_shifted, 3), np.int64), side)
+        else:
+            self._gather = prepare_gather(outputs, sources, names=names)
         self._rows, self._rng, self._side = rows, rng, side
         self._order: AnyArray | None = None
         self._size = len(outputs[0])
@@ -72,6 +79,11 @@ class BatchParts:
             self._order = to_side(order, self._side)
         else:
             copy_from_host(order, out=self._order)  # where a graph reads it
+        if self._seeds is not None:
+            seeds = np.empty(self._seeds.shape, np.int64)
+            seeds[:, :2] = self._rng.integers(2**32, size=2)
+            seeds[:, 2] = range(len(seeds))
+            copy_from_host(seeds, out=self._seeds)
 
     def gather(self, number: int) -> ArrayDict:
         """Return a part of the batch, in the memory of the part before.
@@ -92,7 +104,11 @@ class BatchParts:
         if not 0 <= begin <= len(self._order) - self._size:
             n_parts = len(self._order) // self._size
             raise IndexError(f"number: got {number}, expected a part below {n_parts}")
-        self._gather(self._order[begin : begin + self._size])
+        rows = self._order[begin : begin + self._size]
+        if self._seeds is None:
+            self._gather(rows)
+        else:
+            self._shifted.run(rows, seed=self._seeds[number])
         return self._tensors
 
 

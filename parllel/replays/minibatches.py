@@ -11,6 +11,7 @@ from parllel.arrays.interop import flat_rows, side_of, to_device
 from parllel.cuda import AnyArray
 from parllel.ops.stack_gather import RowSource
 from parllel.replays.batch_parts import BatchParts
+from parllel.replays.random_shift import RandomShift, shift_images
 from parllel.storages import Side, storage_for
 from parllel.tree import ArrayDict, allocate_tree, path_text
 from parllel.tree.leaves import as_ndarray
@@ -35,6 +36,9 @@ class Minibatches:
             in each pass these are other rows.
         rng: generator of the order of rows.
 
+        shift: how the images of the branch `observation` are shifted at random, anew in each pass;
+            None for not at all. With it, a pass draws a key, too, and copies it to a device.
+
     Raises:
         TypeError: rng is no generator of NumPy.
         ValueError: n_minibatches is not positive.
@@ -45,7 +49,9 @@ class Minibatches:
     [0, 1, 2, 3, 4, 5]
     """
 
-    def __init__(self, n_minibatches: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, n_minibatches: int, rng: np.random.Generator, *, shift: RandomShift | None = None
+    ) -> None:
         if n_minibatches < 1:
             raise ValueError(f"n_minibatches: got {n_minibatches}, expected 1 or more")
         if not isinstance(rng, np.random.Generator):
@@ -55,6 +61,7 @@ class Minibatches:
             )
         self._n_minibatches = n_minibatches
         self._rng = rng
+        self._shift = shift
         self._form: object = None  # of the batches that the outputs fit
         self._names: list[str] = []  # of the leaves
         self._written: list[AnyArray] = []  # the outputs, as NumPy's or CuPy's arrays
@@ -75,7 +82,7 @@ class Minibatches:
             TypeError: a part of the batch is in device memory, and another one where no GPU can
                 use it.
             ValueError: the batch has fewer valid rows than minibatches, no leaf, or leaves with
-                different numbers of rows.
+                different numbers of rows; or no images that can be shifted.
         """
         parts = self.bind(batch)
         for _ in range(n_passes):
@@ -94,6 +101,8 @@ class Minibatches:
         """
         side: Side = "gpu" if any(side_of(leaf) == "gpu" for _, leaf in batch.walk()) else "host"
         flat = batch.apply(_flatten, side)
+        if self._shift is not None:
+            flat = shift_images(flat, self._shift, {"observation": 0})
         n_rows = _count_rows(flat)
         valid = valid_rows(batch)
         rows = np.arange(n_rows) if valid is None else np.flatnonzero(valid)
@@ -114,6 +123,7 @@ class Minibatches:
             rng=self._rng,
             tensors=self._tensors,
             side=side,
+            n_shifted=0 if self._shift is None else self._n_minibatches,
         )
 
     def _fit_outputs(self, flat: ArrayDict, size: int, side: Side) -> None:

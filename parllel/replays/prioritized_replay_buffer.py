@@ -24,6 +24,7 @@ from parllel.ops.priorities import (
 from parllel.ops.sides import contiguous
 from parllel.ops.transitions import DrawState
 from parllel.replays.final_obs import FinalObs
+from parllel.replays.random_shift import RandomShift
 from parllel.replays.replay_buffer import ReplayBuffer
 from parllel.replays.saved_numbers import (
     check_integer,
@@ -56,7 +57,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     Minibatches have the branch `weight`, float32, too. In device memory they are three launches.
 
     Args:
-        samples, rng, n_steps, discount, n_final_obs: as for `ReplayBuffer`.
+        samples, rng, n_steps, discount, n_final_obs, shift: as for `ReplayBuffer`.
         alpha: exponent of priorities, 0 or more; with 0 all transitions come equally often.
         beta: exponent of weights, 0 or more; with 1 they undo priorities wholly. It is an
             attribute too, which may be changed in training.
@@ -104,11 +105,17 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         alpha: float = 0.6,
         beta: float = 0.4,
         epsilon: float = 1e-6,
+        shift: RandomShift | None = None,
     ) -> None:
         for name, number in (("alpha", alpha), ("beta", beta), ("epsilon", epsilon)):
             _check_number(name, number)
         super().__init__(
-            samples, rng=rng, n_steps=n_steps, discount=discount, n_final_obs=n_final_obs
+            samples,
+            rng=rng,
+            n_steps=n_steps,
+            discount=discount,
+            n_final_obs=n_final_obs,
+            shift=shift,
         )
         self._beta = float(beta)
         self._draws.write_beta(self._beta)

@@ -12,6 +12,7 @@ from parllel import cuda
 from parllel.kernels.transitions import REFUSED
 from parllel.ops.transitions import DrawState, SampledRing, draw_transitions
 from parllel.replays.final_obs import FinalObs
+from parllel.replays.random_shift import RandomShift, shift_images
 from parllel.replays.ring_record import RingRecord, most_final_obs
 from parllel.replays.saved_numbers import check_integer, check_keys, check_range, check_real
 from parllel.replays.transition_memory import (
@@ -23,6 +24,8 @@ from parllel.replays.transition_memory import (
 )
 from parllel.tree import ArrayDict, SavedTree, TreeDescription, open_tree, save_tree
 
+_SHIFT, _CHANNELS_LAST = "shift_pixels", "shift_channels_last"  # of saved settings
+_STREAMS = {"observation": 0, NEXT: 1}  # of random shifts
 _MOST_STEPS = 2**62  # of all environments together: kernels count in int64
 
 
@@ -64,6 +67,8 @@ class ReplayBuffer(RingRecord):
             have more than 1 KiB; where more episodes are truncated, the table grows up to one for
             each step of the ring, or for each 4 of large observations: a quarter of their bytes.
             If it is full all the same, the oldest steps are forgotten earlier, with a warning.
+        shift: how the images of `observation` and `next_observation` are shifted at random in each
+            minibatch; None for not at all. Shifts are a function of the same key and number.
 
     Raises:
         TypeError, ValueError: the tree is not like that, or a number is out of range.
@@ -98,12 +103,14 @@ class ReplayBuffer(RingRecord):
         n_steps: int = 1,
         discount: float = 0.99,
         n_final_obs: int | None = None,
+        shift: RandomShift | None = None,
     ) -> None:
         if not 0 <= discount <= 1:
             raise ValueError(f"discount: got {discount}, expected a number in [0, 1]")
         _check_names(samples, (NEXT, *DRAWN, *self._extra))
         super().__init__(samples, n_steps=n_steps, n_final_obs=n_final_obs)
         self.discount = float(discount)  # what JSON can hold
+        self._shift = shift
         self._bind_table()
         self._key = (int(rng.integers(2**32)), int(rng.integers(2**32)))
         self._draws = DrawState(self.side, key=self._key, discount=self.discount)
@@ -117,6 +124,8 @@ class ReplayBuffer(RingRecord):
 
     def _bind_table(self) -> None:
         self._sources = find_sources(self.samples, self.final_obs, on_gpu=self._is_on_gpu)
+        if self._shift is not None:
+            self._sources = shift_images(self._sources, self._shift, _STREAMS)
         self._ring = self._find_ring()
 
     def _find_ring(self) -> SampledRing:
@@ -206,14 +215,15 @@ class ReplayBuffer(RingRecord):
             )
         if self._is_on_gpu and cuda.is_capturing():
             self._keep_for_graphs(outputs)
-        if self._draw(outputs, state or self._draws):
+        state = state or self._draws
+        if self._draw(outputs, state):
             raise RuntimeError(
                 "replay: no transition can be sampled: each one has a step that is not valid, or"
                 " ends at a truncation whose final observation was not given (add_final_obs)"
             )
         if outputs.sources is not self._sources:
             outputs.bind(self._sources)
-        outputs.gather()
+        outputs.gather(state.seed)
 
     def _draw(self, outputs: TransitionMemory, state: DrawState) -> int:
         """Choose transitions, and write their rows and returns; return how many were not found."""
@@ -296,7 +306,7 @@ class ReplayBuffer(RingRecord):
                 saved.part("samples").map(),
                 rng=np.random.default_rng(0),  # its key is replaced
                 n_final_obs=n_final_obs,
-                **saved.numbers["settings"],
+                **_as_arguments(saved.numbers["settings"]),
             )
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{saved.json_path}: no tree of a buffer: {error}") from error
@@ -329,7 +339,11 @@ class ReplayBuffer(RingRecord):
         return self._make_table(n_slots, most_slots=most_slots)
 
     def _settings(self) -> dict[str, Any]:
-        return {"n_steps": self.n_steps, "discount": self.discount}
+        settings = {"n_steps": self.n_steps, "discount": self.discount}
+        if self._shift is not None:  # else as before there were shifts
+            settings[_SHIFT] = self._shift.pixels
+            settings[_CHANNELS_LAST] = int(self._shift.channels_last)
+        return settings
 
     def _state(self) -> dict[str, Any]:
         steps = {"first": self._first, "stop": self._stop, "n_final_obs": self.final_obs.n_added}
@@ -398,7 +412,9 @@ class ReplayBuffer(RingRecord):
     def _check_setting_names(cls, saved: SavedTree) -> None:
         found = saved.numbers.get("settings")
         settings = found if isinstance(found, dict) else {}
-        if settings.keys() != set(cls._setting_names):
+        names = settings.keys() - {_SHIFT, _CHANNELS_LAST}
+        has_part = (_SHIFT in settings) != (_CHANNELS_LAST in settings)
+        if has_part or names != set(cls._setting_names):
             raise ValueError(
                 f"{saved.folder}: saved with settings {sorted(settings)}, expected"
                 f" {sorted(cls._setting_names)} of a {cls.__name__}; open it as what was saved"
@@ -422,6 +438,15 @@ class ReplayBuffer(RingRecord):
         for outputs in (self._outputs, *self._captured):
             if outputs is not None:
                 outputs.close()
+
+
+def _as_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved settings as arguments of a buffer."""
+    arguments = dict(settings)
+    if _SHIFT in arguments:
+        channels_last = bool(arguments.pop(_CHANNELS_LAST))
+        arguments["shift"] = RandomShift(arguments.pop(_SHIFT), channels_last=channels_last)
+    return arguments
 
 
 def _count_final_obs(saved: SavedTree) -> int:

@@ -110,13 +110,13 @@ class TransitionMemory:
         ]
         return StackGather(picked, [_read(written[path], self._is_on_gpu) for path in leaves])
 
-    def gather(self) -> None:
-        """Gather the rows that were drawn, for all branches.
+    def gather(self, seed: AnyArray | None = None) -> None:
+        """Gather the rows that were drawn, for all branches; images are shifted by the seed.
 
         In host memory they are there when this returns. On a device it is one launch in the
         caller's current stream; the host does not wait.
         """
-        self._gather.run(self._rows)
+        self._gather.run(self._rows, seed=seed)
 
     def close(self) -> None:
         """Free the memory. Tensors that were taken before stay valid."""

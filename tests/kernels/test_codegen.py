@@ -12,6 +12,7 @@ import pytest
 
 from parllel.kernels import rows
 from parllel.kernels.targets import find_entries
+from parllel.ops.launching import SIZES
 
 PTX = Path(rows.__file__).with_name("parllel.ptx")
 CONSTRAINTS = Path(__file__).parents[2] / ".ci" / "constraints.txt"
@@ -26,6 +27,8 @@ PACKAGES = {"ptxas": "nvidia-cuda-nvcc", "nvdisasm": "nvidia-cuda-nvdisasm"}
 EIGHT_IN_FLIGHT = re.compile(
     r"(?:LDG\.E\.128(?:(?!LDG|STG)[\s\S])*){8}(?:STG\.E\.128(?:(?!LDG|STG)[\s\S])*){8}"
 )
+
+FOUR_IN_FLIGHT = re.compile(r"(?:LDG\.E\.128(?:(?!LDG|STG)[\s\S])*){4}STG\.E\.128")
 
 
 def is_installed(package: str) -> bool:
@@ -130,11 +133,24 @@ def test_nothing_is_spilled(architecture: str, folder: Path) -> None:
 
 @each_architecture
 def test_blocks_of_copies_have_registers_enough(architecture: str, folder: Path) -> None:
-    """A launch of more is refused: 512 threads and 128 riders share 65,536 registers."""
+    """A launch of more is refused: 512 threads and 128 riders share 65,536 registers.
+
+    Shifts take more registers. Their blocks are those of `SIZES`, and may have twice the threads.
+    """
     report, _ = assemble(architecture, folder)
     used = dict(re.findall(r"function '(\w+)'[\s\S]*?Used (\d+) registers", report))
-    for kernel in ("rows", "frames"):
-        assert -(-int(used[kernel]) // 8) * 8 * (512 + 128) <= 65_536
+    shifted_threads = 2 * SIZES.copy_threads + SIZES.most_rider_threads
+    for kernel, n_threads in (("rows", 640), ("frames", 640), ("shifted_frames", shifted_threads)):
+        assert -(-int(used[kernel]) // 8) * 8 * n_threads <= 65_536
+
+
+@each_architecture
+def test_shifted_words_are_loaded_before_one_is_stored(architecture: str, folder: Path) -> None:
+    """Two words, each of which lies in two aligned ones."""
+    _, binary = assemble(architecture, folder)
+    listing = run(find_tool("nvdisasm"), "--print-code", str(binary))
+    code = listing.partition(".text.shifted_frames:")[2].partition(".text.")[0]
+    assert FOUR_IN_FLIGHT.search(code)
 
 
 @each_architecture

@@ -11,8 +11,9 @@ from copied_bytes import CopiedBytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parllel.kernels import frames as kernel
-from parllel.kernels.frames import Stacks, StackTable, check_stacks, gather_stacks
+from parllel.kernels import frames_on_grid as kernel
+from parllel.kernels.frames import check_stacks, gather_stacks
+from parllel.kernels.stack_table import Stacks, StackTable
 from parllel.kernels.targets import Axes, launch_plainly
 from parllel.kernels.teams import Teams
 from parllel.ops.stack_gather import RowSource, StackGather, as_range

@@ -11,8 +11,9 @@ from ptx_machine.machine import Machine
 ENTRIES = sorted(Machine(PTX.read_text()).kernels)
 
 # Accesses to memory that no launch comes to: the compiler makes code of its own for spans of 0
-# steps, and for rows of 0 numbers.
-UNUSED = {"advantage_carries": 21, "moments": 14}
+# steps, and for rows of 0 numbers. Beside an image, rows have too many lanes for one of them to
+# copy a third byte of an end.
+UNUSED = {"advantage_carries": 21, "moments": 14, "shifted_frames": 4}
 
 
 def test_there_are_cases_of_entries_alone() -> None:

@@ -1,4 +1,4 @@
-"""Cases of `rows` and `frames`: copies of bytes, against NumPy's indexing."""
+"""Cases of `rows`, `frames` and `shifted_frames`: copies of bytes, against NumPy's indexing."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 from parllel import cuda
 from parllel.cuda import DeviceArray
+from parllel.kernels.image_shift import NO_IMAGE, Image, draw_shift, make_image
+from parllel.kernels.transitions import Seed
 from parllel.ops.row_copy import RowCopy
 from parllel.ops.stack_gather import RowSource, StackGather
 from ptx_cases.comparing import assert_bits
@@ -188,3 +190,66 @@ def gather_stacks(rng: np.random.Generator) -> None:
         for number, row in enumerate(index):
             rows[number] = film.stack_of(int(row))
         assert_bits("frames", output, rows)
+
+
+# Height, width and bytes of a pixel: rows of words or not, and edges longer than a word.
+_IMAGES = ((84, 84, 1), (8, 32, 3), (4, 20, 4), (7, 13, 1), (4, 64, 16), (6, 5, 17), (32, 48, 1))
+# Words of each size, and several of them for a lane.
+_BESIDE = ((3, 3), (16,), (8,), (130,), (129,), (127, 16), (64, 64))
+
+
+def gather_shifted(rng: np.random.Generator) -> None:
+    """Stacks of shifted images, against windows of padded ones; beside them plain bytes."""
+    n_columns, n_rows, count = int(rng.integers(1, 3)), 6, int(rng.integers(1, 4))
+    seed = np.array([*rng.integers(0, 2**32, 2), rng.integers(0, 2**40)])
+    index = rng.integers(0, n_rows, count)
+    picked = rng.integers(-_N_BESIDE, n_rows, n_rows) if rng.random() < 0.5 else None
+    # Beside small images, few lanes share a row: each has several words of other leaves.
+    images = _IMAGES if rng.random() < 0.4 else ((3, 2, 1),)
+    sources, outputs, stacks = [], [], []
+    for number in range(int(rng.integers(1, 5))):
+        height, width, nbytes = images[rng.integers(len(images))]
+        image, n_frames, offsets = NO_IMAGE, int(rng.integers(1, 4)), [0, 0, 0, 1]
+        shape: tuple[int, ...] = (height, width, nbytes)
+        if number and rng.random() < 0.7:
+            shape, offsets = _BESIDE[rng.integers(len(_BESIDE))], [0, 0, 8, 8, 4, 1]
+        else:
+            most = int(rng.integers(1, min(height, width, 7)))
+            sizes = {"height": height, "width": width, "pixel_nbytes": nbytes}
+            image = make_image(most=most, stream=int(rng.integers(0, 2)), **sizes)
+        n_before = (n_frames - 1) * n_columns
+        frames = rng.integers(0, 256, (n_before + n_rows, *shape), np.uint8)
+        beside = rng.integers(0, 256, (_N_BESIDE, *shape), np.uint8)
+        beside_rows = rng.integers(0, n_rows, _N_BESIDE)
+        offset = int(rng.choice(offsets))
+        optional: dict[str, Any] = {"image": image}
+        if n_frames > 1:
+            flags = cuda.to_device(np.zeros(n_before + n_rows, bool))
+            optional |= {"is_first": flags[n_before:], "n_columns": n_columns, "stack": n_frames}
+        if picked is not None:
+            optional |= {"rows": cuda.to_device(picked), "beside": _place(beside, offset)}
+            optional["beside_rows"] = cuda.to_device(beside_rows)
+        sources.append(RowSource(_place(frames, offset)[n_before:], **optional))
+        backs = np.arange(n_frames)[::-1]
+        stack = []
+        for row in index if picked is None else picked[index]:
+            if row >= 0:
+                stack.append(frames[n_before + row - backs * n_columns])
+            else:
+                older = n_before + beside_rows[-1 - row] - (backs[:-1] - 1) * n_columns
+                stack.append(np.concatenate([frames[older], beside[-1 - row][None]]))
+        stacks.append(np.array(stack))
+        outputs.append(cuda.to_device(np.zeros((count, *sources[-1].shape[1:]), np.uint8)))
+    StackGather(sources, outputs).run(_somewhere(rng, index), seed=cuda.to_device(seed))
+    for source, output, expected in zip(sources, outputs, stacks, strict=True):
+        for item in range(count if source.image.most else 0):
+            expected[item] = _shift(expected[item], source.image, Seed(*seed.tolist()), item)
+        assert_bits("shifted", output, expected.reshape(output.shape))
+
+
+def _shift(stack: npt.NDArray[Any], image: Image, seed: Seed, item: int) -> npt.NDArray[Any]:
+    shift = draw_shift(image, seed, item)
+    pad = (image.most, image.most)
+    padded = np.pad(stack, ((0, 0), pad, pad, (0, 0)), mode="edge")
+    top, left = image.most + shift.down, image.most + shift.right // image.pixel_nbytes
+    return padded[:, top : top + stack.shape[1], left : left + stack.shape[2]]

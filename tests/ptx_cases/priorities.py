@@ -6,7 +6,7 @@ import numpy.typing as npt
 from parllel import cuda
 from parllel.cuda import DeviceArray
 from parllel.kernels.sum_tree import ONE, lay_out
-from parllel.kernels.transitions import Seed
+from parllel.kernels.transitions import SMALLEST, Seed
 from parllel.ops import priorities as ops
 from parllel.ops.priorities import Priorities
 from ptx_cases.comparing import assert_bits, assert_floats, assert_near
@@ -100,10 +100,14 @@ def _assert_weights(weights: DeviceArray, drawn: npt.NDArray[np.int64], beta: fl
 def weigh(rng: np.random.Generator) -> None:
     """Weights of any priorities, of which the smallest lies anywhere."""
     ring, beta = Ring(rng, 1), float(rng.choice([0, 0.4, 1]))
-    arrays, out = allocate(int(rng.choice([*range(1, 40), 300])))
-    drawn = rng.integers(1, 2 ** int(rng.choice([10, 40])), out.n_items)
+    arrays, out = allocate(int(rng.choice([*range(1, 40), *[300, 900] * 4])))
+    drawn = rng.integers(1, 2 ** int(rng.choice([10, 24])), out.n_items) << int(rng.choice([0, 16]))
     cuda.copy_to_device(drawn, out_device=arrays["scratch"])
-    ops.weigh_priorities(ring.on_device, ring.make_state(_SEED, beta=beta), out)
+    state = ring.make_state(_SEED, beta=beta)
+    packed = _pack(2, 0) | (2**30 - 1 - _pack(0, int(drawn.min())))  # as the draw leaves it
+    place = SMALLEST // 8
+    cuda.copy_to_device(np.array([packed]), out_device=state.numbers[place : place + 1])
+    ops.weigh_priorities(ring.on_device, state, out)
     _assert_weights(arrays["weight"], drawn, beta)
 
 

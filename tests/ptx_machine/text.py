@@ -108,6 +108,8 @@ def _statements(body: str, first: int) -> Iterator[tuple[int, str]]:
 
 def _read_statement(entry: Entry, number: int, statement: str) -> None:
     blocks = entry.blocks
+    if statement == '.pragma "nounroll"':
+        return  # advice for the assembler, which changes no result
     if declared := _REGISTERS.fullmatch(statement):
         entry.registers[declared["prefix"]] = declared["type"]
     elif label := _LABEL.fullmatch(statement):

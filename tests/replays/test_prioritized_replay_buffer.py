@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from parllel import Array, cuda
 from parllel.cuda import launches
 from parllel.kernels import priorities as kernel
+from parllel.kernels.addresses import load_int64
 from parllel.kernels.philox import Key, Words, draw_below, philox
 from parllel.kernels.sum_tree import (
     FAN_OUT,
@@ -24,12 +25,15 @@ from parllel.kernels.sum_tree import (
     find_leaf,
     find_limit,
     lay_out,
+    lower_smallest,
     pack_largest,
+    read_smallest,
     read_total,
     to_number,
     unpack_largest,
 )
 from parllel.kernels.targets import Axes, DeviceEntry, find_entries, launch_plainly
+from parllel.kernels.transitions import BETA, SMALLEST, STATE_NUMBERS
 from parllel.ops.priorities import NO_UPDATE
 from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.contracts.tree_case import leaves
@@ -257,6 +261,33 @@ def test_the_largest_number_is_that_of_the_latest_period(
     assert packed < 2**63
 
 
+@given(
+    periods=st.lists(st.tuples(st.integers(0, 2**33 - 1), st.floats(0, width=32)), min_size=1),
+    n_leaves=st.sampled_from((1, 2, 10**6)),
+)
+def test_the_smallest_number_is_that_of_the_latest_period(
+    periods: list[tuple[int, float]], n_leaves: int
+) -> None:
+    smallest, limit = np.zeros(1, np.int64), find_limit(n_leaves)
+    with np.errstate(over="ignore"):
+        numbers = [(period, to_number(np.float32(each), limit)) for period, each in periods]
+    for each in numbers:
+        lower_smallest(smallest.ctypes.data, *each)
+    latest = max(period for period, _ in numbers)
+    expected = min(number for period, number in numbers if period == latest)
+    assert read_smallest(smallest.ctypes.data) == expected
+
+
+def test_nothing_is_the_smallest_number_of_all() -> None:
+    smallest = np.zeros(1, np.int64)
+    address = smallest.ctypes.data
+    for number in (5, 0, 7):
+        lower_smallest(address, 3, number)
+    assert read_smallest(address) == 0
+    lower_smallest(address, 4, 7)
+    assert read_smallest(address) == 7
+
+
 # Draws
 
 
@@ -466,6 +497,63 @@ def test_minibatches_updates_and_new_steps_take_few_launches(schedule: str, seed
             "rows",  # of the rotation
             "refresh_priorities",  # what was written
         ]
+
+
+@pytest.mark.parametrize("n_items", [1, 7, 64])
+def test_a_weight_takes_two_numbers_whatever_the_minibatch(n_items: int) -> None:
+    """On a grid of 12 threads, each of which loads the smallest one, too."""
+    drawn = np.random.default_rng(0).integers(1, 2**24, n_items) << 9
+    state, (weights, expected) = np.zeros(STATE_NUMBERS, np.int64), np.zeros((2, n_items), "f4")
+    state.view(np.float32)[BETA // 4] = 0.5
+    address, n_loads = state.ctypes.data, Counter[str]()
+    for priority in drawn.tolist():
+        lower_smallest(address + SMALLEST, 2, priority)
+
+    def load(address: int) -> int:
+        n_loads["int64"] += 1
+        return load_int64(address)
+
+    arguments = drawn.ctypes.data, n_items, address
+    launch_plainly(
+        kernel.WEIGH,
+        [*arguments, weights.ctypes.data],
+        grid=Axes(3, 1),
+        block=Axes(4, 1),
+        names={"load_int64": load},
+    )
+    kernel.compiled("weigh_priorities")(*arguments, expected.ctypes.data)
+    assert weights.tolist() == expected.tolist()
+    assert max(weights) == 1
+    assert n_loads["int64"] == 12 + n_items
+
+
+def test_ten_million_priorities_are_updated_by_one_launch() -> None:
+    """And the device's sums are those of the twin, bit for bit."""
+    shape, found = Shape(T=5_000, B=2_000, n_windows=1), []
+    rng = np.random.default_rng(0)
+    index, error = rng.permutation(10**7)[:1024], rng.random(1024).astype(np.float32)
+    for storage in ("local", "device"):
+        with simulated_cuda("lazy") as simulation:
+            tree = make_tree(shape, storage=storage)
+            replay = PrioritizedReplayBuffer(tree, rng=np.random.default_rng(0), alpha=1.0)
+            replay.restart()
+            replay.begin_batch()
+            tree.rotate()
+            replay.end_batch()
+            convert = cuda.to_device if storage == "device" else np.asarray
+            given = convert(index), convert(error)
+            before, n_before = copy.copy(cuda.counters), len(simulation.launches)
+            replay.update_priorities(*given)
+            n_launches = len(simulation.launches) - n_before
+            assert n_launches == (storage == "device")
+            assert cuda.counters.since(before) == type(before)(launches=n_launches)
+            found.append(replay.priorities["sums"].to_ndarray().copy())
+            replay.close()
+            tree.close()
+    ours, twins = found
+    assert lay_out(10**7)[1] == 10**7
+    np.testing.assert_array_equal(ours, twins)
+    assert len(np.unique(ours[: 10**7])) > 1000
 
 
 def test_nothing_to_sample_on_a_device_shows_as_nan(cuda_device: torch.device) -> None:

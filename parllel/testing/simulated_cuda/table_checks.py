@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.kernels import frames
+from parllel.kernels import frames, stack_table
 from parllel.kernels.sum_tree import SumTree
 from parllel.kernels.transitions import STATE_NUMBERS, RingTable
 from parllel.testing.simulated_cuda.active import device
@@ -23,7 +23,8 @@ Argument: TypeAlias = Any  # of a launch: an array, or a scalar of NumPy
 
 INTEGER_NBYTES = 8
 _ROWS_NUMBERS = 5  # of `RowTable`, for each leaf
-_FRAMES_NUMBERS = frames.ENTRY_NBYTES // INTEGER_NBYTES
+_FRAMES_NUMBERS = stack_table.ENTRY_NBYTES // INTEGER_NBYTES
+_N_SHARES = 5  # arguments that share out the rows, of `teams.Teams`
 _ITEM_NBYTES = (8, 8, 8, 4, 4, 1, 1)  # of the arrays of `transitions.Transitions`
 
 
@@ -66,18 +67,31 @@ def check_rows_kernel(grid: Sizes, table: Argument, n_rows: Argument, *picks: Ar
 def check_frames_kernel(
     grid: Sizes, table: Argument, out: Argument, n_rows: Argument, *picks: Argument
 ) -> None:
-    """Check the arguments of `kernels.frames.DEVICE`."""
+    """Check the arguments of `kernels.frames_on_grid.DEVICE`."""
     *numbers, _, n_wide, n_narrow, _, _, _ = [address_of(each) for each in picks]
     n_leaves = n_wide + n_narrow
     begin, span = address_of(out), _span(int(n_rows), *numbers)
     entries = integers_at(address_of(table), n_leaves * _FRAMES_NUMBERS)
     leaves = entries.reshape(-1, _FRAMES_NUMBERS).tolist()
-    for number, leaf in enumerate(frames.Frames(*entry[:-1]) for entry in leaves):
+    for number, leaf in enumerate(map(_as_frames, leaves)):
         if n_rows:
             nbytes, outputs = leaf.n_frames * leaf.nbytes, (0, int(n_rows) - 1)
             what = f"frames, leaf {number}"
             check_rows(f"{what}, written", begin + leaf.destination, nbytes, outputs, nbytes)
             _check_frames(what, leaf, span)
+
+
+def _as_frames(entry: Sequence[int]) -> frames.Frames:
+    return frames.Frames(*entry[: len(frames.Frames._fields)])
+
+
+def check_shifted_frames_kernel(
+    grid: Sizes, table: Argument, out: Argument, n_rows: Argument, *picks: Argument
+) -> None:
+    """Check the arguments of `kernels.frames_on_grid.SHIFTED`."""
+    *others, seed = picks[:-_N_SHARES]
+    integers_at(address_of(seed), 3)
+    check_frames_kernel(grid, table, out, n_rows, *others, *picks[-_N_SHARES:])
 
 
 def _check_frames(what: str, leaf: frames.Frames, span: tuple[int, int]) -> None:
@@ -189,6 +203,7 @@ CHECKS: Mapping[str, Callable[..., None]] = {
     "frames": check_frames_kernel,
     "refresh_priorities": functools.partial(check_ring_and_sums, "refresh_priorities"),
     "rows": check_rows_kernel,
+    "shifted_frames": check_shifted_frames_kernel,
     "update_priorities": check_update_priorities,
     "weigh_priorities": check_weigh_priorities,
 }
