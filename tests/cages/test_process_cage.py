@@ -689,8 +689,17 @@ def test_a_worker_that_is_made_anew_is_bound_again() -> None:
 
 
 def test_a_processor_that_this_process_may_not_use_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"processor: got 4096, expected one of \[0"):
+    with pytest.raises(ValueError, match=r"processor: got 4096, expected an int of \[\d"):
         ProcessCage(Clock, processor=4096)
+
+
+@pytest.mark.parametrize("processor", [0.0, "0", True, np.int64(0)])
+def test_a_processor_of_another_type_is_refused_before_a_worker_starts(processor: Any) -> None:
+    def fail() -> None:
+        raise AssertionError("a worker has called it")
+
+    with pytest.raises(TypeError, match=r"^processor: got .*, expected an int of \["):
+        ProcessCage(fail, processor=processor)  # type: ignore[arg-type]
 
 
 def test_workers_go_round_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

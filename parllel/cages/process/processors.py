@@ -42,19 +42,31 @@ def processors_to_bind(n_workers: int) -> list[int]:
     return [cores[core][turn % len(cores[core])] for turn, core in rounds]
 
 
+def check_processor(processor: int | None) -> int | None:
+    """Return a processor of those that this process may use, or None; refuse all else.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: this process may not use it.
+    """
+    if processor is None or (type(processor) is int and processor in _allowed()):
+        return processor
+    error = ValueError if type(processor) is int else TypeError
+    raise error(
+        f"processor: got {processor!r}, expected an int of {sorted(_allowed())}, the processors"
+        " that this process may use"
+    )
+
+
 def bind(process: int, processor: int) -> None:
     """Let the main thread of a process run on one processor; nothing where it has ended.
 
     What the thread starts later, threads and programs, stays on that processor, too.
 
     Raises:
-        ValueError: this process may not use the processor.
+        TypeError, ValueError: as for `check_processor`.
     """
-    if processor not in _allowed():
-        raise ValueError(
-            f"processor: got {processor}, expected one of {sorted(_allowed())}, which this process"
-            " may use"
-        )
+    check_processor(processor)
     with suppress(ProcessLookupError):
         os.sched_setaffinity(process, {processor})
 

@@ -35,7 +35,7 @@ from parllel.cages.process.channel import (
 from parllel.cages.process.command_forms import CommandForms, PackedCommand
 from parllel.cages.process.fork_client import ForkClient, Forked, fork_worker
 from parllel.cages.process.fork_server import EXIT_CODE
-from parllel.cages.process.processors import bind
+from parllel.cages.process.processors import bind, check_processor
 from parllel.cages.process.replies import Failure, dumps
 from parllel.cages.process.status_page import CALL, StatusPage
 from parllel.cages.process.task import Task
@@ -110,7 +110,7 @@ class WorkerProcess:
         start_method: StartMethod,
         processor: int | None = None,
     ) -> None:
-        self._processor = processor
+        self._processor = check_processor(processor)
         self._timeout_s = timeout_s
         self._glance_ms = timeout_s * 1000 / _N_GLANCES
         self._owner = os.getpid()
