@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch  # noqa: F401  # before a simulation, which gives its operations their order
 
-from parllel import cuda
+from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.cuda import launches
-from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
+from parllel.replays import PrioritizedReplayBuffer, RandomShift, ReplayBuffer
 from parllel.testing.simulated_cuda import simulated_cuda
 from step_list import Chances, Model, Shape, leaves, show
 
@@ -277,3 +277,51 @@ def test_errors_that_are_not_contiguous_are_not_captured() -> None:
         with pytest.raises(RuntimeError, match="a copy of values that are not contiguous"):
             model.replay.update_priorities(index, error)
         stream.end_capture()
+
+
+@each_schedule
+@pytest.mark.parametrize("kind", ["frames", "stacks"])
+def test_each_replay_shifts_images_anew(schedule: str, seed: int, kind: str) -> None:
+    with simulated_cuda(schedule, seed):
+        replay = make_images(kind)
+        expected = [values(replay.sample(N)) for _ in range(4)]
+        assert len({str(each["observation"]) for each in expected}) == 4
+    with simulated_cuda(schedule, seed), stream_of_its_own() as stream:
+        replay = make_images(kind)
+        minibatch = replay.sample(N)
+        drawn = [values(minibatch)]
+        stream.begin_capture()
+        assert replay.sample(N) is minibatch
+        graph = stream.end_capture()
+        for _ in range(3):
+            graph.launch()
+            drawn.append(values(minibatch))
+    assert drawn == expected
+
+
+def make_images(kind: str) -> ReplayBuffer:
+    """Return a buffer of one batch of random images, which are shifted."""
+    T, B, size = 8, 2, (12, 16)
+    memory: dict[str, Any] = {"storage": "device", "padding": 1}
+    rng = np.random.default_rng(0)
+    observation: Array
+    if kind == "frames":
+        observation = FrameArray((T, B), np.uint8, size, stack=2, **memory)
+    else:
+        observation = Array((T, B), np.uint8, feature_shape=size, **memory)
+    samples = ArrayDict({"observation": observation})
+    samples["reward"] = Array((T, B), np.float32, storage="device")
+    for name in ("terminated", "truncated"):
+        samples[name] = Array((T, B), bool, storage="device")
+    replay = ReplayBuffer(samples, rng=np.random.default_rng(1), shift=RandomShift(2))
+    replay.restart()
+    replay.begin_batch()
+    samples.rotate()
+    for t in range(T + 1):
+        frames = rng.integers(0, 256, (B, *size), np.uint8)
+        if isinstance(observation, FrameArray):
+            observation.write_frames(t, frames, is_first=np.zeros(B, bool))
+        else:
+            observation[t] = frames
+    replay.end_batch()
+    return replay

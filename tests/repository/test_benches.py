@@ -39,6 +39,7 @@ import bench_pixels
 import bench_replay
 import bench_rows
 import bench_sampling
+import bench_shift
 import bench_step
 import bench_vector
 from matplotlib.image import imread
@@ -144,6 +145,17 @@ def test_replay_buffers_are_reported(
     assert len(content["targets"]) == 4
     assert re.search(r"^samples\.observation +float32 +\(4, 10, 4\) +42 ", printed, re.MULTILINE)
     assert re.search(r"^promised [\d,]+ bytes, measured -?[\d,]+ of the process$", printed, re.M)
+
+
+def test_shifts_of_images_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_shift, "SAMPLE_S", 0.0)
+    bench_shift.measure(tmp_path, n_transitions=400, repeats=2)
+    content = read_results(tmp_path, "shift_cpu")
+    check_tables(content, capsys.readouterr().out, n_samples=2)
+    assert [len(table["contestants"]) for table in content["tables"]] == [3, 3]
+    assert len(content["targets"]) == 2
 
 
 def test_steps_of_a_vector_cage_are_reported(
