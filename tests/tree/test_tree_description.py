@@ -11,7 +11,7 @@ from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.tree import allocate_tree
 
 T, B = 10, 3
-FRAME_TABLE = 12 * 8  # bytes on a device of what gathers a leaf of frames
+FRAME_TABLE = 18 * 8  # bytes on a device of what gathers a leaf of frames
 
 
 def make_specs(full_size: int = 10 * T) -> ArrayDict:
@@ -59,7 +59,7 @@ def test_the_bytes_that_are_promised_are_those_that_a_device_gives(storage: str)
     ("kind", "numbers"),
     # Tables of addresses and the state of draws; and where the levels of 300 priorities begin: 304,
     # 32, 16 and 1.
-    [(ReplayBuffer, 9 + 7), (PrioritizedReplayBuffer, 9 + 7 + 4 + 4)],
+    [(ReplayBuffer, 9 + 8), (PrioritizedReplayBuffer, 9 + 8 + 4 + 4)],
 )
 def test_a_replay_buffer_promises_its_own_memory_too(
     kind: type[ReplayBuffer], numbers: int
