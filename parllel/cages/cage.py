@@ -365,6 +365,9 @@ def execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
         MisfitError: an environment gave something that is not what the outputs hold.
     """
     try:
+        if command.kind == "step":  # most: a call less
+            actions = to_actions(command.action, stepper.action_space)
+            return _deliver_step(stepper, stepper.step(actions), command.outputs, command.rows)
         return _execute(stepper, command)
     except MisfitError as error:
         if error.environment is not None and error.seed is None:
@@ -390,11 +393,8 @@ def _explain_output(error: MisfitError, space: gym.Space[Any], rows: Rows) -> No
 
 
 def _execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
+    """Carry out a reset or a random step."""
     outputs, rows = command.outputs, command.rows
-    if command.kind == "step":
-        assert command.action is not None
-        actions = to_actions(command.action, stepper.action_space)
-        return _deliver_step(stepper, stepper.step(actions), outputs, rows)
     left_out = stepper.left_out
     if command.kind == "reset":
         observations, infos = stepper.reset(command.max_random_steps)

@@ -357,8 +357,10 @@ class Stepper:
             if not (is_terminated or columns.truncated[number]):
                 continue
             self.final_obs[number] = copy_tree(observations[number])
-            rewards[number] = copy_tree(rewards[number])
-            infos[number] = copy_info(infos[number])
+            if rewards[number].__class__ is not float:
+                rewards[number] = copy_tree(rewards[number])
+            if infos[number]:
+                infos[number] = copy_info(infos[number])
             self._episodes.end([number])
             observations[number], acted_on[number] = self._reset_one(number)
         self._infos = acted_on

@@ -241,7 +241,7 @@ class BasicSampler(Sampler):
     def _finish(self, group: Group, t: int) -> None:
         """Wait for a group's step t; complete its values, and tell the replay what ended."""
         group.finish(t)
-        if self._completes_values and (invalid := group.invalid()):
+        if self._completes_values and group.gives_invalid_rows and (invalid := group.invalid()):
             values = self.samples["agent_info"]["value"]
             self.samples["final_value"][t, invalid] = values[t, invalid]
         if not self._reads_final_obs or not (cut := group.cut_obs(t)):

@@ -61,7 +61,7 @@ class Group:
         self._told: dict[str, Any] = {} if self._is_all else {"part": Part(columns, batch_B)}
         self._has_agent_info = bool(samples.get("agent_info"))
         self._has_valid = "valid" in samples
-        self._gives_invalid_rows = any(cage.gives_invalid_rows for cage in self.cages)
+        self.gives_invalid_rows = any(cage.gives_invalid_rows for cage in self.cages)
         self._is_moving = any(leaf.full_size > len(leaf) for _, leaf in samples.walk())
         self._parts = _parts_of(self.cages)
         self._rows: list[_AgentRows] = []
@@ -185,7 +185,7 @@ class Group:
         """Return the columns whose row of the last step is no transition."""
         found: list[int] = []
         first = self.columns.start
-        if not self._gives_invalid_rows:
+        if not self.gives_invalid_rows:
             return found
         for cage in self.cages:
             found += [first + number for number in cage.invalid]
