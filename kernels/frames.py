@@ -216,24 +216,32 @@ def gather_words(frames: Frames, n_rows: int, picks: Picks) -> None:
             copy_16(destination, source)
 
 
-def gather_part(
-    frames: Frames, image: Image, begin: int, end: int, picks: Picks, seed: int
-) -> None:
+def gather_part(frames: Frames, begin: int, end: int, picks: Picks) -> None:
     """Gather the stacks of one leaf from number `begin` on, on a CPU."""
     destination = frames.destination + begin * frames.n_frames * frames.nbytes
     for at in range(begin, end):
         newest = find_newest(frames, pick(picks, at))
-        if image.most != 0:
-            shift = draw_shift(image, load_seed(seed), at)
-            for place in range(frames.n_frames):
-                source = find_frame(frames, newest, place)
-                copy_image(destination, source, frames.nbytes, image, shift)
-                destination += frames.nbytes
-        else:
-            for place in range(frames.n_frames):
-                source = find_frame(frames, newest, place)
-                copy_row(destination, source, frames.nbytes)
-                destination += frames.nbytes
+        for place in range(frames.n_frames):
+            source = find_frame(frames, newest, place)
+            copy_row(destination, source, frames.nbytes)
+            destination += frames.nbytes
+
+
+def gather_shifted(
+    frames: Frames, image: Image, begin: int, end: int, picks: Picks, seed: int
+) -> None:
+    """Gather the stacks of one leaf of images that are shifted, as `gather_part`.
+
+    Apart from it: the compiler makes the loop over plain frames slower beside this one.
+    """
+    destination = frames.destination + begin * frames.n_frames * frames.nbytes
+    for at in range(begin, end):
+        newest = find_newest(frames, pick(picks, at))
+        shift = draw_shift(image, load_seed(seed), at)
+        for place in range(frames.n_frames):
+            source = find_frame(frames, newest, place)
+            copy_image(destination, source, frames.nbytes, image, shift)
+            destination += frames.nbytes
 
 
 def is_of_words(frames: Frames, image: Image) -> bool:
@@ -254,8 +262,10 @@ def gather_in_turn(
         for number in range(n_leaves):
             frames = read_frames(table, number, out)
             image = read_image(table + number * ENTRY_NBYTES + IMAGE_AT)
-            if not is_of_words(frames, image):
-                gather_part(frames, image, begin, end, picks, seed)
+            if image.most != 0:
+                gather_shifted(frames, image, begin, end, picks, seed)
+            elif not is_of_words(frames, image):
+                gather_part(frames, begin, end, picks)
 
 
 def gather_checked(
@@ -291,7 +301,15 @@ STACK_PARTS = (pick, read_frames, frame_bits, count_before, find_newest, find_fr
 
 PARTS = (
     *(copy_row, is_inside, find_span, address_of, *STACK_PARTS, find_row),
-    *(*DRAW_PARTS, *CPU_PARTS, gather_words, gather_part, is_of_words, gather_in_turn),
+    *(
+        *DRAW_PARTS,
+        *CPU_PARTS,
+        gather_words,
+        gather_part,
+        gather_shifted,
+        is_of_words,
+        gather_in_turn,
+    ),
 )
 _INDEX = "Array(int64, 1, 'C', readonly=True), int64, int64, int64"
 _ON_CPU = CpuKernel(
