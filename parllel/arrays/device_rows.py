@@ -21,7 +21,7 @@ class DeviceRows(NamedTuple):
     """The place and form of an array that a kernel can read where it lies.
 
     Args:
-        address: of the first element, for the device.
+        address: where the first element lies, as the device sees it.
         shape: lengths of the axes.
         strides: bytes from one element to the next, on each axis.
         dtype: type of the elements.

@@ -17,15 +17,17 @@ MOST_BLOCKS = 65_535  # on an axis; the kernels go on where the grid ends
 class LaunchSizes(NamedTuple):
     """The sizes of launches that a GPU may like larger or smaller; threads are those of a block.
 
-    All are allowed on every GPU, and not tuned on one yet. None of them changes what a kernel
-    computes. What a thread copies at once is written into the kernels, and is no part of this.
+    As they are, all are allowed on every GPU, and not tuned on one yet. None of them changes what a
+    kernel computes. What a thread copies at once is written into the kernels, and is no part of
+    this.
     """
 
     line_threads: int = 256  # neighbours have neighbouring words
     serial_threads: int = WARP  # long work each: spread far over the GPU
     item_threads: int = 128  # an item of a minibatch each
     # Lanes of rows: as many as a part needs with 8 words for each. With riders at most 640 in all,
-    # for which the registers are enough (`test_blocks_of_copies_have_registers_enough`).
+    # for which the registers are enough (`test_blocks_of_copies_have_registers_enough`). Gathers
+    # that shift images take more registers: with them, 256 lanes are the most.
     copy_threads: int = 128
     copy_blocks: int = 128  # a copy of few rows has smaller blocks, if it thus gets so many
     part_nbytes: int = 128 * 8 * 16  # of a row that the same threads copy; longer ones are split

@@ -122,9 +122,9 @@ def find_pieces(
 
     Args:
         shape: (n, ...), of both sides.
-        dtype: of the destination, which is C-contiguous.
+        dtype: the destination's type of elements. The destination is C-contiguous.
         source_strides: bytes from one element of the source to the next, on each axis.
-        source_dtype: of the source.
+        source_dtype: the source's type of elements.
     """
     if not shape or min(source_strides) < 0:
         return None

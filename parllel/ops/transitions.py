@@ -89,9 +89,9 @@ class DrawState:
 
     Args:
         side: "host" or "gpu", which of them draws.
-        key: of the random numbers.
-        discount: of rewards, for each step. It never changes.
-        beta: exponent of weights (`weigh_priorities`).
+        key: two integers from which all random numbers of the draws come.
+        discount: the factor by which rewards are discounted for each step. It never changes.
+        beta: the exponent of weights (`weigh_priorities`).
 
     Attributes:
         numbers: int64 [STATE_NUMBERS], the memory.

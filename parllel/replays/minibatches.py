@@ -35,7 +35,6 @@ class Minibatches:
         n_minibatches: number of parts of a pass. Rows that do not fill a whole part are left out;
             in each pass these are other rows.
         rng: generator of the order of rows.
-
         shift: how the images of the branch `observation` are shifted at random, anew in each pass;
             None for not at all. With it, a pass draws a key, too, and copies it to a device.
 

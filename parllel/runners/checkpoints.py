@@ -32,8 +32,8 @@ class Checkpoints:
     With `saves_envs`, the states of the environments are a part of each checkpoint, and episodes go
     on. `Cage.check_state` tells which environments have states. Then a resumed run makes the same
     batches, bit for bit, for all environments whose states are all that their steps depend on.
-    Environments read their states themselves, ALE in C++: such checkpoints are to come from where
-    the environments could come from, too.
+    Environments read their states themselves, ALE in C++: load such a checkpoint only from people
+    whose environments you would run.
 
     >>> import tempfile
     >>> from parllel.runners import RLRunner
