@@ -4,7 +4,6 @@ import itertools
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -141,9 +140,14 @@ def test_actions_begin_where_the_space_does() -> None:
     params = torch.zeros(1, 2, 3)
     multi = MultiCategorical([2, 3])
     space = spaces.MultiDiscrete([2, 3], start=[5, -1])
-    assert np.array_equal(multi.first_action(space, params), [5, -1])
-    assert MultiCategorical([2, 2]).first_action(spaces.MultiBinary(2), params) == 0
+    offset = multi.map_actions(space, params)
+    assert offset is not None
+    counted = offset.to_space(torch.tensor([[0, 0], [1, 2]]))
+    assert counted.tolist() == [[5, -1], [6, 1]]
+    assert offset.from_space(counted.to(torch.int8)).tolist() == [[0, 0], [1, 2]]
+    assert offset.from_space(counted.to(torch.int8)).dtype == torch.int64
+    assert MultiCategorical([2, 2]).map_actions(spaces.MultiBinary(2), params) is None
     wrong = [spaces.Discrete(2), spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(3)]
     for other in [*wrong, spaces.MultiBinary([2, 2])]:
         with pytest.raises((TypeError, ValueError), match="action space: got"):
-            multi.first_action(other, params)
+            multi.map_actions(other, params)

@@ -12,7 +12,7 @@ from torch import Tensor
 from parllel.torch.agents.action_mask import find_mask
 from parllel.torch.agents.agent import Agent, in_inference_mode
 from parllel.torch.agents.modes import in_mode
-from parllel.torch.distributions import Distribution
+from parllel.torch.distributions import ActionMap, Distribution
 
 
 class ModelOutputs(NamedTuple):
@@ -92,7 +92,7 @@ class PgAgent(Agent[ModelOutputs]):
     ) -> None:
         super().__init__(model, generator)
         self.distribution = distribution
-        self._start: int | Tensor | None = None  # the first action of the environments' space
+        self._action_map: ActionMap | None = None  # None: actions are the distribution's own
         mask = find_mask(self._rows(example_obs))
         self._has_mask = mask is not None
         self._example_params = self._check_outputs(*self._try_model(example_obs), mask)
@@ -100,18 +100,15 @@ class PgAgent(Agent[ModelOutputs]):
     def bind_actions(self, space: spaces.Space[Any]) -> None:
         """Learn which actions environments take: a sampler calls it when it is made.
 
-        A distribution of integers counts from 0. Actions are counted from the space's `start`, as
-        environments and the sample tree have them.
+        From then on `step` gives actions as environments and the sample tree have them, and
+        `evaluate` takes such: integers that are counted from the space's `start`, numbers that
+        are scaled to the bounds of a Box.
 
         Raises:
             TypeError, ValueError: the distribution has other actions than the space
-                (`Distribution.first_action`).
+                (`Distribution.map_actions`).
         """
-        start = self.distribution.first_action(space, self._example_params)
-        if isinstance(start, int):
-            self._start = start or None
-        else:
-            self._start = torch.as_tensor(start, device=self._example_params.device)
+        self._action_map = self.distribution.map_actions(space, self._example_params)
 
     @in_inference_mode
     def step(
@@ -138,9 +135,10 @@ class PgAgent(Agent[ModelOutputs]):
             action = distribution.mode(params)
         else:
             action = distribution.sample(params, self._generator)
-        log_prob = distribution.log_prob(params, action)
-        if self._start is not None:
-            action = action + self._start
+        if self._action_map is not None:
+            action = self._action_map.to_space(action)
+        # Of the action as the tree keeps it, which may be rounded: so `evaluate` finds the same.
+        log_prob = distribution.log_prob(params, self._from_space(action))
         return action, {"value": value, "log_prob": log_prob}
 
     @in_inference_mode
@@ -163,14 +161,15 @@ class PgAgent(Agent[ModelOutputs]):
         """
         with in_mode(self.model, training=True):
             params, value = self._parameters(observation)
-        if not action.is_floating_point():
-            action = action.long()  # the tree may keep them in fewer bits
-        if self._start is not None:
-            action = action - self._start
         distribution = self.distribution
-        return Evaluation(
-            distribution.log_prob(params, action), distribution.entropy(params), value
-        )
+        log_prob = distribution.log_prob(params, self._from_space(action))
+        return Evaluation(log_prob, distribution.entropy(params), value)
+
+    def _from_space(self, action: Tensor) -> Tensor:
+        """Return the distribution's own actions for those of the environments' space."""
+        if self._action_map is not None:
+            return self._action_map.from_space(action)
+        return action if action.is_floating_point() else action.long()  # kept in fewer bits
 
     def _parameters(self, observation: object) -> tuple[Tensor, Tensor]:
         """Return normalized parameters and values of rows of observations."""

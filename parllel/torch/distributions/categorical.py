@@ -9,6 +9,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from parllel.torch.distributions.action_map import ActionMap, offset
+
 
 @dataclass(frozen=True, slots=True)
 class DistParams:
@@ -118,8 +120,8 @@ class Categorical:
         # 0 * log(0 / q) = 0, and so is its gradient.
         return (probs * torch.where(probs > 0, log_probs - other, 0)).sum(dim=-1)
 
-    def first_action(self, space: spaces.Space[Any], log_probs: Tensor) -> int:
-        """Return the `start` of a Discrete space.
+    def map_actions(self, space: spaces.Space[Any], log_probs: Tensor) -> ActionMap | None:
+        """Return the offset by the `start` of a Discrete space; None where it is 0.
 
         The distribution may have more actions than the space where `log_probs` give the last ones
         a probability of 0.
@@ -140,7 +142,7 @@ class Categorical:
                 f" distribution has; use Categorical(dim={space.n}), or a model that gives actions"
                 f" beyond {space.n} logits of -inf"
             )
-        return int(space.start)
+        return offset(int(space.start), log_probs.device)
 
 
 def logits_of(dist_params: DistParams) -> Tensor:

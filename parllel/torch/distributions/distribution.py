@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 from torch import Tensor
+
+from parllel.torch.distributions.action_map import ActionMap
 
 
 class Distribution(Protocol):
@@ -19,7 +19,7 @@ class Distribution(Protocol):
     on the device of its arguments. Nothing waits for a device.
 
     Example:
-        >>> import torch
+        >>> import numpy as np, torch
         >>> class Normal:  # of k numbers, whose deviation is 1; actions are those of a Box
         ...     def __init__(self, k):
         ...         self.params_shape = (k,)
@@ -36,10 +36,10 @@ class Distribution(Protocol):
         ...         return torch.full_like(params, 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
         ...     def kl(self, params, other):
         ...         return 0.5 * ((params - other) ** 2).sum(-1)
-        ...     def first_action(self, space, params):
+        ...     def map_actions(self, space, params):
         ...         if space.shape != self.params_shape:
         ...             raise ValueError(f"action space: got {space}")
-        ...         return 0
+        ...         return None
         >>> normal: Distribution = Normal(2)
         >>> normal.entropy(torch.zeros(3, 2)).shape
         torch.Size([3])
@@ -81,13 +81,38 @@ class Distribution(Protocol):
         It is the mean of log p - log q over actions that `params` draws: KL(p || q).
         """
 
-    def first_action(self, space: spaces.Space[Any], params: Tensor) -> int | NDArray[np.int64]:
-        """Return the action of the environments' space that the distribution's 0 stands for.
+    def map_actions(self, space: spaces.Space[Any], params: Tensor) -> ActionMap | None:
+        """Return what makes the space's actions of the distribution's own, and the reverse.
 
         Args:
             space: the space of a single environment's actions.
-            params: normalized parameters of a few rows.
+            params: normalized parameters of a few rows, on the device of actions.
+
+        Returns:
+            The map; None where the space's actions are the distribution's own.
 
         Raises:
             TypeError, ValueError: the space has other actions than the distribution.
+        """
+
+
+class ReparameterizedDistribution(Distribution, Protocol):
+    """A distribution whose actions have gradients by its parameters, as SAC needs them.
+
+    Example:
+        >>> import torch
+        >>> from parllel.torch.distributions import GaussianParams, SquashedGaussian
+        >>> squashed: ReparameterizedDistribution = SquashedGaussian(1)
+        >>> mean = torch.zeros(4, 1, requires_grad=True)
+        >>> params = squashed.normalize(GaussianParams(mean, torch.zeros(4, 1)))
+        >>> squashed.sample_with_log_prob(params)[0].requires_grad
+        True
+    """
+
+    def sample_with_log_prob(self, params: Tensor, generator: Any = None) -> tuple[Tensor, Tensor]:
+        """Draw actions [..., k], and return their log-probabilities [...], both with gradients.
+
+        Args:
+            params: normalized parameters.
+            generator: torch.Generator on the device of `params`; torch's own by default.
         """

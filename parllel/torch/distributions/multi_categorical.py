@@ -11,6 +11,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from parllel.torch.distributions.action_map import ActionMap, offset
 from parllel.torch.distributions.categorical import Categorical, DistParams, logits_of, masked
 
 
@@ -90,8 +91,8 @@ class MultiCategorical:
         """Return the KL divergence of each row in nats, float32 [...]: the sum over all choices."""
         return self._choice.kl(log_probs, other).sum(dim=-1)
 
-    def first_action(self, space: spaces.Space[Any], log_probs: Tensor) -> int | NDArray[np.int64]:
-        """Return the `start` of a MultiDiscrete space, int64 [k]; 0 for MultiBinary.
+    def map_actions(self, space: spaces.Space[Any], log_probs: Tensor) -> ActionMap | None:
+        """Return the offset by the `start` of a MultiDiscrete space; None where it is 0.
 
         Raises:
             TypeError: the space is another one.
@@ -112,7 +113,7 @@ class MultiCategorical:
                 f"action space: got {space}, expected a vector of choices among {self.nvec}"
                 f" actions, as the distribution has; use MultiCategorical({nvec.tolist()})"
             )
-        return start
+        return offset(start, log_probs.device)
 
     def _apart(self, flat: Tensor, name: str, *, pad: float) -> Tensor:
         """Return [..., sum(nvec)] as [..., k, max(nvec)], padded where a choice has fewer."""
