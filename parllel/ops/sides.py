@@ -117,13 +117,13 @@ def index_arguments(
     return [index, np.int64(0), np.int64(0)]
 
 
-def fill_rows(rows: tuple[NDArray[np.intp], ...], number: float, *, out: AnyArray) -> None:
+def fill_rows(rows: tuple[NDArray[np.intp] | int, ...], number: float, *, out: AnyArray) -> None:
     """Write a number to some rows; of CuPy's array in the caller's current stream.
 
     In memory that both sides use, the write thus comes behind the launches that were queued.
 
     Args:
-        rows: intp [n] for each leading axis, as `numpy.nonzero` returns them.
+        rows: intp [n] for each leading axis, as `numpy.nonzero` returns them, or one row of it.
         number: what is written.
         out: the array, overwritten there.
     """

@@ -14,6 +14,7 @@ from parllel.cuda import GpuUsage
 from parllel.kernels.targets import compile_seconds
 from parllel.metrics import MetricsSink
 from parllel.runners.hooks import Hook, is_reached, mean_of_each
+from parllel.runners.saved_run import HasState
 from parllel.samplers import BasicSampler
 from parllel.transforms import Transform
 from parllel.tree import ArrayDict
@@ -86,7 +87,9 @@ class RLRunner:
             is one. Hooks log what they have to tell.
         n_steps: number of environment steps, over all environments; the last batch is collected
             whole.
-        transforms: functions that are applied to each batch in turn.
+        transforms: functions that are applied to each batch in turn. The state of those that have
+            one (`state_dict`, `load_state_dict`) is a part of the runner's; those with a method
+            `restart` have it called before a batch for which all environments were reset.
         log_every: number of environment steps from one log to the next; each batch by default.
             `algo/...` are those of the last batch.
         window: number of episodes of training that are averaged.
@@ -215,7 +218,7 @@ class RLRunner:
         return mean_of_each(self._recent).get("episode_return", float("nan"))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `run` goes on from: numbers of steps and episodes, and the last returns."""
+        """Return what `run` goes on from: counts, the last returns, and states of transforms."""
         return {
             "n_steps": self.n_steps,
             "is_done": self.is_done,
@@ -224,10 +227,28 @@ class RLRunner:
             "recent": list(self._recent),
             "sample_s": self._sample_s,
             "learn_s": self._learn_s,
+            "transforms": [
+                transform.state_dict() if isinstance(transform, HasState) else None
+                for transform in self._transforms
+            ],
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Have `run` go on from a state that `state_dict` returned."""
+        """Have `run` go on from a state that `state_dict` returned.
+
+        Raises:
+            KeyError, ValueError: it is that of a runner with other transforms.
+        """
+        saved = state_dict["transforms"]
+        own = [isinstance(transform, HasState) for transform in self._transforms]
+        if [state is not None for state in saved] != own:
+            raise ValueError(
+                f"transforms: got the states of {len(saved)}, expected those of {len(own)} of the"
+                " same kinds; make the runner with the transforms of the one that was saved"
+            )
+        for transform, state in zip(self._transforms, saved, strict=True):
+            if state is not None:
+                transform.load_state_dict(state)  # type: ignore[attr-defined]  # a HasState
         self.n_steps = state_dict["n_steps"]
         # A run that was done goes on where this one is to have more steps.
         self.is_done = state_dict["is_done"] and state_dict["last_step"] >= self._last_step
@@ -259,6 +280,8 @@ class RLRunner:
     def _learn(self, batch: ArrayDict) -> Mapping[str, float]:
         start = _work_seconds()
         for transform in self._transforms:
+            if self._sampler.began_with_reset and (restart := getattr(transform, "restart", None)):
+                restart()
             batch = transform(batch)
         refuse_not_finite(batch)
         learned = self._algorithm.optimize(batch)

@@ -41,6 +41,10 @@ class BasicSampler(Sampler):
             all. Their number differs, so that episodes do not begin and end together.
         check: as for `Sampler`.
 
+    Attributes:
+        began_with_reset: whether all environments were reset for the last batch: no episode of the
+            batch before goes on in it.
+
     Raises:
         TypeError: as for `Sampler`; or the agent keeps a state, which only a `RecurrentSampler`
             carries; or there is `final_value`, but the agent has no method `value`.
@@ -97,6 +101,7 @@ class BasicSampler(Sampler):
             _check_value(samples, agent)
         self._reads_final_obs = self._completes_values or replay is not None
         self._goes_on = False
+        self.began_with_reset = self._is_reset = False
 
     def _refuse_state(self, agent: Actor, samples: ArrayDict) -> None:
         name = type(self).__name__
@@ -118,7 +123,7 @@ class BasicSampler(Sampler):
         """
         self._goes_on = False
         super().reset()
-        self._goes_on = True
+        self._goes_on = self._is_reset = True
 
     def reseed(self, seed: Seed) -> None:
         """Have the next reset seed all environments; the next batch begins with that reset."""
@@ -161,7 +166,7 @@ class BasicSampler(Sampler):
             cage.set_state(own)
         for group in self._groups:
             group.transfer.take_up()
-        self._goes_on = True
+        self._goes_on, self._is_reset = True, False
 
     def _rewind(self) -> None:
         if self.replay is None:
@@ -180,6 +185,7 @@ class BasicSampler(Sampler):
         """
         if not self._goes_on:
             self.reset()
+        self.began_with_reset, self._is_reset = self._is_reset, False
         self._goes_on = False
         if self.replay is not None:
             self.replay.begin_batch()

@@ -6,8 +6,8 @@ import numpy as np
 
 from parllel.arrays import Array
 from parllel.kernels.array_checks import check_dtype
-from parllel.kernels.moment_layout import LANES, N_KEPT, SCALE
 from parllel.ops.normalize import normalize
+from parllel.transforms.normalize_rewards import scaling_like
 from parllel.transforms.transform import contiguous_elements, elements, output_like
 from parllel.tree import ArrayDict
 
@@ -50,7 +50,7 @@ class ClipRewards:
         check_dtype("reward", reward, np.float32)
         self._clipped = output_like(reward, self._clipped)
         if self._identity is None or self._identity.storage != reward.storage:
-            self._identity = _identity_like(reward)
+            self._identity = scaling_like(reward)
         normalize(
             contiguous_elements(reward),
             elements(self._identity),
@@ -59,11 +59,3 @@ class ClipRewards:
             out_values=elements(self._clipped),
         )
         return ArrayDict({**batch, "reward": self._clipped})
-
-
-def _identity_like(reward: Array) -> Array:
-    """Return moments that leave a number as it is: mean 0 and scale 1."""
-    shape = (N_KEPT, LANES)
-    kept = reward.new_array(batch_shape=shape, feature_shape=(), padding=0, full_size=N_KEPT)
-    kept[SCALE] = 1
-    return kept

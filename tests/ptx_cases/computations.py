@@ -23,6 +23,7 @@ from parllel.ops.advantage import estimate_advantage
 from parllel.ops.launching import find_span
 from parllel.ops.moments import update_moments
 from parllel.ops.normalize import normalize
+from parllel.ops.running_returns import sum_rewards
 from ptx_cases.comparing import assert_floats, assert_near
 from ptx_machine import floats
 
@@ -140,6 +141,33 @@ def walk_steps(rng: np.random.Generator) -> None:
 def walk_spans(rng: np.random.Generator) -> None:
     """Batches in which spans of time are walked at once, and joined."""
     _estimate(rng, int(rng.choice([256, 257, 300, 700])), int(rng.choice([1, 2, 31, 33])))
+
+
+# Running returns
+
+
+def sum_up(rng: np.random.Generator) -> None:
+    """Compare with the formula's bits, in which each product is fused with its sum."""
+    steps, n_envs = int(rng.choice([0, 1, 15, 16, 17, 40])), int(rng.choice([1, 2, 31, 33]))
+    n_rewards = int(rng.choice([1, 1, 3]))
+    terminated, truncated = rng.random((2, steps, n_envs)) < rng.choice([0, 0.1, 1])
+    reward = rng.standard_normal((steps, n_envs * n_rewards), np.float32)
+    begin = rng.standard_normal(n_envs * n_rewards, np.float32)
+    returns, end = (cuda.to_device(np.full_like(each, 5)) for each in (reward, begin))
+    discount = float(rng.choice([0, 0.99, 1]))
+    sum_rewards(
+        *map(cuda.to_device, (reward, terminated, truncated, begin)),
+        discount=discount,
+        out_return=returns,
+        out_end=end,
+    )
+    carry, expected = begin, np.empty_like(reward)
+    is_end = np.repeat(terminated | truncated, n_rewards, axis=1)
+    for t in range(steps):
+        expected[t] = floats.multiply_add(np.array([discount], np.float32), carry, reward[t])
+        carry = np.where(is_end[t], np.float32(0), expected[t])
+    assert_floats("return", returns, expected)
+    assert_floats("end", end, carry)
 
 
 # Moments

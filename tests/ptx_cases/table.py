@@ -36,6 +36,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "normalize": (Case(computations.scale_values, 12),),
     "refresh_priorities": (Case(priorities.refresh_leaves, 30),),
     "rows": (Case(copies.copy_rows, 80),),
+    "running_returns": (Case(computations.sum_up, 12),),
     "shifted_frames": (Case(copies.gather_shifted, 120),),
     "update_moments": (Case(computations.measure, 8),),
     "update_priorities": (

@@ -27,7 +27,7 @@ from parllel.samplers import AlternatingSampler, BasicSampler
 from parllel.samplers.ahead_copy import ENGINE_NBYTES
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock
-from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantage
+from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantage, NormalizeRewards
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "gpu.md"
 ROW = re.compile(r"^\| (?P<what>[^|]+?) \|(?P<counts>(?: *\d+ *\|){5})$", re.MULTILINE)
@@ -307,6 +307,7 @@ OPERATIONS: dict[str, Callable[[], Callable[[], Any]]] = {
     ),
     "`NormalizeAdvantage` (of up to 8,000 rows; of more: 4)": lambda: transform(NormalizeAdvantage),
     "`ClipRewards`": lambda: transform(ClipRewards),
+    "`NormalizeRewards` (of up to 8,000 rows; of more: 5)": lambda: transform(NormalizeRewards),
     "`EstimateAdvantage` of a batch with `valid`, all rows valid": lambda: transform(
         EstimateAdvantage, sampled_valid
     ),

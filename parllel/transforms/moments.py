@@ -1,0 +1,59 @@
+"""Moments: how many numbers there were, their mean and their squared deviations; and the merge."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from parllel.transforms.running_moments import RunningMoments
+
+
+class Moments(NamedTuple):
+    """Moments of numbers in double precision, of NumPy or of torch: each element has its own.
+
+    >>> import numpy as np
+    >>> one, other = (Moments(1, np.array([number]), np.zeros(1)) for number in (4.0, 6.0))
+    >>> both = one.merged(other)
+    >>> both.count, both.mean, both.variance
+    (2, array([5.]), array([1.]))
+
+    Args:
+        count: how many numbers of each element.
+        mean: float64 [F...]; 0 where there are no numbers.
+        m2: float64 [F...], sum of squared deviations from the mean.
+    """
+
+    # Any: arrays of NumPy, or tensors; a count may be an integer.
+    count: Any
+    mean: Any
+    m2: Any
+
+    @property
+    def variance(self) -> Any:  # Any: as the fields
+        """Mean squared deviation; 0 where there are no numbers."""
+        return self.m2 / (self.count + (self.count == 0))
+
+    def merged(self, other: Moments) -> Moments:
+        """Return the moments of the numbers of both, which stay as they are.
+
+        d = mean_other - mean
+        mean = mean + d * n_other / (n + n_other)
+        M2 = M2 + M2_other + d**2 * n * n_other / (n + n_other)
+
+        Source: Chan, Golub, LeVeque 1979, STAN-CS-79-773, eq. 2.1.
+        """
+        count = self.count + other.count
+        share = other.count / (count + (count == 0))
+        change = other.mean - self.mean
+        mean = self.mean + change * share
+        return Moments(count, mean, self.m2 + other.m2 + change * change * (self.count * share))
+
+    @classmethod
+    def of(cls, moments: RunningMoments) -> Moments:
+        """Return the moments that an object in float32 has found, of NumPy.
+
+        The host waits where they live in memory of a GPU.
+        """
+        saved = {name: np.asarray(each, np.float64) for name, each in moments.state_dict().items()}
+        return cls(int(saved["count"]), saved["shift"] + saved["offset"], saved["m2"])
