@@ -22,6 +22,11 @@ def check_step(agent: object, result: object) -> None:
     )
 
 
+def has_receive_reward(agent: object) -> bool:
+    """Tell whether an agent wants to be given the rewards of each step."""
+    return callable(getattr(agent, "receive_reward", None))
+
+
 class Part(NamedTuple):
     """The environments whose rows an agent is given, where groups of environments take turns.
 
@@ -102,7 +107,9 @@ class RecurrentActor(Actor, Protocol):
     """An actor that keeps a state for each environment, which its steps carry on.
 
     Samplers know one by its methods `begin` and `reset_state` (`isinstance` asks for these): it
-    needs no state before `begin` was called.
+    needs no state before `begin` was called. If it has a method `receive_reward` too, that is given
+    the rewards of each step, rows [B] of the sample tree, when they are there: before the actor is
+    asked for values, puts a state back, or makes the next step.
 
     Example:
         >>> import numpy as np

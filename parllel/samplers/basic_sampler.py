@@ -247,6 +247,9 @@ class BasicSampler(Sampler):
     def _finish(self, group: Group, t: int) -> None:
         """Wait for a group's step t; complete its values, and tell the replay what ended."""
         group.finish(t)
+        self._complete_step(group, t)
+
+    def _complete_step(self, group: Group, t: int) -> None:
         if self._completes_values and group.gives_invalid_rows and (invalid := group.invalid()):
             values = self.samples["agent_info"]["value"]
             self.samples["final_value"][t, invalid] = values[t, invalid]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from parllel.arrays import ArraySpec
 from parllel.cages import Cage, Seed, TrajInfo, empty_rows
-from parllel.samplers.agent import Actor, RecurrentActor
+from parllel.samplers.agent import Actor, RecurrentActor, has_receive_reward
 from parllel.samplers.sampler import Sampler
 from parllel.storages import default_storage
 from parllel.tree import ArrayDict, allocate_tree, dict_map
@@ -87,6 +87,7 @@ class EvalSampler(Sampler):
             self._own_tree.close()
             raise
         self._is_recurrent = isinstance(agent, RecurrentActor)
+        self._tells_reward = self._is_recurrent and has_receive_reward(agent)
         self._share = n_episodes // self.batch_B
         self._max_steps = max_steps
         self._deterministic = deterministic
@@ -144,6 +145,8 @@ class EvalSampler(Sampler):
                     group.act(self.agent, t, deterministic=self._deterministic)
                 for group in self._groups:
                     group.finish(t)
+                    if self._tells_reward:
+                        agent.receive_reward(self.samples["reward"][t])
                     # Episodes come in the order of the columns in which they ended.
                     ended = group.ended()
                     for column, traj in zip(ended, group.take_completed(), strict=True):

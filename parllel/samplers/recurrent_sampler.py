@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from parllel.cages import Cage, as_tree
-from parllel.samplers.agent import RecurrentActor
+from parllel.samplers.agent import RecurrentActor, has_receive_reward
 from parllel.samplers.basic_sampler import BasicSampler
 from parllel.samplers.group import Group
+from parllel.samplers.recorder import Recorder
 from parllel.tree import ArrayDict, Rows
 
 
@@ -28,9 +29,13 @@ class RecurrentSampler(BasicSampler):
     - `final_value` and the row after `agent_info.value`: as for `BasicSampler`; the value of a
       final observation is estimated with the state that saw its episode.
 
+    An agent with a method `receive_reward` is given the rewards of each step, rows [B], before it
+    is asked for a value or puts a state back: so it can make inputs of the next step of them.
+
     Args:
-        cages, samples, max_steps_decorrelate: as for `BasicSampler`; the tree has a branch
-            `initial_rnn_state` of leading dimension B.
+        cages, samples, replay, max_steps_decorrelate, check: as for `BasicSampler`; the tree has a
+            branch `initial_rnn_state` of leading dimension B. A replay buffer that draws sequences
+            reads the state before each step from `agent_info.rnn_state`, where the agent keeps it.
         agent: the object that chooses the actions and keeps the state.
 
     Raises:
@@ -72,6 +77,7 @@ class RecurrentSampler(BasicSampler):
         agent: RecurrentActor,
         samples: ArrayDict,
         *,
+        replay: Recorder | None = None,
         max_steps_decorrelate: int = 0,
         check: bool = False,
     ) -> None:
@@ -81,7 +87,12 @@ class RecurrentSampler(BasicSampler):
                 " methods begin and reset_state; use BasicSampler"
             )
         super().__init__(
-            cages, agent, samples, max_steps_decorrelate=max_steps_decorrelate, check=check
+            cages,
+            agent,
+            samples,
+            replay=replay,
+            max_steps_decorrelate=max_steps_decorrelate,
+            check=check,
         )
         if "initial_rnn_state" not in samples:
             raise ValueError(
@@ -89,6 +100,7 @@ class RecurrentSampler(BasicSampler):
                 " agent that keeps a state"
             )
         self._has_bootstrap_value = "bootstrap_value" in samples
+        self._tells_reward = has_receive_reward(agent)
 
     def reset(self) -> None:
         """Reset all environments, and the state that the agent keeps for each."""
@@ -121,8 +133,10 @@ class RecurrentSampler(BasicSampler):
         self.samples["initial_rnn_state"][...] = as_tree(self.agent.rnn_state)
         super()._collect_steps()
 
-    def _finish(self, group: Group, t: int) -> None:
-        super()._finish(group, t)
+    def _complete_step(self, group: Group, t: int) -> None:
+        if self._tells_reward:
+            self.agent.receive_reward(self.samples["reward"][t])
+        super()._complete_step(group, t)
         if ended := group.ended() + group.invalid():
             self.agent.reset_state(ended)
 
