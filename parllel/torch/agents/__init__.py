@@ -3,7 +3,11 @@
 from parllel.torch.agents.agent import Agent, in_inference_mode
 from parllel.torch.agents.categorical import CategoricalPgAgent
 from parllel.torch.agents.pg_agent import Evaluation, ModelOutputs, PgAgent
+from parllel.torch.agents.previous_inputs import PreviousInputs
 from parllel.torch.agents.q_agent import QAgent
+from parllel.torch.agents.recurrent import Recurrence, Recurrent
+from parllel.torch.agents.recurrent_pg_agent import RecurrentPgAgent
+from parllel.torch.agents.recurrent_q_agent import RecurrentQAgent
 
 __all__ = [
     "Agent",
@@ -11,6 +15,11 @@ __all__ = [
     "Evaluation",
     "ModelOutputs",
     "PgAgent",
+    "PreviousInputs",
     "QAgent",
+    "Recurrence",
+    "Recurrent",
+    "RecurrentPgAgent",
+    "RecurrentQAgent",
     "in_inference_mode",
 ]

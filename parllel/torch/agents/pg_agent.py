@@ -129,7 +129,14 @@ class PgAgent(Agent[ModelOutputs]):
             ValueError: on the host, a row's mask allows no action. On a device nothing looks for
                 such a row: its `log_prob` is NaN (`Categorical.normalize`).
         """
-        params, value = self._parameters(observation)
+        rows = self._rows(observation)
+        return self._act(self.model(rows), rows, deterministic=deterministic)
+
+    def _act(
+        self, outputs: ModelOutputs, rows: Any, *, deterministic: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what `step` does for the model's outputs for rows of observations."""
+        params, value = self._normalized(outputs, rows), outputs.value
         distribution = self.distribution
         if deterministic:
             action = distribution.mode(params)
@@ -159,8 +166,14 @@ class PgAgent(Agent[ModelOutputs]):
         Raises:
             ValueError: on the host, a row's mask allows no action.
         """
+        rows = self._rows(observation)
         with in_mode(self.model, training=True):
-            params, value = self._parameters(observation)
+            outputs = self.model(rows)
+        return self._evaluate(outputs, rows, action)
+
+    def _evaluate(self, outputs: ModelOutputs, rows: Any, action: Tensor) -> Evaluation:
+        """Return what `evaluate` does for the model's outputs for rows of observations."""
+        params, value = self._normalized(outputs, rows), outputs.value
         distribution = self.distribution
         log_prob = distribution.log_prob(params, self._from_space(action))
         return Evaluation(log_prob, distribution.entropy(params), value)
@@ -171,12 +184,10 @@ class PgAgent(Agent[ModelOutputs]):
             return self._action_map.from_space(action)
         return action if action.is_floating_point() else action.long()  # kept in fewer bits
 
-    def _parameters(self, observation: object) -> tuple[Tensor, Tensor]:
-        """Return normalized parameters and values of rows of observations."""
-        rows = self._rows(observation)
-        dist_params, value = self.model(rows)
+    def _normalized(self, outputs: ModelOutputs, rows: Any) -> Tensor:
+        """Return normalized parameters of the model's outputs for rows of observations."""
         mask = find_mask(rows) if self._has_mask else None
-        return self.distribution.normalize(dist_params, mask), value
+        return self.distribution.normalize(outputs.dist_params, mask)
 
     def _check_outputs(self, outputs: object, n_rows: int, mask: Tensor | None) -> Tensor:
         """Return the normalized parameters of the example."""

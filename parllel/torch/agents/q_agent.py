@@ -145,7 +145,12 @@ class QAgent(Agent[Tensor]):
                 the host, a row's mask allows no action. On a device nothing looks for such a row:
                 its action is the first one.
         """
-        values = self.action_values(observation)
+        return self._choose(self.action_values(observation), deterministic=deterministic, part=part)
+
+    def _choose(
+        self, values: Tensor, *, deterministic: bool, part: Part | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what `step` does for the values of all actions of each row."""
         action = values.argmax(-1)
         if not deterministic:
             action = torch.where(self._explores(values, part), self._any_action(values), action)
@@ -171,7 +176,10 @@ class QAgent(Agent[Tensor]):
             The values; -inf for actions that the observation's `action_mask` does not allow.
         """
         rows = self._rows(observation)
-        values = (self.model if model is None else model)(rows)
+        return self._masked((self.model if model is None else model)(rows), rows)
+
+    def _masked(self, values: Tensor, rows: Any) -> Tensor:
+        """Return values with -inf for the actions that rows of observations do not allow."""
         mask = find_mask(rows) if self._has_mask else None
         return values if mask is None else masked(values, mask)
 
