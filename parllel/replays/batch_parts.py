@@ -64,7 +64,15 @@ class BatchParts:
         self._rows, self._rng, self._side = rows, rng, side
         self._order: AnyArray | None = None
         self._size = len(outputs[0])
+        self._n_parts = self._count_parts()
         self._tensors = tensors
+
+    def _count_parts(self) -> int:
+        return len(self._rows) // self._size
+
+    def _arrange(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of all parts in turn, for a random order of what is divided."""
+        return order
 
     def shuffle(self) -> None:
         """Draw a new order of the rows. On a device it is one copy, and can't be captured.
@@ -74,7 +82,7 @@ class BatchParts:
         """
         if any(leaf.window_begin != begin for leaf, begin in self._windows):
             raise RuntimeError("minibatches: the window of the batch has moved; bind it again")
-        order = self._rng.permutation(self._rows)
+        order = self._arrange(self._rng.permutation(self._rows))
         if self._order is None or self._side == "host":
             self._order = to_side(order, self._side)
         else:
@@ -100,11 +108,9 @@ class BatchParts:
         """
         if self._order is None:
             raise RuntimeError("minibatches: there is no order of the rows; call shuffle before")
-        begin = number * self._size
-        if not 0 <= begin <= len(self._order) - self._size:
-            n_parts = len(self._order) // self._size
-            raise IndexError(f"number: got {number}, expected a part below {n_parts}")
-        rows = self._order[begin : begin + self._size]
+        if not 0 <= number < self._n_parts:
+            raise IndexError(f"number: got {number}, expected a part below {self._n_parts}")
+        rows = self._order[number * self._size : (number + 1) * self._size]
         if self._seeds is None:
             self._gather(rows)
         else:

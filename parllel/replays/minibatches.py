@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from parllel.arrays import Array, ArraySpec, Leaf
 from parllel.arrays.interop import flat_rows, side_of, to_device
 from parllel.cuda import AnyArray
+from parllel.ops.sides import contiguous
 from parllel.ops.stack_gather import RowSource
 from parllel.replays.batch_parts import BatchParts
+from parllel.replays.env_parts import EnvParts
 from parllel.replays.random_shift import RandomShift, shift_images
 from parllel.storages import Side, storage_for
 from parllel.tree import ArrayDict, allocate_tree, path_text
 from parllel.tree.leaves import as_ndarray
 from parllel.tree.valid_rows import valid_rows
+
+_STATE = "initial_rnn_state"  # the branch that has a row for each environment, not for each step
 
 
 class Minibatches:
@@ -31,12 +36,19 @@ class Minibatches:
     minibatches. The host reads that branch once for each batch: in memory of a GPU it waits for
     the current stream.
 
+    With `whole_envs`, the batch is cut by environments: each minibatch has all T steps of some of
+    them, for agents that go on from a state. Rows stay time-major, [T, environments, ...], and rows
+    that are not valid stay in their places: `valid` tells them, and a learner leaves them out of
+    its means. The branch `initial_rnn_state` [B, ...], if there is one, comes as [environments,
+    ...], for which there is a second launch.
+
     Args:
-        n_minibatches: number of parts of a pass. Rows that do not fill a whole part are left out;
-            in each pass these are other rows.
-        rng: generator of the order of rows.
+        n_minibatches: number of parts of a pass. Rows (with `whole_envs`, environments) that do not
+            fill a whole part are left out; in each pass these are other ones.
+        rng: generator of the order of rows, or of environments.
         shift: how the images of the branch `observation` are shifted at random, anew in each pass;
             None for not at all. With it, a pass draws a key, too, and copies it to a device.
+        whole_envs: whether a minibatch has all steps of some environments.
 
     Raises:
         TypeError: rng is no generator of NumPy.
@@ -49,7 +61,12 @@ class Minibatches:
     """
 
     def __init__(
-        self, n_minibatches: int, rng: np.random.Generator, *, shift: RandomShift | None = None
+        self,
+        n_minibatches: int,
+        rng: np.random.Generator,
+        *,
+        shift: RandomShift | None = None,
+        whole_envs: bool = False,
     ) -> None:
         if n_minibatches < 1:
             raise ValueError(f"n_minibatches: got {n_minibatches}, expected 1 or more")
@@ -61,6 +78,7 @@ class Minibatches:
         self._n_minibatches = n_minibatches
         self._rng = rng
         self._shift = shift
+        self._whole_envs = whole_envs
         self._form: object = None  # of the batches that the outputs fit
         self._names: list[str] = []  # of the leaves
         self._written: list[AnyArray] = []  # the outputs, as NumPy's or CuPy's arrays
@@ -75,13 +93,14 @@ class Minibatches:
 
         Yields:
             Trees of torch tensors [rows, ...], rows = T * B // n_minibatches; of a batch with
-            rows that are not valid, the number of the others // n_minibatches.
+            rows that are not valid, the number of the others // n_minibatches. With `whole_envs`
+            [T, environments, ...], environments = B // n_minibatches.
 
         Raises:
             TypeError: a part of the batch is in device memory, and another one where no GPU can
                 use it.
-            ValueError: the batch has fewer valid rows than minibatches, no leaf, or leaves with
-                different numbers of rows; or no images that can be shifted.
+            ValueError: the batch has fewer valid rows (or environments) than minibatches, no leaf,
+                or leaves with different numbers of rows; or no images that can be shifted.
         """
         parts = self.bind(batch)
         for _ in range(n_passes):
@@ -99,42 +118,114 @@ class Minibatches:
             TypeError, ValueError: as for `of`.
         """
         side: Side = "gpu" if any(side_of(leaf) == "gpu" for _, leaf in batch.walk()) else "host"
-        flat = batch.apply(_flatten, side)
+        has_state = self._whole_envs and _STATE in batch
+        states = ArrayDict({_STATE: batch[_STATE]} if has_state else {})
+        steps = ArrayDict({name: batch[name] for name in batch if name not in states})
+        flat = steps.apply(_flatten, side)
         if self._shift is not None:
             flat = shift_images(flat, self._shift, {"observation": 0})
         n_rows = _count_rows(flat)
+        if self._whole_envs:
+            return self._bind_envs(steps, flat, states.apply(_rows_of, side), side)
         valid = valid_rows(batch)
         rows = np.arange(n_rows) if valid is None else np.flatnonzero(valid)
-        size = len(rows) // self._n_minibatches
-        if not size:
-            which = "rows of the batch" + (" that are valid" if valid is not None else "")
-            raise ValueError(
-                f"n_minibatches: got {self._n_minibatches}, expected at most {len(rows)}, the"
-                f" {which}"
-            )
-        self._fit_outputs(flat, size, side)
-        return BatchParts(
+        which = "rows of the batch" + (" that are valid" if valid is not None else "")
+        self._fit_outputs(flat, self._size_of_part(len(rows), which), side)
+        return BatchParts(batch, *self._gathered(flat), rows=rows, **self._drawn(side))
+
+    def _bind_envs(
+        self, batch: ArrayDict, flat: ArrayDict, states: ArrayDict, side: Side
+    ) -> EnvParts:
+        """Return the parts of a batch that have whole environments.
+
+        Args:
+            batch: the branches that have a row for each step.
+            flat: their rows.
+            states: the rows of the others.
+            side: the side that gathers.
+        """
+        n_steps, n_columns = _batch_shape(batch)
+        n_envs = self._size_of_part(n_columns, "environments of the batch")
+        for path, rows in states.walk():
+            if len(rows) != n_columns:
+                raise ValueError(
+                    f"{path_text(path)}: got {len(rows)} rows, expected {n_columns}, one for each"
+                    " environment"
+                )
+        self._fit_outputs(flat, n_steps * n_envs, side, states, n_steps)
+        return EnvParts(
             batch,
-            [rows for _, rows in flat.walk()],
-            self._written,
-            self._names,
-            rows=rows,
-            rng=self._rng,
-            tensors=self._tensors,
-            side=side,
-            n_shifted=0 if self._shift is None else self._n_minibatches,
+            *self._gathered(flat),
+            rows=np.arange(n_columns),
+            n_steps=n_steps,
+            n_envs=n_envs,
+            states=[rows for _, rows in states.walk()],
+            out_states=self._written[len(self._names) :],
+            **self._drawn(side),
         )
 
-    def _fit_outputs(self, flat: ArrayDict, size: int, side: Side) -> None:
-        """Keep the outputs of the last batch if all of them fit."""
-        form = side, size, [(path, rows.dtype, rows.shape[1:]) for path, rows in flat.walk()]
+    def _size_of_part(self, n_rows: int, which: str) -> int:
+        size = n_rows // self._n_minibatches
+        if not size:
+            raise ValueError(
+                f"n_minibatches: got {self._n_minibatches}, expected at most {n_rows}, the {which}"
+            )
+        return size
+
+    def _gathered(self, flat: ArrayDict) -> tuple[list[RowSource], list[AnyArray], list[str]]:
+        """Return the rows of all steps, the memory of a minibatch for them, and their names."""
+        sources = [rows for _, rows in flat.walk()]
+        return sources, self._written[: len(sources)], self._names
+
+    def _drawn(self, side: Side) -> dict[str, Any]:  # Any: arguments of parts
+        """Return what all parts are given, whichever rows they have."""
+        n_shifted = 0 if self._shift is None else self._n_minibatches
+        return {"rng": self._rng, "tensors": self._tensors, "side": side, "n_shifted": n_shifted}
+
+    def _fit_outputs(
+        self,
+        flat: ArrayDict,
+        size: int,
+        side: Side,
+        states: ArrayDict | None = None,
+        n_steps: int = 0,
+    ) -> None:
+        """Keep the outputs of the last batch if all of them fit.
+
+        Args:
+            flat: the rows of all steps.
+            size: number of rows of a minibatch.
+            side: the side that gathers.
+            states: the rows of leaves that have one for each environment, where there are such.
+            n_steps: given, rows are shown as [n_steps, size // n_steps, ...].
+        """
+        states = ArrayDict() if states is None else states
+        form = (
+            side,
+            size,
+            n_steps,
+            [
+                (path, rows.dtype, rows.shape[1:])
+                for each in (flat, states)
+                for path, rows in each.walk()
+            ],
+        )
         if form == self._form:
             return
-        outputs = allocate_tree(flat.apply(_spec, size), storage_for(side))
+        specs = flat.apply(_spec, size)
+        n_envs = size // n_steps if n_steps else 0
+        outputs = allocate_tree(
+            ArrayDict({**specs, **states.apply(_spec, n_envs)}), storage_for(side)
+        )
         written = outputs.to_cupy() if side == "gpu" else outputs.to_ndarray()
         self._written = [array for _, array in written.walk()]
         self._names = [path_text(path) for path, _ in flat.walk()]
-        self._tensors = outputs.to_torch()
+        tensors = outputs.to_torch()
+        if n_steps:
+            of_steps = ArrayDict({name: tensors[name] for name in flat})
+            shaped = of_steps.apply(_unflatten, (n_steps, n_envs))
+            tensors = ArrayDict({**tensors, **shaped})
+        self._tensors = tensors
         self._form = form
 
 
@@ -143,6 +234,26 @@ def _flatten(leaf: Leaf, side: Side) -> RowSource:
     if isinstance(leaf, Array):
         return leaf.row_source(side)
     return RowSource(flat_rows(to_device(leaf) if side == "gpu" else as_ndarray(leaf)))
+
+
+def _rows_of(leaf: Leaf, side: Side) -> RowSource:
+    """Return the rows of a leaf [B, ...] that has one for each environment."""
+    if side == "host":
+        return RowSource(np.ascontiguousarray(as_ndarray(leaf)))
+    return RowSource(contiguous(leaf.to_cupy() if isinstance(leaf, Array) else to_device(leaf)))
+
+
+def _unflatten(tensor: Any, shape: tuple[int, int]) -> Any:  # Any: torch's, which is not imported
+    return tensor.unflatten(0, shape)
+
+
+def _batch_shape(batch: ArrayDict) -> tuple[int, int]:
+    """Return T and B, in which all leaves agree that have as many rows."""
+    shapes = {tuple(leaf.shape[:2]) for _, leaf in batch.walk()}
+    if len(shapes) != 1:
+        found = {path_text(path): tuple(leaf.shape[:2]) for path, leaf in batch.walk()}
+        raise ValueError(f"batch: got leaves of {found} steps and environments, expected one shape")
+    return shapes.pop()
 
 
 def _spec(rows: RowSource, size: int) -> ArraySpec:

@@ -16,9 +16,9 @@ from parllel.torch.models import (
     Lstm,
     Mlp,
     QNetwork,
-    RecurrentCore,
     RecurrentNetwork,
 )
+from parllel.torch.models.recurrent_core import RecurrentCore
 from profiles import fewer_examples
 
 N_INPUTS, N_FEATURES = 3, 4

@@ -5,7 +5,7 @@ from parllel.torch.agents.categorical import CategoricalPgAgent
 from parllel.torch.agents.pg_agent import Evaluation, ModelOutputs, PgAgent
 from parllel.torch.agents.previous_inputs import PreviousInputs
 from parllel.torch.agents.q_agent import QAgent
-from parllel.torch.agents.recurrent import Recurrence, Recurrent
+from parllel.torch.agents.recurrent import Recurrence
 from parllel.torch.agents.recurrent_pg_agent import RecurrentPgAgent
 from parllel.torch.agents.recurrent_q_agent import RecurrentQAgent
 
@@ -18,7 +18,6 @@ __all__ = [
     "PreviousInputs",
     "QAgent",
     "Recurrence",
-    "Recurrent",
     "RecurrentPgAgent",
     "RecurrentQAgent",
     "in_inference_mode",

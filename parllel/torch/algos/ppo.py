@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parllel.generator_states import set_generator_state
 from parllel.replays import Minibatches
+from parllel.samplers import RecurrentActor
 from parllel.schedules import Schedule, value_at
-from parllel.torch.agents import Evaluation
+from parllel.torch.agents import Evaluation, Recurrence
 from parllel.torch.agents.modes import in_mode
 from parllel.torch.algos.descent import Descent
 from parllel.torch.algos.not_finite import refuse_loss
@@ -25,6 +26,7 @@ from parllel.tree import ArrayDict, leaves_of
 from parllel.tree.not_finite import find_not_finite
 
 _NAMES = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")  # what is reported
+_OF_SEQUENCES = ("initial_rnn_state", "terminated", "truncated")  # read for agents with a state
 
 
 class PPOAgent(Protocol):
@@ -39,7 +41,7 @@ class PPOAgent(Protocol):
     ...         mean, value = self.model(observation).unbind(-1)
     ...         log_prob = -((action - mean) ** 2) / 2
     ...         return Evaluation(log_prob, torch.zeros_like(value), value)
-    >>> agent: PPOAgent = Normal(nn.Linear(3, 2))
+    >>> agent: PPOAgent = Normal(torch.nn.Linear(3, 2))
     >>> agent.evaluate(torch.zeros(5, 3), torch.zeros(5)).value.shape
     torch.Size([5])
     """
@@ -150,6 +152,11 @@ class PPO(Scheduled[PPOAgent]):
     again for each minibatch, with the parameters from before the updates and the same random
     numbers. So the ratio of a policy that has not changed is 1.
 
+    An agent that goes on from a state (`RecurrentPgAgent`) learns from minibatches of whole
+    environments, over all T steps of which `evaluate` runs from the state before the batch. A
+    `RecurrentSampler` makes such batches. Steps that are not valid are run over and have no weight:
+    each mean divides by the number of valid steps of its minibatch.
+
     Args:
         agent: the agent that learns.
         optimizer: updates the parameters of the agent's model.
@@ -170,10 +177,10 @@ class PPO(Scheduled[PPOAgent]):
         >>> from parllel import Array
         >>> from parllel.torch.agents import CategoricalPgAgent, ModelOutputs
         >>> from parllel.torch.distributions import Categorical, DistParams
-        >>> class Model(nn.Module):
+        >>> class Model(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.pi, self.critic = nn.Linear(3, 2), nn.Linear(3, 1)
+        ...         self.pi, self.critic = torch.nn.Linear(3, 2), torch.nn.Linear(3, 1)
         ...     def forward(self, observation):
         ...         value = self.critic(observation).squeeze(-1)
         ...         return ModelOutputs(DistParams(logits=self.pi(observation)), value)
@@ -210,7 +217,10 @@ class PPO(Scheduled[PPOAgent]):
             )
         super().__init__(agent)
         self._settings = settings or PPOSettings()
-        self._minibatches = Minibatches(self._settings.n_minibatches, rng)
+        self._is_recurrent = isinstance(agent, RecurrentActor)
+        self._minibatches = Minibatches(
+            self._settings.n_minibatches, rng, whole_envs=self._is_recurrent
+        )
         self._rng = rng
         self._descent = Descent(optimizer, self._settings.max_grad_norm, agent.model)
         self._before = PolicyBefore(agent.model)
@@ -261,7 +271,11 @@ class PPO(Scheduled[PPOAgent]):
                 the first such leaf, row and environment of the batch. Or a branch is missing, the
                 agent evaluates to another shape, or there are fewer valid rows than minibatches.
         """
-        needed = _needed(batch, with_value=self._numbers.value_clip is not None)
+        needed = _needed(
+            batch,
+            with_value=self._numbers.value_clip is not None,
+            with_state=self._is_recurrent,
+        )
         with in_mode(self._agent.model, training=True):
             rows, norms = self._run_epochs(needed, batch)
         total_norm = torch.stack(norms).sum() if norms else torch.zeros_like(rows[0][0])
@@ -297,7 +311,7 @@ class PPO(Scheduled[PPOAgent]):
         """Return a minibatch with what the policy's ratio divides by; see the class."""
 
         def log_prob() -> Tensor:
-            return self._agent.evaluate(minibatch["observation"], minibatch["action"]).log_prob
+            return self._evaluate(minibatch).log_prob
 
         if not self._before.is_needed(log_prob):
             return minibatch
@@ -305,39 +319,52 @@ class PPO(Scheduled[PPOAgent]):
             self._before.keep()
         return ArrayDict({**minibatch, "old_log_prob": self._before.ask(log_prob)})
 
+    def _evaluate(self, minibatch: ArrayDict) -> Evaluation:
+        """Return what the agent makes of a minibatch, which has whole environments for a state."""
+        agent: Any = self._agent  # Any: a recurrent one takes an argument more
+        told = {"recurrence": _recurrence(minibatch)} if self._is_recurrent else {}
+        evaluation: Evaluation = agent.evaluate(
+            minibatch["observation"], minibatch["action"], **told
+        )
+        return evaluation
+
     def _loss(self, minibatch: ArrayDict) -> tuple[Tensor, Tensor]:
         """Return the loss to minimize, and the five numbers that `optimize` reports.
 
         Behind them is the sum of the observations, which is finite if all of them are.
         """
-        evaluation = self._agent.evaluate(minibatch["observation"], minibatch["action"])
-        advantage = minibatch["advantage"]
-        _check_shapes(evaluation, advantage.shape)
-        log_ratio = evaluation.log_prob - minibatch["old_log_prob"]
+        evaluation = self._evaluate(minibatch)
+        _check_shapes(evaluation, minibatch["advantage"].shape)
+        # Other minibatches have only rows that are valid.
+        valid = minibatch.get("valid") if self._is_recurrent else None
+        advantage = _where(valid, minibatch["advantage"])
+        log_ratio = _where(valid, evaluation.log_prob - minibatch["old_log_prob"])
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - self._numbers.clip, 1 + self._numbers.clip)
-        policy_loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
-        value_loss = self._value_loss(evaluation.value, minibatch)
-        entropy = evaluation.entropy.mean()
+        policy_loss = -_mean(torch.minimum(ratio * advantage, clipped * advantage), valid)
+        value_loss = _mean(self._value_losses(evaluation.value, minibatch, valid), valid)
+        entropy = _mean(evaluation.entropy, valid)
         loss = (
             policy_loss
             + self._settings.value_coefficient * value_loss
             - self._numbers.entropy_coefficient * entropy
         )
         with torch.no_grad():
-            kl = (ratio - 1 - log_ratio).mean()
-            clip_fraction = (ratio != clipped).float().mean()
+            kl = _mean(ratio - 1 - log_ratio, valid)
+            clip_fraction = _mean((ratio != clipped).float(), valid)
             observed = _sum_of_floats(minibatch["observation"], like=policy_loss)
             numbers = torch.stack([policy_loss, value_loss, entropy, kl, clip_fraction, observed])
         return loss, numbers
 
-    def _value_loss(self, value: Tensor, minibatch: ArrayDict) -> Tensor:
+    def _value_losses(self, value: Tensor, minibatch: ArrayDict, valid: Tensor | None) -> Tensor:
+        """Return half of the squared error of each row's value."""
         return_, clip = minibatch["return_"], self._numbers.value_clip
+        losses = 0.5 * _where(valid, value - return_) ** 2
         if clip is None:
-            return 0.5 * nn.functional.mse_loss(value, return_)
+            return losses
         old = minibatch["old_value"]
         clipped = old + (value - old).clamp(-clip, clip)
-        return 0.5 * torch.maximum((value - return_) ** 2, (clipped - return_) ** 2).mean()
+        return torch.maximum(losses, 0.5 * _where(valid, clipped - return_) ** 2)
 
     def _check(self, numbers: list[float], batch: ArrayDict) -> None:
         """Raise ValueError if what `_loss` returned tells of a NaN or an infinity."""
@@ -354,12 +381,13 @@ class PPO(Scheduled[PPOAgent]):
             refuse_loss("the norm of the gradient", batch, self._agent.model)
 
 
-def _needed(batch: ArrayDict, *, with_value: bool) -> ArrayDict:
+def _needed(batch: ArrayDict, *, with_value: bool, with_state: bool) -> ArrayDict:
     """Return the branches that PPO reads.
 
     Args:
         batch: the batch.
         with_value: whether the value estimates that the agent acted with are read.
+        with_state: whether the agent goes on from a state.
 
     Raises:
         ValueError: one is missing.
@@ -383,9 +411,42 @@ def _needed(batch: ArrayDict, *, with_value: bool) -> ArrayDict:
                 f"batch: there is no agent_info.{name}, the {meaning}; the agent's step returns it"
                 " in its mapping"
             )
-    own = ("observation", "action", "advantage", "return_", "valid")
+    own = ["observation", "action", "advantage", "return_", "valid"]
+    own += _OF_SEQUENCES if with_state else ()
     branches = {name: batch[name] for name in own if name in batch}
+    if with_state:
+        if missing := [name for name in _OF_SEQUENCES if name not in batch]:
+            raise ValueError(
+                f"batch: there is no {' and no '.join(missing)}, expected the batch of a"
+                " RecurrentSampler: the agent goes on from a state"
+            )
+        branches |= {"previous": agent_info["previous"]} if "previous" in agent_info else {}
     return ArrayDict({**branches, **{f"old_{name}": agent_info[name] for name in kept}})
+
+
+def _recurrence(minibatch: ArrayDict) -> Recurrence:
+    """Return what a minibatch of whole environments tells of states: an end puts them back."""
+    is_over = minibatch["terminated"] | minibatch["truncated"]
+    if "valid" in minibatch:
+        is_over = is_over | ~minibatch["valid"]
+    is_first = torch.zeros_like(is_over)
+    is_first[1:] = is_over[:-1]
+    return Recurrence(minibatch["initial_rnn_state"], is_first, minibatch.get("previous"))
+
+
+def _where(valid: Tensor | None, numbers: Tensor) -> Tensor:
+    """Return numbers with 0 in rows that are not valid, whatever these hold.
+
+    No NaN goes back through them either, as it would from 0 * (a loss of NaN).
+    """
+    return numbers if valid is None else torch.where(valid, numbers, 0)
+
+
+def _mean(numbers: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the mean over the rows that are valid; 0 where none is."""
+    if valid is None:
+        return numbers.mean()
+    return _where(valid, numbers).sum() / valid.sum().clamp(min=1)
 
 
 def _check_shapes(evaluation: Evaluation, expected: torch.Size) -> None:

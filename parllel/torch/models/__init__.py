@@ -18,7 +18,6 @@ from parllel.torch.models.lstm import Lstm
 from parllel.torch.models.mlp import Mlp
 from parllel.torch.models.nature_cnn import NatureCnn
 from parllel.torch.models.q_network import DuelingHead, QNetwork
-from parllel.torch.models.recurrent_core import RecurrentCore
 from parllel.torch.models.recurrent_network import RecurrentNetwork
 from parllel.torch.models.twin_mlp import TwinMlp
 
@@ -32,7 +31,6 @@ __all__ = [
     "Mlp",
     "NatureCnn",
     "QNetwork",
-    "RecurrentCore",
     "RecurrentNetwork",
     "TwinMlp",
 ]
