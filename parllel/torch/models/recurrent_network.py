@@ -92,7 +92,8 @@ class RecurrentNetwork(Encoding):
         first: Any = observation
         while isinstance(first, Mapping):
             first = next(iter(first.values()))
-        features = self.encode(dict_map(_flatten, observation)).unflatten(0, first.shape[:2])
+        n_steps, n_envs = first.shape[:2]
+        features = self.encode(dict_map(_flatten, observation)).view(n_steps, n_envs, -1)
         if previous is not None:
             features = torch.cat([features, previous], dim=2)
         if features.shape[2] != self.core.n_inputs:
