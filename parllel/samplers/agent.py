@@ -55,6 +55,12 @@ class Actor(Protocol):
     attribute `takes_part` that is true, `step` is given `part=`, a `Part`, by a sampler whose
     groups of environments take turns; it needs this where environments differ for it.
 
+    If it has an attribute `observes` that is true, it learns of observations as such, as their
+    mean and deviation, and a `BasicSampler` tells it of each batch. Before the first step it calls
+    `begin_batch()`, and behind the last `observe(observation, valid=, final_obs=)`: the tree's rows
+    [T, B, ...]; which of them are transitions, bool [T, B] on the host, or None for all; and the
+    final observations of episodes, rows [k, ...], or None. An `EvalSampler` calls neither.
+
     Example:
         >>> import numpy as np
         >>> class Zeros:  # always takes action 0

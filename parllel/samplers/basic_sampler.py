@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from parllel.arrays import Array
-from parllel.arrays.interop import side_of
-from parllel.cages import Cage, Seed, TrajInfo, write_column
+from parllel.cages import Cage, Seed, TrajInfo
 from parllel.samplers.agent import Actor, RecurrentActor
 from parllel.samplers.group import Group
+from parllel.samplers.new_rows import as_rows
+from parllel.samplers.observed import Observed
 from parllel.samplers.recorder import Recorder
 from parllel.samplers.sampler import Sampler
 from parllel.samplers.trace import Trace, TracedAgent, traced
-from parllel.tree import ArrayDict, Rows, dict_map, leaves_of
+from parllel.tree import ArrayDict, Rows
 
 
 class BasicSampler(Sampler):
@@ -102,6 +103,7 @@ class BasicSampler(Sampler):
         self._reads_final_obs = self._completes_values or replay is not None
         self._goes_on = False
         self.began_with_reset = self._is_reset = False
+        self._observed: Observed | None = None  # of the batch under way
 
     def _refuse_state(self, agent: Actor, samples: ArrayDict) -> None:
         name = type(self).__name__
@@ -182,17 +184,28 @@ class BasicSampler(Sampler):
 
         Returns:
             The sample tree, with its window on the new batch, and the episodes that ended.
+
+        Raises:
+            ValueError: an agent that observes refuses the batch; the next one begins with a reset.
         """
         if not self._goes_on:
             self.reset()
         self.began_with_reset, self._is_reset = self._is_reset, False
         self._goes_on = False
+        agent: Any = self.agent  # it may have more than an Actor needs
+        observes = getattr(agent, "observes", False)
+        self._observed = Observed(self.batch_T, self.batch_B) if observes else None
+        if observes:
+            agent.begin_batch()
         if self.replay is not None:
             self.replay.begin_batch()
         self._rotate()
         with self._acting():
             self._collect_steps()
             self._complete_batch()
+        if self._observed is not None:
+            rows, observed = self.samples["observation"], self._observed
+            agent.observe(rows, valid=observed.valid, final_obs=observed.final_rows(rows[0]))
         if self.replay is not None:
             self.replay.end_batch()
         self._goes_on = True
@@ -247,6 +260,8 @@ class BasicSampler(Sampler):
     def _finish(self, group: Group, t: int) -> None:
         """Wait for a group's step t; complete its values, and tell the replay what ended."""
         group.finish(t)
+        if self._observed is not None:
+            self._observed.add(t, group)
         self._complete_step(group, t)
 
     def _complete_step(self, group: Group, t: int) -> None:
@@ -262,7 +277,7 @@ class BasicSampler(Sampler):
 
     def _value_final_obs(self, t: int, final_obs: dict[int, object]) -> None:
         columns = list(final_obs)
-        rows = _as_rows([final_obs[column] for column in columns], self.samples["observation"][t])
+        rows = as_rows([final_obs[column] for column in columns], self.samples["observation"][t])
         self.samples["final_value"][t, columns] = self._value(rows, columns)
 
     def _value(self, observation: Rows, columns: Sequence[int] | None = None) -> object:
@@ -274,33 +289,6 @@ class BasicSampler(Sampler):
         """
         agent: Any = self.agent  # an Agent, which was checked
         return agent.value(observation)
-
-
-def _as_rows(observations: Sequence[object], like: Rows) -> Rows:
-    """Return observations as new rows with the dtype and shape that the sample tree has.
-
-    Args:
-        observations: k observations, as environments returned them.
-        like: rows [B, ...] of the tree's `observation`.
-
-    Returns:
-        Rows [k, ...]: Arrays and trees of Arrays, in device memory for a tree that a GPU works on.
-    """
-    rows: Array | ArrayDict = dict_map(_new_rows, like, len(observations))
-    write_column(dict_map(Array.to_ndarray, rows), observations)
-    (_, first), *_ = leaves_of(like)
-    if side_of(first) == "host":
-        return rows
-    on_device: Rows = dict_map(_to_device, rows)
-    return on_device
-
-
-def _new_rows(leaf: Array, n_rows: int) -> Array:
-    return Array((n_rows,), leaf.dtype, feature_shape=leaf.shape[1:])
-
-
-def _to_device(rows: Array) -> Array:
-    return Array.from_numpy(rows, storage="device", force_32bit=False)
 
 
 def _add_valid(samples: ArrayDict, cages: Sequence[Cage]) -> None:

@@ -166,6 +166,15 @@ class Group:
             first += cage.n_envs
         return found
 
+    def final_obs(self) -> dict[int, Any]:
+        """Return the final observations of the last step by the column of the tree."""
+        found: dict[int, Any] = {}
+        first = self.columns.start
+        for cage in self.cages:
+            found |= {first + number: value for number, value in cage.final_obs.items()}
+            first += cage.n_envs
+        return found
+
     def cut_obs(self, t: int) -> dict[int, Any]:
         """Return the final observations of step t by the column of the tree.
 

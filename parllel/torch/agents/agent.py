@@ -73,6 +73,39 @@ class Agent(ABC, Generic[_Outputs]):
     ) -> tuple[object, Mapping[str, object]]:
         """Return an action for each row, and a mapping of what else learning needs."""
 
+    @property
+    def observes(self) -> bool:
+        """Whether a sampler tells the agent of its batches: parts of the model ask for it.
+
+        A part is asked for if it has methods `begin_batch` and `observe`, as
+        `torch.models.NormalizeObservations`.
+        """
+        return any(True for _ in self._observers())
+
+    def begin_batch(self) -> None:
+        """Have what was observed count from here on: a sampler is about to collect a batch."""
+        for part in self._observers():
+            part.begin_batch()
+
+    def observe(
+        self, observation: Any, *, valid: object = None, final_obs: Any = None
+    ) -> None:  # Any: rows of the sample tree
+        """Tell the parts of the model that ask for it what was observed in a batch.
+
+        Args:
+            observation: rows [T, B, ...] of the sample tree.
+            valid: bool [T, B] on the host, the rows that are transitions; None for all.
+            final_obs: rows [k, ...], the final observations of episodes; None for none.
+        """
+        for part in self._observers():
+            part.observe(observation, valid=valid, final_obs=final_obs)
+
+    def _observers(self) -> Iterator[Any]:  # Any: modules of any class
+        if isinstance(self.model, nn.Module):
+            for part in self.model.modules():
+                if callable(getattr(part, "observe", None)):
+                    yield part
+
     @contextmanager
     def acting(self) -> Iterator[None]:
         """Enter torch's inference mode, and the model's evaluation mode, for many calls.

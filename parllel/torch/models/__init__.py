@@ -17,6 +17,7 @@ from parllel.torch.models.impala_cnn import ImpalaCnn
 from parllel.torch.models.lstm import Lstm
 from parllel.torch.models.mlp import Mlp
 from parllel.torch.models.nature_cnn import NatureCnn
+from parllel.torch.models.normalize_observations import NormalizeObservations
 from parllel.torch.models.q_network import DuelingHead, QNetwork
 from parllel.torch.models.recurrent_network import RecurrentNetwork
 from parllel.torch.models.twin_mlp import TwinMlp
@@ -30,6 +31,7 @@ __all__ = [
     "Lstm",
     "Mlp",
     "NatureCnn",
+    "NormalizeObservations",
     "QNetwork",
     "RecurrentNetwork",
     "TwinMlp",
