@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from parllel.torch.agents.agent import Agent, in_inference_mode
 from parllel.torch.agents.modes import in_mode
 from parllel.torch.agents.previous_inputs import PreviousInputs
-from parllel.tree import dict_map, leaves_of
+from parllel.tree import ArrayDict, dict_map, leaves_of
 from parllel.tree.leaves import as_tensor
 
 _Outputs = TypeVar("_Outputs")
@@ -108,6 +109,63 @@ class Recurrent(Agent[_Outputs]):
             )
         previous[:, -1] = rows
         self._owes_reward = False
+
+    def recurrence(self, windows: ArrayDict) -> Recurrence:
+        """Return what windows of a `SequenceReplayBuffer` tell, beside their observations.
+
+        The previous inputs of a row are those of the row before it, whose action and reward led
+        there: also where it is the final observation of an episode.
+
+        Args:
+            windows: rows [R, N, ...] of `action` and `reward`, R + 1 of `is_first`, and
+                `initial_rnn_state`; with previous inputs, `agent_info.previous` too.
+
+        Raises:
+            ValueError: a branch is missing.
+        """
+        if "initial_rnn_state" not in windows:
+            raise ValueError(
+                "windows: there is no initial_rnn_state, the state before their first step; make"
+                " the agent with keeps_state=True before the sample tree is built"
+            )
+        is_first: Tensor = windows["is_first"]
+        if self._previous is None:
+            return Recurrence(windows["initial_rnn_state"], is_first)
+        if _PREVIOUS not in windows.get("agent_info", {}):
+            raise ValueError(
+                "windows: there is no agent_info.previous, the inputs of the previous action and"
+                " reward; build the sample tree with the agent that acts"
+            )
+        inputs = self._previous.encode(self._own_action(windows["action"]), windows["reward"])
+        inputs = torch.cat([windows["agent_info"][_PREVIOUS][:1], inputs])
+        inputs[1:].masked_fill_(is_first[1:].unsqueeze(-1), 0)
+        return Recurrence(windows["initial_rnn_state"], is_first, inputs)
+
+    @torch.no_grad()
+    def burn_in(self, observation: object, recurrence: Recurrence, n_steps: int) -> Recurrence:
+        """Run over the first steps of sequences, and return what the others go on from.
+
+        Nothing is learned from these steps: the state after them has no gradient. The model runs in
+        the mode that it is in.
+
+        Args:
+            observation: [R, N, ...], observations of sequences.
+            recurrence: what else is known of them.
+            n_steps: number of steps to run over, less than R.
+        """
+        if not n_steps:
+            return recurrence
+        state, is_first, previous = recurrence
+        rows = dict_map(_first_steps, self._rows(observation), n_steps)
+        before = None if previous is None else previous[:n_steps]
+        run: Callable[..., Any] = self.model
+        _, after = run(rows, state, is_first[:n_steps], *([] if before is None else [before]))
+        rest = None if previous is None else previous[n_steps:]
+        return Recurrence(after, is_first[n_steps:], rest)
+
+    @abstractmethod
+    def _own_action(self, action: Tensor) -> Tensor:
+        """Return the distribution's own actions for those of the sample tree."""
 
     # What agents make their methods of
 
@@ -245,6 +303,10 @@ class Recurrent(Agent[_Outputs]):
 
 def _as_sequence(leaf: Tensor) -> Tensor:
     return leaf.unsqueeze(0)
+
+
+def _first_steps(leaf: Tensor, n_steps: int) -> Tensor:
+    return leaf[:n_steps]
 
 
 def _flatten(leaf: Tensor) -> Tensor:

@@ -123,3 +123,6 @@ class RecurrentPgAgent(Recurrent[ModelOutputs], PgAgent):
         found = self._evaluate(outputs, rows, action.flatten(0, 1))
         n_steps, n_envs = action.shape[:2]
         return Evaluation(*(each.view(n_steps, n_envs) for each in found))
+
+    def _own_action(self, action: Tensor) -> Tensor:
+        return self._from_space(action)

@@ -127,3 +127,6 @@ class RecurrentQAgent(Recurrent[Tensor], QAgent):
         values, rows = self._unroll(self._rows(observation), recurrence, model)
         assert recurrence is not None  # which _unroll has refused
         return self._masked(values, rows).view(*recurrence.is_first.shape, -1)
+
+    def _own_action(self, action: Tensor) -> Tensor:
+        return self.action_index(action)

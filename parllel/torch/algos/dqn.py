@@ -1,4 +1,4 @@
-"""DQN: action values learned from transitions of a replay buffer, with a target network."""
+"""DQN: action values learned from transitions or sequences of a replay buffer (R2D2)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from parllel.replays import Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
+from parllel.replays import Prefetcher, ReplayBuffer
+from parllel.samplers import RecurrentActor
 from parllel.schedules import Schedule, value_at
 from parllel.torch.agents.modes import in_mode
 from parllel.torch.algos.descent import Descent
 from parllel.torch.algos.not_finite import refuse_loss
 from parllel.torch.algos.scheduled import Scheduled
+from parllel.torch.algos.sequence_returns import n_step_returns, squash, unsquash
 from parllel.torch.algos.settings import check_counts, check_flag, check_number
-from parllel.tree import ArrayDict
+from parllel.tree import ArrayDict, dict_map
 
 _NAMES = ("loss", "value", "td_error")  # what is reported
 
@@ -64,11 +66,11 @@ class DQNAgent(Protocol):
 class DQNSettings:
     """The numbers of DQN.
 
-    The number of steps of a return and the discount are the replay buffer's (`n_steps`,
-    `discount`); a dueling network is a matter of the model.
+    Of transitions, the number of steps of a return and the discount are the replay buffer's
+    (`n_steps`, `discount`); a dueling network is a matter of the model.
 
     Args:
-        batch_size: number of transitions of an update.
+        batch_size: number of transitions, or of sequences, of an update.
         n_updates: number of updates for each batch of the sampler.
         double: whether the agent's own network chooses the next action, whose value the target
             network gives; otherwise the target network does both.
@@ -83,11 +85,16 @@ class DQNSettings:
         beta: exponent of the importance weights of a PrioritizedReplayBuffer; a number or a
             schedule. None leaves it to the buffer.
         max_grad_norm: norm to which a larger gradient is cut down; math.inf for no bound.
+        n_steps, discount: of returns within sequences, where the buffer draws these; None where it
+            draws transitions.
+        rescales_values: whether the network learns h(value), which grows as a square root
+            (`sequence_returns.squash`), so that returns of any size need no clipping of rewards.
 
     Raises:
         TypeError: a setting is of another type than is written here (a number is an int or a
             float), or a schedule gives no number at 0 or 1.
-        ValueError: a number is outside the range in which it means something.
+        ValueError: a number is outside the range in which it means something; or there is one of
+            n_steps and discount.
 
     Example:
         >>> DQNSettings(target_period=1, target_share=0.005).double
@@ -103,16 +110,42 @@ class DQNSettings:
     learning_rate: float | Schedule | None = None
     beta: float | Schedule | None = None
     max_grad_norm: float = 10.0
+    n_steps: int | None = None
+    discount: float | None = None
+    rescales_values: bool = False
 
     def __post_init__(self) -> None:
         check_counts(self, "batch_size", "n_updates", "target_period")
         check_flag(self, "double")
+        check_flag(self, "rescales_values")
+        if (self.n_steps is None) != (self.discount is None):
+            raise ValueError(
+                f"n_steps: got {self.n_steps} with discount {self.discount}, expected both for"
+                " sequences, and none for transitions"
+            )
+        if self.n_steps is not None:
+            check_counts(self, "n_steps")
+        check_number(self, "discount", least=0, most=1, is_optional=True)
         if self.loss not in ("huber", "squared"):
             raise ValueError(f"loss: got {self.loss!r}, expected 'huber' or 'squared'")
         check_number(self, "target_share", above=0, most=1)
         check_number(self, "learning_rate", least=0, may_change=True, is_optional=True)
         check_number(self, "beta", least=0, may_change=True, is_optional=True)
         check_number(self, "max_grad_norm", above=0, most=math.inf)
+
+
+class _Learned(NamedTuple):
+    """What an update learns, of transitions [N] or of sequences [K, N].
+
+    Args:
+        value: of the actions that were taken, with gradients.
+        target: what these are to become.
+        mask: bool, the steps to learn from; None for all.
+    """
+
+    value: Tensor
+    target: Tensor
+    mask: Tensor | None
 
 
 class DQN(Scheduled[DQNAgent]):
@@ -125,6 +158,13 @@ class DQN(Scheduled[DQNAgent]):
     observation's mask does not allow are no a*. The loss is the mean of the errors' losses; from a
     `PrioritizedReplayBuffer`, each has its importance weight, and the errors become the new
     priorities.
+
+    Of an agent that goes on from a state (`RecurrentQAgent`), it learns from the sequences of a
+    `SequenceReplayBuffer` (R2D2). The model runs over each from the state that was stored when the
+    agent acted. Over the first `burn_in` steps it does so without gradients, so that the state is
+    one of the present parameters. Returns go `n_steps` of the settings ahead, within the sequence.
+    The loss is the mean over all steps to learn from; by priority, the weight is that of the
+    sequence, and its priority is made of its steps' errors.
 
     The target network is a copy of the agent's as it is when this object is made.
 
@@ -141,11 +181,15 @@ class DQN(Scheduled[DQNAgent]):
     Raises:
         TypeError: the agent lacks a method, or its model is no `torch.nn.Module`.
         ValueError: there is a `beta` for a buffer without priorities, the prefetcher has another
-            buffer, or the optimizer has no parameter of the model.
+            buffer, or the optimizer has no parameter of the model. Or an agent with a state is to
+            learn from transitions, one without from sequences, or sequences without `n_steps` and
+            `discount`.
 
     Source: Mnih et al. 2015, Nature 518; van Hasselt et al. 2016, arXiv:1509.06461, eq. 4 (double);
         Hessel et al. 2018, arXiv:1710.02298 (several steps); Schaul et al. 2016, arXiv:1511.05952,
-        algorithm 1 (weights); Lillicrap et al. 2016, arXiv:1509.02971 (averaged target).
+        algorithm 1 (weights); Lillicrap et al. 2016, arXiv:1509.02971 (averaged target);
+        Kapturowski et al. 2019, "Recurrent experience replay in distributed reinforcement learning"
+        (sequences); Pohlen et al. 2018, arXiv:1805.11593, section 3.2 (rescaled values).
 
     Example:
         >>> import numpy as np
@@ -193,7 +237,8 @@ class DQN(Scheduled[DQNAgent]):
                 " be copied and learn"
             )
         self._settings = settings or DQNSettings()
-        self._priorities = replay if isinstance(replay, PrioritizedReplayBuffer) else None
+        self._burn_in = _check_kind(agent, replay, self._settings)
+        self._priorities: Any = replay if hasattr(replay, "update_priorities") else None
         if self._settings.beta is not None and self._priorities is None:
             raise ValueError(
                 "beta: got one for a buffer without priorities; use a PrioritizedReplayBuffer"
@@ -234,17 +279,20 @@ class DQN(Scheduled[DQNAgent]):
     def _update(self, batch: ArrayDict) -> Tensor:
         """Make one update; return what is reported of it, and the norm of its gradient."""
         minibatch = self._draw()
-        loss, error, value = self._loss(minibatch)
+        learned = self._learn_from(minibatch)
+        loss, error = self._loss(learned, minibatch)
         norm = self._descent.backward(loss)
         if norm.device.type == "cpu":
             self._check(norm.item(), batch)
         self._descent.step()
         if self._priorities is not None:
-            self._priorities.update_priorities(minibatch["index"], error)
+            told = () if learned.mask is None else (learned.mask,)
+            self._priorities.update_priorities(minibatch["index"], error, *told)
         self._n_updates += 1
         if self._n_updates % self._settings.target_period == 0:
             self._change_target()
-        return torch.stack([loss.detach(), value.mean(), error.abs().mean(), norm])
+        means = [_mean(each, learned.mask) for each in (learned.value.detach(), error.abs())]
+        return torch.stack([loss.detach(), *means, norm])
 
     def _draw(self) -> ArrayDict:
         size = self._settings.batch_size
@@ -258,38 +306,84 @@ class DQN(Scheduled[DQNAgent]):
             )
         return minibatch
 
-    def _loss(self, minibatch: ArrayDict) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss, and of each transition the error and the value, without gradients."""
+    def _loss(self, learned: _Learned, minibatch: ArrayDict) -> tuple[Tensor, Tensor]:
+        """Return the loss, and the error of each step without gradients; 0 of masked ones."""
+        error = learned.value - learned.target
+        if learned.mask is not None:
+            error = torch.where(
+                learned.mask, error, 0
+            )  # no NaN of another row goes back through it
+        if self._settings.loss == "huber":
+            zeros = torch.zeros_like(error)
+            losses = nn.functional.huber_loss(error, zeros, reduction="none")
+        else:
+            losses = 0.5 * error**2
+        if self._priorities is not None:
+            losses = minibatch["weight"] * losses
+        return _mean(losses, learned.mask), error.detach()
+
+    def _learn_from(self, minibatch: ArrayDict) -> _Learned:
+        if self._burn_in is None:
+            return self._of_transitions(minibatch)
+        return self._of_sequences(minibatch, self._burn_in)
+
+    def _of_transitions(self, minibatch: ArrayDict) -> _Learned:
+        """Return values, and the targets R + g * Q'(s', a*), of transitions [N]."""
         index = self._agent.action_index(minibatch["action"])
         with in_mode(self._model, training=True):
             values = self._agent.action_values(minibatch["observation"])
-        value = values.gather(1, index.unsqueeze(1)).squeeze(1).float()  # of bfloat16, too
-        target = self._target(minibatch)
-        if self._settings.loss == "huber":
-            losses = nn.functional.huber_loss(value, target, reduction="none")
-        else:
-            losses = 0.5 * (value - target) ** 2
-        if self._priorities is not None:
-            losses = minibatch["weight"] * losses
-        value = value.detach()
-        return losses.mean(), value - target, value
+        following = minibatch["next_observation"]
+        with torch.no_grad():
+            next_values = self._agent.action_values(following, model=self._target_model)
+            chooser = next_values
+            if self._settings.double:
+                with in_mode(self._model, training=False):
+                    chooser = self._agent.action_values(following)
+            next_value = self._best(next_values, chooser)
+            discount = minibatch["n_step_discount"]
+            # Whatever the value is where nothing follows: 0 * inf would be NaN.
+            rest = torch.where(discount == 0, 0, discount * next_value)
+            target = self._as_learned(minibatch["n_step_return"] + rest)
+        return _Learned(_value_of(values, index), target, None)
 
-    @torch.no_grad()
-    def _target(self, minibatch: ArrayDict) -> Tensor:
-        """Return R + g * Q'(s', a*) of each transition."""
-        next_observation = minibatch["next_observation"]
-        next_values = self._agent.action_values(next_observation, model=self._target_model)
-        chooser = next_values
-        if self._settings.double:
-            with in_mode(self._model, training=False):
-                chooser = self._agent.action_values(next_observation)
-        best = chooser.argmax(1, keepdim=True)
-        next_value = next_values.gather(1, best).squeeze(1)
-        discount = minibatch["n_step_discount"]
-        # Whatever the value is where nothing follows: 0 * inf would be NaN.
-        following = torch.where(discount == 0, 0, discount * next_value)
-        target: Tensor = minibatch["n_step_return"] + following
-        return target
+    def _of_sequences(self, minibatch: ArrayDict, burn_in: int) -> _Learned:
+        """Return values and targets of the K steps behind the burn-in of sequences, [K, N]."""
+        agent: Any = self._agent  # Any: one with a state, which was checked
+        observation, recurrence = minibatch["observation"], agent.recurrence(minibatch)
+        with in_mode(self._model, training=True):
+            rest = agent.burn_in(observation, recurrence, burn_in)
+            learned_rows = dict_map(_rows_from, observation, burn_in)
+            values = agent.action_values(learned_rows, recurrence=rest)
+        names = ("action", "reward", "terminated", "mask")
+        action, reward, terminated, mask = (
+            dict_map(_rows_from, minibatch[name], burn_in) for name in names
+        )
+        numbers = self._settings
+        assert numbers.n_steps is not None  # which was checked
+        assert numbers.discount is not None
+        with torch.no_grad():
+            next_values = agent.action_values(
+                observation, model=self._target_model, recurrence=recurrence
+            )[burn_in:]
+            next_value = self._best(next_values, values if numbers.double else next_values)
+            returns = n_step_returns(
+                reward,
+                terminated,
+                mask,
+                next_value,
+                n_steps=numbers.n_steps,
+                discount=numbers.discount,
+            )
+        index = torch.where(mask, agent.action_index(action), 0)  # others hold no action
+        return _Learned(_value_of(values[:-1], index), self._as_learned(returns), mask)
+
+    def _best(self, values: Tensor, chooser: Tensor) -> Tensor:
+        """Return the value, as a return, of the action that is best for another network."""
+        value = _value_of(values, chooser.argmax(-1))
+        return unsquash(value) if self._settings.rescales_values else value
+
+    def _as_learned(self, returns: Tensor) -> Tensor:
+        return squash(returns) if self._settings.rescales_values else returns
 
     @torch.no_grad()
     def _change_target(self) -> None:
@@ -331,3 +425,42 @@ class DQN(Scheduled[DQNAgent]):
         self._target_model.load_state_dict(state["target"])
         self._n_updates = state["n_updates"]
         self._set_numbers(state["progress"])
+
+
+def _check_kind(agent: object, replay: object, settings: DQNSettings) -> int | None:
+    """Return the steps of burn-in of sequences; None where the buffer draws transitions."""
+    burn_in: int | None = getattr(replay, "burn_in", None)
+    has_state = isinstance(agent, RecurrentActor)
+    if has_state and burn_in is None:
+        raise ValueError(
+            f"replay: got a {type(replay).__name__}, which draws transitions, expected a"
+            f" SequenceReplayBuffer: {type(agent).__name__} goes on from a state"
+        )
+    if not has_state and burn_in is not None:
+        raise ValueError(
+            f"agent: {type(agent).__name__} goes on from no state, expected one that does, as"
+            " torch.agents.RecurrentQAgent, for a buffer of sequences"
+        )
+    if (settings.n_steps is None) != (burn_in is None):
+        found = "none for sequences" if burn_in is not None else f"{settings.n_steps}"
+        raise ValueError(
+            f"n_steps: got {found}, expected n_steps and discount in DQNSettings where sequences"
+            " are drawn, and in the buffer where transitions are"
+        )
+    return burn_in
+
+
+def _value_of(values: Tensor, index: Tensor) -> Tensor:
+    """Return the values of one action in each row, float32 also of bfloat16."""
+    return values.gather(-1, index.unsqueeze(-1)).squeeze(-1).float()
+
+
+def _mean(numbers: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean of the steps that are learned from; 0 where none is."""
+    if mask is None:
+        return numbers.mean()
+    return torch.where(mask, numbers, 0).sum() / mask.sum().clamp(min=1)
+
+
+def _rows_from(leaf: Tensor, begin: int) -> Tensor:
+    return leaf[begin:]
