@@ -1,4 +1,7 @@
-"""Train an example with several seeds, and draw the curves with the time and the machine beside."""
+"""Train an example with several seeds, and draw the curves with the time and the machine beside.
+
+Where an example trains others to compare with, in folders below its own, their curves are dashed.
+"""
 
 import argparse
 import csv
@@ -56,7 +59,9 @@ def train(example: str, seed: int, steps: int | None, out: Path) -> dict[str, An
         raise ValueError(f"{example}: the last line is {name!r}, expected a score")
     print(f"{example}, seed {seed}: score {score} after {seconds} s", flush=True)
     key, curve = read_curve(out / "metrics.csv")
-    return {"seed": seed, "score": float(score), "seconds": seconds, "key": key, "curve": curve}
+    run = {"seed": seed, "score": float(score), "seconds": seconds, "key": key, "curve": curve}
+    beside = {path.parent.name: read_curve(path)[1] for path in sorted(out.glob("*/metrics.csv"))}
+    return run | ({"beside": beside} if beside else {})
 
 
 def read_curve(path: Path) -> tuple[str, list[tuple[int, float]]]:
@@ -74,6 +79,9 @@ def draw(path: Path, example: str, runs: list[dict[str, Any]], machine: dict[str
     for run, color in zip(runs, itertools.cycle(COLORS), strict=False):
         label = f"seed {run['seed']}: score {run['score']:g}, {run['seconds']:.0f} s"
         axes.plot(*zip(*run["curve"], strict=True), color=color, label=label)
+        for name, curve in run.get("beside", {}).items():
+            label = f"{name.replace('_', ' ')}: {curve[-1][1]:.0f} at the end"
+            axes.plot(*zip(*curve, strict=True), color=color, linestyle="--", label=label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("environment steps")
     axes.set_ylabel(runs[0]["key"])

@@ -100,6 +100,7 @@ PIXELS_PPO = Small("pixels_ppo", STEPS, {**ON_POLICY, "build_cages": make_cages}
 CASES = [
     Small("cartpole_ppo", STEPS, ON_POLICY),
     PIXELS_PPO,
+    Small("memory_ppo", STEPS, ON_POLICY),
     Small("pixels_dqn", STEPS, {**OFF_POLICY, "RING": 24, "EVALUATE_EVERY": 32}, ("minatar",)),
     ATARI_PPO,
     ATARI_PQN,
@@ -272,6 +273,28 @@ def test_an_example_is_a_program(tmp_path: Path) -> None:
     assert float(score) == pytest.approx(float(rows[-1]["train/episode_return"]), abs=0.1)
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "model.safetensors").exists()
+
+
+@needs("matplotlib", "tensorboard", "tqdm", "tyro")
+def test_both_curves_are_in_one_picture_and_the_score_is_that_of_the_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = load("memory_ppo")
+    with changed(example, ON_POLICY):
+        example.main(example.Config(out=tmp_path, steps=256, storage="local"))
+        first = (tmp_path / "learning_curve.png").read_bytes()
+        *_, told, score = capsys.readouterr().out.splitlines()
+        example.main(example.Config(out=tmp_path, steps=256, storage="local", resume=True))
+    assert capsys.readouterr().out.splitlines()[-2:] == [told, score]
+    assert (tmp_path / "learning_curve.png").read_bytes() == first
+    folders = {"with": tmp_path, "without": tmp_path / "feed_forward"}
+    ends = {}
+    for name, folder in folders.items():
+        with (folder / "metrics.csv").open(newline="") as file:
+            ends[name] = [row["train/episode_return"] for row in csv.DictReader(file)][-1]
+    assert score == f"score {float(ends['with']):.1f}"
+    assert told.endswith(f"without a memory: {float(ends['without']):.1f}")
+    assert ends["with"] != ends["without"]
 
 
 @pytest.mark.long

@@ -69,7 +69,7 @@ def unsquash(value: Tensor) -> Tensor:
     """Return the number whose `squash` a value is.
 
     >>> unsquash(squash(torch.tensor([0.0, 3.0, -99.0])))
-    tensor([  0.0000,   3.0000, -99.0000])
+    tensor([  0.,   3., -99.])
 
     Source: as for `squash`. Its root r = (sqrt(1 + 4 e (|x| + 1 + e)) - 1) / (2 e) is written
         without the difference of nearly equal numbers.
