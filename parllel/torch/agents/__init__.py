@@ -5,6 +5,7 @@ from parllel.torch.agents.categorical import CategoricalPgAgent
 from parllel.torch.agents.pg_agent import Evaluation, ModelOutputs, PgAgent
 from parllel.torch.agents.previous_inputs import PreviousInputs
 from parllel.torch.agents.q_agent import QAgent
+from parllel.torch.agents.qpg_agent import QPgAgent
 from parllel.torch.agents.recurrent import Recurrence
 from parllel.torch.agents.recurrent_pg_agent import RecurrentPgAgent
 from parllel.torch.agents.recurrent_q_agent import RecurrentQAgent
@@ -17,6 +18,7 @@ __all__ = [
     "PgAgent",
     "PreviousInputs",
     "QAgent",
+    "QPgAgent",
     "Recurrence",
     "RecurrentPgAgent",
     "RecurrentQAgent",

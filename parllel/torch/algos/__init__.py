@@ -2,5 +2,16 @@
 
 from parllel.torch.algos.dqn import DQN, DQNAgent, DQNSettings
 from parllel.torch.algos.ppo import PPO, PPOAgent, PPOSettings
+from parllel.torch.algos.sac import SAC, SACAgent, SACSettings
 
-__all__ = ["DQN", "PPO", "DQNAgent", "DQNSettings", "PPOAgent", "PPOSettings"]
+__all__ = [
+    "DQN",
+    "PPO",
+    "SAC",
+    "DQNAgent",
+    "DQNSettings",
+    "PPOAgent",
+    "PPOSettings",
+    "SACAgent",
+    "SACSettings",
+]

@@ -53,6 +53,11 @@ class SquashedGaussian(DiagonalGaussian):
         (tensor([[1.]]), tensor([True]), tensor([True]))
     """
 
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        factors = [factor / k for k, factor in enumerate(_factors(_N_TERMS), start=1)]
+        self._series = torch.tensor([[2.0 * k for k in range(1, _N_TERMS + 1)], factors])
+
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw an action for each row, float32 [..., k] in [-1, 1]."""
         return draw(params, generator)[0].tanh()
@@ -94,12 +99,14 @@ class SquashedGaussian(DiagonalGaussian):
             series", algorithm 1.
         Error: <= 1e-5 * (1 + std + |mean|) for each number (`test_squashed_entropy`).
         """
+        if self._series.device != params.device:  # moved once
+            self._series = self._series.to(params.device)
         mean, log_std = params.unbind(-2)
         std = log_std.exp()
         z = mean / std
         size = std * math.sqrt(2 / math.pi) * (-0.5 * z * z).exp()
         size = size + mean * torch.special.erf(z * math.sqrt(0.5))  # the mean of |x|
-        slope = 2 * math.log(2) - 2 * size - 2 * _mean_log1p(mean, std)
+        slope = 2 * math.log(2) - 2 * size - 2 * _mean_log1p(mean, std, *self._series)
         total: Tensor = log_std + (0.5 + LOG_SQRT_2_PI) + slope
         return total.sum(dim=-1)
 
@@ -124,20 +131,22 @@ def _log_slope(variable: Tensor) -> Tensor:
     return 2 * (math.log(2) - variable - torch.nn.functional.softplus(-2 * variable))
 
 
-def _mean_log1p(mean: Tensor, std: Tensor) -> Tensor:
+def _mean_log1p(mean: Tensor, std: Tensor, rates: Tensor, weights: Tensor) -> Tensor:
     """Return the mean of log(1 + exp(-2 |x|)) of normal variables x.
 
     It is the sum over k = 1, 2, ... of (-1)**(k + 1) / k * E[exp(-2 k |x|)], where
     E[exp(-s x); x > 0] = exp(-s mean + (s std)**2 / 2) * Phi(mean / std - s std).
+
+    Args:
+        mean, std: [..., k].
+        rates: the numbers s = 2 k of all terms.
+        weights: the terms' factors.
     """
-    total = torch.zeros_like(mean)
-    for k, factor in enumerate(_FACTORS, start=1):
-        s = 2 * k
-        for sign in (1, -1):
-            log_mean = -s * sign * mean + 0.5 * (s * std) ** 2
-            log_tail = log_ndtr(sign * mean / std - s * std)
-            total = total + factor / k * (log_mean + log_tail).exp()
-    return total
+    both = torch.stack([mean, -mean], dim=-1).unsqueeze(-1)  # of x > 0, and of x < 0
+    std = std.unsqueeze(-1).unsqueeze(-1)
+    reach = rates * std
+    log_terms = 0.5 * reach * reach - rates * both + log_ndtr(both / std - reach)
+    return (weights * log_terms.exp()).sum(dim=(-1, -2))
 
 
 def _factors(n: int) -> list[float]:
@@ -149,6 +158,3 @@ def _factors(n: int) -> list[float]:
         factors.append(c / d)
         b *= (k + n) * (k - n) / ((k + 0.5) * (k + 1))
     return factors
-
-
-_FACTORS = _factors(_N_TERMS)
