@@ -64,3 +64,30 @@ class PointingAtPixels(Pointing):
         picture = np.zeros((1, 12, 12), np.uint8)
         picture[:, 3:9, 2 + round((self._x + 0.6) / 1.6 * 7)] = 255
         return picture
+
+
+class Road(gym.Env[Any, Any]):
+    """Show a frame of 48 by 48 gray pixels, as small as those of CarRacing, with as many actions.
+
+    Episodes end at random after 8 steps on average.
+    """
+
+    observation_space = spaces.Box(0, 255, (48, 48), np.uint8)
+    action_space = spaces.Box(np.float32([-1, 0, 0]), np.float32([1, 1, 1]))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if not self.action_space.contains(action):
+            raise ValueError(f"action: got {action!r}, expected a member of {self.action_space}")
+        terminated, truncated = self.np_random.random(2) < 1 / 16
+        return self._observe(), float(action.sum()), bool(terminated), bool(truncated), {}
+
+    def _observe(self) -> Any:
+        return self.np_random.integers(0, 256, (48, 48), np.uint8)
+
+
+def make_road() -> gym.Env[Any, Any]:
+    return gym.wrappers.FrameStackObservation(Road(), 3)

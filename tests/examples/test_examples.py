@@ -13,6 +13,7 @@ import pytest
 import torch
 from example_runs import EXAMPLES, changed, load, train
 
+from continuous_envs import make_road
 from games import make_games
 from optional import needs
 from parllel.cages import SerialCage, spawn_seeds
@@ -21,7 +22,7 @@ from parllel.samplers import BasicSampler
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Walk
 from parllel.torch.agents import QAgent
-from parllel.torch.algos import DQNSettings
+from parllel.torch.algos import DQNSettings, PPOSettings, SACSettings
 from parllel.torch.models import Mlp, NatureCnn, QNetwork
 from parllel.transforms import EstimateAdvantage
 from schedules import each_schedule
@@ -86,6 +87,14 @@ GAMES = {
     "N_LAST_EPISODES": 4,
     "EVALUATE_EVERY": 64,
 }
+CRITICS = {
+    **OFF_POLICY,
+    "SETTINGS": SACSettings(batch_size=8, n_updates=2, target_period=3, learning_rate=1e-3),
+    "SIZES": (8, 8),
+    "EVALUATE_EVERY": 32,
+    "N_EVAL_ENVS": 2,
+}
+RACING = {**CRITICS, "RING": 32, "MAX_STEPS": 20, "N_FEATURES": 4, "N_WORKERS": 0}
 LOOP = {**FOUR_ENVS, "RING": 256, "LEARN_AFTER": 32, "LEARN_EVERY": 8, "TARGET_EVERY": 24}
 STEPS = {"steps": 128}
 ATARI_PPO = Small("atari_ppo", STEPS, {**ON_POLICY, **GAMES}, ("ale_py",))
@@ -96,17 +105,27 @@ ATARI_DQN = Small(
     {**OFF_POLICY, "EXPLORE_STEPS": 96, "LOG_EVERY": 32, **GAMES},
     ("ale_py",),
 )
+PIXELS_SAC = Small("pixels_sac", STEPS, {**RACING, "make_env": make_road})
 PIXELS_PPO = Small("pixels_ppo", STEPS, {**ON_POLICY, "build_cages": make_cages}, ("minigrid",))
 CASES = [
     Small("cartpole_ppo", STEPS, ON_POLICY),
     PIXELS_PPO,
     Small("memory_ppo", STEPS, ON_POLICY),
     Small("pixels_dqn", STEPS, {**OFF_POLICY, "RING": 24, "EVALUATE_EVERY": 32}, ("minatar",)),
+    Small("pendulum_ppo", STEPS, {**ON_POLICY, "SETTINGS": PPOSettings(learning_rate=1e-3)}),
+    Small("pendulum_sac", STEPS, {**CRITICS, "RING": 24}),
+    PIXELS_SAC,
     ATARI_PPO,
     ATARI_PQN,
     ATARI_DQN,
     Small("loop_by_hand", STEPS, {**LOOP, "BATCH_SIZE": 8, "EXPLORE_STEPS": 96, "LOG_EVERY": 16}),
     PIXELS_PPO._replace(constants=ON_POLICY, is_long="with workers"),
+    PIXELS_SAC._replace(
+        constants={**RACING, **TWO_ENVS, "LEARN_AFTER": 16},
+        config={"steps": 64},
+        packages=("Box2D", "pygame"),
+        is_long="with CarRacing",
+    ),
     *(
         case._replace(
             constants={**case.constants, **TWO_ENVS, "AtariVectorEnv": make_short_atari}
