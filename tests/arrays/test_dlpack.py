@@ -560,7 +560,8 @@ def use_jax() -> None:
     check_jax_leaves()
 
 
-@needs("jax")
+@pytest.mark.long
+@needs("jax")  # whose import takes seconds
 def test_jax_takes_memory_of_the_host_and_its_arrays_are_leaves() -> None:
     """In a process of its own: JAX starts threads, beside which no other test may fork."""
     child = mp.get_context("spawn").Process(target=use_jax)

@@ -219,6 +219,7 @@ def draws(make: st.DrawFn) -> Draw:
     )
 
 
+@fewer_examples(2)
 @given(draw=draws())
 def test_frames_stored_once_read_like_whole_stacks(draw: Draw) -> None:
     play(draw, "local", n_batches=5)

@@ -21,6 +21,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from faulty_envs import Faulty
+from long_run import all_but_first
 from parllel import Array
 from parllel.cages import ProcessCage
 from parllel.cages.process.definitions import can_be_imported, pack, packing, unpack
@@ -341,7 +342,7 @@ print("made")
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", all_but_first(["spawn", "fork", "forkserver"]))
 def test_functions_of_a_script_without_a_guard_reach_processes_of_environments(
     method: str, tmp_path: Path
 ) -> None:
@@ -419,7 +420,9 @@ print("same")
 """
 
 
-@pytest.mark.parametrize("flags", [["-I"], ["-E", "-s", "-O"], ["-X", "int_max_str_digits=5000"]])
+@pytest.mark.parametrize(
+    "flags", all_but_first([["-E", "-s", "-O"], ["-I"], ["-X", "int_max_str_digits=5000"]])
+)
 def test_a_worker_has_the_options_of_its_program(flags: list[str]) -> None:
     code = FLAGS.format(tests=TESTS, root=str(Path(TESTS).parent))
     command = [sys.executable, *flags, "-c", code]

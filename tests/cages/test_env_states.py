@@ -91,7 +91,7 @@ def test_wrapped_environments_go_on_with_the_same_bits(make_env: Callable[[], gy
 
 
 @needs("ale_py")
-@pytest.mark.parametrize("frameskip", [4, (2, 5)])
+@pytest.mark.parametrize("frameskip", [4, pytest.param((2, 5), marks=pytest.mark.long)])
 def test_atari_games_go_on_with_sticky_actions(frameskip: Any) -> None:
     import ale_py
 

@@ -136,12 +136,16 @@ CASES = [
         for case in (ATARI_PPO, ATARI_PQN, ATARI_DQN)
     ),
 ]
+IN_SHORT_RUN = ("loop_by_hand", "pixels_dqn", "pixels_ppo")  # the others are built alike
 each_example = pytest.mark.parametrize(
     "case",
     [
         pytest.param(
             case,
-            marks=[needs("tyro", *case.packages), *([pytest.mark.long] if case.is_long else [])],
+            marks=[
+                needs("tyro", *case.packages),
+                *([] if case.name in IN_SHORT_RUN and not case.is_long else [pytest.mark.long]),
+            ],
             id=f"{case.name} {case.is_long}".strip(),
         )
         for case in CASES

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import parllel.kernels
+from long_run import all_but_first
 from parllel.kernels.targets import find_cpu_kernels
 
 KERNELS = Path(parllel.kernels.__file__).parent  # a source distribution holds them there only
@@ -88,6 +89,7 @@ def copied(compiled: tuple[Path, str], tmp_path: Path) -> Path:
     return package
 
 
+@pytest.mark.long
 def test_rows_are_computed_in_vectors(tmp_path: Path) -> None:
     """In a package of its own: Numba cannot show code that came from the cache."""
     code, _ = run_in(copy_of_package(tmp_path), PRINT_CODE)
@@ -106,7 +108,7 @@ def test_compiling_is_told_once_and_loading_never(compiled: tuple[Path, str]) ->
     assert stderr == ""
 
 
-@pytest.mark.parametrize("name", ["targets.py", "moment_layout.py"])
+@pytest.mark.parametrize("name", all_but_first(["moment_layout.py", "targets.py"]))
 def test_the_cache_notices_an_edit_of_another_module(name: str, copied: Path) -> None:
     """A constant is compiled in, wherever it comes from."""
     with (copied / "kernels" / name).open("a") as module:
@@ -183,6 +185,7 @@ def test_what_can_not_be_kept_is_told_and_used(copied: Path) -> None:
     assert stderr.count("set NUMBA_CACHE_DIR") == 1
 
 
+@pytest.mark.long
 def test_numbas_switch_for_debuggers_leaves_kernels_compiled(tmp_path: Path) -> None:
     program = f"""
 {REPORT_CACHE}
@@ -195,6 +198,7 @@ assert not hasattr(numba.njit(lambda: 0), "compile")
     assert run_in(package, without_prefix + program)[0].split()[:2] == ["0", "1"]
 
 
+@pytest.mark.long
 def test_a_stderr_that_takes_no_text_stops_nothing(tmp_path: Path) -> None:
     """In a forked child each: compiling is told once."""
     program = """

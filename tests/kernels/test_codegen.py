@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from long_run import all_but_first
 from parllel.kernels import rows
 from parllel.kernels.targets import find_entries
 from parllel.ops.launching import SIZES
@@ -18,7 +19,7 @@ PTX = Path(rows.__file__).with_name("parllel.ptx")
 CONSTRAINTS = Path(__file__).parents[2] / ".ci" / "constraints.txt"
 ENTRIES = set(find_entries())
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
-each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+each_architecture = pytest.mark.parametrize("architecture", all_but_first(ARCHITECTURES))
 
 # What compiles, and which package brings a tool: the `dev` extra has them all.
 COMPILER = ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvrtc")
@@ -100,6 +101,7 @@ def test_the_tools_are_the_pinned_ones() -> None:
     assert named.items() <= pins.items(), "run `make kernels`"
 
 
+@pytest.mark.long
 def test_regenerated_it_is_the_same() -> None:
     """In a process of its own: with another hash seed, and nothing compiled before."""
     missing = [package for package in COMPILER if not is_installed(package)]

@@ -138,6 +138,7 @@ def test_a_grid_of_any_shape_writes_each_byte_once(
     assert copied.n_writes == written
 
 
+@pytest.mark.long  # it is compiled first
 @given(case=cases())
 def test_the_compiled_grid_does_the_same(case: Case) -> None:
     """With the instructions for words that a GPU gets, but for the kind of memory."""

@@ -9,11 +9,9 @@ import torch  # noqa: F401  # before a simulation, which gives its operations th
 from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.replays import Minibatches
 from parllel.testing.simulated_cuda import simulated_cuda
+from schedules import each_schedule
 
 T, B, N = 4, 3, 3
-each_schedule = pytest.mark.parametrize(
-    ("schedule", "seed"), [("eager", 0), ("lazy", 0), ("random", 0)]
-)
 
 
 def make_batch(storage: str = "local", *, has_frames: bool = False, **ring: Any) -> ArrayDict:

@@ -12,15 +12,13 @@ from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.cuda import launches
 from parllel.replays import PrioritizedReplayBuffer, RandomShift, ReplayBuffer
 from parllel.testing.simulated_cuda import simulated_cuda
+from schedules import each_schedule
 from step_list import Chances, Model, Shape, leaves, show
 
 pytestmark = pytest.mark.simulation("they launch captured graphs of the simulation")
 
 N = 6
 BOTH = pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedReplayBuffer])
-each_schedule = pytest.mark.parametrize(
-    ("schedule", "seed"), [("eager", 0), ("lazy", 0), ("random", 0), ("random", 1)]
-)
 
 
 def make_model(kind: type[ReplayBuffer], stack: int = 0, **shape: Any) -> Model:

@@ -527,6 +527,7 @@ def test_a_weight_takes_two_numbers_whatever_the_minibatch(n_items: int) -> None
     assert n_loads["int64"] == 12 + n_items
 
 
+@pytest.mark.long
 def test_ten_million_priorities_are_updated_by_one_launch() -> None:
     """And the device's sums are those of the twin, bit for bit."""
     shape, found = Shape(T=5_000, B=2_000, n_windows=1), []

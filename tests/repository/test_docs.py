@@ -191,16 +191,18 @@ def all_blocks() -> list[str]:
 
 
 def runs_of_blocks() -> list[object]:
-    """All in one process, which imports torch once; and in the long run each by itself."""
+    """The README's first one; in the long run all together in one process, and each by itself."""
     has_games = find_spec("ale_py") is not None
-    runs, together = [], []
+    runs: list[object] = [pytest.param([0], id="the first block")]
+    together: list[int] = []
     for number, block in enumerate(all_blocks()):
+        marks = [pytest.mark.long]
         if has_games or "import AtariVectorEnv" not in block:
             together.append(number)
-            runs.append(pytest.param([number], marks=pytest.mark.long, id=f"block {number}"))
         else:
-            runs.append(pytest.param([number], marks=needs("ale_py"), id=f"block {number}"))
-    return [pytest.param(together, id="together"), *runs]
+            marks.append(needs("ale_py"))
+        runs.append(pytest.param([number], marks=marks, id=f"block {number}"))
+    return [*runs, pytest.param(together, marks=pytest.mark.long, id="together")]
 
 
 @pytest.mark.parametrize("numbers", runs_of_blocks())

@@ -463,8 +463,6 @@ def killed_runs(*arguments: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "n_kills"),
     [
-        ("ppo", 3),
-        ("dqn", 3),
         ("frames with environments", 2),
         *(
             pytest.param(kind, 20, marks=pytest.mark.long)

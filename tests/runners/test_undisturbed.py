@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from long_run import all_but_first
 from optional import needs
 from parllel.metrics import Metrics
 from parllel.patterns import build_cages, build_example, build_sample_tree
@@ -100,7 +101,7 @@ def videos(agent: Any, folder: Path) -> Any:
 
 @needs("imageio")
 @pytest.mark.parametrize("hook", [evaluation, video, videos])
-@pytest.mark.parametrize("has_generator", [False, True])
+@pytest.mark.parametrize("has_generator", all_but_first([False, True]))
 @pytest.mark.parametrize("kind", ["ppo", "dqn"])
 def test_training_ends_with_the_same_weights_with_a_hook_and_without(
     kind: str, has_generator: bool, hook: Any, tmp_path: Path

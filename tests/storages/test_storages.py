@@ -32,6 +32,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from long_run import all_but_first
 from parllel import Array
 from parllel.storages import Memory, allocate, host_memory
 
@@ -675,7 +676,7 @@ CYCLES = """
 
 
 @each_kind
-@pytest.mark.parametrize("way", ["close", "drop"])
+@pytest.mark.parametrize("way", all_but_first(["drop", "close"]))
 def test_a_thousand_arrays_leave_no_descriptor_and_no_map(
     kind: str, way: str, tmp_path: Path
 ) -> None:

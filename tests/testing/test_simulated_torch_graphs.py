@@ -12,13 +12,11 @@ from parllel import Array, cuda
 from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.simulated_cuda import NotImitatedError, simulated_cuda, torch_graphs
 from parllel.torch.operators import ReplayDraw
+from schedules import each_schedule
 from tests.step_list import Chances, Model, Shape
 
 pytestmark = pytest.mark.simulation("they test the simulation itself")
 
-each_schedule = pytest.mark.parametrize(
-    ("schedule", "seed"), [("eager", 0), ("lazy", 0), ("random", 0), ("random", 1)]
-)
 REAL = {"CUDAGraph": torch.cuda.CUDAGraph, "graph": torch.cuda.graph}
 
 

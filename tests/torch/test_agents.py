@@ -12,6 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from torch import Tensor, nn
 
+from long_run import all_but_first, marked
 from parllel import default_storage
 from parllel.cages import Cage, MaskInObservation, ProcessCage, SerialCage, VectorCage
 from parllel.cages.values.spaces import sample_action
@@ -186,10 +187,9 @@ def make_masked_cage(kind: Any, make_env: Any) -> Any:
     "kind",
     [
         SerialCage,
-        ProcessCage,
         OfOtherKind,
-        AsyncVectorEnv,
         *(partial(SyncVectorEnv, autoreset_mode=mode) for mode in AutoresetMode),
+        *map(marked, [ProcessCage, AsyncVectorEnv]),  # whose workers do the same
     ],
 )
 @pytest.mark.parametrize(
@@ -359,8 +359,8 @@ class Alike(gym.Env[Any, Any]):
         return np.float32([0, 1, 2, 1]), 0.0, False, False, {}
 
 
-@pytest.mark.parametrize("is_traced", [False, True])
-@pytest.mark.parametrize("n_envs", [[2, 2], [1, 1, 2], [1, 3]])
+@pytest.mark.parametrize("is_traced", all_but_first([False, True]))
+@pytest.mark.parametrize("n_envs", all_but_first([[1, 1, 2], [2, 2], [1, 3]]))
 @pytest.mark.parametrize("kind", [BasicSampler, AlternatingSampler])
 def test_each_environment_has_its_own_epsilon_where_groups_take_turns(
     kind: Any, n_envs: list[int], is_traced: bool

@@ -286,6 +286,7 @@ def test_a_file_from_a_gpu_is_read_without_one(tmp_path: Path) -> None:
     assert all(map(torch.equal, parameters(agent), parameters(other)))
 
 
+@pytest.mark.long
 def test_a_program_that_saves_nothing_imports_no_safetensors() -> None:
     program = """if True:
         import sys

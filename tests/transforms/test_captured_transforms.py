@@ -11,13 +11,11 @@ import torch  # noqa: F401  # before a simulation, which gives its operations th
 from parllel import Array, ArrayDict, cuda
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.transforms import EstimateAdvantage, NormalizeAdvantage, RunningMoments
+from schedules import each_schedule
 
 pytestmark = pytest.mark.simulation("they launch captured graphs of the simulation")
 
 T, B = 5, 3
-each_schedule = pytest.mark.parametrize(
-    ("schedule", "seed"), [("eager", 0), ("lazy", 0), ("random", 0)]
-)
 
 
 def make_batch(storage: str, steps: int = T, **ring: Any) -> ArrayDict:

