@@ -15,6 +15,7 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "cuda: uses the fixture cuda_device (set by itself): what `make test-gpu` runs",
         "long: left out unless --long is given, or each argument names a test (file.py::test)",
+        "rules: left out of the short run, and with --rest: `make check` names their file",
         "simulation(reason): needs simulated CUDA; left out with --cuda=real",
     ):
         config.addinivalue_line("markers", marker)
@@ -185,11 +187,21 @@ def why_left_out(item: pytest.Function, config: pytest.Config) -> str | None:
     is_named = all("::" in argument for argument in config.args)
     if item.get_closest_marker("long") and not config.getoption("long") and not is_named:
         return "without --long: they are marked long"
+    is_all = config.getoption("long") and not config.getoption("rest")
+    if item.get_closest_marker("rules") and not is_all and runs_all_folders(config):
+        return "of the repository's rules: `make check` runs them"
     if config.getoption("rest") and not (
         item.get_closest_marker("long") or getattr(item.function, "is_hypothesis_test", False)
     ):
         return "with --rest: the short run has run them"
     return None
+
+
+def runs_all_folders(config: pytest.Config) -> bool:
+    """Tell whether no argument names a folder of tests, or a file."""
+    tests = Path(__file__).parent
+    named = {Path(config.invocation_params.dir, each.partition("::")[0]) for each in config.args}
+    return bool({tests, tests.parent} & {path.resolve() for path in named})
 
 
 def why_simulated(item: pytest.Function) -> str | None:

@@ -20,6 +20,8 @@ import pytest
 
 from optional import needs
 
+pytestmark = pytest.mark.rules
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE_ROOTS = {"parllel": ROOT / "parllel", "parllel.kernels": ROOT / "kernels"}
 
