@@ -4,6 +4,7 @@ import copy
 import math
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -414,6 +415,9 @@ def test_what_it_can_not_work_with_is_refused(stack: ExitStack) -> None:
     optimizer = torch.optim.SGD(model.parameters())
     with pytest.raises(ValueError, match="beta: got one for a buffer without priorities"):
         SAC(world.agent, world.replay, optimizer, SACSettings(beta=0.5))
+    sequences: Any = SimpleNamespace(burn_in=2)
+    with pytest.raises(ValueError, match="replay: got a SimpleNamespace, which draws sequences"):
+        SAC(world.agent, sequences, optimizer)
     with pytest.raises(TypeError, match="agent: Linear has no encode and no own_action"):
         SAC(nn.Linear(1, 1), world.replay, optimizer)  # type: ignore[arg-type]
     other = stack.enter_context(Prefetcher(make_world(stack).replay, 32))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,9 +16,11 @@ from parllel.schedules import Schedule, value_at
 from parllel.torch.agents.modes import in_mode
 from parllel.torch.algos.descent import Descent
 from parllel.torch.algos.not_finite import refuse_loss
+from parllel.torch.algos.replay_draws import ReplayDraws
 from parllel.torch.algos.scheduled import Scheduled
 from parllel.torch.algos.sequence_returns import n_step_returns, squash, unsquash
 from parllel.torch.algos.settings import check_counts, check_flag, check_number
+from parllel.torch.algos.target_network import TargetNetwork
 from parllel.tree import ArrayDict, dict_map
 
 _NAMES = ("loss", "value", "td_error")  # what is reported
@@ -238,18 +239,12 @@ class DQN(Scheduled[DQNAgent]):
             )
         self._settings = settings or DQNSettings()
         self._burn_in = _check_kind(agent, replay, self._settings)
-        self._priorities: Any = replay if hasattr(replay, "update_priorities") else None
-        if self._settings.beta is not None and self._priorities is None:
-            raise ValueError(
-                "beta: got one for a buffer without priorities; use a PrioritizedReplayBuffer"
-            )
-        if prefetcher is not None and prefetcher.replay is not replay:
-            raise ValueError("prefetcher: it draws from another buffer than replay")
+        size, beta = self._settings.batch_size, self._settings.beta
+        self._draws = ReplayDraws(replay, size, beta=beta, prefetcher=prefetcher)
         super().__init__(agent)
         self._model = agent.model
-        self._replay, self._prefetcher = replay, prefetcher
         self._descent = Descent(optimizer, self._settings.max_grad_norm, agent.model)
-        self._target_model = copy.deepcopy(self._model).eval().requires_grad_(False)
+        self._target = TargetNetwork(agent.model)
         self._n_updates = 0
         self._set_numbers(0.0)
 
@@ -278,48 +273,32 @@ class DQN(Scheduled[DQNAgent]):
 
     def _update(self, batch: ArrayDict) -> Tensor:
         """Make one update; return what is reported of it, and the norm of its gradient."""
-        minibatch = self._draw()
+        minibatch = self._draws.next()
         learned = self._learn_from(minibatch)
         loss, error = self._loss(learned, minibatch)
         norm = self._descent.backward(loss)
         if norm.device.type == "cpu":
             self._check(norm.item(), batch)
         self._descent.step()
-        if self._priorities is not None:
-            told = () if learned.mask is None else (learned.mask,)
-            self._priorities.update_priorities(minibatch["index"], error, *told)
+        self._draws.give_back(minibatch, error, learned.mask)
         self._n_updates += 1
         if self._n_updates % self._settings.target_period == 0:
-            self._change_target()
+            self._target.follow(self._settings.target_share)
         means = [_mean(each, learned.mask) for each in (learned.value.detach(), error.abs())]
         return torch.stack([loss.detach(), *means, norm])
-
-    def _draw(self) -> ArrayDict:
-        size = self._settings.batch_size
-        if self._prefetcher is None:
-            return self._replay.sample(size)
-        minibatch = self._prefetcher.next()
-        if len(minibatch["index"]) != size:
-            raise ValueError(
-                f"prefetcher: got a minibatch of {len(minibatch['index'])} transitions, expected"
-                f" {size}, the batch_size of the settings; make both alike"
-            )
-        return minibatch
 
     def _loss(self, learned: _Learned, minibatch: ArrayDict) -> tuple[Tensor, Tensor]:
         """Return the loss, and the error of each step without gradients; 0 of masked ones."""
         error = learned.value - learned.target
         if learned.mask is not None:
-            error = torch.where(
-                learned.mask, error, 0
-            )  # no NaN of another row goes back through it
+            # No NaN of another row goes back through it.
+            error = torch.where(learned.mask, error, 0)
         if self._settings.loss == "huber":
             zeros = torch.zeros_like(error)
             losses = nn.functional.huber_loss(error, zeros, reduction="none")
         else:
             losses = 0.5 * error**2
-        if self._priorities is not None:
-            losses = minibatch["weight"] * losses
+        losses = self._draws.weigh(losses, minibatch)
         return _mean(losses, learned.mask), error.detach()
 
     def _learn_from(self, minibatch: ArrayDict) -> _Learned:
@@ -334,7 +313,7 @@ class DQN(Scheduled[DQNAgent]):
             values = self._agent.action_values(minibatch["observation"])
         following = minibatch["next_observation"]
         with torch.no_grad():
-            next_values = self._agent.action_values(following, model=self._target_model)
+            next_values = self._agent.action_values(following, model=self._target.model)
             chooser = next_values
             if self._settings.double:
                 with in_mode(self._model, training=False):
@@ -363,7 +342,7 @@ class DQN(Scheduled[DQNAgent]):
         assert numbers.discount is not None
         with torch.no_grad():
             next_values = agent.action_values(
-                observation, model=self._target_model, recurrence=recurrence
+                observation, model=self._target.model, recurrence=recurrence
             )[burn_in:]
             next_value = self._best(next_values, values if numbers.double else next_values)
             returns = n_step_returns(
@@ -385,32 +364,22 @@ class DQN(Scheduled[DQNAgent]):
     def _as_learned(self, returns: Tensor) -> Tensor:
         return squash(returns) if self._settings.rescales_values else returns
 
-    @torch.no_grad()
-    def _change_target(self) -> None:
-        """Move the target network towards the agent's; its buffers become copies."""
-        target, own = self._target_model, self._model
-        share = self._settings.target_share
-        torch._foreach_lerp_(list(target.parameters()), list(own.parameters()), share)
-        for kept, buffer in zip(target.buffers(), own.buffers(), strict=True):
-            kept.copy_(buffer)
-
     def _check(self, norm: float, batch: ArrayDict) -> None:
         if not math.isfinite(norm):
             refuse_loss("the norm of the gradient", batch, self._model)
 
     def _set_numbers(self, progress: float) -> None:
-        rate, beta = self._settings.learning_rate, self._settings.beta
+        rate = self._settings.learning_rate
         if rate is not None:
             self._descent.set_rate(value_at("learning_rate", rate, progress, least=0))
-        if beta is not None and self._priorities is not None:
-            self._priorities.beta = value_at("beta", beta, progress, least=0)
+        self._draws.set_progress(progress)
         self._progress = progress
 
     def state_dict(self) -> dict[str, Any]:  # Any: tensors, numbers, lists and dictionaries
         """Return all that the next updates depend on, beside the agent and the replay buffer."""
         return {
             "optimizer": self._descent.state_dict(),
-            "target": dict(self._target_model.state_dict()),
+            "target": self._target.state_dict(),
             "n_updates": self._n_updates,
             "progress": self._progress,
         }
@@ -422,7 +391,7 @@ class DQN(Scheduled[DQNAgent]):
             KeyError, RuntimeError, ValueError: the state is another one's.
         """
         self._descent.load_state_dict(state["optimizer"])
-        self._target_model.load_state_dict(state["target"])
+        self._target.load_state_dict(state["target"])
         self._n_updates = state["n_updates"]
         self._set_numbers(state["progress"])
 

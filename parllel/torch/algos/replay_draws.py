@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from parllel.replays import Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
+from parllel.replays import Prefetcher, ReplayBuffer
 from parllel.schedules import Schedule, value_at
 from parllel.tree import ArrayDict
 
@@ -13,9 +15,9 @@ class ReplayDraws:
     """Draw minibatches of one size, with or without priorities, at once or ahead of time.
 
     Args:
-        replay: the buffer.
-        batch_size: number of transitions of a minibatch.
-        beta: exponent of the importance weights of a PrioritizedReplayBuffer, a number or a
+        replay: the buffer, which draws by priority if it has `update_priorities`.
+        batch_size: number of transitions, or of sequences, of a minibatch.
+        beta: exponent of the importance weights of a buffer with priorities, a number or a
             schedule; None leaves it to the buffer.
         prefetcher: draws the minibatches of `replay` ahead, of the same size.
 
@@ -53,7 +55,8 @@ class ReplayDraws:
         beta: float | Schedule | None = None,
         prefetcher: Prefetcher | None = None,
     ) -> None:
-        self._priorities = replay if isinstance(replay, PrioritizedReplayBuffer) else None
+        # Any: what it is given differs between transitions and sequences.
+        self._priorities: Any = replay if hasattr(replay, "update_priorities") else None
         if beta is not None and self._priorities is None:
             raise ValueError(
                 "beta: got one for a buffer without priorities; use a PrioritizedReplayBuffer"
@@ -87,10 +90,20 @@ class ReplayDraws:
         return minibatch
 
     def weigh(self, losses: Tensor, minibatch: ArrayDict) -> Tensor:
-        """Return losses [..., N], each times its transition's importance weight if there is one."""
-        return losses if self._priorities is None else minibatch["weight"] * losses
+        """Return losses [..., N], each times the importance weight of its item if there is one."""
+        if self._priorities is None:
+            return losses
+        weighed: Tensor = minibatch["weight"] * losses
+        return weighed
 
-    def give_back(self, minibatch: ArrayDict, error: Tensor) -> None:
-        """Make errors, float32 [N] of any sign, the priorities of a minibatch's transitions."""
+    def give_back(self, minibatch: ArrayDict, error: Tensor, mask: Tensor | None = None) -> None:
+        """Make errors the priorities of what was drawn.
+
+        Args:
+            minibatch: the minibatch.
+            error: float32 [N] of transitions, [K, N] of the steps of sequences; of any sign.
+            mask: bool [K, N], the steps that count, of sequences.
+        """
         if self._priorities is not None:
-            self._priorities.update_priorities(minibatch["index"], error)
+            masks = () if mask is None else (mask,)
+            self._priorities.update_priorities(minibatch["index"], error, *masks)

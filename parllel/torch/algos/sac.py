@@ -174,7 +174,7 @@ class SAC(Scheduled[SACAgent]):
         TypeError: the agent lacks a method, or its model or the part `critic` of it is no
             `torch.nn.Module`.
         ValueError: there is a `beta` for a buffer without priorities, the prefetcher has another
-            buffer, or the optimizer lacks a parameter of the model.
+            buffer, the buffer draws sequences, or the optimizer lacks a parameter of the model.
 
     Source: Haarnoja et al. 2018, arXiv:1812.05905, algorithm 1 and eq. 5, 9, 18; the smaller one
         of two critics: Fujimoto et al. 2018, arXiv:1802.09477, eq. 10.
@@ -219,6 +219,11 @@ class SAC(Scheduled[SACAgent]):
         prefetcher: Prefetcher | None = None,
     ) -> None:
         _check_agent(agent)
+        if hasattr(replay, "burn_in"):
+            raise ValueError(
+                f"replay: got a {type(replay).__name__}, which draws sequences, expected a buffer"
+                " of transitions, as ReplayBuffer"
+            )
         settings = settings or SACSettings()
         super().__init__(agent)
         self._settings, self._model = settings, agent.model
