@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 from weakref import WeakSet
 
 import numpy as np
@@ -49,7 +49,7 @@ class RingRecord:
 
     Args:
         samples: the sample tree of a replay buffer.
-        n_steps: number of steps of a transition: so many steps before a batch depend on it.
+        n_steps: number of steps of what is drawn: so many steps before a batch depend on it.
         n_final_obs: number of rows of the table of final observations. By default there is one
             for each 16 steps of the ring, or for each 80 where observations have more than 1 KiB,
             and the table grows up to one for each step, or for each 4.
@@ -73,17 +73,24 @@ class RingRecord:
     4
     """
 
+    # Branches of the sample tree that belong to a batch, and have no row for each step.
+    _not_steps: ClassVar[tuple[str, ...]] = ()
+    _n_steps_name: ClassVar[str] = "n_steps"  # in errors
+
     def __init__(self, samples: ArrayDict, *, n_steps: int, n_final_obs: int | None) -> None:
-        _check_tree(samples)
+        self._steps = ArrayDict(
+            {name: branch for name, branch in samples.items() if name not in self._not_steps}
+        )
+        _check_tree(self._steps)
         reward = samples["reward"]
         self.samples = samples
         # Steps before one that are a part of its samples, and so no other step's alone.
-        self._n_older = max(leaf.n_older_steps for _, leaf in samples.walk())
+        self._n_older = max(leaf.n_older_steps for _, leaf in self._steps.walk())
         self.batch_T, self.batch_B = reward.batch_shape
         self.full_size: int = reward.full_size
         self._check_numbers(n_steps, n_final_obs)
         self.n_steps = operator.index(n_steps)
-        self._is_on_gpu = any(side_of(leaf) == "gpu" for _, leaf in samples.walk())
+        self._is_on_gpu = any(side_of(leaf) == "gpu" for _, leaf in self._steps.walk())
         self.side: Side = "gpu" if self._is_on_gpu else "host"
         self.storage = storage_for(self.side)  # of minibatches and the table
         most_slots = n_final_obs or most_final_obs(samples)
@@ -133,7 +140,7 @@ class RingRecord:
         self._n_appended = None
         if self._stop > self._first:
             self._cut_episodes()
-        for _, leaf in self.samples.walk():
+        for _, leaf in self._steps.walk():
             leaf.move_window((self._stop - self.batch_T) % self.full_size)
         self._is_writing = False
 
@@ -211,7 +218,7 @@ class RingRecord:
         self._begin_change("append")
         t = self._n_appended % self.batch_T
         acted_on = t or self.batch_T  # the window has not moved yet
-        step = AppendedStep.of(self.samples, acted_on, next_observation, branches, final_obs or {})
+        step = AppendedStep.of(self._steps, acted_on, next_observation, branches, final_obs or {})
         self._n_appended = None
         if t == 0:
             self.begin_batch()
@@ -352,8 +359,9 @@ class RingRecord:
         most = min(stop - self._oldest_after(stop) for stop in stops)
         if not 1 <= n_steps <= most:
             raise ValueError(
-                f"n_steps: got {n_steps}, expected 1 to {most}: as many of the {self.full_size}"
-                " steps of the ring (full_size) are there at any time; make the ring longer"
+                f"{self._n_steps_name}: got {n_steps}, expected 1 to {most}: as many of the"
+                f" {self.full_size} steps of the ring (full_size) are there at any time; make the"
+                " ring longer"
             )
         if n_final_obs is not None and not 1 <= n_final_obs <= _MOST_SLOTS:
             raise ValueError(f"n_final_obs: got {n_final_obs}, expected 1 to {_MOST_SLOTS}")

@@ -13,7 +13,7 @@ from parllel.arrays import Array, ArraySpec
 from parllel.arrays.interop import may_share_memory
 from parllel.cuda import AnyArray
 from parllel.ops.stack_gather import RowSource, StackGather
-from parllel.ops.transitions import DrawnTransitions
+from parllel.ops.transitions import DrawnTransitions, SampledRing
 from parllel.replays.final_obs import FinalObs
 from parllel.storages import Memory, aligned, allocate
 from parllel.tree import ArrayDict
@@ -72,14 +72,14 @@ class TransitionMemory:
             specs[name] = ArraySpec.of((batch_size,), dtype)
         self.memory: Memory = allocate(storage, count_bytes(specs))
         self.tree = specs.apply(Array.from_spec, self.memory)
-        self.tensors = self.tree.to_torch()
+        self.tensors = self.present(self.tree)
         self.batch_size = batch_size
         first = next(source for _, source in sources.walk())
         self._is_on_gpu = not isinstance(first.frames, np.ndarray)
         # The row and the next row of each transition, and what else a draw needs for each.
         vectors = Array((3, batch_size), np.int64, storage=storage if self._is_on_gpu else "local")
-        rows, next_rows, scratch = (_read(vectors[number], self._is_on_gpu) for number in range(3))
-        branches = {name: _read(self.tree[name], self._is_on_gpu) for name in (*DRAWN, *extra)}
+        rows, next_rows, scratch = (read(vectors[number], self._is_on_gpu) for number in range(3))
+        branches = {name: read(self.tree[name], self._is_on_gpu) for name in (*DRAWN, *extra)}
         self.drawn = DrawnTransitions(
             identity=branches["index"],
             row=rows,
@@ -100,6 +100,10 @@ class TransitionMemory:
         self.sources = sources
         self._gather = self._prepare(sources, *self._picks)
 
+    def present(self, tree: ArrayDict) -> ArrayDict:
+        """Return a tree of Arrays like `tree` as the tensors of a minibatch."""
+        return tree.to_torch()
+
     def _prepare(self, sources: ArrayDict, rows: AnyArray, next_rows: AnyArray) -> StackGather:
         written = dict(self.tree.walk())
         following = dict(ArrayDict({NEXT: sources[NEXT]}).walk())
@@ -108,7 +112,7 @@ class TransitionMemory:
             replace(source, rows=next_rows if path in following else rows)
             for path, source in leaves.items()
         ]
-        return StackGather(picked, [_read(written[path], self._is_on_gpu) for path in leaves])
+        return StackGather(picked, [read(written[path], self._is_on_gpu) for path in leaves])
 
     def gather(self, seed: AnyArray | None = None) -> None:
         """Gather the rows that were drawn, for all branches; images are shifted by the seed.
@@ -135,22 +139,42 @@ def find_sources(samples: ArrayDict, final_obs: FinalObs, *, on_gpu: bool) -> Ar
     kept: Mapping[str, Any] = {
         name: branch for name, branch in samples.items() if name not in NOT_GATHERED
     }
-    sources = ArrayDict(kept).apply(_ring_source, 0, on_gpu)
+    sources = ArrayDict(kept).apply(ring_source, 0, on_gpu)
     tables = ArrayDict({NEXT: final_obs.table}).walk()
-    before = _read(final_obs.place, on_gpu)
+    before = read(final_obs.place, on_gpu)
 
     def add_table(source: RowSource) -> RowSource:
-        beside = _read(next(tables)[1], on_gpu)
+        beside = read(next(tables)[1], on_gpu)
         return replace(source, beside=beside, beside_rows=before if source.stack > 1 else None)
 
-    following = ArrayDict({NEXT: samples["observation"]}).apply(_ring_source, 1, on_gpu)
+    following = ArrayDict({NEXT: samples["observation"]}).apply(ring_source, 1, on_gpu)
     return ArrayDict({**sources, **following.apply(add_table)})
 
 
 def ring_of(leaf: Array, *, on_gpu: bool) -> AnyArray:
     """Return the rows of a leaf's ring over its memory, with T and B as one dimension."""
-    rows: AnyArray = _ring_source(leaf, 0, on_gpu).frames
+    rows: AnyArray = ring_source(leaf, 0, on_gpu).frames
     return rows
+
+
+def find_ring(
+    samples: ArrayDict, final_obs: FinalObs, *, on_gpu: bool, n_steps: int
+) -> SampledRing:
+    """Return the leaves of a ring by which steps are drawn, as kernels read them.
+
+    Args:
+        samples: the sample tree.
+        final_obs: the final observations beside its ring.
+        on_gpu: whether a GPU draws.
+        n_steps: steps of a transition.
+    """
+    leaves = {name: samples[name] for name in ("reward", "terminated", "truncated")}
+    leaves["final_slot"] = final_obs.slot
+    if "valid" in samples:
+        leaves["valid"] = samples["valid"]
+    rings = {name: ring_of(leaf, on_gpu=on_gpu) for name, leaf in leaves.items()}
+    width = samples["reward"].batch_shape[1]
+    return SampledRing(**{"valid": None, **rings}, width=width, n_steps=n_steps)
 
 
 def count_bytes(specs: ArrayDict) -> int:
@@ -158,7 +182,7 @@ def count_bytes(specs: ArrayDict) -> int:
     return sum(aligned(spec.nbytes) for _, spec in specs.walk())
 
 
-def _ring_source(leaf: Array, n_behind: int, on_gpu: bool) -> RowSource:
+def ring_source(leaf: Array, n_behind: int, on_gpu: bool) -> RowSource:
     """Return the rows of a ring and of the padding behind it, with T and B as one dimension."""
     rows = leaf.full[0 : leaf.full_size + n_behind]
     _check_shared(leaf, rows)
@@ -176,7 +200,8 @@ def _check_shared(leaf: Array, rows: Array) -> None:
         )
 
 
-def _read(leaf: Array, on_gpu: bool) -> AnyArray:
+def read(leaf: Array, on_gpu: bool) -> AnyArray:
+    """Return a leaf as the array that a side works on: CuPy's for a GPU, else NumPy's."""
     return leaf.to_cupy() if on_gpu else leaf.to_ndarray()
 
 
