@@ -6,6 +6,7 @@ from parllel.replays.prefetcher import Prefetcher
 from parllel.replays.prioritized_replay_buffer import PrioritizedReplayBuffer
 from parllel.replays.random_shift import RandomShift
 from parllel.replays.replay_buffer import ReplayBuffer
+from parllel.replays.sequence_replay_buffer import SequenceReplayBuffer
 
 __all__ = [
     "BatchParts",
@@ -14,4 +15,5 @@ __all__ = [
     "PrioritizedReplayBuffer",
     "RandomShift",
     "ReplayBuffer",
+    "SequenceReplayBuffer",
 ]

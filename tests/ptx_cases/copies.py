@@ -84,7 +84,7 @@ def copy_rows(rng: np.random.Generator) -> None:
         assert_bits("rows that are read", source.block, source.host)
 
 
-def _place(values: npt.NDArray[Any], offset: int) -> DeviceArray:
+def place(values: npt.NDArray[Any], offset: int) -> DeviceArray:
     """Return values in device memory, so many bytes behind the beginning of an allocation."""
     block = cuda.to_device(np.zeros(offset + values.nbytes, np.uint8))
     memory = block[offset:].data
@@ -93,7 +93,7 @@ def _place(values: npt.NDArray[Any], offset: int) -> DeviceArray:
     return placed
 
 
-class _Film:
+class Film:
     """Frames, and stacks of them by their definition.
 
     Args:
@@ -136,7 +136,7 @@ class _Film:
                 self.beside_rows = rows.astype(np.int64)
 
     def to_device(self) -> RowSource:
-        frames = _place(self.frames, self.offset)
+        frames = place(self.frames, self.offset)
         flags = cuda.to_device(self.is_first)
         optional = (self.blank, self.picked, self.beside, self.beside_rows)
         return RowSource(
@@ -150,12 +150,16 @@ class _Film:
     def stack_of(self, index: int) -> npt.NDArray[Any]:
         """Return the frames that end with a row's, the oldest first; of plain rows the row."""
         row = index if self.picked is None else int(self.picked[index])
-        newest = []
-        if row < 0:
-            newest = [self.beside[-1 - row]]
-            if not self.is_stacked:
-                return newest[0]
-            row = int(self.beside_rows[-1 - row])
+        if row >= 0:
+            return self.stack_at(row)
+        newest = self.beside[-1 - row]
+        if not self.is_stacked:
+            return newest
+        older = self.stack_at(int(self.beside_rows[-1 - row]))
+        return np.concatenate([older, newest[None]])[-self.stack :]
+
+    def stack_at(self, row: int) -> npt.NDArray[Any]:
+        """Return the stack of a row of the ring; of plain rows the row."""
         at = row + self.n_before
         frames, is_begun = [self.frames[at]], bool(self.is_first[at])
         while len(frames) < self.stack:
@@ -163,8 +167,7 @@ class _Film:
             is_blank = is_begun and self.blank is not None
             frames.append(self.blank[0] if is_blank else self.frames[at])
             is_begun = is_begun or bool(self.is_first[at])
-        stack = np.stack((frames[::-1] + newest)[-self.stack :])
-        return stack if self.is_stacked else stack[0]
+        return np.stack(frames[::-1]) if self.is_stacked else frames[0]
 
 
 def gather_stacks(rng: np.random.Generator) -> None:
@@ -176,14 +179,14 @@ def gather_stacks(rng: np.random.Generator) -> None:
         if rng.random() < 0.7:
             picked[rng.integers(0, 16, 4)] = -1 - rng.integers(0, _N_BESIDE, 4)
         limit = len(picked)
-    films = [_Film(rng, n_columns, n_steps, picked) for _ in range(int(rng.integers(1, 5)))]
+    films = [Film(rng, n_columns, n_steps, picked) for _ in range(int(rng.integers(1, 5)))]
     sources = [film.to_device() for film in films]
     count = int(rng.integers(0, 20))
     expected = [
         np.full((count + 2, *source.shape[1:]), 7, film.frames.dtype)
         for source, film in zip(sources, films, strict=True)
     ]
-    outputs = [_place(each, film.out_offset) for each, film in zip(expected, films, strict=True)]
+    outputs = [place(each, film.out_offset) for each, film in zip(expected, films, strict=True)]
     index = _pick(rng, count, limit, twice=True)
     StackGather(sources, outputs).run(_somewhere(rng, index))
     for film, output, rows in zip(films, outputs, expected, strict=True):
@@ -227,9 +230,9 @@ def gather_shifted(rng: np.random.Generator) -> None:
             flags = cuda.to_device(np.zeros(n_before + n_rows, bool))
             optional |= {"is_first": flags[n_before:], "n_columns": n_columns, "stack": n_frames}
         if picked is not None:
-            optional |= {"rows": cuda.to_device(picked), "beside": _place(beside, offset)}
+            optional |= {"rows": cuda.to_device(picked), "beside": place(beside, offset)}
             optional["beside_rows"] = cuda.to_device(beside_rows)
-        sources.append(RowSource(_place(frames, offset)[n_before:], **optional))
+        sources.append(RowSource(place(frames, offset)[n_before:], **optional))
         backs = np.arange(n_frames)[::-1]
         stack = []
         for row in index if picked is None else picked[index]:

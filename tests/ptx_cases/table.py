@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ptx_cases import computations, copies, draws, priorities
+from ptx_cases import computations, copies, draws, priorities, windows
 
 Run: TypeAlias = Callable[[np.random.Generator], None]
 
@@ -30,7 +30,9 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case(draws.draw_nothing, 1),
         Case(draws.draw_late, 1),
     ),
+    "draw_windows": (Case(windows.draw_evenly, 40), Case(windows.draw_nothing, 1)),
     "frames": (Case(copies.gather_stacks, 100),),
+    "gather_windows": (Case(windows.gather_rows, 160),),
     "merge_moments": (Case(computations.measure_many, 4),),
     "moments": (Case(computations.measure, 8),),
     "normalize": (Case(computations.scale_values, 12),),

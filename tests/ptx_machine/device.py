@@ -25,6 +25,7 @@ _COUNTING = ((WRITE, READ, 1), (WRITE, CHANGE, 1))
 ALLOWED: Mapping[str, tuple[tuple[str, str, int | None], ...]] = {
     "draw_by_priority": _COUNTING,
     "draw_transitions": _COUNTING,
+    "draw_windows": _COUNTING,
     "update_priorities": ((READ, CHANGE, None),),
 }
 
