@@ -373,7 +373,8 @@ class Array(Readable):
         """
         window = self._own_window("rotate")
         has_wrapped = window.advance()
-        self._assemble(self._buffer, (window.rows, *self._location[1:]), window)
+        if window.full_size > window.length:  # of one window, all that is known of it stays true
+            self._assemble(self._buffer, (window.rows, *self._location[1:]), window)
         return self._buffer.moves_around_end(window) if has_wrapped else []
 
     def reset(self) -> None:

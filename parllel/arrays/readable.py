@@ -37,6 +37,18 @@ class PickedRows(NamedTuple):
     numbers: NDArray[np.intp]
 
 
+class Place(NamedTuple):
+    """The elements of a buffer that an Array shows.
+
+    Args:
+        buffer: the memory, whichever Arrays show it.
+        location: the part that is shown, without integer arrays.
+    """
+
+    buffer: Buffer
+    location: Location
+
+
 class Readable:
     """The properties of an Array, and the ways to read its elements.
 
@@ -127,6 +139,27 @@ class Readable:
     def is_gathered(self) -> bool:
         """Whether integer arrays or a mask made this view, so that reading it gathers a copy."""
         return is_gathered(self._location)
+
+    @property
+    def place(self) -> Place | None:
+        """Where the elements lie, for what keeps an array over them (`is_at`).
+
+        None where reading makes a copy, so that there is no array to keep, and of a closed Array.
+        """
+        buffer = self._buffer
+        return None if self.is_gathered or buffer.is_closed else Place(buffer, self._location)
+
+    def is_at(self, place: Place) -> bool:
+        """Whether the elements lie at a place, in memory that is open: an array over it is theirs.
+
+        Args:
+            place: what `place` was of this Array or of another one.
+        """
+        buffer, location = place
+        if self._buffer is not buffer or buffer.is_closed:
+            return False
+        own = self._location
+        return own is location or (not self.is_gathered and own == location)
 
     @property
     def memory(self) -> Memory:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -47,18 +48,55 @@ def estimate_advantage(
         ValueError: an array has another dtype, shape or layout, or an output overlaps another
             array, or a factor is outside [0, 1]. Nothing was written or launched then.
     """
+    prepare_advantage(
+        reward,
+        value,
+        terminated,
+        truncated,
+        final_value,
+        discount=discount,
+        gae_lambda=gae_lambda,
+        out_advantage=out_advantage,
+        out_return=out_return,
+    )()
+
+
+def prepare_advantage(
+    reward: AnyArray,
+    value: AnyArray,
+    terminated: AnyArray,
+    truncated: AnyArray,
+    final_value: AnyArray,
+    *,
+    discount: float,
+    gae_lambda: float,
+    out_advantage: AnyArray,
+    out_return: AnyArray,
+) -> Callable[[], None]:
+    """Return a function that estimates advantages of what these arrays hold when it is called.
+
+    It may be called again and again, as long as the memory of the arrays is there. Arrays of CuPy
+    are checked here, once; those of NumPy by their kernel, with each call.
+
+    Args:
+        reward, value, terminated, truncated, final_value, discount, gae_lambda, out_advantage,
+            out_return: as for `estimate_advantage`.
+
+    Raises:
+        TypeError, ValueError: as for `estimate_advantage`; for arrays of NumPy, the call raises.
+    """
     inputs = (reward, value, terminated, truncated, final_value)
     outputs = (out_advantage, out_return)
     arrays = dict(zip(kernel.GaePointers._fields, (*inputs, *outputs), strict=True))
     if common_side_of(arrays) == "host":
-        kernel.estimate_advantage(
+        return partial(
+            kernel.estimate_advantage,
             *inputs,
             discount=discount,
             gae_lambda=gae_lambda,
             out_advantage=out_advantage,
             out_return=out_return,
         )
-        return
     check_device_layout(arrays)
     if reward.ndim != 2:
         raise ValueError(f"reward: shape {reward.shape}, expected two axes, (T, B)")
@@ -70,8 +108,13 @@ def estimate_advantage(
     check_fraction("gae_lambda", gae_lambda)
     check_device_outputs(arrays, "out_advantage", "out_return")
     factors = np.float32(discount), np.float32(discount * gae_lambda)
-    if reward.size:
-        _launch([*inputs, *factors], steps, width, outputs)
+    if not reward.size:
+        return _do_nothing
+    return partial(_launch, [*inputs, *factors], steps, width, outputs)
+
+
+def _do_nothing() -> None:
+    """Estimate no advantage."""
 
 
 def _launch(

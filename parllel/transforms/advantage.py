@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from parllel.arrays import Array
-from parllel.ops.advantage import estimate_advantage
-from parllel.ops.sides import fill_rows
+from parllel.arrays.readable import Place
+from parllel.ops.advantage import prepare_advantage
+from parllel.ops.sides import contiguous, fill_rows
 from parllel.transforms.running_moments import RunningMoments
 from parllel.transforms.transform import (
-    contiguous_elements,
     elements,
     output_like,
     refuse_moving,
@@ -65,6 +68,7 @@ class EstimateAdvantage:
         self._gae_lambda = gae_lambda
         self._advantage: Array | None = None
         self._return: Array | None = None
+        self._prepared: _Prepared | None = None
 
     def __call__(self, batch: ArrayDict) -> ArrayDict:
         """Return the batch with `advantage` and `return_`, overwritten by the next call.
@@ -74,32 +78,79 @@ class EstimateAdvantage:
                 has a row T of padding; and bool [T, B] `terminated` and `truncated`. The host
                 works on all of them, or a GPU does. `valid`, bool [T, B], may be there or not.
         """
-        value = batch["agent_info"]["value"]
-        refuse_moving("reward", batch["reward"])
+        leaves = (
+            batch["reward"],
+            batch["agent_info"]["value"],
+            batch["terminated"],
+            batch["truncated"],
+            batch["final_value"],
+        )
+        refuse_moving("reward", leaves[0])
+        valid, prepared = valid_rows(batch), self._prepared
+        if valid is None and prepared is not None and prepared.is_for(leaves):
+            prepared.run()
+            return batch.with_branches(prepared.results)
+        results = self._estimate(leaves, valid)
+        if valid is not None:
+            for output in results.values():
+                fill_rows(np.nonzero(~valid), 0, out=elements(output))
+        return batch.with_branches(results)
+
+    def _estimate(
+        self, leaves: Sequence[Array], valid: NDArray[np.bool_] | None
+    ) -> dict[str, Array]:
+        """Return the new branches, and keep what a batch at the same places needs no more."""
+        reward, value, terminated, truncated, final_value = leaves
         inputs = {
-            "reward": batch["reward"],
+            "reward": reward,
             "value": value[: len(value) + 1],
-            "terminated": batch["terminated"],
-            "truncated": batch["truncated"],
-            "final_value": batch["final_value"],
+            "terminated": terminated,
+            "truncated": truncated,
+            "final_value": final_value,
         }
         side_of_leaves(**inputs)
-        valid = valid_rows(batch)
         if valid is not None:
             inputs |= _cut_before(~valid, **inputs)
         self._advantage = output_like(value, self._advantage)
         self._return = output_like(value, self._return)
-        estimate_advantage(
-            **{name: contiguous_elements(leaf) for name, leaf in inputs.items()},
+        results = {"advantage": self._advantage, "return_": self._return}
+        given = {name: elements(leaf) for name, leaf in inputs.items()}
+        run = prepare_advantage(
+            **{name: contiguous(array) for name, array in given.items()},
             discount=self._discount,
             gae_lambda=self._gae_lambda,
             out_advantage=elements(self._advantage),
             out_return=elements(self._return),
         )
-        if valid is not None:
-            for output in (self._advantage, self._return):
-                fill_rows(np.nonzero(~valid), 0, out=elements(output))
-        return ArrayDict({**batch, "advantage": self._advantage, "return_": self._return})
+        run()
+        are_read = valid is None and all(array.flags.c_contiguous for array in given.values())
+        self._prepared = _Prepared.of(leaves, run, results) if are_read else None
+        return results
+
+    def __getstate__(self) -> dict[str, Any]:  # Any: as the attributes
+        """Return the attributes for a copy, which prepares arrays over its own memory."""
+        return {**self.__dict__, "_prepared": None}
+
+
+class _Prepared(NamedTuple):
+    """An estimate with all its arguments, for leaves that lie where these lay."""
+
+    places: Sequence[Place]  # of the inputs and the outputs
+    run: Callable[[], None]
+    results: dict[str, Array]
+
+    @classmethod
+    def of(
+        cls, leaves: Sequence[Array], run: Callable[[], None], results: dict[str, Array]
+    ) -> _Prepared | None:
+        """Return it; None where a leaf has no place that is read without a copy."""
+        places = [leaf.place for leaf in (*leaves, *results.values())]
+        found = [place for place in places if place is not None]
+        return cls(found, run, results) if len(found) == len(places) else None
+
+    def is_for(self, leaves: Sequence[Array]) -> bool:
+        """Tell whether these leaves, and the outputs, are where they were, in open memory."""
+        return all(map(Array.is_at, (*leaves, *self.results.values()), self.places))
 
 
 def _cut_before(
@@ -176,4 +227,4 @@ class NormalizeAdvantage:
         normalized = self._moments.normalize(advantage)
         if valid is not None:
             fill_rows(np.nonzero(~valid), 0, out=elements(normalized))
-        return ArrayDict({**batch, "advantage": normalized})
+        return batch.with_branches({"advantage": normalized})

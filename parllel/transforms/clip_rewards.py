@@ -58,4 +58,4 @@ class ClipRewards:
             high=self._high,
             out_values=elements(self._clipped),
         )
-        return ArrayDict({**batch, "reward": self._clipped})
+        return batch.with_branches({"reward": self._clipped})

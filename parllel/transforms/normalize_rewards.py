@@ -134,7 +134,7 @@ class NormalizeRewards:
             high=self._clip,
             out_values=elements(self._normalized),
         )
-        return ArrayDict({**batch, "reward": self._normalized})
+        return batch.with_branches({"reward": self._normalized})
 
     def restart(self) -> None:
         """Begin all returns at 0 again: the environments were reset. Moments stay."""

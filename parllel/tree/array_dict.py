@@ -124,7 +124,10 @@ class ArrayDict(MutableMapping[str, Any]):
 
     def __getitem__(self, index: object) -> Any:
         if isinstance(index, str):
-            return self._branch(index)
+            try:  # here: the most frequent use of all
+                return self._items[index]
+            except KeyError:
+                return self._branch(index)
         name, items = "", {}
         try:
             for name, item in self._items.items():
@@ -238,6 +241,10 @@ class ArrayDict(MutableMapping[str, Any]):
 
         Where it does not, return this tree.
         """
+        for item in self._items.values():  # of most trees, after one look at the first leaf
+            if isinstance(item, Array) and not item.is_gathered:
+                return self
+            break
         gathered = gather(self.walk())
         if gathered is None:
             return self
@@ -269,6 +276,20 @@ class ArrayDict(MutableMapping[str, Any]):
 
     map = apply
 
+    def with_branches(self, branches: Mapping[str, Any]) -> ArrayDict:
+        """Return a tree that shares this one's branches, but for those that are given.
+
+        `ArrayDict({**tree, **branches})` is the same, and takes several times as long.
+
+        Args:
+            branches: leaves or ArrayDicts by name, which replace branches or are added.
+        """
+        items = {**self._items, **branches}
+        for name, item in branches.items():
+            if not (isinstance(name, str) and isinstance(item, Array)):
+                return ArrayDict(items)  # which looks at each
+        return _tree_of(items)
+
     def __getattr__(self, name: str) -> ArrayDict:
         if name.startswith("_"):  # protocols probe for these: a tree has none of its leaves'
             raise AttributeError(f"ArrayDict has no attribute {name!r}")
@@ -285,10 +306,24 @@ class ArrayDict(MutableMapping[str, Any]):
         (`Array.to_ndarray`); rows that integer arrays pick become read-only copies too.
         """
         source = self._gathered()
-        arrays = source.apply(as_ndarray)
-        if source is not self:
-            arrays.apply(lock)
-        return arrays
+        if source is not self or self.__class__ is not ArrayDict:
+            arrays = source.apply(as_ndarray)
+            if source is not self:
+                arrays.apply(lock)
+            return arrays
+        name = ""
+        items: dict[str, Any] = {}
+        try:  # what `apply` does here, with a call less for each leaf
+            for name, item in self._items.items():
+                if isinstance(item, Array):
+                    items[name] = item.to_ndarray()
+                elif isinstance(item, ArrayDict):
+                    items[name] = item.apply(as_ndarray)
+                else:
+                    items[name] = as_ndarray(item)
+        except Exception as error:
+            raise_at((name,), error)
+        return _tree_of(items)
 
     def to_torch(self) -> ArrayDict:
         """Return the tree of torch tensors over the same memory. Waits for nothing.

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from parllel import Array
+from parllel import Array, FrameArray
 from parllel.testing.contracts.array_writing_contract import OnlyDLPack
 
 
@@ -268,3 +268,45 @@ def test_a_slice_that_leaves_memory_shows_its_own_grid() -> None:
     assert array[::-2][-9:2].to_ndarray().tolist() == [11, 9, 7]
     assert array[::-2][9::-1].to_ndarray().tolist()[:2] == [-1, 1]
     assert array[2:2:3][-9:9].shape[0] <= 5
+
+
+# Places
+
+
+def test_an_array_tells_whether_it_is_where_another_one_was() -> None:
+    array = Array((3, 2), np.float32, full_size=6)
+    place = array.place
+    assert place is not None
+    assert array.is_at(place)
+    assert array[...].is_at(place)
+    assert array[:3, :].is_at(place)
+    for other in (array[:2], array[:, :1], array[1], array[[0, 1, 2]], array.full):
+        assert not other.is_at(place)
+    assert not Array((3, 2), np.float32, full_size=6).is_at(place)
+    array.rotate()
+    assert not array.is_at(place)
+    array.rotate()
+    assert array.is_at(place)
+
+
+def test_what_reading_copies_and_what_is_closed_has_no_place() -> None:
+    array = Array((3, 2), np.float32)
+    assert array[[0, 1]].place is None
+    assert FrameArray((3, 2), np.uint8, (4, 5), stack=4).place is None
+    place = array.place
+    array.close()
+    assert array.place is None
+    assert place is not None
+    assert not array.is_at(place)
+
+
+def test_a_rotation_of_a_single_window_leaves_what_is_read_where_it_is() -> None:
+    array = Array((3, 2), np.float32, padding=1)
+    array[3] = 7
+    place, before = array.place, array.to_ndarray()
+    assert place is not None
+    array.rotate()
+    assert array.is_at(place)
+    assert np.shares_memory(array.to_ndarray(), before)
+    assert (array[0].to_ndarray() == 7).all()
+    assert (before[0] == 7).all()

@@ -524,3 +524,25 @@ def test_a_tree_is_not_none_and_numpy_never_takes_it_for_an_unequal_array() -> N
     for function in (np.array_equal, np.array_equiv, np.allclose):
         with pytest.raises(TypeError, match="to_ndarray"):
             function(tree, tree)
+
+
+def test_a_tree_with_other_branches_shares_the_rest() -> None:
+    array, nested = Array((2, 1), np.float32), ArrayDict({"b": Array((2, 1), np.float32)})
+    tree = ArrayDict({"a": array, "nested": nested})
+    other = Array((2, 1), np.int64)
+    changed = tree.with_branches({"a": other, "new": array})
+    assert list(changed) == ["a", "nested", "new"]
+    assert changed["a"] is other
+    assert changed["nested"] is nested
+    assert changed["new"] is array
+    assert list(tree) == ["a", "nested"]
+    assert tree["a"] is array
+    changed[0] = {"a": 3, "nested": {"b": 4}, "new": 5}
+    assert array[0].item() == 5
+    made = tree.with_branches({"plain": {"c": np.zeros(2)}})
+    assert isinstance(made["plain"], ArrayDict)
+    rows = tree[0].with_branches({"more": np.zeros(1)})
+    rows["more"] = np.ones(1)  # a tree of its own, and no rows of another one
+    assert "more" not in tree
+    with pytest.raises(TypeError, match="got 3 as a name"):
+        tree.with_branches({3: array})
