@@ -465,9 +465,8 @@ class Array(Readable):
         """
         if not self.batch_shape:  # an element: no Array can be allocated without a batch dimension
             other = Array((1,), self.dtype, feature_shape=self.shape, storage=storage)[0]
-            other[...] = self
-            return other
-        other = Array.from_spec(self.spec, storage)
+        else:
+            other = Array.from_spec(self.spec, storage)
         if self._window is None:
             other[...] = self
             return other
