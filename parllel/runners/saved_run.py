@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from parllel.generator_states import set_generator_state
-from parllel.replays import ReplayBuffer
+from parllel.replays.base_replay import BaseReplay
 from parllel.runners.generators import GlobalGenerators
 from parllel.runners.state_data import from_data, to_data
 from parllel.tree import ArrayDict, open_tree, save_tree, saved_json
@@ -189,7 +189,7 @@ def check_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
     """
     if _GENERATORS in parts:
         raise TypeError(f"{_GENERATORS}: it is saved in any case; rename the part of that name")
-    kinds = (ReplayBuffer, ArrayDict, HasState, np.random.Generator, torch.Generator)
+    kinds = (BaseReplay, ArrayDict, HasState, np.random.Generator, torch.Generator)
     for name, part in parts.items():
         if not name.isidentifier():
             raise TypeError(f"{name!r}: the name of a part has to be one as of a variable")
@@ -202,7 +202,7 @@ def check_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_tree(part: object) -> bool:
-    return isinstance(part, ReplayBuffer | ArrayDict)
+    return isinstance(part, BaseReplay | ArrayDict)
 
 
 def _numbers_of(folder: Path) -> dict[int, str]:
@@ -227,7 +227,7 @@ def _delete(folder: Path, names: list[str]) -> None:
 def _write(folder: Path, parts: Mapping[str, Any]) -> None:
     entries: dict[str, Any] = {}
     for name, part in parts.items():
-        if isinstance(part, ReplayBuffer):
+        if isinstance(part, BaseReplay):
             part.save(folder / name)
             entries[name] = _check_of_tree(folder / name)
         elif isinstance(part, ArrayDict):
@@ -289,10 +289,10 @@ def _is_of_tree(entry: object) -> bool:
     return isinstance(entry, dict) and entry.keys() == {"tree"}
 
 
-def _load_tree(part: ReplayBuffer | ArrayDict, folder: Path, entry: object) -> None:
+def _load_tree(part: BaseReplay[Any] | ArrayDict, folder: Path, entry: object) -> None:
     if _check_of_tree(folder) != entry:
         raise ValueError(f"{folder}: damaged: it is another tree than the one that was saved")
-    if isinstance(part, ReplayBuffer):
+    if isinstance(part, BaseReplay):
         part.load(folder)
     else:
         open_tree(folder).load_into(part)

@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +74,7 @@ def make_short_atari(**settings: Any) -> Any:
 FOUR_ENVS = {"N_ENVS": 4, "CHECKPOINT_EVERY": 64}
 TWO_ENVS = {"N_ENVS": 2, "CHECKPOINT_EVERY": 32, "EVALUATE_EVERY": 32}
 ON_POLICY = {**FOUR_ENVS, "T": 8}
-OFF_POLICY = {
+OFF_POLICY: dict[str, Any] = {
     **FOUR_ENVS,
     "T": 8,
     "LEARN_AFTER": 32,
@@ -86,6 +87,14 @@ GAMES = {
     "N_EPISODES": 2,
     "N_LAST_EPISODES": 4,
     "EVALUATE_EVERY": 64,
+}
+SEQUENCES = {
+    **OFF_POLICY,
+    "RING": 24,
+    "LENGTH": 4,
+    "BURN_IN": 2,
+    "EVALUATE_EVERY": 32,
+    "SETTINGS": replace(OFF_POLICY["SETTINGS"], n_steps=2, discount=0.9, rescales_values=True),
 }
 CRITICS = {
     **OFF_POLICY,
@@ -111,6 +120,7 @@ CASES = [
     Small("cartpole_ppo", STEPS, ON_POLICY),
     PIXELS_PPO,
     Small("memory_ppo", STEPS, ON_POLICY),
+    Small("memory_dqn", STEPS, SEQUENCES),
     Small("pixels_dqn", STEPS, {**OFF_POLICY, "RING": 24, "EVALUATE_EVERY": 32}, ("minatar",)),
     Small("pendulum_ppo", STEPS, {**ON_POLICY, "SETTINGS": PPOSettings(learning_rate=1e-3)}),
     Small("pendulum_sac", STEPS, {**CRITICS, "RING": 24}),
@@ -298,6 +308,7 @@ def test_an_example_is_a_program(tmp_path: Path) -> None:
     assert (tmp_path / "model.safetensors").exists()
 
 
+@pytest.mark.long
 @needs("matplotlib", "tensorboard", "tqdm", "tyro")
 def test_both_curves_are_in_one_picture_and_the_score_is_that_of_the_memory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

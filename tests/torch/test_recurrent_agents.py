@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from long_run import all_but_first
 from parllel import ArrayDict
 from parllel.cages import SerialCage
 from parllel.patterns import build_cages, build_example, build_sample_tree
@@ -119,7 +120,7 @@ SPACES = {
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-@pytest.mark.parametrize("kind", [Lstm, Gru])
+@pytest.mark.parametrize("kind", all_but_first([Lstm, Gru]))
 @pytest.mark.parametrize("has_previous", [False, True])
 def test_a_batch_is_evaluated_as_it_was_acted(
     space: spaces.Space[Any], kind: Any, has_previous: bool
@@ -444,7 +445,7 @@ def test_an_evaluation_tells_rewards_and_gives_the_state_back() -> None:
 
 
 @each_schedule
-@pytest.mark.parametrize("is_q", [False, True])
+@pytest.mark.parametrize("is_q", all_but_first([False, True]))
 def test_on_the_device_batches_are_the_same(schedule: str, seed: int, is_q: bool) -> None:
     def collect(storage: str) -> list[dict[str, Any]]:
         agent = make_agent(is_q=is_q, keeps_state=True)

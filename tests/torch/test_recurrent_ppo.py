@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from long_run import all_but_first
 from parllel import Array, ArrayDict
 from parllel.cages import Cage, Command, SerialCage
 from parllel.metrics import Metrics
@@ -120,7 +121,7 @@ def by_hand(
     return loss, {name: float(mean.detach()) for name, mean in means.items()}
 
 
-@pytest.mark.parametrize("kind", [Lstm, Gru])
+@pytest.mark.parametrize("kind", all_but_first([Lstm, Gru]))
 def test_an_update_is_that_of_a_loop_over_steps(kind: Any) -> None:
     agent = make_agent(kind=kind)
     batch = collect(make_sampler(agent))

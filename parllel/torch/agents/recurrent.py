@@ -78,8 +78,7 @@ class Recurrent(Agent[_Outputs]):
     def reset_state(self, columns: Sequence[int]) -> None:
         """Put the state of these environments back to the beginning of an episode: to zeros."""
         state = self._current()
-        (first, *_) = state.values()
-        index = torch.as_tensor(list(columns), dtype=torch.int64, device=first.device)
+        index = _index_of(columns, state)
         self._state = {name: part.index_fill(0, index, 0) for name, part in state.items()}
 
     @in_inference_mode
@@ -200,8 +199,7 @@ class Recurrent(Agent[_Outputs]):
         """
         state = self._settled()
         if columns is not None:
-            (first, *_) = state.values()
-            index = torch.as_tensor(list(columns), dtype=torch.int64, device=first.device)
+            index = _index_of(columns, state)
             state = {name: part.index_select(0, index) for name, part in state.items()}
         return self._run(rows, state)[0]
 
@@ -299,6 +297,12 @@ class Recurrent(Agent[_Outputs]):
                 " of the next one; call receive_reward after each step"
             )
         return self._current()
+
+
+def _index_of(columns: Sequence[int], state: Mapping[str, Tensor]) -> Tensor:
+    """Return columns as an index where the state is; nothing waits for a device."""
+    (first, *_) = state.values()
+    return torch.tensor(list(columns), dtype=torch.int64).to(first.device, non_blocking=True)
 
 
 def _as_sequence(leaf: Tensor) -> Tensor:

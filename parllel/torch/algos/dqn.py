@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from parllel.replays import Prefetcher, ReplayBuffer
+from parllel.replays import Prefetcher
+from parllel.replays.base_replay import BaseReplay
 from parllel.samplers import RecurrentActor
 from parllel.schedules import Schedule, value_at
 from parllel.torch.agents.modes import in_mode
@@ -174,7 +175,8 @@ class DQN(Scheduled[DQNAgent]):
 
     Args:
         agent: the agent that learns.
-        replay: the buffer that the sampler writes to (`replay=`).
+        replay: the buffer that the sampler writes to (`replay=`): a `ReplayBuffer`, or a
+            `SequenceReplayBuffer` for an agent that goes on from a state; with or without priority.
         optimizer: updates the parameters of the agent's model.
         settings: the numbers of DQN; the defaults if left out.
         prefetcher: draws the minibatches of `replay` ahead, with the settings' `batch_size`.
@@ -195,6 +197,7 @@ class DQN(Scheduled[DQNAgent]):
     Example:
         >>> import numpy as np
         >>> from parllel import Array
+        >>> from parllel.replays import ReplayBuffer
         >>> from parllel.torch.agents import QAgent
         >>> samples = ArrayDict(
         ...     {
@@ -220,7 +223,7 @@ class DQN(Scheduled[DQNAgent]):
     def __init__(
         self,
         agent: DQNAgent,
-        replay: ReplayBuffer,
+        replay: BaseReplay[Any],
         optimizer: torch.optim.Optimizer,
         settings: DQNSettings | None = None,
         *,

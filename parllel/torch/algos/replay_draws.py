@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from parllel.replays import Prefetcher, ReplayBuffer
+from parllel.replays import Prefetcher
+from parllel.replays.base_replay import BaseReplay
 from parllel.schedules import Schedule, value_at
 from parllel.tree import ArrayDict
 
@@ -28,6 +29,7 @@ class ReplayDraws:
     Example:
         >>> import numpy as np
         >>> from parllel import Array
+        >>> from parllel.replays import ReplayBuffer
         >>> samples = ArrayDict(
         ...     {
         ...         "observation": Array((2, 1), np.float32, full_size=4, padding=1),
@@ -49,7 +51,7 @@ class ReplayDraws:
 
     def __init__(
         self,
-        replay: ReplayBuffer,
+        replay: BaseReplay[Any],
         batch_size: int,
         *,
         beta: float | Schedule | None = None,
