@@ -27,6 +27,7 @@ from parllel.torch.models import (
     GaussianActorCritic,
     GaussianHead,
     Mlp,
+    NormalizeObservations,
     SoftActorCritic,
 )
 from parllel.transforms import EstimateAdvantage, NormalizeAdvantage
@@ -128,6 +129,33 @@ def test_an_agent_of_critics_has_one_space() -> None:
     torch.testing.assert_close(agent.own_action(torch.from_numpy(LOW)[None]), -torch.ones(1, 2))
     with pytest.raises(ValueError, match="finite bounds"):
         make_agent("critics", torch.zeros(1, 3)).bind_actions(spaces.Box(-np.inf, np.inf, (2,)))
+
+
+def test_a_policy_has_one_space_too() -> None:
+    agent = make_agent("clipped", torch.zeros(1, 3))
+    agent.bind_actions(Drift.action_space)
+    with pytest.raises(ValueError, match=r"action space: got .* in which this agent acts already"):
+        agent.bind_actions(DriftInFloat64.action_space)
+
+
+def test_what_normalizes_observations_is_an_encoder_of_critics() -> None:
+    rows = torch.zeros(1, 3)
+    torch.manual_seed(0)
+    normalize = NormalizeObservations(rows)
+    agent = QPgAgent(SoftActorCritic(3, 2, (8,), encoder=normalize), SquashedGaussian(2), rows)
+    assert agent.observes
+    example = build_example(Drift, storage="local")
+    samples = build_sample_tree(example, agent, batch_shape=(64, B))
+    cages = build_cages(Drift, B, n_workers="serial", seed=0)
+    sampler = BasicSampler(cages, agent, samples)
+    for _ in range(2):
+        batch, _ = sampler.collect_batch()
+    rows = batch["observation"].to_torch().flatten(0, 1)
+    features = agent.encode(rows)
+    assert features.std() == pytest.approx(1, abs=0.1)  # of observations of 2
+    params = agent.distribution.normalize(agent.model.policy(features))
+    action, _ = agent.step(rows, deterministic=True)
+    torch.testing.assert_close(agent.own_action(action), agent.distribution.mode(params).detach())
 
 
 def test_a_model_or_a_distribution_that_does_not_fit_is_refused() -> None:

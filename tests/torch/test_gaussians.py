@@ -384,7 +384,9 @@ def test_a_unit_box_is_left_as_it_is_and_nan_stays_nan() -> None:
 def test_wide_and_short_floats_keep_their_dtype() -> None:
     wide = spaces.Box(np.array([-1e300]), np.array([1e300]), dtype=np.float64)
     short = spaces.Box(np.float16([0.1]), np.float16([0.3]), dtype=np.float16)
-    assert BoxScale(wide, 1).to_space(torch.tensor([[0.5]])).item() == 5e299
+    far = BoxScale(wide, 1).to_space(torch.tensor([[0.5]]))
+    assert far.item() == 5e299
+    assert torch.equal(BoxScale(wide, 1).from_space(far), torch.tensor([[0.5]]))
     scale = BoxScale(short, 1)
     action = scale.to_space(torch.linspace(-1, 1, 999).unsqueeze(-1))
     assert action.dtype == torch.float16

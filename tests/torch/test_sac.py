@@ -302,11 +302,26 @@ def test_gradients_are_cut_down_each(stack: ExitStack) -> None:
 
 def test_schedules_set_rate_and_weights(stack: ExitStack) -> None:
     world = make_world(stack, kind=PrioritizedReplayBuffer)
-    sac = make_sac(world, learning_rate=linear(0.2, 0.0), beta=linear(0.4, 1.0))
+    rates = {"learning_rate": linear(0.2, 0.0), "temperature_rate": linear(0.1, 0.3)}
+    sac = make_sac(world, **rates, beta=linear(0.4, 1.0))
     assert isinstance(world.replay, PrioritizedReplayBuffer)
     sac.set_progress(0.5)
     assert world.replay.beta == pytest.approx(0.7)
     assert sac.optimize(world.replay.samples)["learning_rate"] == pytest.approx(0.1)
+    moved = sac.state_dict()["log_temperature"].abs().item()  # the first step of Adam is its rate
+    assert moved == pytest.approx(0.2, rel=1e-4)
+
+
+def test_a_temperature_that_is_not_learned_may_have_a_schedule(stack: ExitStack) -> None:
+    world = make_world(stack)
+    sac = make_sac(world, lr=0.01, temperature=linear(0.5, 0.0), learns_temperature=False)
+    for progress, expected in ((0.0, 0.5), (0.5, 0.25), (1.0, 0.0)):
+        sac.set_progress(progress)
+        numbers = sac.optimize(world.replay.samples)
+        assert numbers["temperature"] == pytest.approx(expected, rel=1e-5)
+        assert all(math.isfinite(number) for number in numbers.values())
+    with pytest.raises(TypeError, match="temperature: got linear"):
+        SACSettings(temperature=linear(0.5, 0.0))
 
 
 def test_a_prefetcher_gives_the_same_updates(stack: ExitStack) -> None:
@@ -395,6 +410,7 @@ def test_it_goes_on_from_a_saved_run_bit_for_bit(
         {"learns_temperature": 1},
         {"target_entropy": math.nan},
         {"temperature_rate": 0},
+        {"temperature_rate": linear(0.1, -0.1)},
         {"target_period": 0},
         {"target_share": 0.0},
         {"target_share": 1.5},

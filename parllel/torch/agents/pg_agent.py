@@ -12,6 +12,7 @@ from torch import Tensor
 from parllel.torch.agents.action_mask import find_mask
 from parllel.torch.agents.agent import Agent, in_inference_mode
 from parllel.torch.agents.modes import in_mode
+from parllel.torch.agents.one_space import check_same_space
 from parllel.torch.distributions import ActionMap, Distribution
 
 
@@ -92,6 +93,7 @@ class PgAgent(Agent[ModelOutputs]):
     ) -> None:
         super().__init__(model, generator)
         self.distribution = distribution
+        self._space: spaces.Space[Any] | None = None  # of the environments' actions
         self._action_map: ActionMap | None = None  # None: actions are the distribution's own
         mask = find_mask(self._rows(example_obs))
         self._has_mask = mask is not None
@@ -106,9 +108,11 @@ class PgAgent(Agent[ModelOutputs]):
 
         Raises:
             TypeError, ValueError: the distribution has other actions than the space
-                (`Distribution.map_actions`).
+                (`Distribution.map_actions`); or the agent acts in another space already.
         """
+        check_same_space(self._space, space)
         self._action_map = self.distribution.map_actions(space, self._example_params)
+        self._space = space
 
     @in_inference_mode
     def step(

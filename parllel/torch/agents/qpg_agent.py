@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from parllel.torch.agents.agent import Agent, in_inference_mode
 from parllel.torch.agents.modes import in_mode
+from parllel.torch.agents.one_space import check_same_space
 from parllel.torch.distributions import ActionMap, ReparameterizedDistribution
 
 
@@ -88,11 +89,7 @@ class QPgAgent(Agent[Any]):
                 (`Distribution.map_actions`); or the agent acts in another space already: one agent
                 has one scale.
         """
-        if self._space is not None and space != self._space:
-            raise ValueError(
-                f"action space: got {space}, expected {self._space}, in which this agent acts"
-                " already; give evaluation the environments of training, or make another agent"
-            )
+        check_same_space(self._space, space)
         self._action_map = self.distribution.map_actions(space, self._example_params)
         self._space = space
 

@@ -89,15 +89,16 @@ class SACSettings:
         batch_size: number of transitions of an update.
         n_updates: number of updates for each batch of the sampler.
         temperature: weight of the entropy against rewards, alpha in the paper, above 0: the first
-            one, or the one for ever.
+            one where it is learned; else a number or a schedule (`parllel.schedules`).
         learns_temperature: whether the temperature follows the entropy.
         target_entropy: entropy in nats, of own actions, that the temperature is to keep up; None
             for -k, where actions have k numbers.
-        temperature_rate: learning rate of the logarithm of the temperature (Adam).
+        temperature_rate: learning rate of the logarithm of the temperature (Adam); a number or a
+            schedule.
         target_period: number of updates from one change of the target critics to the next.
         target_share: share of the difference by which they follow then, in (0, 1].
-        learning_rate: the optimizer's learning rate, of all its groups; a number or a schedule
-            (`parllel.schedules`). None leaves it to the optimizer.
+        learning_rate: the optimizer's learning rate, of all its groups; a number or a schedule.
+            None leaves it to the optimizer.
         beta: exponent of the importance weights of a PrioritizedReplayBuffer; a number or a
             schedule. None leaves it to the buffer.
         max_grad_norm: norm to which a larger gradient is cut down, that of the critics and that of
@@ -115,10 +116,10 @@ class SACSettings:
 
     batch_size: int = 256
     n_updates: int = 1
-    temperature: float = 1.0
+    temperature: float | Schedule = 1.0
     learns_temperature: bool = True
     target_entropy: float | None = None
-    temperature_rate: float = 3e-4
+    temperature_rate: float | Schedule = 3e-4
     target_period: int = 1
     target_share: float = 0.005
     learning_rate: float | Schedule | None = None
@@ -127,10 +128,10 @@ class SACSettings:
 
     def __post_init__(self) -> None:
         check_counts(self, "batch_size", "n_updates", "target_period")
-        check_number(self, "temperature", above=0)
         check_flag(self, "learns_temperature")
+        check_number(self, "temperature", above=0, may_change=not self.learns_temperature)
         check_number(self, "target_entropy", is_optional=True)
-        check_number(self, "temperature_rate", above=0)
+        check_number(self, "temperature_rate", above=0, may_change=True)
         check_number(self, "target_share", above=0, most=1)
         check_number(self, "learning_rate", least=0, may_change=True, is_optional=True)
         check_number(self, "beta", least=0, may_change=True, is_optional=True)
@@ -234,10 +235,9 @@ class SAC(Scheduled[SACAgent]):
         _check_optimizer(optimizer, agent.model)
         self._target_critic = TargetNetwork(agent.model.critic)
         device = next(agent.model.parameters()).device
-        log_temperature = torch.full((), math.log(settings.temperature), device=device)
-        self._log_temperature = nn.Parameter(log_temperature)
-        rate = settings.temperature_rate
-        self._heating = Descent(torch.optim.Adam([self._log_temperature], lr=rate), math.inf)
+        first = value_at("temperature", settings.temperature, 0.0)
+        self._log_temperature = nn.Parameter(torch.tensor(first, device=device).log())
+        self._heating = Descent(torch.optim.Adam([self._log_temperature]), math.inf)
         self._n_updates = 0
         self._set_numbers(0.0)
 
@@ -351,6 +351,12 @@ class SAC(Scheduled[SACAgent]):
         rate = self._settings.learning_rate
         if rate is not None:
             self._descent.set_rate(value_at("learning_rate", rate, progress, least=0))
+        rate = self._settings.temperature_rate
+        self._heating.set_rate(value_at("temperature_rate", rate, progress, least=0))
+        if not self._settings.learns_temperature:
+            temperature = value_at("temperature", self._settings.temperature, progress, least=0)
+            # Of 0, the logarithm is -inf, and its exponential is 0 again.
+            self._log_temperature.detach().fill_(temperature).log_()
         self._draws.set_progress(progress)
         self._progress = progress
 

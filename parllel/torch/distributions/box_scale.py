@@ -19,8 +19,8 @@ class BoxScale:
 
     Actions of the space have the dtype of the sample tree, and never leave the space, however they
     are rounded: -1 and what lies below becomes exactly the lower bound, 1 and above the upper one.
-    Both bounds come back as exactly -1 and 1. Own numbers are float32, or float64 where the tree's
-    rows are.
+    Both bounds come back as exactly -1 and 1. Own numbers are float32; where the tree's rows are
+    float64, numbers are scaled in that.
 
     Args:
         space: the space of a single environment's actions.
@@ -75,10 +75,11 @@ class BoxScale:
         return reached.to(self._stored)
 
     def from_space(self, action: Tensor) -> Tensor:
-        """Return numbers in [-1, 1] for actions of the space; outside counts as at the bound."""
+        """Return float32 in [-1, 1] for actions of the space; outside counts as at the bound."""
         given = action.to(self._half.dtype)
         inside = ((given - self._middle) / self._half).clamp(-1, 1)
-        return torch.where(given >= self._high, 1, torch.where(given <= self._low, -1, inside))
+        own = torch.where(given >= self._high, 1, torch.where(given <= self._low, -1, inside))
+        return own.to(torch.float32)
 
 
 def check_box(space: spaces.Space[Any], dim: int) -> spaces.Box:
