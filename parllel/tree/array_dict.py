@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, NoReturn, TypeAlias
 
-from parllel import cuda
 from parllel.arrays import Array, ArraySpec, Leaf
 from parllel.arrays.row_plan import RowPlan, find_write, write_whole
-from parllel.ops.row_copy import copy_blocks
 from parllel.storages import KINDS, Memory, aligned, allocate
 from parllel.tree.errors import raise_at
 from parllel.tree.gathers import gather, has_arrays, scatter
 from parllel.tree.leaves import (
+    arrays_over,
     as_ndarray,
     as_tensor,
     call,
@@ -22,9 +21,9 @@ from parllel.tree.leaves import (
     checked_write,
     describe_leaf,
     lock,
-    rotate_on_host,
 )
 from parllel.tree.path import TreePath, path_text
+from parllel.tree.rotating import rotate_leaves
 from parllel.tree.tree_description import TreeDescription, describe_tree, html_table
 
 
@@ -71,8 +70,6 @@ class ArrayDict(MutableMapping[str, Any]):
         self._items = {}
         self._origin = self._plan = None
         for name, value in dict({} if items is None else items).items():
-            if not isinstance(name, str):
-                raise TypeError(f"ArrayDict: got {name!r} as a name, expected a string")
             self._set_branch(name, value)
 
     # A dictionary of branches
@@ -166,6 +163,8 @@ class ArrayDict(MutableMapping[str, Any]):
             raise_at(list(self.walk())[number][0], error)
 
     def _set_branch(self, name: str, value: Any) -> None:  # Any: a leaf of any library
+        if not isinstance(name, str):
+            raise TypeError(f"ArrayDict: got {name!r} as a name, expected a string")
         if self._origin is not None:
             self._write_branch(name, value)
             return
@@ -284,11 +283,10 @@ class ArrayDict(MutableMapping[str, Any]):
         Args:
             branches: leaves or ArrayDicts by name, which replace branches or are added.
         """
-        items = {**self._items, **branches}
-        for name, item in branches.items():
-            if not (isinstance(name, str) and isinstance(item, Array)):
-                return ArrayDict(items)  # which looks at each
-        return _tree_of(items)
+        tree = _tree_of(dict(self._items))
+        for name, branch in branches.items():
+            tree._set_branch(name, branch)
+        return tree
 
     def __getattr__(self, name: str) -> ArrayDict:
         if name.startswith("_"):  # protocols probe for these: a tree has none of its leaves'
@@ -306,24 +304,13 @@ class ArrayDict(MutableMapping[str, Any]):
         (`Array.to_ndarray`); rows that integer arrays pick become read-only copies too.
         """
         source = self._gathered()
-        if source is not self or self.__class__ is not ArrayDict:
-            arrays = source.apply(as_ndarray)
-            if source is not self:
-                arrays.apply(lock)
-            return arrays
-        name = ""
-        items: dict[str, Any] = {}
-        try:  # what `apply` does here, with a call less for each leaf
-            for name, item in self._items.items():
-                if isinstance(item, Array):
-                    items[name] = item.to_ndarray()
-                elif isinstance(item, ArrayDict):
-                    items[name] = item.apply(as_ndarray)
-                else:
-                    items[name] = as_ndarray(item)
-        except Exception as error:
-            raise_at((name,), error)
-        return _tree_of(items)
+        quick = arrays_over(self._items) if source is self and type(self) is ArrayDict else None
+        if quick is not None:
+            return _tree_of(quick)
+        arrays = source.apply(as_ndarray)
+        if source is not self:
+            arrays.apply(lock)
+        return arrays
 
     def to_torch(self) -> ArrayDict:
         """Return the tree of torch tensors over the same memory. Waits for nothing.
@@ -340,18 +327,7 @@ class ArrayDict(MutableMapping[str, Any]):
         rows around the end of all rings.
         """
         self._check_arrays("rotate")
-        on_device = {path: leaf for path, leaf in self.walk() if not leaf.is_on_host}
-        if on_device:
-            cuda.refuse_capture("a rotation")  # the host moves the window, a graph would not
-        self.apply(rotate_on_host)
-        moves = [
-            (path, *rows)
-            for path, leaf in on_device.items()
-            for rows in _advance_window(path, leaf)
-        ]
-        if moves:
-            paths, destination, source = zip(*moves, strict=True)
-            copy_blocks(destination, source, names=[path_text(path) for path in paths])
+        rotate_leaves(list(self.walk()))
 
     def reset(self) -> None:
         """Reset all leaves, so that the next `rotate` lands at the beginning."""
@@ -520,13 +496,6 @@ def _allocate_for(specs: ArrayDict, storage: str) -> Memory:
             for path, spec in leaves
         )
         raise MemoryError(f"{error}; the tree wants{table}") from error
-
-
-def _advance_window(path: TreePath, leaf: Array) -> list[tuple[Any, Any]]:
-    try:
-        return leaf.advance_window()
-    except Exception as error:
-        raise_at(path, error)
 
 
 def _changed_spec(leaf: object, **changes: object) -> ArraySpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from parllel import cuda
 from parllel.arrays import Array, Leaf
 from parllel.arrays.interop import is_tensor, to_host, to_tensor
+from parllel.tree.errors import raise_at
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,19 @@ def as_ndarray(leaf: Leaf) -> NDArray[Any]:
     if not isinstance(leaf, np.ndarray) and hasattr(leaf, "__cuda_array_interface__"):
         values.flags.writeable = False  # a copy: a write would be lost
     return values
+
+
+def arrays_over(items: Mapping[str, Any]) -> dict[str, NDArray[Any]] | None:
+    """Return what `as_ndarray` does for Arrays by name, sooner; None where one is no Array."""
+    name, arrays = "", {}
+    try:
+        for name, item in items.items():
+            if not isinstance(item, Array):
+                return None
+            arrays[name] = item.to_ndarray()
+    except Exception as error:
+        raise_at((name,), error)
+    return arrays
 
 
 def as_tensor(leaf: Leaf) -> torch.Tensor:
@@ -144,9 +158,3 @@ def _device(leaf: object) -> str:
 def lock(values: NDArray[Any]) -> None:
     """Make an array read-only: it is a copy, in which a write would be lost."""
     values.flags.writeable = False
-
-
-def rotate_on_host(leaf: Array) -> None:
-    """Rotate an Array in host memory; do nothing for another one."""
-    if leaf.is_on_host:
-        leaf.rotate()
