@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from long_run import all_but_first
 from parllel import Array, cuda
 from parllel.cages import Cage, ProcessCage, SerialCage, VectorCage
 from parllel.patterns import build_example, build_sample_tree, example_of
@@ -137,10 +138,10 @@ def by_hand(n_steps: int) -> tuple[np.ndarray, dict[tuple[int, int], np.ndarray]
     ("kind", "make_sampler"),
     [
         ("one", BasicSampler),
-        ("four", BasicSampler),
         ("four", AlternatingSampler),
         ("SAME_STEP", BasicSampler),
-        ("workers", BasicSampler),
+        pytest.param("four", BasicSampler, marks=pytest.mark.long),
+        pytest.param("workers", BasicSampler, marks=pytest.mark.long),
     ],
 )
 def test_all_observations_are_told_once_and_final_ones_in_their_order(
@@ -179,7 +180,7 @@ def test_the_calls_stand_around_the_steps_of_a_batch() -> None:
 
 
 @each_schedule
-@pytest.mark.parametrize("kind", ["device", "managed", "pinned"])
+@pytest.mark.parametrize("kind", all_but_first(["device", "managed", "pinned"]))
 def test_memory_of_a_gpu_tells_the_same(kind: str, schedule: str, seed: int) -> None:
     expected, _ = collect("four", 2)
     with simulated_cuda(schedule, seed):

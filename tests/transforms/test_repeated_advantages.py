@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from long_run import all_but_first
 from parllel import Array, ArrayDict, cuda
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.transforms import EstimateAdvantage
@@ -61,7 +62,7 @@ def assert_as_new(estimate: EstimateAdvantage, batch: ArrayDict) -> None:
 CHANGES = ("rotate", "reset", "leaf", "view", "valid", "invalid", "width", "slice", "again")
 
 
-@fewer_examples(2)
+@fewer_examples(4)
 @given(
     changes=st.lists(st.sampled_from(CHANGES), min_size=1, max_size=12),
     n_windows=st.integers(1, 3),
@@ -159,7 +160,7 @@ def test_the_result_has_the_branches_of_the_batch_that_was_given() -> None:
 
 
 @each_schedule
-@pytest.mark.parametrize("kind", ["device", "managed", "pinned"])
+@pytest.mark.parametrize("kind", all_but_first(["device", "managed", "pinned"]))
 @pytest.mark.parametrize("n_windows", [1, 3])
 def test_memory_of_a_gpu_is_found_again(
     kind: str, n_windows: int, schedule: str, seed: int

@@ -281,10 +281,21 @@ def _buffer_name(path: TreePath) -> str:
 def _leaf_of(observation: Any, path: TreePath) -> Array:
     """Return a leaf of rows as an Array."""
     for name in path:
+        if not isinstance(observation, Mapping) or name not in observation:
+            raise ValueError(
+                f"observation: there is no leaf {path_text(path)}, which is normalized; make"
+                " NormalizeObservations with an observation of these environments"
+            )
         observation = observation[name]
-    if isinstance(observation, Array):
-        return observation
-    return Array.from_numpy(as_ndarray(observation))
+    if isinstance(observation, Mapping):
+        raise ValueError(
+            f"{path_text(('observation', *path))}: got a tree of {list(observation)}, expected one"
+            " leaf; NormalizeObservations stands in front of the whole model, where observations"
+            " are as environments give them"
+        )
+    return (
+        observation if isinstance(observation, Array) else Array.from_numpy(as_ndarray(observation))
+    )
 
 
 def _on(moments: Moments, like: Tensor) -> Moments:
