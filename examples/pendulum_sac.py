@@ -1,4 +1,4 @@
-"""Train SAC on Pendulum-v1: a continuous action, learned from a replay buffer in a minute."""
+"""Train SAC on Pendulum-v1: a continuous action, learned from a replay buffer."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
