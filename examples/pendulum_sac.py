@@ -28,7 +28,7 @@ SETTINGS = SACSettings(
     learning_rate=1e-3,
 )
 SIZES = (128, 128)
-LEARN_AFTER, EVALUATE_EVERY, CHECKPOINT_EVERY = 1_000, 500, 5_000
+LEARN_AFTER, LOG_EVERY, EVALUATE_EVERY, CHECKPOINT_EVERY = 1_000, 500, 500, 5_000
 N_EVAL_ENVS, N_LAST_EVALUATIONS = 40, 10  # returns differ by 80 from one beginning to another
 
 
@@ -75,7 +75,7 @@ def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
         algorithm,
         metrics,
         n_steps=config.steps,
-        log_every=500,
+        log_every=LOG_EVERY,
         learn_after=LEARN_AFTER,
         after_batch=[
             every(EVALUATE_EVERY, evaluations.hook),

@@ -31,7 +31,7 @@ SETTINGS = SACSettings(
     learning_rate=5e-4,
 )
 N_FEATURES, SIZES = 50, (256, 256)
-LEARN_AFTER, EVALUATE_EVERY, CHECKPOINT_EVERY = 5_000, 50_000, 50_000
+LEARN_AFTER, LOG_EVERY, EVALUATE_EVERY, CHECKPOINT_EVERY = 5_000, 1_000, 50_000, 50_000
 N_EVAL_ENVS, MAX_STEPS = 4, 1_000
 
 
@@ -120,7 +120,7 @@ def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
         algorithm,
         metrics,
         n_steps=config.steps,
-        log_every=1_000,
+        log_every=LOG_EVERY,
         learn_after=LEARN_AFTER,
         after_batch=[every(EVALUATE_EVERY, evaluation), every(CHECKPOINT_EVERY, checkpoints)],
     )

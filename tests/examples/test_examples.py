@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -71,6 +72,12 @@ def make_short_atari(**settings: Any) -> Any:
     return AtariVectorEnv(**settings, max_num_frames_per_episode=40)
 
 
+def make_short_race() -> gym.Env[Any, Any]:
+    """Make CarRacing as the example sees it, but with episodes of 6 steps."""
+    race = gym.make("CarRacing-v3", max_episode_steps=6)
+    return gym.wrappers.FrameStackObservation(load("pixels_sac").Small(race), 3)
+
+
 FOUR_ENVS = {"N_ENVS": 4, "CHECKPOINT_EVERY": 64}
 TWO_ENVS = {"N_ENVS": 2, "CHECKPOINT_EVERY": 32, "EVALUATE_EVERY": 32}
 ON_POLICY = {**FOUR_ENVS, "T": 8}
@@ -101,6 +108,7 @@ CRITICS = {
     "SETTINGS": SACSettings(batch_size=8, n_updates=2, target_period=3, learning_rate=1e-3),
     "SIZES": (8, 8),
     "EVALUATE_EVERY": 32,
+    "LOG_EVERY": 16,
     "N_EVAL_ENVS": 2,
 }
 RACING = {**CRITICS, "RING": 32, "MAX_STEPS": 20, "N_FEATURES": 4, "N_WORKERS": 0}
@@ -131,7 +139,7 @@ CASES = [
     Small("loop_by_hand", STEPS, {**LOOP, "BATCH_SIZE": 8, "EXPLORE_STEPS": 96, "LOG_EVERY": 16}),
     PIXELS_PPO._replace(constants=ON_POLICY, is_long="with workers"),
     PIXELS_SAC._replace(
-        constants={**RACING, **TWO_ENVS, "LEARN_AFTER": 16},
+        constants={**RACING, **TWO_ENVS, "LEARN_AFTER": 16, "make_env": make_short_race},
         config={"steps": 64},
         packages=("Box2D", "pygame"),
         is_long="with CarRacing",
