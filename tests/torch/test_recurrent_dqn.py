@@ -330,6 +330,17 @@ def test_agents_and_buffers_that_do_not_go_together_are_refused() -> None:
         DQNSettings(rescales_values=1)  # type: ignore[arg-type]
 
 
+def test_windows_without_a_step_to_learn_from_are_told_and_change_nothing() -> None:
+    agent, windows = make_agent(), Windows(0, 0, has_previous=True)
+    windows.rows["mask"][...] = False
+    optimizer = torch.optim.SGD(agent.model.parameters(), lr=0.1)  # type: ignore[attr-defined]
+    settings = DQNSettings(batch_size=N, n_steps=2, discount=0.9)
+    dqn = DQN(agent, windows, optimizer, settings)  # type: ignore[arg-type]
+    before = weights(agent.model)
+    assert np.isnan(dqn.optimize(ArrayDict())["loss"])  # which a runner refuses
+    assert torch.equal(weights(agent.model), before)
+
+
 @pytest.mark.parametrize("name", ["initial_rnn_state", "agent_info"])
 def test_windows_without_what_the_agent_goes_on_from_are_refused(name: str) -> None:
     agent, windows = make_agent(), Windows(0, 0, has_previous=True)

@@ -428,10 +428,14 @@ def _value_of(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _mean(numbers: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the mean of the steps that are learned from; 0 where none is."""
+    """Return the mean of the steps that are learned from.
+
+    It is NaN where there is none, because a buffer on a device has found no sequence to draw: a
+    runner refuses such a number. No gradient comes of it.
+    """
     if mask is None:
         return numbers.mean()
-    return torch.where(mask, numbers, 0).sum() / mask.sum().clamp(min=1)
+    return torch.where(mask, numbers, 0).sum() / mask.sum()
 
 
 def _rows_from(leaf: Tensor, begin: int) -> Tensor:
