@@ -23,13 +23,14 @@ N_ENVS, T = 16, 8  # environments, and steps of each between updates
 RING = 50_000 // N_ENVS  # steps of each environment that are kept
 LENGTH, BURN_IN = 16, 8  # steps of a sequence that are learned from, and before them
 SETTINGS = DQNSettings(
-    batch_size=32,
+    batch_size=64,
     n_updates=8,
-    n_steps=3,
+    n_steps=5,
     discount=0.99,
     rescales_values=True,
-    target_period=200,
-    learning_rate=linear(1e-3, 1e-4),
+    target_period=1,
+    target_share=0.01,
+    learning_rate=linear(1e-3, 0.0),
 )
 EPSILON = linear(1.0, 0.02, until=0.3)
 N_FEATURES = 64
@@ -40,7 +41,7 @@ LEARN_AFTER, EVALUATE_EVERY, CHECKPOINT_EVERY = 2_000, 10_000, 50_000
 class Config(RunConfig):
     """Train DQN with a memory on CartPole without velocities."""
 
-    steps: int = 50_000
+    steps: int = 70_000
 
 
 class WithoutVelocities(gym.ObservationWrapper):
