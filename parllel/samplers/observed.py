@@ -24,13 +24,13 @@ class Observed:
 
     def __init__(self, n_steps: int, n_envs: int) -> None:
         self._valid: NDArray[np.bool_] = np.ones((n_steps, n_envs), np.bool_)
-        self._final: list[tuple[int, int, Any]] = []  # step, column, observation
+        self._final: list[Any] = []
 
     def add(self, t: int, group: Group) -> None:
         """Take what a group's step t has, which has come to its end."""
         if invalid := group.invalid():
             self._valid[t, invalid] = False
-        self._final += [(t, column, each) for column, each in group.final_obs().items()]
+        self._final += group.final_obs().values()
 
     @property
     def valid(self) -> NDArray[np.bool_] | None:
@@ -43,7 +43,4 @@ class Observed:
         Args:
             like: rows [B, ...] of the tree's `observation`.
         """
-        if not self._final:
-            return None
-        in_order = sorted(self._final, key=lambda each: each[:2])  # whatever took turns
-        return as_rows([observation for *_, observation in in_order], like)
+        return as_rows(self._final, like) if self._final else None
