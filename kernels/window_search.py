@@ -113,8 +113,8 @@ def may_begin(ring: Ring, form: WindowTable, number: int, row: int, column: int)
     """Return whether a step is one by which windows are named, if one can be sampled there.
 
     Those are the multiples of the stride. Where windows don't go on with the next episode, so is
-    the first step of each episode; and where they have no padding, so is the step with which a
-    window ends as its episode does.
+    the first step of each episode; and where they have no padding, so is the step by which a window
+    ends with the last step of its episode that can be learned from.
     """
     table = ring.table
     is_found = number % form.stride == 0
@@ -124,6 +124,9 @@ def may_begin(ring: Ring, form: WindowTable, number: int, row: int, column: int)
     if not is_found and form.ends == STOP and number + form.length <= ring.stop:
         last = place_beside(table, row, column, form.length - 1)
         is_found = is_open(table, last) == 0
+        if not is_found and number + form.length < ring.stop:
+            behind = place_beside(table, row, column, form.length)
+            is_found = not is_learnable(table, behind)
     return is_found
 
 

@@ -144,7 +144,7 @@ def read_windows(minibatch: ArrayDict, model: Model, form: Form) -> dict[int, di
     """Return the windows of a minibatch by their index, after a look at all observations."""
     index, first = np.unique(minibatch["index"].cpu().numpy(), return_index=True)
     found = {
-        path: leaf.cpu().numpy() if path == "index" else leaf.cpu().numpy()[:, first]
+        path: leaf.cpu().numpy() if leaf.ndim == 1 else leaf.cpu().numpy()[:, first]
         for path, leaf in leaves(minibatch).items()
     }
     numbers = found["observation.deep.number"]
@@ -152,7 +152,7 @@ def read_windows(minibatch: ArrayDict, model: Model, form: Form) -> dict[int, di
     assert numbers.shape == (form.n_rows + 1, len(index))
     assert "valid" not in found
     return {
-        number: {name: leaf[:, at] for name, leaf in found.items() if name != "index"}
+        number: {name: leaf[:, at] for name, leaf in found.items() if leaf.ndim > 1}
         for at, number in enumerate(index.tolist())
     }
 

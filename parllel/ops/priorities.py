@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -123,20 +124,28 @@ def draw_by_priority(
     return out.n_items if ring.side == "host" and not out.scratch[0] else 0
 
 
-def weigh_priorities(ring: SampledRing, state: DrawState, drawn: DrawnTransitions) -> None:
-    """Write (smallest priority / priority) ** beta for each transition drawn by priority.
+class Weighed(Protocol):
+    """What was drawn by priority; `DrawnTransitions` has the meaning."""
+
+    n_items: int
+    scratch_argument: int | DeviceArray
+    weight_argument: int | DeviceArray | None
+
+
+def weigh_priorities(ring: SampledRing, state: DrawState, drawn: Weighed) -> None:
+    """Write (smallest priority / priority) ** beta for each item drawn by priority.
 
     Args:
         ring, state: what was drawn from. The state has beta: how far weights undo priorities, 0 not
             at all, 1 wholly.
-        drawn: the transitions, after `draw_by_priority`; their weights are overwritten.
+        drawn: transitions or windows, after their draw; their weights are overwritten.
 
     Raises:
-        ValueError: the transitions have no memory for weights.
+        ValueError: they have no memory for weights.
     """
     weight = drawn.weight_argument
     if weight is None:
-        raise ValueError("weigh_priorities: the transitions have no weight; give them the array")
+        raise ValueError("weigh_priorities: what was drawn has no weight; give it the array")
     arguments = (drawn.scratch_argument, drawn.n_items, state.argument, weight)
     _run(kernel.WEIGH.name, ring.side, drawn.n_items, arguments)
 

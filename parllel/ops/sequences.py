@@ -48,11 +48,13 @@ class DrawnWindows:
         initial: int64 [n], written with the place of each window's first step.
         is_first: bool [rows + 1, n], written.
         mask: bool [rows, n], written.
+        scratch: int64 [n], overwritten by draws by priority.
+        weight: float32 [n], written by `weigh_priorities`; None where there are no weights.
 
     Attributes:
         n_items: number of windows, n.
-        observed, steps, initial: as given: the codes that a gather reads.
-        argument: what kernels are given for the arrays.
+        scratch: as given. After a draw by priority it holds the windows' priorities.
+        argument, scratch_argument, weight_argument: what kernels are given for the arrays.
     """
 
     def __init__(
@@ -64,13 +66,16 @@ class DrawnWindows:
         initial: AnyArray,
         is_first: AnyArray,
         mask: AnyArray,
+        scratch: AnyArray,
+        weight: AnyArray | None = None,
     ) -> None:
-        self.n_items = len(identity)
-        self.observed, self.steps, self.initial = observed, steps, initial
-        self._arrays = (identity, observed, steps, initial, is_first, mask)  # kept alive
-        side = common_side("windows", self._arrays)
-        self._table = make_table(Windows(*map(address_of, self._arrays)), side)
-        self.argument = as_argument(self._table)
+        self.n_items, self.scratch = len(identity), scratch
+        written = (identity, observed, steps, initial, is_first, mask)
+        self._arrays = (*written, weight)  # kept alive
+        side = common_side("windows", (*written, scratch))
+        self._table = make_table(Windows(*map(address_of, written)), side)
+        self.argument, self.scratch_argument = as_argument(self._table), as_argument(scratch)
+        self.weight_argument = None if weight is None else as_argument(weight)
 
 
 def draw_windows(windows: SampledWindows, state: DrawState, out: DrawnWindows) -> int:

@@ -4,6 +4,7 @@ from parllel.replays.batch_parts import BatchParts
 from parllel.replays.minibatches import Minibatches
 from parllel.replays.prefetcher import Prefetcher
 from parllel.replays.prioritized_replay_buffer import PrioritizedReplayBuffer
+from parllel.replays.prioritized_sequence_replay_buffer import PrioritizedSequenceReplayBuffer
 from parllel.replays.random_shift import RandomShift
 from parllel.replays.replay_buffer import ReplayBuffer
 from parllel.replays.sequence_replay_buffer import SequenceReplayBuffer
@@ -13,6 +14,7 @@ __all__ = [
     "Minibatches",
     "Prefetcher",
     "PrioritizedReplayBuffer",
+    "PrioritizedSequenceReplayBuffer",
     "RandomShift",
     "ReplayBuffer",
     "SequenceReplayBuffer",

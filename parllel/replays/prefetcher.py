@@ -7,13 +7,13 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 
 from parllel import cuda
 from parllel.arrays import Array
-from parllel.replays.replay_buffer import ReplayBuffer
+from parllel.replays.base_replay import BaseReplay
 from parllel.storages import KINDS, allocate, storage_for
 from parllel.tree import ArrayDict
 
@@ -42,7 +42,7 @@ class Prefetcher:
     Args:
         replay: the buffer, its tree in host memory. One whose tree a GPU works on needs no
             prefetcher: there `sample` waits for nothing.
-        batch_size: number of transitions of a minibatch.
+        batch_size: number of transitions, or of windows, of a minibatch.
         n_batches: number of minibatches that have memory, 2 or more: the caller learns from one,
             and the others are drawn ahead.
         storage: "local", or "device" for minibatches on the device.
@@ -78,7 +78,7 @@ class Prefetcher:
 
     def __init__(
         self,
-        replay: ReplayBuffer,
+        replay: BaseReplay[Any],
         batch_size: int,
         *,
         n_batches: int = 2,
@@ -110,7 +110,7 @@ class Prefetcher:
         replay.watchers.add(self)
 
     @property
-    def replay(self) -> ReplayBuffer:
+    def replay(self) -> BaseReplay[Any]:
         """The buffer whose minibatches these are."""
         return self._replay
 
@@ -224,7 +224,7 @@ class PrefetchedBatch(Protocol):
 
     tensors: ArrayDict
 
-    def fill(self, replay: ReplayBuffer) -> None:
+    def fill(self, replay: BaseReplay[Any]) -> None:
         """Draw a minibatch. The thread calls it, after the caller's `release`."""
 
     def take(self) -> None:
@@ -248,11 +248,11 @@ class HostBatch:
         batch_size: number of transitions.
     """
 
-    def __init__(self, replay: ReplayBuffer, batch_size: int) -> None:
+    def __init__(self, replay: BaseReplay[Any], batch_size: int) -> None:
         self._outputs = replay.make_memory(batch_size)
         self.tensors = self._outputs.tensors
 
-    def fill(self, replay: ReplayBuffer) -> None:
+    def fill(self, replay: BaseReplay[Any]) -> None:
         """Draw and gather."""
         replay.sample_into(self._outputs)
 
@@ -283,20 +283,20 @@ class DeviceBatch:
         stream: the stream of the copies.
     """
 
-    def __init__(self, replay: ReplayBuffer, batch_size: int, stream: cuda.Stream) -> None:
+    def __init__(self, replay: BaseReplay[Any], batch_size: int, stream: cuda.Stream) -> None:
         self._outputs = replay.make_memory(batch_size, "pinned")
         specs = self._outputs.tree.apply(lambda leaf: leaf.spec)
         nbytes, dtype = self._outputs.memory.nbytes, np.dtype(np.uint8)
         on_device = allocate("device", nbytes)
         self.tree = specs.apply(Array.from_spec, on_device)  # laid out as in the pinned block
-        self.tensors = self.tree.to_torch()
+        self.tensors = self._outputs.present(self.tree)
         self._pinned_bytes = self._outputs.memory.array(0, (nbytes,), dtype)
         self._device_bytes = on_device.array(0, (nbytes,), dtype)
         self._stream = stream
         self._is_copied = cuda.Event()
         self._is_free = cuda.Event().record()  # the zeros of the new memory come first
 
-    def fill(self, replay: ReplayBuffer) -> None:
+    def fill(self, replay: BaseReplay[Any]) -> None:
         """Draw and gather, then queue the copy. Before, the host waits for the last copy."""
         self._is_copied.synchronize()
         replay.sample_into(self._outputs)
@@ -323,7 +323,7 @@ class DeviceBatch:
 
 
 def _fill_batches(
-    replay: ReplayBuffer,
+    replay: BaseReplay[Any],
     batches: Sequence[PrefetchedBatch],
     requests: _Requests,
     results: _Results,
@@ -345,7 +345,7 @@ def _fill_batches(
             batch.finish()
 
 
-def _check(replay: ReplayBuffer, n_batches: int, storage: str) -> None:
+def _check(replay: BaseReplay[Any], n_batches: int, storage: str) -> None:
     if replay.side == "gpu":
         raise ValueError(
             "replay: its tree is in memory of the GPU; call sample(), which waits for nothing"

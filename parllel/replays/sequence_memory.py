@@ -28,6 +28,7 @@ DRAWN = ("index", "is_first", "mask")
 
 # Which of a draw's codes name the rows of a leaf.
 Codes: TypeAlias = Literal["observed", "steps", "initial"]
+_Vectors: TypeAlias = Codes | Literal["scratch"]
 
 
 class LeafSource(NamedTuple):
@@ -108,15 +109,17 @@ class SequenceMemory:
             is_first=branches["is_first"],
             mask=branches["mask"],
             **self._codes,
+            **{name: branches[name] for name in extra},
         )
         self.bind(sources)
 
-    def _allocate_codes(self, storage: str) -> dict[Codes, AnyArray]:
+    def _allocate_codes(self, storage: str) -> dict[_Vectors, AnyArray]:
         n_rows = self._form.burn_in + self._form.length
-        lengths: dict[Codes, int] = {
+        lengths: dict[_Vectors, int] = {
             "observed": self._form.n_older + n_rows + 1,
             "steps": n_rows,
             "initial": 1,
+            "scratch": 1,
         }
         shape = sum(lengths.values()), self.batch_size
         codes = Array(shape, np.int64, storage=storage if self._is_on_gpu else "local")
@@ -124,7 +127,7 @@ class SequenceMemory:
         for name, length in lengths.items():
             parts[name] = every[begin : begin + length]
             begin += length
-        return {**parts, "initial": parts["initial"][0]}
+        return {**parts, "initial": parts["initial"][0], "scratch": parts["scratch"][0]}
 
     def _output_spec(self, source: LeafSource) -> ArraySpec:
         ring, n_rows = source.ring, self._form.burn_in + self._form.length

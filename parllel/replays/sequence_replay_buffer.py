@@ -46,11 +46,11 @@ class SequenceReplayBuffer(BaseReplay[SequenceMemory]):
 
     Windows are named by the steps whose number, which counts from the first one ever written, is a
     multiple of `stride`. With "stop" and "pad", the first step of each episode names one too, and
-    with "stop" a window ends with each episode. A window can't be drawn where one of its steps, or
-    the one before its first, is not there (any more); where it would have no step to learn from;
-    and, with "stop", where one of its steps is not valid. A step that is not valid is the last of
-    its episode, as for `RecurrentSampler`, and is not learned from; so is one with a truncation
-    whose final observation was not given.
+    with "stop" a window ends with the last step of each episode. A window can't be drawn where one
+    of its steps, or the one before its first, is not there (any more); where it would have no step
+    to learn from; and, with "stop", where one of its steps is not valid. A step that is not valid
+    is the last of its episode, as for `RecurrentSampler`, and is not learned from; neither is one
+    with a truncation whose final observation was not given.
 
     Frames that are stored once (`FrameArray`) are gathered once: R + n for each window. Its stacks
     are a view of them, in which step t has the frames t to t + n - 1. It is not contiguous, so a

@@ -20,7 +20,7 @@ _SEED = Seed(1, 2, 3)  # of what draws nothing
 _POWER_ERROR = 2.0**-20
 
 
-class _Tree:
+class Tree:
     """Priorities of a ring's places, on the host and on the device."""
 
     def __init__(self, leaves: npt.NDArray[np.int64], largest: int) -> None:
@@ -64,7 +64,7 @@ def draw_shares(rng: np.random.Generator) -> None:
     """Draws by priority, and their weights."""
     ring, seed = _some_ring(rng), some_seed(rng)
     leaves = _some_leaves(rng, ring) * int(rng.random() < 0.9)
-    tree = _Tree(leaves, 0)
+    tree = Tree(leaves, 0)
     arrays, out = allocate(int(rng.choice([1, 7, 200])))
     beta = float(rng.choice([0, 0.4, 1]))
     state = ring.make_state(seed, beta=beta)
@@ -104,14 +104,14 @@ def weigh(rng: np.random.Generator) -> None:
     drawn = rng.integers(1, 2 ** int(rng.choice([10, 24])), out.n_items) << int(rng.choice([0, 16]))
     cuda.copy_to_device(drawn, out_device=arrays["scratch"])
     state = ring.make_state(_SEED, beta=beta)
-    packed = _pack(2, 0) | (2**30 - 1 - _pack(0, int(drawn.min())))  # as the draw leaves it
+    packed = pack(2, 0) | (2**30 - 1 - pack(0, int(drawn.min())))  # as the draw leaves it
     place = SMALLEST // 8
     cuda.copy_to_device(np.array([packed]), out_device=state.numbers[place : place + 1])
     ops.weigh_priorities(ring.on_device, state, out)
     _assert_weights(arrays["weight"], drawn, beta)
 
 
-def _pack(period: int, number: int) -> int:
+def pack(period: int, number: int) -> int:
     """Return what the largest priority of a period is kept as: its 24 highest binary digits."""
     exponent = max(0, number.bit_length() - 24)
     return (period << 6 | exponent) << 24 | number >> exponent
@@ -125,8 +125,8 @@ def _to_number(size: np.float32, limit: np.float32) -> int:
 def update_leaves(rng: np.random.Generator) -> None:
     """Errors of some transitions, also of ones that are gone, and of some twice."""
     ring = _some_ring(rng)
-    leaves, largest = _some_leaves(rng, ring), _pack(2, 77)
-    tree = _Tree(leaves, largest)
+    leaves, largest = _some_leaves(rng, ring), pack(2, 77)
+    tree = Tree(leaves, largest)
     n = int(rng.choice([1, 20, 150]))
     steps = rng.integers(max(0, ring.steps.first - 2), ring.steps.stop + 2, n)
     identity = steps * ring.width + rng.integers(0, ring.width, n)
@@ -155,7 +155,7 @@ def update_leaves(rng: np.random.Generator) -> None:
         assert int(found[place]) in numbers, "priority: differs from the reference"
         leaves[place] = found[place]
     tree.assert_leaves(leaves)
-    packed = [_pack(ring.steps.stop, each) for numbers in may_be.values() for each in numbers]
+    packed = [pack(ring.steps.stop, each) for numbers in may_be.values() for each in numbers]
     assert_bits("largest", tree.largest, np.array([max([largest, *packed])], np.int64))
 
 
@@ -163,7 +163,7 @@ def update_by_powers(rng: np.random.Generator) -> None:
     """Errors with an exponent that needs a power function: near float64, with exact sums."""
     ring = Ring(rng, 1)
     leaves = _some_leaves(rng, ring)
-    tree, there = _Tree(leaves, 0), ring.sampleable()
+    tree, there = Tree(leaves, 0), ring.sampleable()
     picked = rng.permutation(len(there))[: int(rng.integers(1, len(there) + 1))]
     rows = np.array([there[each].row for each in picked])
     error = rng.exponential(1, len(picked)).astype(np.float32)
@@ -191,7 +191,7 @@ def refresh_leaves(rng: np.random.Generator) -> None:
     leaves = np.where(rng.random(ring.n_rows * ring.width) < 0.5, 0, _some_leaves(rng, ring))
     leaves[rng.random(len(leaves)) < 0.2] = 9
     number = int(rng.choice([1, 77, 2**24 - 1, 0b1011 << 30]))
-    tree = _Tree(leaves, _pack(ring.steps.stop, number))
+    tree = Tree(leaves, pack(ring.steps.stop, number))
     begin = int(rng.integers(ring.steps.first, ring.steps.stop))
     n_steps = int(rng.integers(1, min(ring.n_rows, ring.steps.stop - begin + 2) + 1))
     ops.refresh_priorities(ring.on_device, ring.make_state(_SEED), tree.on_device, begin, n_steps)

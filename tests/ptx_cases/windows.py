@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from parllel import cuda
 from parllel.kernels.sequences import BACK_BITS, NO_STEP
+from parllel.kernels.sum_tree import ONE
 from parllel.kernels.transitions import N_TRIES, NOT_GIVEN, Seed
 from parllel.kernels.window_search import CROSS, PAD, STOP, WindowTable
 from parllel.ops.sequences import (
@@ -16,9 +17,16 @@ from parllel.ops.sequences import (
     WindowSource,
     draw_windows,
 )
+from parllel.ops.window_priorities import (
+    ErrorFormula,
+    draw_windows_by_priority,
+    refresh_windows,
+    update_windows,
+)
 from ptx_cases.comparing import assert_bits
 from ptx_cases.copies import Film, place
 from ptx_cases.draws import Ring, draw_below, some_seed
+from ptx_cases.priorities import Tree, pack
 
 
 class Found(NamedTuple):
@@ -197,8 +205,10 @@ def allocate(form: WindowTable, n: int) -> tuple[dict[str, Any], DrawnWindows]:
         "initial": (n,),
         "is_first": (n_rows + 1, n),
         "mask": (n_rows, n),
+        "scratch": (n,),
     }
-    arrays = {name: cuda.library().empty(shapes[name], _DTYPES[name]) for name in shapes}
+    dtypes = {**_DTYPES, "scratch": np.int64}
+    arrays = {name: cuda.library().empty(shapes[name], dtypes[name]) for name in shapes}
     return arrays, DrawnWindows(**arrays)
 
 
@@ -267,3 +277,108 @@ def _coded(film: Film, code: int) -> npt.NDArray[Any]:
     row, back = code % (1 << BACK_BITS), code >> BACK_BITS
     stack = film.stack_at(row)
     return stack[-1 - min(back, film.stack - 1)] if film.is_stacked else stack
+
+
+# By priority
+
+
+def _some_episodes(rng: np.random.Generator) -> tuple[Episodes, npt.NDArray[np.int64]]:
+    """Return a ring's windows, and priorities of its places: above 0 where a window can be drawn.
+
+    Returns:
+        The windows, and int64 [n_places].
+    """
+    chances, shape = tuple(rng.choice([0, 0.1, 0.4], 3).tolist()), None
+    if rng.random() < 0.5:  # over whose places there are up to six levels of sums
+        shape = int(rng.choice([500, 10_000, 210_000])), 5
+    ring = Ring(rng, 1, chances, shape=shape)
+    episodes = Episodes(ring, some_form(rng, ring))
+    leaves = np.zeros(ring.n_rows * ring.width, np.int64)
+    for number in range(episodes.first, episodes.stop):
+        for column in range(ring.width):
+            if episodes.find(number, column) is not None:
+                place = episodes.place(number, column)
+                leaves[place] = rng.integers(1, 2 ** int(rng.choice([3, 24, 40])))
+    return episodes, leaves
+
+
+def draw_shares(rng: np.random.Generator) -> None:
+    """Draws by priority, of which some have nothing to draw from."""
+    episodes, leaves = _some_episodes(rng)
+    ring, form, seed = episodes.ring, episodes.form, some_seed(rng)
+    leaves *= int(rng.random() < 0.9)
+    tree, n = Tree(leaves, 0), int(rng.choice([1, 7, 60]))
+    arrays, out = allocate(form, n)
+    state, windows = ring.make_state(seed), SampledWindows(ring.on_device, form)
+    draw_windows_by_priority(windows, state, tree.on_device, out)
+    assert state.read_number() == seed.number + 1, "number: differs from the reference"
+    total, below, expected, drawn = int(leaves.sum()), np.cumsum(leaves), [], []
+    for item in range(n):
+        begin, end = item * total // n, (item + 1) * total // n
+        target = begin + draw_below(seed, item, 0, max(1, end - begin))
+        leaf = int(np.searchsorted(below, target, side="right"))
+        if total == 0:
+            leaf = episodes.place(episodes.first, 0)
+        age = (leaf // ring.width - episodes.first) % ring.n_rows
+        found = episodes.find(episodes.first + age, leaf % ring.width)
+        expected.append(found or episodes.nothing())
+        drawn.append(0 if found is None else leaves[leaf])
+    assert_found(arrays, expected)
+    assert_bits("priorities drawn", arrays["scratch"], np.array(drawn, np.int64))
+    tree.assert_leaves(leaves)
+
+
+def refresh_leaves(rng: np.random.Generator) -> None:
+    """Windows that can be drawn from now on, no longer, and as before."""
+    episodes, there = _some_episodes(rng)
+    ring = episodes.ring
+    leaves = np.where(rng.random(len(there)) < 0.5, 0, there)
+    leaves[rng.random(len(leaves)) < 0.2] = 9
+    tree, number = Tree(leaves, pack(episodes.stop, 77)), 77
+    begin = int(rng.integers(episodes.first, episodes.stop))
+    n_steps = int(rng.integers(1, episodes.stop - begin + 1))
+    windows = SampledWindows(ring.on_device, episodes.form)
+    refresh_windows(windows, ring.make_state(Seed(1, 2, 3)), tree.on_device, begin, n_steps)
+    for step in range(begin, begin + n_steps):
+        for column in range(ring.width):
+            place = episodes.place(step, column)
+            leaves[place] = (leaves[place] or number) if there[place] else 0
+    tree.assert_leaves(leaves)
+
+
+def update_leaves(rng: np.random.Generator) -> None:
+    """Errors of some windows, also of ones that are gone: near float64, with exact sums."""
+    episodes, leaves = _some_episodes(rng)
+    ring = episodes.ring
+    tree = Tree(leaves, 0)
+    most = (episodes.stop + 2 - max(0, episodes.first - 2)) * ring.width
+    picked = rng.permutation(most)[: int(rng.integers(1, min(most, 40) + 1))]
+    identity = picked + max(0, episodes.first - 2) * ring.width
+    places = identity % (ring.n_rows * ring.width)
+    identity = identity[np.unique(places, return_index=True)[1]]  # none shares its place
+    n_rows, n = int(rng.integers(1, 9)), len(identity)
+    error = rng.standard_normal((n_rows, n)).astype(np.float32)
+    mask = rng.random((n_rows, n)) < 0.7
+    error[rng.random((n_rows, n)) < 0.05] = rng.choice(np.array([np.nan, np.inf], np.float32))
+    alpha, share = np.float32(rng.choice([0.6, 1])), np.float32(rng.choice([0, 0.9, 1]))
+    update_windows(
+        SampledWindows(ring.on_device, episodes.form),
+        ring.make_state(Seed(1, 2, 3)),
+        tree.on_device,
+        ErrorFormula(alpha, np.float32(1e-3), share),
+        index=cuda.to_device(identity),
+        error=cuda.to_device(error),
+        mask=cuda.to_device(mask),
+    )
+    found = cuda.to_host(tree.sums)[: len(leaves)].copy()
+    for at, number in enumerate(identity.tolist()):
+        place = number % (ring.n_rows * ring.width)
+        is_there = episodes.first <= number // ring.width < episodes.stop and leaves[place] > 0
+        sizes = np.abs(error[mask[:, at], at].astype(np.float64))
+        if is_there and len(sizes) and np.isfinite(sizes).all():
+            mixed = sizes.mean() + float(share) * (sizes.max() - sizes.mean())
+            expected = (mixed + 1e-3) ** float(alpha) * ONE
+            # Some roundings of float32, and those of a device's power function.
+            assert abs(found[place] - expected) <= 2.0**-19 * expected + 1, "priority: is off"
+            leaves[place] = found[place]
+    tree.assert_leaves(leaves)

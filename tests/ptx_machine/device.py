@@ -26,6 +26,7 @@ ALLOWED: Mapping[str, tuple[tuple[str, str, int | None], ...]] = {
     "draw_by_priority": _COUNTING,
     "draw_transitions": _COUNTING,
     "draw_windows": _COUNTING,
+    "draw_windows_by_priority": _COUNTING,
     "update_priorities": ((READ, CHANGE, None),),
 }
 

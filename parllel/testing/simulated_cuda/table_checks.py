@@ -13,9 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.kernels import frames, stack_table
+from parllel.kernels import frames, stack_table, windows
+from parllel.kernels.sequences import BACK_BITS, Windows
 from parllel.kernels.sum_tree import SumTree
 from parllel.kernels.transitions import STATE_NUMBERS, RingTable
+from parllel.kernels.window_search import WindowTable
 from parllel.testing.simulated_cuda.active import device
 
 Sizes: TypeAlias = tuple[int, ...]
@@ -160,6 +162,71 @@ def check_weigh_priorities(
     check_rows("weigh_priorities", address_of(weights), 4, (0, int(n_items) - 1), 4)
 
 
+def check_draw_windows(grid: Sizes, *arguments: Argument) -> None:
+    """Check the arguments of `kernels.sequences.DEVICE`."""
+    ring, state, _, form, n_items, out = arguments
+    _check_ring("draw_windows", ring, state)
+    _check_windows("draw_windows", form, out, int(n_items))
+
+
+def check_draw_windows_by_priority(grid: Sizes, *arguments: Argument) -> None:
+    """Check the arguments of `kernels.sequence_priorities.DRAW`."""
+    ring, state, _, form, tree, n_items, out, drawn = arguments
+    what = "draw_windows_by_priority"
+    _check_ring(what, ring, state)
+    _check_sums(what, tree)
+    _check_windows(what, form, out, int(n_items))
+    integers_at(address_of(drawn), int(n_items))
+
+
+def check_refresh_windows(grid: Sizes, *arguments: Argument) -> None:
+    """Check the arguments of `kernels.sequence_priorities.REFRESH`."""
+    ring, state, _, form, tree, *_ = arguments
+    _check_ring("refresh_windows", ring, state)
+    integers_at(address_of(form), len(WindowTable._fields))
+    _check_sums("refresh_windows", tree)
+
+
+def check_update_windows(grid: Sizes, *arguments: Argument) -> None:
+    """Check the arguments of `kernels.sequence_priorities.UPDATE`."""
+    *_, index, error, mask, n_rows, n_items = arguments
+    n = int(n_rows) * int(n_items)
+    integers_at(address_of(index), int(n_items))
+    check_rows("update_windows, error", address_of(error), 4, (0, n - 1), 4)
+    check_rows("update_windows, mask", address_of(mask), 1, (0, n - 1), 1)
+    check_ring_and_sums("update_windows", grid, *arguments)
+
+
+def check_gather_windows(grid: Sizes, table: Argument, *shares: Argument) -> None:
+    """Check the arguments of `kernels.windows.DEVICE`."""
+    n_leaves = sum(int(each) for each in shares[:2])
+    n_numbers = windows.ENTRY_NBYTES // INTEGER_NBYTES
+    entries = integers_at(address_of(table), n_leaves * n_numbers).reshape(-1, n_numbers)
+    for number, entry in enumerate(entries.tolist()):
+        leaf = windows.WindowLeaf(*entry[:-1])
+        what, outputs = f"windows, leaf {number}", (0, leaf.n_rows - 1)
+        check_rows(f"{what}, written", leaf.destination, leaf.nbytes, outputs, leaf.nbytes)
+        codes = integers_at(leaf.codes, leaf.n_rows)
+        if (beside := -1 - codes[codes < 0]).size:
+            ends = int(beside.min()), int(beside.max())
+            check_rows(f"{what}, beside", leaf.beside, leaf.nbytes, ends, leaf.nbytes)
+        if (places := codes[codes >= 0]).size:
+            places, backs = places & ((1 << BACK_BITS) - 1), places >> BACK_BITS
+            ends = int(places.min()), int(places.max())
+            check_rows(f"{what}, read", leaf.source, leaf.stride, ends, leaf.nbytes)
+            if leaf.n_frames > 1 and (stacks := places[backs > 0]).size:
+                first = int(stacks.min()) - (leaf.n_frames - 1) * leaf.n_columns
+                check_rows(f"{what}, flags", leaf.is_first, 1, (first, int(stacks.max())), 1)
+
+
+def _check_windows(what: str, form: Argument, out: Argument, n_items: int) -> None:
+    """Check what is written for windows."""
+    table = WindowTable(*integers_at(address_of(form), len(WindowTable._fields)).tolist())
+    n_rows = table.burn_in + table.length
+    sizes = Windows(8, 8 * (table.n_older + n_rows + 1), 8 * n_rows, 8, n_rows + 1, n_rows)
+    _check_arrays(what, out, sizes, n_items)
+
+
 def check_ring_and_sums(what: str, grid: Sizes, *arguments: Argument) -> None:
     """Check the tables of a kernel whose first arguments are a ring and a tree of sums."""
     ring, state, _, tree, *_ = arguments
@@ -200,7 +267,12 @@ def _check_arrays(what: str, table: Argument, sizes: Sequence[int], n_items: int
 CHECKS: Mapping[str, Callable[..., None]] = {
     "draw_by_priority": check_draw_by_priority,
     "draw_transitions": check_draw_transitions,
+    "draw_windows": check_draw_windows,
+    "draw_windows_by_priority": check_draw_windows_by_priority,
     "frames": check_frames_kernel,
+    "gather_windows": check_gather_windows,
+    "refresh_windows": check_refresh_windows,
+    "update_windows": check_update_windows,
     "refresh_priorities": functools.partial(check_ring_and_sums, "refresh_priorities"),
     "rows": check_rows_kernel,
     "shifted_frames": check_shifted_frames_kernel,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parllel import cuda
 from parllel.cuda import AnyArray
-from parllel.replays import ReplayBuffer
+from parllel.replays.base_replay import BaseReplay
 from parllel.torch.operators.library import as_array, define
 from parllel.tree import ArrayDict
 
@@ -25,6 +25,7 @@ class Part(NamedTuple):
     end: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    stride: tuple[int, ...] | None  # None where it is contiguous
 
 
 class Source:
@@ -35,7 +36,7 @@ class Source:
         batch_size: number of transitions.
     """
 
-    def __init__(self, replay: ReplayBuffer, batch_size: int) -> None:
+    def __init__(self, replay: BaseReplay[Any], batch_size: int) -> None:
         self._replay = weakref.ref(replay)
         self._memory = replay.make_memory(batch_size)
         nbytes = self._memory.memory.nbytes
@@ -46,9 +47,10 @@ class Source:
             Part(
                 path,
                 leaf.data_ptr() - begin,
-                leaf.data_ptr() - begin + leaf.nbytes,
+                leaf.data_ptr() - begin + _count_bytes(leaf),
                 leaf.dtype,
                 tuple(leaf.shape),
+                None if leaf.is_contiguous() else leaf.stride(),
             )
             for path, leaf in self._memory.tensors.walk()
         ]
@@ -114,7 +116,7 @@ class ReplayDraw:
     torch.Size([8])
     """
 
-    def __init__(self, replay: ReplayBuffer, batch_size: int) -> None:
+    def __init__(self, replay: BaseReplay[Any], batch_size: int) -> None:
         self._source = Source(replay, batch_size)
         self._number = next(_numbers)
         _sources[self._number] = self._source
@@ -129,12 +131,21 @@ class ReplayDraw:
         """
         block: Tensor = _OPERATOR(self._state, self._number, self._nbytes)
         tree: dict[str, Any] = {}  # Any: a tensor, or a tree of tensors
-        for path, begin, end, dtype, shape in self._parts:
+        for path, begin, end, dtype, shape, stride in self._parts:
             inside = tree
             for name in path[:-1]:
                 inside = inside.setdefault(name, {})
-            inside[path[-1]] = block[begin:end].view(dtype).view(shape)
+            leaf = block[begin:end].view(dtype)
+            inside[path[-1]] = leaf.as_strided(shape, stride) if stride else leaf.view(shape)
         return ArrayDict(tree)
+
+
+def _count_bytes(leaf: Tensor) -> int:
+    """Return the bytes from a tensor's first element to the end of its last one."""
+    if not leaf.numel():
+        return 0
+    last = sum((n - 1) * step for n, step in zip(leaf.shape, leaf.stride(), strict=True))
+    return (last + 1) * leaf.itemsize
 
 
 def _tensor_over(array: AnyArray) -> Tensor:
