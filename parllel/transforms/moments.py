@@ -56,4 +56,6 @@ class Moments(NamedTuple):
         The host waits where they live in memory of a GPU.
         """
         saved = {name: np.asarray(each, np.float64) for name, each in moments.state_dict().items()}
+        if not moments.count:  # what is kept may be of rows before a reset, and NaN
+            return cls(0, np.zeros_like(saved["m2"]), np.zeros_like(saved["m2"]))
         return cls(int(saved["count"]), saved["shift"] + saved["offset"], saved["m2"])

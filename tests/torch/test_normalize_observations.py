@@ -294,6 +294,16 @@ def test_what_is_not_finite_is_refused_and_changes_nothing(wrong: float) -> None
     assert normalize.moments().count.item() == 18 + 17
 
 
+def test_a_batch_without_a_transition_changes_nothing_not_even_behind_one_with_nan() -> None:
+    normalize = seen_by(make_rows(1))
+    before, spoiled = content_of(normalize), make_rows(2)
+    spoiled[0] = np.nan
+    with pytest.raises(ValueError, match="observation is nan"):
+        normalize.observe(spoiled)
+    normalize.observe(spoiled, valid=np.zeros((6, 3), bool))
+    assert content_of(normalize) == before
+
+
 def test_of_a_tree_with_a_bad_leaf_no_leaf_is_taken() -> None:
     normalize = NormalizeObservations(make_tree(9, (1,)))
     normalize.observe(make_tree(1))
