@@ -12,7 +12,7 @@ from torch import nn
 from long_run import all_but_first
 from parllel.metrics import Metrics
 from parllel.patterns import build_cages, build_example, build_sample_tree
-from parllel.replays import SequenceReplayBuffer
+from parllel.replays import PrioritizedSequenceReplayBuffer, SequenceReplayBuffer
 from parllel.runners import RLRunner
 from parllel.samplers import EvalSampler, RecurrentSampler
 from parllel.schedules import linear
@@ -29,7 +29,9 @@ T, B, LENGTH, BURN_IN = 10, 3, 6, 3
 class World:
     """An agent that acts in walks of some steps, and the buffer that its sequences come from."""
 
-    def __init__(self, episode_end: Any, storage: str = "local") -> None:
+    def __init__(
+        self, episode_end: Any, storage: str = "local", kind: Any = SequenceReplayBuffer
+    ) -> None:
         torch.manual_seed(0)
         example = build_example(Walk, storage=storage)
         previous = PreviousInputs(Walk.action_space)
@@ -45,7 +47,7 @@ class World:
             keeps_state=True,
         )
         self.samples = build_sample_tree(example, self.agent, batch_shape=(T, B), full_size=6 * T)
-        self.replay = SequenceReplayBuffer(
+        self.replay = kind(
             self.samples,
             rng=np.random.default_rng(0),
             length=LENGTH,
@@ -84,11 +86,64 @@ def test_a_window_gives_the_values_that_the_agent_acted_by(episode_end: Any) -> 
     torch.testing.assert_close(values[1:][cut], windows["final_value"][cut], **close)
 
 
+def test_windows_with_large_errors_come_more_often() -> None:
+    """A priority is made of the absolute errors of the steps that were learned from."""
+    world = World("pad", kind=PrioritizedSequenceReplayBuffer)
+    world.collect(6)
+    dqn = world.make_dqn()
+    drawn: list[Any] = []
+    sample = world.replay.sample
+
+    def watched(batch_size: int) -> Any:
+        windows = sample(batch_size)
+        drawn.append((windows["index"].tolist(), windows["weight"].tolist()))
+        return windows
+
+    world.replay.sample = watched
+    told: list[Any] = []
+    update = world.replay.update_priorities
+
+    def kept(index: Any, error: Any, mask: Any) -> None:
+        told.append((index.tolist(), error.clone(), mask.clone()))
+        update(index, error, mask)
+
+    world.replay.update_priorities = kept
+    for _ in range(60):
+        numbers = dqn.optimize(world.samples)
+    assert np.isfinite(numbers["loss"])
+    assert len(told) == len(drawn) == 120
+    assert [each[0] for each in told] == [each[0] for each in drawn]
+    assert all((error[~mask] == 0).all() for _, error, mask in told)
+    weights = [weight for _, weight in drawn[-20:] for weight in weight]
+    assert max(weights) == 1  # the rarest one
+    assert min(weights) < 0.9
+    # The weights undo that windows of larger errors come more often: these have the smaller ones.
+    index, weight = drawn[-1]
+    before = {
+        i: float(error[:, at].abs().max())
+        for i_s, error, _ in told[:-1]
+        for at, i in enumerate(i_s)
+    }
+    pairs = [(before[i], w) for i, w in zip(index, weight, strict=True) if i in before]
+    assert len(pairs) > 3
+    assert np.corrcoef(np.array(pairs).T)[0, 1] < 0
+
+
 @each_schedule
-@pytest.mark.parametrize("episode_end", all_but_first(["cross", "pad"]))
-def test_on_the_device_updates_are_the_same(schedule: str, seed: int, episode_end: Any) -> None:
+@pytest.mark.parametrize(
+    ("episode_end", "kind"),
+    all_but_first(
+        [
+            ("cross", PrioritizedSequenceReplayBuffer),
+            ("pad", SequenceReplayBuffer),
+        ]
+    ),
+)
+def test_on_the_device_updates_are_the_same(
+    schedule: str, seed: int, episode_end: Any, kind: Any
+) -> None:
     def learn(storage: str) -> list[dict[str, float]]:
-        world = World(episode_end, storage)
+        world = World(episode_end, storage, kind)
         world.collect(3)
         dqn, results = world.make_dqn(), []
         for _ in range(3):
