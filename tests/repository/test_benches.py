@@ -39,6 +39,7 @@ import bench_pixels
 import bench_replay
 import bench_rows
 import bench_sampling
+import bench_sequences
 import bench_shift
 import bench_step
 import bench_vector
@@ -155,6 +156,17 @@ def test_shifts_of_images_are_reported(
     content = read_results(tmp_path, "shift_cpu")
     check_tables(content, capsys.readouterr().out, n_samples=2)
     assert [len(table["contestants"]) for table in content["tables"]] == [3, 3]
+    assert len(content["targets"]) == 2
+
+
+def test_windows_of_steps_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_sequences, "SAMPLE_S", 0.0)
+    bench_sequences.measure(tmp_path, n_steps=800, sizes=(4000, 8000), repeats=2)
+    content = read_results(tmp_path, "sequences_cpu")
+    check_tables(content, capsys.readouterr().out, n_samples=2)
+    assert [len(table["contestants"]) for table in content["tables"]] == [4, 2]
     assert len(content["targets"]) == 2
 
 
