@@ -22,7 +22,14 @@ from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.cages import SerialCage
 from parllel.cuda import library, streams
 from parllel.patterns import build_example, build_sample_tree
-from parllel.replays import Minibatches, Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
+from parllel.replays import (
+    Minibatches,
+    Prefetcher,
+    PrioritizedReplayBuffer,
+    PrioritizedSequenceReplayBuffer,
+    ReplayBuffer,
+    SequenceReplayBuffer,
+)
 from parllel.samplers import AlternatingSampler, BasicSampler
 from parllel.samplers.ahead_copy import ENGINE_NBYTES
 from parllel.testing.simulated_cuda import simulated_cuda
@@ -234,12 +241,14 @@ def transform(
     return lambda: step(batch)
 
 
-def filled(kind: type[ReplayBuffer], *, has_frames: bool = False, storage: str = "device") -> Any:
+def filled(kind: Any, *, has_frames: bool = False, storage: str = "device") -> Any:
     """Return a buffer whose ring is full, and which was drawn from."""
     ring: dict[str, Any] = {"full_size": 3 * T, "storage": storage}
     of_frames: dict[str, Any] = {"make_env": make_stacked_clock, "frames": "first"}
     samples = make_sampler(**ring, **(of_frames if has_frames else {})).samples
-    replay = kind(samples, rng=np.random.default_rng(0), n_steps=2, n_final_obs=60)
+    of_steps = issubclass(kind, ReplayBuffer)
+    size = {"n_steps": 2} if of_steps else {"length": 4, "burn_in": 2}
+    replay = kind(samples, rng=np.random.default_rng(0), n_final_obs=60, **size)
     replay.restart()
     for _ in range(4):
         replay.begin_batch()
@@ -249,7 +258,7 @@ def filled(kind: type[ReplayBuffer], *, has_frames: bool = False, storage: str =
     return replay
 
 
-def drawing(kind: type[ReplayBuffer], *, has_frames: bool = False) -> Callable[[], Any]:
+def drawing(kind: Any, *, has_frames: bool = False) -> Callable[[], Any]:
     replay = filled(kind, has_frames=has_frames)
     return lambda: replay.sample(8)
 
@@ -337,6 +346,8 @@ OPERATIONS: dict[str, Callable[[], Callable[[], Any]]] = {
         ReplayBuffer, has_ends=True
     ),
     "`PrioritizedReplayBuffer.sample`": lambda: drawing(PrioritizedReplayBuffer),
+    "`SequenceReplayBuffer.sample`": lambda: drawing(SequenceReplayBuffer),
+    "`PrioritizedSequenceReplayBuffer.sample`": lambda: drawing(PrioritizedSequenceReplayBuffer),
     "`PrioritizedReplayBuffer.update_priorities`": updating,
     "`PrioritizedReplayBuffer.begin_batch` of a full ring": lambda: (
         filled(PrioritizedReplayBuffer).begin_batch
