@@ -98,6 +98,7 @@ class ReplayDraw:
 
     >>> import numpy as np
     >>> from parllel import Array
+    >>> from parllel.replays import ReplayBuffer
     >>> samples = ArrayDict(
     ...     {
     ...         "observation": Array((2, 1), np.float32, full_size=4, padding=1),
