@@ -6,7 +6,7 @@ what only an earlier moment or another order would show.
 
 import pytest
 
-SCHEDULES = (("lazy", 0), ("eager", 0), ("random", 0), ("random", 1))
+SCHEDULES = (("lazy", 0), ("eager", 0), ("random", 0))
 
 
 def marks_of(schedule: str) -> tuple[pytest.MarkDecorator, ...]:

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -191,18 +190,15 @@ def all_blocks() -> list[str]:
 
 
 def runs_of_blocks() -> list[object]:
-    """The README's first one; in the long run all together in one process, and each by itself."""
-    has_games = find_spec("ale_py") is not None
-    runs: list[object] = [pytest.param([0], id="the first block")]
-    together: list[int] = []
+    """The README's first one, and in the long run all in one process, which imports torch once."""
+    with_games, plain = [], []
     for number, block in enumerate(all_blocks()):
-        marks = [pytest.mark.long]
-        if has_games or "import AtariVectorEnv" not in block:
-            together.append(number)
-        else:
-            marks.append(needs("ale_py"))
-        runs.append(pytest.param([number], marks=marks, id=f"block {number}"))
-    return [*runs, pytest.param(together, marks=pytest.mark.long, id="together")]
+        (with_games if "import AtariVectorEnv" in block else plain).append(number)
+    return [
+        pytest.param([0], id="the first block"),
+        pytest.param(plain, marks=pytest.mark.long, id="together"),
+        pytest.param(with_games, marks=[pytest.mark.long, needs("ale_py")], id="with Atari"),
+    ]
 
 
 @pytest.mark.parametrize("numbers", runs_of_blocks())

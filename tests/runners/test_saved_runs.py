@@ -465,7 +465,7 @@ def killed_runs(*arguments: str) -> dict[str, Any]:
     [
         ("frames with environments", 2),
         *(
-            pytest.param(kind, 20, marks=pytest.mark.long)
+            pytest.param(kind, 8, marks=pytest.mark.long)
             for kind in ("ppo", "dqn", "ppo with environments", "frames with environments")
         ),
     ],
