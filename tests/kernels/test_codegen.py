@@ -21,6 +21,8 @@ ENTRIES = set(find_entries())
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 each_architecture = pytest.mark.parametrize("architecture", all_but_first(ARCHITECTURES))
 
+TIMEOUT_S = 600  # all entries are compiled in a minute, or in several on a busy machine
+
 # What compiles, and which package brings a tool: the `dev` extra has them all.
 COMPILER = ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvrtc")
 PACKAGES = {"ptxas": "nvidia-cuda-nvcc", "nvdisasm": "nvidia-cuda-nvdisasm"}
@@ -53,7 +55,9 @@ def find_tool(name: str) -> str:
 
 def run(*command: str) -> str:
     """Return what a command prints to both streams."""
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    finished = subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout + finished.stderr
 
