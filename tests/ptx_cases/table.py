@@ -31,7 +31,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case(draws.draw_late, 1),
     ),
     "draw_windows": (Case(windows.draw_evenly, 40), Case(windows.draw_nothing, 1)),
-    "draw_windows_by_priority": (Case(windows.draw_shares, 40),),
+    "draw_windows_by_priority": (Case(windows.draw_shares, 200),),
     "frames": (Case(copies.gather_stacks, 100),),
     "gather_windows": (Case(windows.gather_rows, 160),),
     "merge_moments": (Case(computations.measure_many, 4),),
