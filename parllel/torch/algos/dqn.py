@@ -140,7 +140,7 @@ class _Learned(NamedTuple):
     """What an update learns, of transitions [N] or of sequences [K, N].
 
     Args:
-        value: of the actions that were taken, with gradients.
+        value: the values of the actions that were taken, with gradients.
         target: what these are to become.
         mask: bool, the steps to learn from; None for all.
     """
