@@ -144,9 +144,14 @@ def _mean_log1p(mean: Tensor, std: Tensor, rates: Tensor, weights: Tensor) -> Te
     """
     both = torch.stack([mean, -mean], dim=-1).unsqueeze(-1)  # of x > 0, and of x < 0
     std = std.unsqueeze(-1).unsqueeze(-1)
-    reach = rates * std
-    log_terms = 0.5 * reach * reach - rates * both + log_ndtr(both / std - reach)
-    return (weights * log_terms.exp()).sum(dim=(-1, -2))
+    z, reach = both / std, rates * std
+    near = torch.minimum(reach, z)
+    log_terms = 0.5 * near * near - rates * both + log_ndtr(z - near)
+    # Behind the mean, (s std)**2 / 2 is a part of Phi's logarithm, too: they cancel in writing.
+    beyond = (reach - z).clamp(min=0) * math.sqrt(0.5)
+    log_tails = (0.5 * torch.special.erfcx(beyond)).log() - 0.5 * z * z
+    terms = torch.where(reach < z, log_terms, log_tails).exp()
+    return (weights * terms).sum(dim=(-1, -2))
 
 
 def _factors(n: int) -> list[float]:
