@@ -174,8 +174,11 @@ def test_what_is_in_rows_that_are_no_transitions_changes_nothing() -> None:
             batch["advantage"][places] = 1e6
             batch["return_"][places] = np.nan
             batch["agent_info"]["log_prob"][places] = -50
+            batch["agent_info"]["value"][places] = np.nan
+            batch["agent_info"]["previous"][places] = np.nan
+            batch["observation"][places] = np.nan
         optimizer = torch.optim.SGD(agent.model.parameters(), lr=0.1)  # type: ignore[attr-defined]
-        settings = PPOSettings(n_minibatches=2)
+        settings = PPOSettings(n_minibatches=2, value_clip=0.5)
         numbers = PPO(agent, optimizer, settings, rng=np.random.default_rng(0)).optimize(batch)
         results.append((numbers, parameters(agent)))
     assert results[0][0] == results[1][0]

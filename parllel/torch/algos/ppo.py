@@ -18,6 +18,7 @@ from parllel.schedules import Schedule, value_at
 from parllel.torch.agents import Evaluation, Recurrence
 from parllel.torch.agents.modes import in_mode
 from parllel.torch.algos.descent import Descent
+from parllel.torch.algos.left_out import clear_rows
 from parllel.torch.algos.not_finite import refuse_loss
 from parllel.torch.algos.policy_before import PolicyBefore
 from parllel.torch.algos.scheduled import Scheduled
@@ -154,8 +155,8 @@ class PPO(Scheduled[PPOAgent]):
 
     An agent that goes on from a state (`RecurrentPgAgent`) learns from minibatches of whole
     environments, over all T steps of which `evaluate` runs from the state before the batch. A
-    `RecurrentSampler` makes such batches. Steps that are not valid are run over and have no weight:
-    each mean divides by the number of valid steps of its minibatch.
+    `RecurrentSampler` makes such batches. Steps that are not valid are run over and have no weight,
+    whatever they hold: each mean divides by the number of valid steps of its minibatch.
 
     Args:
         agent: the agent that learns.
@@ -293,6 +294,8 @@ class PPO(Scheduled[PPOAgent]):
         norms: list[Tensor] = []
         limit = self._settings.kl_limit
         for minibatch in self._minibatches.of(needed, n_passes=self._settings.n_epochs):
+            if self._is_recurrent:
+                minibatch = _without_invalid(minibatch)
             loss, numbers = self._loss(self._with_policy_before(minibatch, is_first=not rows))
             rows.append(numbers)
             on_host = numbers.device.type == "cpu"
@@ -432,6 +435,15 @@ def _recurrence(minibatch: ArrayDict) -> Recurrence:
     is_first = torch.zeros_like(is_over)
     is_first[1:] = is_over[:-1]
     return Recurrence(minibatch["initial_rnn_state"], is_first, minibatch.get("previous"))
+
+
+def _without_invalid(minibatch: ArrayDict) -> ArrayDict:
+    """Return a minibatch of whole environments whose invalid rows hold no NaN for the model."""
+    if "valid" not in minibatch:
+        return minibatch
+    names = [name for name in ("observation", "action", "previous") if name in minibatch]
+    cleared = {name: clear_rows(minibatch[name], ~minibatch["valid"]) for name in names}
+    return ArrayDict({**minibatch, **cleared})
 
 
 def _where(valid: Tensor | None, numbers: Tensor) -> Tensor:
