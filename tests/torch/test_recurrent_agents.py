@@ -353,6 +353,82 @@ def test_models_without_a_state_are_refused() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("first_state", "message"),
+    [
+        (lambda n: (torch.zeros(n, 2), torch.zeros(n, 2)), "first_state: got .*, expected a dict"),
+        (
+            lambda n: {"h": {"deep": torch.zeros(n, 2)}},
+            r"first_state: got \['.*[dD]ict'\], expected",
+        ),
+        (lambda n: {}, "expected a dictionary of tensors, one at least"),
+        (lambda n: {"h": torch.zeros(1, n, 2)}, r"\(1, 2, 2\) of 'h' for 2 environments, expected"),
+        (lambda n: {"h": torch.zeros(())}, r"got \(\) of 'h' for 2 environments"),
+        (lambda n: {"previous": torch.zeros(n)}, "'previous', which is the name of the previous"),
+    ],
+)
+def test_a_state_that_has_no_rows_is_refused(first_state: Any, message: str) -> None:
+    model = Ledger()
+    model.first_state = first_state  # type: ignore[method-assign]
+    with pytest.raises((TypeError, ValueError), match=message):
+        RecurrentPgAgent(model, Categorical(4), torch.zeros(1, 3))
+
+
+class Bfloat16(nn.Module):
+    """Keeps all that it was given in a short float, from a number that is not 0."""
+
+    def first_state(self, n_envs: int) -> dict[str, Tensor]:
+        return {"sum": torch.full((n_envs,), 0.5, dtype=torch.bfloat16)}
+
+    def forward(
+        self, observation: Tensor, state: Any, is_first: Any = None, previous: Any = None
+    ) -> Any:
+        assert list(state) == ["sum"]
+        total, values = state["sum"], []
+        assert total.dtype == torch.bfloat16
+        for t, row in enumerate(observation):
+            if is_first is not None:
+                total = torch.where(is_first[t], self.first_state(len(row))["sum"], total)
+            total = total + row.sum(-1).bfloat16() / 8
+            values.append(total.float())
+        value = torch.cat(values)
+        return ModelOutputs(DistParams(logits=torch.zeros(len(value), 4)), value), {"sum": total}
+
+
+def test_a_state_begins_as_the_model_has_it_in_each_episode_and_dtype() -> None:
+    agent = RecurrentPgAgent(
+        Bfloat16(),
+        Categorical(4),
+        torch.zeros(1, 3),
+        torch.Generator().manual_seed(0),
+        previous=PreviousInputs(Walk.action_space),
+        keeps_state=True,
+    )
+    sampler = make_sampler(agent)
+    n_ends = 0
+    for _ in range(3):
+        batch, completed = sampler.collect_batch()
+        n_ends += len(completed)
+        rows, told = batch["observation"].to_torch(), recurrence_of(batch)
+        found = agent.evaluate(rows, batch["action"].to_torch(), recurrence=told).value
+        assert torch.equal(found, batch["agent_info"]["value"].to_torch())
+        kept = batch["agent_info"]["rnn_state"]["sum"].to_ndarray()
+        assert (kept[told.is_first.numpy()] == 0.5).all()
+        rest = agent.burn_in(rows, told, 5)
+        assert rest.initial_rnn_state["sum"].dtype == torch.bfloat16
+    assert n_ends > B
+
+
+def test_previous_inputs_of_other_actions_are_refused() -> None:
+    wrong: Any
+    for wrong in (spaces.Discrete(3), spaces.Discrete(5), spaces.Box(-1, 1, ()), SPACES["several"]):
+        agent = make_agent()
+        agent._previous = PreviousInputs(wrong)
+        with pytest.raises(ValueError, match=r"action space: got .* of which the previous inputs"):
+            agent.bind_actions(Walk.action_space)
+    make_agent().bind_actions(SPACES["from 3 on"])  # counted from 0 by the agent
+
+
 def test_trying_a_model_leaves_no_state_and_draws_nothing() -> None:
     before = torch.get_rng_state()
     agent = RecurrentPgAgent(

@@ -63,6 +63,23 @@ class PreviousInputs:
         )
         self._value = torch.cat([torch.arange(count) for count in counts] or [torch.empty(0)])
 
+    def check_space(self, space: spaces.Space[Any]) -> None:
+        """Refuse another space of actions than the one that inputs are made for.
+
+        The bounds of a Box, and the integers that choices begin at, are the agent's distribution's.
+
+        Raises:
+            TypeError: it is none that inputs can be made of.
+            ValueError: it has other numbers of choices or of actions, or another shape.
+        """
+        other = PreviousInputs(space)
+        if (other._counts, other._shape) != (self._counts, self._shape):
+            own = "numbers" if self._counts is None else f"choices among {self._counts} actions"
+            raise ValueError(
+                f"action space: got {space}, expected {own} of shape {self._shape}, of which the"
+                " previous inputs are made; make them with PreviousInputs(space) of this space"
+            )
+
     def first(self, n_envs: int, device: torch.device) -> Tensor:
         """Return the inputs of the first step of an episode, zeros [n_envs, n_features]."""
         return torch.zeros(n_envs, self.n_features, device=device)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from parllel.torch.agents.agent import Agent, in_inference_mode
@@ -46,7 +47,9 @@ class Recurrent(Agent[_Outputs]):
     The model has `first_state(n)`, the state of n environments at the beginning of an episode: a
     dictionary of tensors [n, ...]. It is called with a sequence of observations [T, B, ...], the
     state before it, `is_first` and the previous inputs, and returns its outputs for T * B rows and
-    the state after the sequence: see `models.RecurrentNetwork`. A step is a sequence of one.
+    the state after the sequence: see `models.RecurrentNetwork`. A step is a sequence of one. Before
+    a step with `is_first` the model has to go on from `first_state` itself, as agents have it do
+    when they act.
 
     Subclasses are agents too (`RecurrentPgAgent`, `RecurrentQAgent`), and set `_previous` and
     `_keeps_state` before they try the model.
@@ -55,7 +58,19 @@ class Recurrent(Agent[_Outputs]):
     _previous: PreviousInputs | None = None
     _keeps_state = False
     _state: dict[str, Tensor] | None = None
+    _dtypes: Mapping[str, torch.dtype] = {}  # of the model's state
     _owes_reward = False  # whether the reward of the last step is to come before the next call
+
+    def bind_actions(self, space: spaces.Space[Any]) -> None:
+        """Learn which actions environments take: a sampler calls it when it is made.
+
+        Raises:
+            TypeError, ValueError: as for the agent without a state; or previous inputs are made of
+                other actions.
+        """
+        if self._previous is not None:
+            self._previous.check_space(space)
+        super().bind_actions(space)  # type: ignore[misc]  # the other base class has it
 
     @property
     def rnn_state(self) -> dict[str, Tensor] | None:
@@ -76,10 +91,10 @@ class Recurrent(Agent[_Outputs]):
 
     @torch.no_grad()
     def reset_state(self, columns: Sequence[int]) -> None:
-        """Put the state of these environments back to the beginning of an episode: to zeros."""
-        state = self._current()
+        """Put the state of these environments back to the beginning of an episode."""
+        state, first = self._current(), self._first_state(len(columns))
         index = _index_of(columns, state)
-        self._state = {name: part.index_fill(0, index, 0) for name, part in state.items()}
+        self._state = {name: part.index_copy(0, index, first[name]) for name, part in state.items()}
 
     @in_inference_mode
     def receive_reward(self, reward: object) -> None:
@@ -158,7 +173,9 @@ class Recurrent(Agent[_Outputs]):
         rows = dict_map(_first_steps, self._rows(observation), n_steps)
         before = None if previous is None else previous[:n_steps]
         run: Callable[..., Any] = self.model
-        _, after = run(rows, state, is_first[:n_steps], *([] if before is None else [before]))
+        _, after = run(
+            rows, self._given(state), is_first[:n_steps], *([] if before is None else [before])
+        )
         rest = None if previous is None else previous[n_steps:]
         return Recurrence(after, is_first[n_steps:], rest)
 
@@ -231,7 +248,9 @@ class Recurrent(Agent[_Outputs]):
             )
         run: Callable[..., Any] = self.model if model is None else model
         state, is_first, previous = recurrence
-        outputs, _ = run(rows, state, is_first, *([] if previous is None else [previous]))
+        outputs, _ = run(
+            rows, self._given(state), is_first, *([] if previous is None else [previous])
+        )
         return outputs, dict_map(_flatten, rows)
 
     @torch.no_grad()
@@ -245,7 +264,11 @@ class Recurrent(Agent[_Outputs]):
                 f"model: {type(self.model).__name__} has no first_state, expected a model that goes"
                 " on from a state, as models.RecurrentNetwork"
             )
+        first_state = self.model.first_state
+        for n_envs in (len(first) + 1, len(first)):
+            _check_first(first_state(n_envs), n_envs)
         state = self._first_state(len(first))
+        self._dtypes = {name: part.dtype for name, part in state.items()}
         with in_mode(self.model, training=False):
             outputs, after = self._run(rows, state)
         before = {name: part for name, part in state.items() if name != _PREVIOUS}
@@ -262,11 +285,11 @@ class Recurrent(Agent[_Outputs]):
 
     def _run(self, rows: Any, state: dict[str, Tensor]) -> tuple[_Outputs, dict[str, Tensor]]:
         """Run the model for one step of rows [B, ...]."""
-        sequence = dict_map(_as_sequence, rows)
+        sequence, given = dict_map(_as_sequence, rows), self._given(state)
         if self._previous is None:
-            result = self.model(sequence, state)
+            result = self.model(sequence, given)
         else:
-            result = self.model(sequence, state, None, state[_PREVIOUS].unsqueeze(0))
+            result = self.model(sequence, given, None, state[_PREVIOUS].unsqueeze(0))
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(
                 f"model: it returned a {type(result).__name__}, expected a pair: outputs and the"
@@ -274,6 +297,17 @@ class Recurrent(Agent[_Outputs]):
             )
         outputs, after = result
         return outputs, dict(after)
+
+    def _given(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a state as the model takes it: without previous inputs, in its own dtypes.
+
+        Rows of the sample tree have float32 where a model has bfloat16.
+        """
+        return {
+            name: part.to(self._dtypes.get(name, part.dtype))
+            for name, part in state.items()
+            if name != _PREVIOUS
+        }
 
     def _first_state(self, n_envs: int) -> dict[str, Tensor]:
         model: Any = self.model  # which has first_state, as `_try_model` has found
@@ -297,6 +331,30 @@ class Recurrent(Agent[_Outputs]):
                 " of the next one; call receive_reward after each step"
             )
         return self._current()
+
+
+def _check_first(state: object, n_envs: int) -> None:
+    """Raise unless a model's first state is one that can be kept, put back and stored by rows."""
+    parts = list(state.values()) if isinstance(state, Mapping) else []
+    if not parts or not all(isinstance(part, Tensor) for part in parts):
+        kinds = [type(part).__name__ for part in parts] or type(state).__name__
+        raise TypeError(
+            f"first_state: got {kinds}, expected a dictionary of tensors, one at least; give the"
+            " parts of a tree or of a tuple names of their own, as models.Lstm"
+        )
+    assert isinstance(state, Mapping)
+    for name, part in state.items():
+        if name == _PREVIOUS:
+            raise ValueError(
+                f"first_state: got a part {name!r}, which is the name of the previous action and"
+                " reward in an agent's state; rename it"
+            )
+        if part.shape[:1] != (n_envs,):
+            raise ValueError(
+                f"first_state: got {tuple(part.shape)} of {name!r} for {n_envs} environments,"
+                f" expected ({n_envs}, ...), a row for each; transpose torch's own [layers,"
+                " environments, ...]"
+            )
 
 
 def _index_of(columns: Sequence[int], state: Mapping[str, Tensor]) -> Tensor:
