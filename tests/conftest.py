@@ -10,6 +10,7 @@ without them, and the others start only after its own start.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import tempfile
 import zlib
@@ -88,6 +89,10 @@ def prepare_libraries(config: pytest.Config) -> None:
     import profiles
 
     torch.set_num_threads(1)  # several would wait for each other where tests run beside tests
+    # pytest attaches its handlers, six times a test, to each logger that does not propagate.
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger) and logger.name.partition(".")[0] == "torch":
+            logger.propagate = True
     if not config.getoption("--hypothesis-profile"):
         profiles.load("long" if config.getoption("long") else "short")
 

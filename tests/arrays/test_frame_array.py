@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
+from long_run import all_but_first
 from optional import needs
 from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.arrays import ArraySpec, FrameSpec
@@ -610,7 +611,7 @@ def test_stacks_are_those_of_gymnasium(padding_type: str, fill: Any, stack: int)
 
 
 @needs("ale_py")
-@pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP"])
+@pytest.mark.parametrize("mode", all_but_first(["NEXT_STEP", "SAME_STEP"]))
 def test_stacks_are_those_of_ale(mode: str) -> None:
     import ale_py
 

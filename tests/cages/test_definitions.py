@@ -212,6 +212,7 @@ for make in ({module}.make, make_later):
 """
 
 
+@pytest.mark.long
 def test_a_module_that_registers_again_in_a_worker_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "plugin_of_envs.py").write_text(PLUGIN)
     code = PROGRAM.format(module="plugin_of_envs")
@@ -353,7 +354,7 @@ def test_functions_of_a_script_without_a_guard_reach_processes_of_environments(
     assert run.stdout == "made\n", run.stderr
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", all_but_first(["spawn", "fork", "forkserver"]))
 def test_functions_of_a_module_that_only_the_program_has_reach_processes_of_environments(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,8 @@ def _send_definitions() -> Iterator[None]:
 
 
 class TestProcessCage(CageContract, CageStatesContract):
+    storage = "shared"
+
     def make_cage(
         self,
         make_env: Callable[..., gym.Env],
@@ -78,8 +80,9 @@ class TestProcessCage(CageContract, CageStatesContract):
         return ProcessCage(make_env, env_kwargs, make_traj_info, n_envs=n_envs, seed=seed)
 
 
-class TestProcessCageInSharedMemory(TestProcessCage):
-    storage = "shared"
+@pytest.mark.long
+class TestProcessCageInLocalMemory(TestProcessCage):
+    storage = "local"
 
 
 # With samplers

@@ -26,6 +26,7 @@ from gymnasium.vector import (
 from gymnasium.wrappers import TransformAction
 from gymnasium.wrappers.vector import DictInfoToList
 
+from long_run import all_but_first
 from optional import needs
 from parllel import Array, ArrayDict
 from parllel.cages import Cage, Seed, SerialCage, TrajInfo, VectorCage
@@ -91,6 +92,7 @@ class TestDisabled(OverSyncVectorEnv):
     mode = DISABLED
 
 
+@pytest.mark.long
 class TestDisabledInSharedMemory(TestDisabled):
     storage = "shared"
 
@@ -399,7 +401,7 @@ def atari_transitions(n_steps: int) -> Transitions:
 
 
 @needs("ale_py")
-@pytest.mark.parametrize("mode", [NEXT_STEP, SAME_STEP], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("mode", all_but_first([SAME_STEP, NEXT_STEP]), ids=lambda mode: mode.name)
 def test_atari_vector_env_gives_its_own_transitions(mode: AutoresetMode) -> None:
     expected = atari_transitions(17)
     assert sum(row[4] for row in expected[0]) == 2  # truncated

@@ -50,7 +50,7 @@ DEATHS = {
 }
 # Python 3.12 and later warn of every fork beside threads; NumPy's own threads are enough for it.
 with_fork = pytest.mark.filterwarnings("ignore:This process .* multi-threaded:DeprecationWarning")
-any_death = pytest.mark.parametrize("fault", DEATHS)
+any_death = pytest.mark.parametrize("fault", all_but(DEATHS, DEATHS.keys() - {"stop"}))
 ACTIONS = np.array([0, 1, 0])  # it befalls environment 1
 
 
@@ -153,6 +153,7 @@ def test_an_exception_that_is_no_exception_names_its_environment() -> None:
         assert (caught.value.environment, caught.value.seed) == (1, env_seed(1))
 
 
+@pytest.mark.long
 def test_times_of_slow_environments_do_not_add_up_to_silence() -> None:
     kwargs = {"length": 1}
     with ProcessCage(Slow, kwargs, n_envs=3, seed=0, timeout_s=0.5) as cage:
@@ -162,6 +163,7 @@ def test_times_of_slow_environments_do_not_add_up_to_silence() -> None:
         reset(cage, max_random_steps=1)  # with this seed it is 1 in each
 
 
+@pytest.mark.long
 def test_a_worker_that_falls_silent_after_progress_is_given_up_in_time() -> None:
     with faulty_cage("hang", env_kwargs={"at": 1}, timeout_s=1) as cage:
         reset(cage)
@@ -211,6 +213,7 @@ with ProcessCage(Slow, {"call_s": 0.6}, timeout_s=1) as cage:
 """
 
 
+@pytest.mark.long
 def test_a_job_that_was_suspended_goes_on() -> None:
     command = [sys.executable, "-c", SUSPENDED]
     path = str(Path(__file__).parents[1])
@@ -429,7 +432,12 @@ def test_an_environment_that_raises_is_made_anew_and_the_others_go_on(
 
 @pytest.mark.parametrize(
     ("fault", "storage"),
-    [("kill", "local"), ("kill", "shared"), ("exit", "local"), ("hang", "shared")],
+    [
+        ("kill", "local"),
+        ("kill", "shared"),
+        ("exit", "local"),
+        pytest.param("hang", "shared", marks=pytest.mark.long),
+    ],
 )
 def test_environments_of_a_lost_worker_are_made_anew(
     fault: str, storage: str, tmp_path: Path
@@ -980,6 +988,7 @@ def new_server() -> Iterator[int]:
         fork_client._client = before
 
 
+@pytest.mark.long
 def test_a_server_that_is_silent_is_replaced_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fork_client, "_END_S", 0.2)
     with new_server() as server:
@@ -1149,7 +1158,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("how", all_but(ENDS, ["Ctrl-C", "it is killed"]))
+@pytest.mark.parametrize("how", all_but(ENDS, ["it is killed"]))
 def test_a_program_leaves_no_process_and_no_file_behind(how: str, tmp_path: Path) -> None:
     variables = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(tmp_path)}
     program = subprocess.Popen(

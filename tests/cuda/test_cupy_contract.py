@@ -32,6 +32,8 @@ from parllel.testing.simulated_cuda.schedules import Eager
 REASON = "CuPy is not installed; the cuda13 extra brings it"
 needs_cupy = pytest.mark.skipif(find_spec("cupy") is None, reason=REASON)
 
+pytestmark = pytest.mark.long
+
 CUDA_SOURCES = sorted(Path(parllel.cuda.__file__).parent.glob("*.py"))
 
 # Python's and NumPy's protocols whose members count as CuPy's own names.

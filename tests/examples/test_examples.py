@@ -154,7 +154,7 @@ CASES = [
         for case in (ATARI_PPO, ATARI_PQN, ATARI_DQN)
     ),
 ]
-IN_SHORT_RUN = ("loop_by_hand", "pixels_dqn", "pixels_ppo")  # the others are built alike
+IN_SHORT_RUN = ("loop_by_hand", "pixels_ppo")  # the others are built alike
 each_example = pytest.mark.parametrize(
     "case",
     [
@@ -278,6 +278,7 @@ def test_pqn_learns_the_lambda_returns_of_the_paper() -> None:
     assert loss == pytest.approx(0.5 * np.mean((taken - expected) ** 2), rel=1e-4)
 
 
+@pytest.mark.long
 @needs("imageio", "matplotlib", "minigrid", "tensorboard", "tqdm", "tyro")
 def test_the_demo_ends_with_a_curve_and_one_film_of_both_agents(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -117,6 +117,7 @@ def test_the_cache_notices_an_edit_of_another_module(name: str, copied: Path) ->
     assert (hits, misses) == (0, 1)
 
 
+@pytest.mark.long
 def test_a_read_only_package_is_cached_in_the_users_folder(tmp_path: Path) -> None:
     package = copy_of_package(tmp_path)
     # A file in the folder's place: unlike a missing permission, it stops root as well.
@@ -128,6 +129,7 @@ def test_a_read_only_package_is_cached_in_the_users_folder(tmp_path: Path) -> No
     assert Path(folder).is_relative_to(users)
 
 
+@pytest.mark.long
 def test_no_place_for_the_cache_is_no_error(tmp_path: Path) -> None:
     package = copy_of_package(tmp_path)
     (package / "kernels" / "__pycache__").touch()
@@ -151,20 +153,18 @@ def flip_a_bit(whole: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("suffix", "damage"),
     [
-        ("nbc", flip_a_bit),  # which Numba itself would run as machine code
-        pytest.param("nbi", flip_a_bit, marks=pytest.mark.long),
-        *(
-            pytest.param(suffix, damage, marks=pytest.mark.long)
-            for suffix in ("nbc", "nbi")
-            for damage in (
-                lambda whole: b"",
-                lambda whole: whole[:20],
-                lambda whole: whole[: len(whole) // 2],
-                lambda whole: whole[:-1],
-            )
-        ),
+        (suffix, damage)
+        for suffix in ("nbc", "nbi")
+        for damage in (
+            flip_a_bit,  # Numba itself would run it as machine code
+            lambda whole: b"",
+            lambda whole: whole[:20],
+            lambda whole: whole[: len(whole) // 2],
+            lambda whole: whole[:-1],
+        )
     ],
 )
+@pytest.mark.long
 def test_a_damaged_file_is_compiled_again_and_mended(
     suffix: str, damage: Callable[[bytes], bytes], copied: Path
 ) -> None:
@@ -174,6 +174,7 @@ def test_a_damaged_file_is_compiled_again_and_mended(
     assert report_cache(copied)[:2] == (1, 0)
 
 
+@pytest.mark.long
 def test_what_can_not_be_kept_is_told_and_used(copied: Path) -> None:
     """A folder in a file's place stops a write as a full disk does, and stops root as well."""
     for suffix in ("nbi", "nbc"):

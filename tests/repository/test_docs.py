@@ -124,6 +124,7 @@ def private_jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield tmp_path
 
 
+@pytest.mark.long
 @needs("nbformat", "nbclient", "ipykernel")
 def test_the_notebook_shows_what_it_does(private_jupyter: Path) -> None:
     import nbformat
@@ -133,6 +134,7 @@ def test_the_notebook_shows_what_it_does(private_jupyter: Path) -> None:
     assert output_faults(nbformat.read(NOTEBOOK, as_version=4), fresh) == []
 
 
+@pytest.mark.long
 @needs("nbformat", "nbclient", "ipykernel")
 def test_a_cell_that_fails_warns_or_differs_is_found(private_jupyter: Path) -> None:
     import nbformat
@@ -190,17 +192,17 @@ def all_blocks() -> list[str]:
 
 
 def runs_of_blocks() -> list[object]:
-    """The README's first one, and in the long run all in one process, which imports torch once."""
+    """All in one process, which imports torch once; and those that play games."""
     with_games, plain = [], []
     for number, block in enumerate(all_blocks()):
         (with_games if "import AtariVectorEnv" in block else plain).append(number)
     return [
-        pytest.param([0], id="the first block"),
-        pytest.param(plain, marks=pytest.mark.long, id="together"),
-        pytest.param(with_games, marks=[pytest.mark.long, needs("ale_py")], id="with Atari"),
+        pytest.param(plain, id="together"),
+        pytest.param(with_games, marks=needs("ale_py"), id="with Atari"),
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("numbers", runs_of_blocks())
 def test_the_python_code_of_the_documents_runs(numbers: list[int], tmp_path: Path) -> None:
     run_blocks([all_blocks()[number] for number in numbers], tmp_path)

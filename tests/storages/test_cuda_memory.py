@@ -18,12 +18,14 @@ class TestLaws(ArrayLawContract, TreeRefusalsContract):
     n_examples = count_examples(10)
 
 
+@pytest.mark.long
 class TestPinned(StorageContract, ArrayContract, TreeContract):
     storage = "pinned"
     sends = "memory"
     n_examples = count_examples(10)
 
 
+@pytest.mark.long
 class TestManaged(StorageContract, ArrayContract, TreeContract):
     storage = "managed"
     sends = "nothing"

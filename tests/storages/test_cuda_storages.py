@@ -161,6 +161,7 @@ WITHOUT_CUPY = """
 """
 
 
+@pytest.mark.long
 def test_everything_for_the_host_works_where_cupy_is_not_installed() -> None:
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(WITHOUT_CUPY)]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

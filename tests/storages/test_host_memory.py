@@ -1,5 +1,7 @@
 """Memory of the host, kind by kind, against the contracts of all memory."""
 
+import pytest
+
 from parllel.testing.contracts.array_contract import ArrayContract
 from parllel.testing.contracts.array_law_contract import ArrayLawContract
 from parllel.testing.contracts.storage_contract import StorageContract
@@ -26,6 +28,7 @@ class TestShared(StorageContract, ArrayContract, TreeContract):
     n_examples = count_examples(5)
 
 
+@pytest.mark.long
 class TestInherited(StorageContract, ArrayContract, TreeContract):
     storage = "inherited"
     sends = "memory"

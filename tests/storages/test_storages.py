@@ -32,7 +32,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from long_run import all_but_first
+from long_run import all_but, all_but_first
 from parllel import Array
 from parllel.storages import Memory, allocate, host_memory
 
@@ -43,12 +43,16 @@ pytestmark = [
 ]
 
 TIMEOUT_S = 60
-METHODS = ("fork", "forkserver", "spawn")
+METHODS = ("fork", "spawn", "forkserver")
 KINDS = ("local", "shared", "inherited")  # those that need no GPU
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_method = pytest.mark.parametrize("method", METHODS)
+each_method = pytest.mark.parametrize("method", all_but_first(METHODS, 2))
 each_way = pytest.mark.parametrize(
-    ("kind", "method"), [*(("shared", method) for method in METHODS), ("inherited", "fork")]
+    ("kind", "method"),
+    [
+        ("inherited", "fork"),
+        *all_but_first([("shared", method) for method in METHODS], 2),
+    ],
 )
 
 
@@ -499,7 +503,7 @@ def test_a_parent_that_closes_leaves_the_memory_to_the_child() -> None:
         assert child.ask(read_kept) == [[16, 17, 18, 19]]
 
 
-@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("method", all_but_first(["spawn", "forkserver"]))
 def test_a_block_that_is_received_twice_is_mapped_once(method: str) -> None:
     block = allocate("shared", 4096)
     one, other, apart = counted(block), counted(block), counted("shared")
@@ -543,7 +547,7 @@ def test_a_local_array_is_sent_as_a_copy(method: str) -> None:
 # What `inherited` memory cannot do
 
 
-@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("method", all_but_first(["spawn", "forkserver"]))
 def test_inherited_memory_is_refused_to_processes_that_inherit_nothing(method: str) -> None:
     array = counted("inherited")
     process = mp.get_context(method).Process(target=operator.setitem, args=(array[0], ..., 1))
@@ -574,6 +578,7 @@ def test_inherited_memory_reaches_a_child_of_a_child() -> None:
 # Nothing is left behind
 
 
+@pytest.mark.long
 def test_a_script_leaves_no_word_on_stderr_and_touches_no_file(tmp_path: Path) -> None:
     script = """
         import multiprocessing as mp, os
@@ -675,8 +680,10 @@ CYCLES = """
 """
 
 
-@each_kind
-@pytest.mark.parametrize("way", all_but_first(["drop", "close"]))
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    all_but([(kind, way) for kind in KINDS for way in ("drop", "close")], [("shared", "drop")]),
+)
 def test_a_thousand_arrays_leave_no_descriptor_and_no_map(
     kind: str, way: str, tmp_path: Path
 ) -> None:
@@ -806,7 +813,7 @@ def write_both(apart: PickledApart, array: Array) -> None:
     array[0] = 6
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@each_method
 def test_an_array_is_sent_twice_in_two_pickles(method: Any) -> None:
     array = Array((4, 2), np.int32, storage="shared")
     process = mp.get_context(method).Process(

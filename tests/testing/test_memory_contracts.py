@@ -38,6 +38,7 @@ class InFile(Memory):
         raise ValueError("memory in a file can't be sent to another process")
 
 
+@pytest.mark.long
 class TestInFile(StorageContract, ArrayContract, TreeContract):
     storage = "file"
     sends = "nothing"

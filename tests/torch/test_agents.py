@@ -218,6 +218,7 @@ def test_random_actions_are_allowed_ones(
                 assert all(reward[n] == 1 for n in range(3) if n not in cage.invalid)
 
 
+@pytest.mark.long
 def test_environments_are_timed_with_allowed_actions() -> None:
     def make_env() -> gym.Env[Any, Any]:
         return MaskInObservation(Strict(spaces.Discrete(5), [5]))
