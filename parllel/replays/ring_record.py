@@ -303,7 +303,8 @@ class RingRecord:
 
     def _written(self) -> ArrayDict:
         """Return the rows that transitions of the batch read: the observation behind it too."""
-        rows = {name: self.samples[name] for name in ("reward", "valid") if name in self.samples}
+        names = ("reward", "terminated", "truncated", "valid")
+        rows = {name: self.samples[name] for name in names if name in self.samples}
         observation = self.samples["observation"]
         return ArrayDict({"observation": dict_map(_with_next, observation), **rows})
 

@@ -13,7 +13,7 @@ from parllel.tree.array_dict import ArrayDict, leaves_of
 from parllel.tree.leaves import as_ndarray
 from parllel.tree.path import TreePath, path_text
 from parllel.tree.row_parts import written_rows
-from parllel.tree.valid_rows import valid_rows
+from parllel.tree.valid_rows import as_mask, valid_rows
 
 # Causes first: a reward that is NaN makes NaN of advantages.
 _BRANCHES = ("observation", "action", "reward", "agent_info", "final_value", "return_", "advantage")
@@ -22,7 +22,8 @@ _BRANCHES = ("observation", "action", "reward", "agent_info", "final_value", "re
 def refuse_not_finite(batch: ArrayDict) -> None:
     """Refuse a batch with an observation or a reward that is NaN or infinite, in host memory.
 
-    Rows that are not valid are not looked at, nor is memory of a GPU: there the loss has to tell.
+    Rows that nothing learns from are not looked at (`find_not_finite`), nor is memory of a GPU:
+    there the loss has to tell.
 
     Raises:
         ValueError: the message names the first such leaf, row and environment.
@@ -52,8 +53,10 @@ def _is_finite(leaf: Leaf) -> bool:
 def find_not_finite(batch: ArrayDict, names: Sequence[str] = _BRANCHES) -> str | None:
     """Return where the first NaN or infinity among a batch's valid rows is; None if there is none.
 
-    Entries of `env_info` may be NaN, and nothing learns from `final_value` but at steps that
-    truncated an episode: these are not looked at. The host waits for what is in memory of a GPU.
+    The observation of a row that is not valid counts where the valid step before did not end its
+    episode: it is what followed that step. Entries of `env_info` may be NaN, and nothing learns
+    from `final_value` but at steps that truncated an episode: these are not looked at. The host
+    waits for what is in memory of a GPU.
 
     Example:
         >>> batch = ArrayDict({"reward": np.array([[0, 1], [2, np.inf]])})
@@ -64,7 +67,8 @@ def find_not_finite(batch: ArrayDict, names: Sequence[str] = _BRANCHES) -> str |
     for path, leaf in _floats(batch, names):
         values = as_ndarray(leaf)
         is_bad = ~np.isfinite(values)
-        is_bad &= _over(values, valid)
+        is_seen = path[0] == "observation" and "valid" in batch
+        is_bad &= _over(values, _is_read(batch)[: len(values)] if is_seen else valid)
         if path == ("final_value",):
             is_bad &= _over(values, _is_bootstrapped(batch))
         if is_bad.any():
@@ -82,6 +86,16 @@ def _floats(batch: ArrayDict, names: Sequence[str]) -> Iterator[tuple[TreePath, 
             dtype = leaf.dtype if isinstance(leaf, Array) else as_ndarray(leaf).dtype
             if np.issubdtype(dtype, np.floating):
                 yield (name, *path), leaf
+
+
+def _is_read(batch: ArrayDict) -> NDArray[np.bool_]:
+    """Return which observations a valid step was taken from or led to, bool [T + 1, B]."""
+    valid = as_mask("valid", batch["valid"])
+    none, goes_on = np.zeros((1, *valid.shape[1:]), np.bool_), np.zeros_like(valid)
+    if "terminated" in batch and "truncated" in batch:
+        flags = [as_mask(name, batch[name]) for name in ("terminated", "truncated")]
+        goes_on = valid & ~(flags[0] | flags[1])
+    return np.concatenate([valid, none]) | np.concatenate([none, goes_on])
 
 
 def _is_bootstrapped(batch: ArrayDict) -> NDArray[np.bool_]:

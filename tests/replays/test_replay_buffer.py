@@ -793,6 +793,21 @@ class TestNotFinite:
         replay.end_batch()
         assert len(replay) == self.T * self.B
 
+    @pytest.mark.parametrize("row", [1, 4])  # within the batch, and behind it
+    def test_behind_a_step_that_goes_on_in_a_row_that_is_no_transition(self, row: int) -> None:
+        samples, replay = self.make(valid=True)
+        samples["observation"]["x"][row, 1] = np.nan
+        if row < self.T:
+            samples["valid"][row, 1] = False
+        message = rf"observation\.x is nan in row t = {row} of environment 1"
+        with pytest.raises(ValueError, match=message):
+            replay.end_batch()
+        samples["terminated"][row - 1, 1] = True  # now nothing follows that counts
+        replay.end_batch()
+        minibatch = replay.sample(200)
+        assert minibatch["observation"]["x"].isfinite().all()
+        assert minibatch["next_observation"]["x"].isfinite().all()
+
     def test_in_a_final_observation(self) -> None:
         _, replay = self.make()
         final_obs = ArrayDict({"x": np.float32(np.nan)})
