@@ -3,28 +3,28 @@
 import copy
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from replay_world import World, fill_replay, weights
 from torch import Tensor, nn
 
 from parllel import ArrayDict, default_storage
 from parllel.cages import MaskInObservation
-from parllel.patterns import build_cages, build_example, build_sample_tree
+from parllel.patterns import build_example
 from parllel.replays import Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
 from parllel.runners import load_run, save_run
-from parllel.samplers import BasicSampler
 from parllel.schedules import linear
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.torch.agents import QAgent
 from parllel.torch.algos import DQN, DQNSettings
 from schedules import each_schedule
 
-T, B, N_ACTIONS, SIZE = 8, 3, 3, 64
+N_ACTIONS, SIZE = 3, 64
 
 
 class Ending(gym.Env[Any, Any]):
@@ -65,52 +65,22 @@ class Values(nn.Linear):
         return super().forward(rows if isinstance(rows, Tensor) else rows["observation"])
 
 
-class World(NamedTuple):
-    """A sampler whose batches a replay buffer takes, and the agent."""
-
-    agent: QAgent
-    replay: ReplayBuffer
-    sampler: BasicSampler
-
-
 def make_world(
     stack: ExitStack,
     *,
-    kind: type[ReplayBuffer] = ReplayBuffer,
     is_masked: bool = False,
     storage: str | None = "local",
-    n_batches: int = 3,
     **replay: Any,
-) -> World:
+) -> World[QAgent]:
     torch.manual_seed(0)
     make_env: Any = (lambda: MaskInObservation(Ending())) if is_masked else Unlimited
     example = build_example(make_env, storage=storage)
     generator = torch.Generator().manual_seed(0)
     agent = QAgent(Values(), example["observation"], 0.5, generator)
-    samples = build_sample_tree(example, agent, batch_shape=(T, B), full_size=4 * T)
-    buffer = kind(samples, rng=np.random.default_rng(0), **replay)
-    cages = build_cages(make_env, B, n_workers="serial", seed=0)
-    sampler = BasicSampler(cages, agent, samples, replay=buffer)
-    for cage in cages:
-        stack.enter_context(cage)
-    stack.callback(samples.close)
-    stack.callback(buffer.close)
-    for _ in range(n_batches):
-        sampler.collect_batch()
-    return World(agent, buffer, sampler)
+    return fill_replay(stack, make_env, agent, example, **replay)
 
 
-@pytest.fixture
-def stack() -> Any:
-    with ExitStack() as stack:
-        yield stack
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([each.detach().flatten() for each in model.parameters()])
-
-
-def make_dqn(world: World, *, lr: float = 1.0, **settings: Any) -> DQN:
+def make_dqn(world: World[QAgent], *, lr: float = 1.0, **settings: Any) -> DQN:
     optimizer = torch.optim.SGD(world.agent.model.parameters(), lr=lr)
     numbers = {"batch_size": SIZE, "max_grad_norm": 1e9, **settings}
     return DQN(world.agent, world.replay, optimizer, DQNSettings(**numbers))
@@ -189,7 +159,9 @@ def test_an_update_is_that_of_the_formulas(
         assert minibatch["weight"].unique().numel() > 2
 
 
-def dqn_errors(world: World, target: Values, minibatch: ArrayDict, *, double: bool) -> Tensor:
+def dqn_errors(
+    world: World[QAgent], target: Values, minibatch: ArrayDict, *, double: bool
+) -> Tensor:
     """Return the errors of a minibatch, by torch's operations alone."""
     with torch.no_grad():
         index = minibatch["action"].long() - 1
@@ -290,7 +262,7 @@ def test_a_number_that_is_not_finite_ends_the_batch_before_its_update(stack: Exi
 def test_it_goes_on_from_a_saved_run_bit_for_bit(
     stack: ExitStack, kind: type[ReplayBuffer], tmp_path: Path
 ) -> None:
-    def make() -> tuple[World, DQN]:
+    def make() -> tuple[World[QAgent], DQN]:
         world = make_world(stack, kind=kind)
         optimizer = torch.optim.Adam(world.agent.model.parameters(), lr=0.1)
         settings = DQNSettings(n_updates=3, target_period=4, learning_rate=linear(0.1, 0.0))

@@ -5,11 +5,12 @@ import math
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from replay_world import World, fill_replay, weights
 from torch import Tensor, nn
 
 from continuous_envs import HIGH, LOW, Drift, Pointing, PointingAtPixels
@@ -27,27 +28,17 @@ from parllel.torch.distributions import SquashedGaussian
 from parllel.torch.models import FrameConv, SoftActorCritic
 from schedules import each_schedule
 
-T, B, K, SIZE = 8, 3, 2, 64
-
-
-class World(NamedTuple):
-    """A sampler whose batches a replay buffer takes, and the agent."""
-
-    agent: QPgAgent
-    replay: ReplayBuffer
-    sampler: BasicSampler
+K, SIZE = 2, 64
 
 
 def make_world(
     stack: ExitStack,
     *,
-    kind: type[ReplayBuffer] = ReplayBuffer,
     storage: str | None = "local",
-    n_batches: int = 3,
     has_encoder: bool = False,
     n_critics: int = 2,
     **replay: Any,
-) -> World:
+) -> World[QPgAgent]:
     torch.manual_seed(0)
     example = build_example(Drift, storage=storage)
     encoder = nn.Sequential(nn.Linear(3, 4), nn.Tanh()) if has_encoder else None
@@ -57,30 +48,10 @@ def make_world(
         model.policy[-1].layer.weight.normal_()  # so that policies differ from state to state
     generator = torch.Generator().manual_seed(0)
     agent = QPgAgent(model, SquashedGaussian(K), example["observation"], generator)
-    samples = build_sample_tree(example, agent, batch_shape=(T, B), full_size=4 * T)
-    buffer = kind(samples, rng=np.random.default_rng(0), **replay)
-    cages = build_cages(Drift, B, n_workers="serial", seed=0)
-    sampler = BasicSampler(cages, agent, samples, replay=buffer, check=True)
-    for cage in cages:
-        stack.enter_context(cage)
-    stack.callback(samples.close)
-    stack.callback(buffer.close)
-    for _ in range(n_batches):
-        sampler.collect_batch()
-    return World(agent, buffer, sampler)
+    return fill_replay(stack, Drift, agent, example, **replay)
 
 
-@pytest.fixture
-def stack() -> Any:
-    with ExitStack() as stack:
-        yield stack
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([each.detach().flatten() for each in model.parameters()])
-
-
-def make_sac(world: World, *, lr: float = 0.1, **settings: Any) -> SAC:
+def make_sac(world: World[QPgAgent], *, lr: float = 0.1, **settings: Any) -> SAC:
     optimizer = torch.optim.SGD(world.agent.model.parameters(), lr=lr)
     numbers = {"batch_size": SIZE, **settings}
     return SAC(world.agent, world.replay, optimizer, SACSettings(**numbers))
@@ -350,7 +321,7 @@ def test_modes_are_put_back_and_targets_have_no_gradients(stack: ExitStack) -> N
     sac.optimize(world.replay.samples)
     assert not world.agent.model.training
     assert all(each.requires_grad for each in world.agent.model.parameters())
-    assert not any(each.requires_grad for each in sac._target_critic.model.parameters())
+    assert not any(each.requires_grad for each in sac._target.model.parameters())
 
 
 @pytest.mark.parametrize("part", ["policy", "critic"])
@@ -373,7 +344,7 @@ def test_a_number_that_is_not_finite_ends_the_batch_before_its_step(
 def test_it_goes_on_from_a_saved_run_bit_for_bit(
     stack: ExitStack, kind: type[ReplayBuffer], tmp_path: Path
 ) -> None:
-    def make() -> tuple[World, SAC]:
+    def make() -> tuple[World[QPgAgent], SAC]:
         world = make_world(stack, kind=kind)
         optimizer = torch.optim.Adam(world.agent.model.parameters(), lr=0.1)
         settings = SACSettings(

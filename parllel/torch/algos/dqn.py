@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +12,13 @@ from torch import Tensor, nn
 from parllel.replays import Prefetcher
 from parllel.replays.base_replay import BaseReplay
 from parllel.samplers import RecurrentActor
-from parllel.schedules import Schedule, value_at
+from parllel.schedules import Schedule
 from parllel.torch.agents.modes import in_mode
-from parllel.torch.algos.descent import Descent
-from parllel.torch.algos.not_finite import refuse_loss
-from parllel.torch.algos.replay_draws import ReplayDraws
-from parllel.torch.algos.scheduled import Scheduled
+from parllel.torch.algos.learner import check_agent
+from parllel.torch.algos.replay_learner import ReplayLearner, check_replay_settings
 from parllel.torch.algos.sequence_returns import n_step_returns, squash, unsquash
 from parllel.torch.algos.settings import check_counts, check_flag, check_number
-from parllel.torch.algos.target_network import TargetNetwork
 from parllel.tree import ArrayDict, dict_map
-
-_NAMES = ("loss", "value", "td_error")  # what is reported
 
 
 class DQNAgent(Protocol):
@@ -117,7 +111,7 @@ class DQNSettings:
     rescales_values: bool = False
 
     def __post_init__(self) -> None:
-        check_counts(self, "batch_size", "n_updates", "target_period")
+        check_replay_settings(self)
         check_flag(self, "double")
         check_flag(self, "rescales_values")
         if (self.n_steps is None) != (self.discount is None):
@@ -130,10 +124,6 @@ class DQNSettings:
         check_number(self, "discount", least=0, most=1, is_optional=True)
         if self.loss not in ("huber", "squared"):
             raise ValueError(f"loss: got {self.loss!r}, expected 'huber' or 'squared'")
-        check_number(self, "target_share", above=0, most=1)
-        check_number(self, "learning_rate", least=0, may_change=True, is_optional=True)
-        check_number(self, "beta", least=0, may_change=True, is_optional=True)
-        check_number(self, "max_grad_norm", above=0, most=math.inf)
 
 
 class _Learned(NamedTuple):
@@ -150,7 +140,7 @@ class _Learned(NamedTuple):
     mask: Tensor | None
 
 
-class DQN(Scheduled[DQNAgent]):
+class DQN(ReplayLearner[DQNAgent]):
     """Learn action values from transitions that are drawn from a replay buffer.
 
     error = Q(s, a) - (R + g * Q'(s', a*)),  a* = argmax_a Q(s', a) or, not double, of Q'(s', a)
@@ -170,8 +160,8 @@ class DQN(Scheduled[DQNAgent]):
 
     The target network is a copy of the agent's as it is when this object is made.
 
-    Nothing is read from a device during updates. There, an error of the numbers shows when the
-    updates of the batch are done.
+    `optimize` reports of an update `loss`; `value`, of the actions that were taken; and `td_error`,
+    the absolute error.
 
     Args:
         agent: the agent that learns.
@@ -220,6 +210,9 @@ class DQN(Scheduled[DQNAgent]):
         ['learning_rate', 'loss', 'n_updates', 'td_error', 'value']
     """
 
+    _settings: DQNSettings
+    _reported: ClassVar[tuple[str, ...]] = ("loss", "value", "td_error")
+
     def __init__(
         self,
         agent: DQNAgent,
@@ -230,65 +223,23 @@ class DQN(Scheduled[DQNAgent]):
         prefetcher: Prefetcher | None = None,
     ) -> None:
         needed = ("action_values", "action_index", "model")
-        if missing := [name for name in needed if not hasattr(agent, name)]:
-            raise TypeError(
-                f"agent: {type(agent).__name__} has no {' and no '.join(missing)}, expected an"
-                " agent as torch.agents.QAgent (see DQNAgent)"
-            )
-        if not isinstance(agent.model, nn.Module):
-            raise TypeError(
-                f"model: got a {type(agent.model).__name__}, expected a torch.nn.Module, which can"
-                " be copied and learn"
-            )
-        self._settings = settings or DQNSettings()
-        self._burn_in = _check_kind(agent, replay, self._settings)
-        size, beta = self._settings.batch_size, self._settings.beta
-        self._draws = ReplayDraws(replay, size, beta=beta, prefetcher=prefetcher)
-        super().__init__(agent)
-        self._model = agent.model
-        self._descent = Descent(optimizer, self._settings.max_grad_norm, agent.model)
-        self._target = TargetNetwork(agent.model)
-        self._n_updates = 0
+        check_agent(agent, needed, "QAgent (see DQNAgent)", modules=["model"])
+        settings = settings or DQNSettings()
+        self._burn_in = _check_kind(agent, replay, settings)
+        model: Any = agent.model  # a module, which was checked
+        super().__init__(agent, replay, optimizer, settings, followed=model, prefetcher=prefetcher)
         self._set_numbers(0.0)
 
-    def optimize(self, batch: ArrayDict) -> dict[str, float]:
-        """Make the updates that follow one batch of the sampler, which the buffer has already.
-
-        Args:
-            batch: the sampler's batch; it is read only to explain numbers that are not finite.
-
-        Returns:
-            `loss`; `value`, of the actions that were taken; and `td_error`, the absolute error:
-            means over the updates. `n_updates`, since the beginning; `learning_rate`.
-
-        Raises:
-            RuntimeError: the buffer has no transition yet.
-            ValueError: a loss or a gradient is NaN or infinite: on the host before the update is
-                made, on a GPU when all are; or the prefetcher has another batch size.
-        """
-        rows = [self._update(batch) for _ in range(self._settings.n_updates)]
-        *means, norm = torch.stack(rows).mean(dim=0).tolist()  # the one read of a device
-        self._check(norm, batch)
-        return dict(zip(_NAMES, means, strict=True)) | {
-            "n_updates": float(self._n_updates),
-            "learning_rate": self._descent.rate,
-        }
-
-    def _update(self, batch: ArrayDict) -> Tensor:
-        """Make one update; return what is reported of it, and the norm of its gradient."""
-        minibatch = self._draws.next()
-        learned = self._learn_from(minibatch)
+    def _learn_from(self, minibatch: ArrayDict, batch: ArrayDict) -> list[Tensor]:
+        if self._burn_in is None:
+            learned = self._of_transitions(minibatch)
+        else:
+            learned = self._of_sequences(minibatch, self._burn_in)
         loss, error = self._loss(learned, minibatch)
-        norm = self._descent.backward(loss)
-        if norm.device.type == "cpu":
-            self._check(norm.item(), batch)
-        self._descent.step()
+        norm = self._descend(loss, batch)
         self._draws.give_back(minibatch, error, learned.mask)
-        self._n_updates += 1
-        if self._n_updates % self._settings.target_period == 0:
-            self._target.follow(self._settings.target_share)
         means = [_mean(each, learned.mask) for each in (learned.value.detach(), error.abs())]
-        return torch.stack([loss.detach(), *means, norm])
+        return [loss.detach(), *means, norm]
 
     def _loss(self, learned: _Learned, minibatch: ArrayDict) -> tuple[Tensor, Tensor]:
         """Return the loss, and the error of each step without gradients; 0 of masked ones."""
@@ -303,11 +254,6 @@ class DQN(Scheduled[DQNAgent]):
             losses = 0.5 * error**2
         losses = self._draws.weigh(losses, minibatch)
         return _mean(losses, learned.mask), error.detach()
-
-    def _learn_from(self, minibatch: ArrayDict) -> _Learned:
-        if self._burn_in is None:
-            return self._of_transitions(minibatch)
-        return self._of_sequences(minibatch, self._burn_in)
 
     def _of_transitions(self, minibatch: ArrayDict) -> _Learned:
         """Return values, and the targets R + g * Q'(s', a*), of transitions [N]."""
@@ -366,37 +312,6 @@ class DQN(Scheduled[DQNAgent]):
 
     def _as_learned(self, returns: Tensor) -> Tensor:
         return squash(returns) if self._settings.rescales_values else returns
-
-    def _check(self, norm: float, batch: ArrayDict) -> None:
-        if not math.isfinite(norm):
-            refuse_loss("the norm of the gradient", batch, self._model)
-
-    def _set_numbers(self, progress: float) -> None:
-        rate = self._settings.learning_rate
-        if rate is not None:
-            self._descent.set_rate(value_at("learning_rate", rate, progress, least=0))
-        self._draws.set_progress(progress)
-        self._progress = progress
-
-    def state_dict(self) -> dict[str, Any]:  # Any: tensors, numbers, lists and dictionaries
-        """Return all that the next updates depend on, beside the agent and the replay buffer."""
-        return {
-            "optimizer": self._descent.state_dict(),
-            "target": self._target.state_dict(),
-            "n_updates": self._n_updates,
-            "progress": self._progress,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where an algorithm with the same settings was when `state_dict` was called.
-
-        Raises:
-            KeyError, RuntimeError, ValueError: the state is another one's.
-        """
-        self._descent.load_state_dict(state["optimizer"])
-        self._target.load_state_dict(state["target"])
-        self._n_updates = state["n_updates"]
-        self._set_numbers(state["progress"])
 
 
 def _check_kind(agent: object, replay: object, settings: DQNSettings) -> int | None:

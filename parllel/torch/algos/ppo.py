@@ -17,11 +17,10 @@ from parllel.samplers import RecurrentActor
 from parllel.schedules import Schedule, value_at
 from parllel.torch.agents import Evaluation, Recurrence
 from parllel.torch.agents.modes import in_mode
-from parllel.torch.algos.descent import Descent
+from parllel.torch.algos.learner import Learner, check_agent
 from parllel.torch.algos.left_out import clear_rows
 from parllel.torch.algos.not_finite import refuse_loss
 from parllel.torch.algos.policy_before import PolicyBefore
-from parllel.torch.algos.scheduled import Scheduled
 from parllel.torch.algos.settings import check_counts, check_number
 from parllel.tree import ArrayDict, leaves_of
 from parllel.tree.not_finite import find_not_finite
@@ -118,18 +117,14 @@ class PPOSettings:
         Raises:
             TypeError, ValueError: a schedule gives no number, or one below 0.
         """
+        bound = self.value_clip
         return PPONumbers(
             clip=value_at("clip", self.clip, progress, least=0),
-            value_clip=_optional("value_clip", self.value_clip, progress),
+            value_clip=None if bound is None else value_at("value_clip", bound, progress, least=0),
             entropy_coefficient=value_at(
                 "entropy_coefficient", self.entropy_coefficient, progress, least=0
             ),
-            learning_rate=_optional("learning_rate", self.learning_rate, progress),
         )
-
-
-def _optional(name: str, setting: float | Schedule | None, progress: float) -> float | None:
-    return None if setting is None else value_at(name, setting, progress, least=0)
 
 
 class PPONumbers(NamedTuple):
@@ -138,10 +133,9 @@ class PPONumbers(NamedTuple):
     clip: float
     value_clip: float | None
     entropy_coefficient: float
-    learning_rate: float | None
 
 
-class PPO(Scheduled[PPOAgent]):
+class PPO(Learner[PPOAgent]):
     """Learn from batches with the clipped surrogate objective.
 
     The batch has the branches `observation`, `action`, `advantage`, `return_` and
@@ -202,6 +196,8 @@ class PPO(Scheduled[PPOAgent]):
         16.0
     """
 
+    _settings: PPOSettings
+
     def __init__(
         self,
         agent: PPOAgent,
@@ -210,39 +206,26 @@ class PPO(Scheduled[PPOAgent]):
         *,
         rng: np.random.Generator,
     ) -> None:
-        missing = [name for name in ("evaluate", "model") if not hasattr(agent, name)]
-        if missing:
-            raise TypeError(
-                f"agent: {type(agent).__name__} has no {' and no '.join(missing)}, expected an"
-                " agent as torch.agents.CategoricalPgAgent (see PPOAgent)"
-            )
-        super().__init__(agent)
-        self._settings = settings or PPOSettings()
+        check_agent(agent, ("evaluate", "model"), "CategoricalPgAgent (see PPOAgent)")
+        super().__init__(agent, optimizer, settings or PPOSettings())
         self._is_recurrent = isinstance(agent, RecurrentActor)
         self._minibatches = Minibatches(
             self._settings.n_minibatches, rng, whole_envs=self._is_recurrent
         )
         self._rng = rng
-        self._descent = Descent(optimizer, self._settings.max_grad_norm, agent.model)
         self._before = PolicyBefore(agent.model)
         self._set_numbers(0.0)
 
     def _set_numbers(self, progress: float) -> None:
+        super()._set_numbers(progress)
         self._numbers = self._settings.at(progress)
-        self._progress = progress
-        if self._numbers.learning_rate is not None:
-            self._descent.set_rate(self._numbers.learning_rate)
 
-    def state_dict(self) -> dict[str, Any]:  # Any: tensors, numbers, lists and dictionaries
+    def state_dict(self) -> dict[str, Any]:  # Any: as for Learner
         """Return all that the next updates depend on beside the agent, the batch and the settings.
 
         Dropout draws by torch's own generator, whose state the program has to keep itself.
         """
-        return {
-            "optimizer": self._descent.state_dict(),
-            "rng": self._rng.bit_generator.state,
-            "progress": self._progress,
-        }
+        return {**super().state_dict(), "rng": self._rng.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where an algorithm with the same settings was when `state_dict` was called.
@@ -250,9 +233,8 @@ class PPO(Scheduled[PPOAgent]):
         Raises:
             KeyError, ValueError: the state is another one's.
         """
-        self._descent.load_state_dict(state["optimizer"])
         set_generator_state(self._rng, state["rng"])
-        self._set_numbers(state["progress"])
+        super().load_state_dict(state)
 
     def optimize(self, batch: ArrayDict) -> dict[str, float]:
         """Learn from one batch.
@@ -277,7 +259,7 @@ class PPO(Scheduled[PPOAgent]):
             with_value=self._numbers.value_clip is not None,
             with_state=self._is_recurrent,
         )
-        with in_mode(self._agent.model, training=True):
+        with in_mode(self._model, training=True):
             rows, norms = self._run_epochs(needed, batch)
         total_norm = torch.stack(norms).sum() if norms else torch.zeros_like(rows[0][0])
         *means, total = torch.cat([torch.stack(rows).mean(dim=0), total_norm[None]]).tolist()
@@ -298,16 +280,12 @@ class PPO(Scheduled[PPOAgent]):
                 minibatch = _without_invalid(minibatch)
             loss, numbers = self._loss(self._with_policy_before(minibatch, is_first=not rows))
             rows.append(numbers)
-            on_host = numbers.device.type == "cpu"
-            if on_host or limit is not None:
+            if numbers.device.type == "cpu" or limit is not None:
                 read = numbers.tolist()
                 self._check(read, batch)
                 if limit is not None and not read[_NAMES.index("kl")] <= limit:
                     break
-            norms.append(self._descent.backward(loss))
-            if on_host:
-                self._check_gradient(norms[-1].item(), batch)
-            self._descent.step()
+            norms.append(self._descend(loss, batch))
         return rows, norms
 
     def _with_policy_before(self, minibatch: ArrayDict, *, is_first: bool) -> ArrayDict:
@@ -374,14 +352,10 @@ class PPO(Scheduled[PPOAgent]):
         *losses, kl, _, observed = numbers
         bad = [name for name, loss in zip(_NAMES, losses, strict=False) if not math.isfinite(loss)]
         if bad or math.isnan(kl):
-            refuse_loss(bad[0] if bad else "kl", batch, self._agent.model)
+            refuse_loss(bad[0] if bad else "kl", batch, self._model)
         for name, number in (("kl", kl), ("the sum of observations", observed)):
             if not math.isfinite(number) and find_not_finite(batch):  # both may also overflow
-                refuse_loss(name, batch, self._agent.model)
-
-    def _check_gradient(self, norm: float, batch: ArrayDict) -> None:
-        if not math.isfinite(norm):
-            refuse_loss("the norm of the gradient", batch, self._agent.model)
+                refuse_loss(name, batch, self._model)
 
 
 def _needed(batch: ArrayDict, *, with_value: bool, with_state: bool) -> ArrayDict:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,12 @@ from parllel.replays import Prefetcher, ReplayBuffer
 from parllel.schedules import Schedule, value_at
 from parllel.torch.agents.modes import in_mode
 from parllel.torch.algos.descent import Descent
-from parllel.torch.algos.not_finite import refuse_loss
-from parllel.torch.algos.replay_draws import ReplayDraws
-from parllel.torch.algos.scheduled import Scheduled
-from parllel.torch.algos.settings import check_counts, check_flag, check_number
-from parllel.torch.algos.target_network import TargetNetwork
+from parllel.torch.algos.learner import check_agent
+from parllel.torch.algos.replay_learner import ReplayLearner, check_replay_settings
+from parllel.torch.algos.settings import check_flag, check_number
 from parllel.tree import ArrayDict
 
-_NAMES = ("critic_loss", "policy_loss", "temperature", "entropy", "value", "td_error")  # reported
+_REPORTED = ("critic_loss", "policy_loss", "temperature", "entropy", "value", "td_error")
 
 
 class SACAgent(Protocol):
@@ -127,18 +125,14 @@ class SACSettings:
     max_grad_norm: float = math.inf
 
     def __post_init__(self) -> None:
-        check_counts(self, "batch_size", "n_updates", "target_period")
+        check_replay_settings(self)
         check_flag(self, "learns_temperature")
         check_number(self, "temperature", above=0, may_change=not self.learns_temperature)
         check_number(self, "target_entropy", is_optional=True)
         check_number(self, "temperature_rate", above=0, may_change=True)
-        check_number(self, "target_share", above=0, most=1)
-        check_number(self, "learning_rate", least=0, may_change=True, is_optional=True)
-        check_number(self, "beta", least=0, may_change=True, is_optional=True)
-        check_number(self, "max_grad_norm", above=0, most=math.inf)
 
 
-class SAC(Scheduled[SACAgent]):
+class SAC(ReplayLearner[SACAgent]):
     """Learn a policy that gets rewards and stays random, from transitions of a replay buffer.
 
     An update makes three steps, one after the other, from one minibatch:
@@ -160,8 +154,9 @@ class SAC(Scheduled[SACAgent]):
     From a `PrioritizedReplayBuffer`, the losses of critics and policy have importance weights, and
     the critics' mean absolute errors become the new priorities.
 
-    Nothing is read from a device during updates. There, an error of the numbers shows when the
-    updates of the batch are done.
+    `optimize` reports of an update `critic_loss`; `policy_loss`; `temperature`; `entropy` of the
+    policy in nats, of own actions; `value` of the actions that were taken; and `td_error`, the
+    absolute error.
 
     Args:
         agent: the agent that learns.
@@ -210,6 +205,9 @@ class SAC(Scheduled[SACAgent]):
         1.0
     """
 
+    _settings: SACSettings
+    _reported: ClassVar[tuple[str, ...]] = _REPORTED
+
     def __init__(
         self,
         agent: SACAgent,
@@ -219,57 +217,32 @@ class SAC(Scheduled[SACAgent]):
         *,
         prefetcher: Prefetcher | None = None,
     ) -> None:
-        _check_agent(agent)
+        needed = ("encode", "own_action", "draw_action", "action_values", "model")
+        check_agent(agent, needed, "QPgAgent (see SACAgent)", modules=["model", "model.critic"])
         if hasattr(replay, "burn_in"):
             raise ValueError(
                 f"replay: got a {type(replay).__name__}, which draws sequences, expected a buffer"
                 " of transitions, as ReplayBuffer"
             )
         settings = settings or SACSettings()
-        super().__init__(agent)
-        self._settings, self._model = settings, agent.model
-        self._draws = ReplayDraws(
-            replay, settings.batch_size, beta=settings.beta, prefetcher=prefetcher
+        super().__init__(
+            agent,
+            replay,
+            optimizer,
+            settings,
+            followed=agent.model.critic,
+            prefetcher=prefetcher,
         )
-        self._descent = Descent(optimizer, settings.max_grad_norm, agent.model)
         _check_optimizer(optimizer, agent.model)
-        self._target_critic = TargetNetwork(agent.model.critic)
         device = next(agent.model.parameters()).device
         first = value_at("temperature", settings.temperature, 0.0)
         self._log_temperature = nn.Parameter(torch.tensor(first, device=device).log())
         self._heating = Descent(torch.optim.Adam([self._log_temperature]), math.inf)
-        self._n_updates = 0
         self._set_numbers(0.0)
 
-    def optimize(self, batch: ArrayDict) -> dict[str, float]:
-        """Make the updates that follow one batch of the sampler, which the buffer has already.
-
-        Args:
-            batch: the sampler's batch; it is read only to explain numbers that are not finite.
-
-        Returns:
-            `critic_loss`; `policy_loss`; `temperature`; `entropy` of the policy in nats, of own
-            actions; `value` of the actions that were taken; and `td_error`, the absolute error:
-            means over the updates. `n_updates`, since the beginning; `learning_rate`.
-
-        Raises:
-            RuntimeError: the buffer has no transition yet, or the agent knows no space of actions.
-            ValueError: a loss or a gradient is NaN or infinite: on the host before that step of
-                the update is made, on a GPU when all are; or the prefetcher has another batch size.
-        """
-        rows = [self._update(batch) for _ in range(self._settings.n_updates)]
-        *means, norm = torch.stack(rows).mean(dim=0).tolist()  # the one read of a device
-        self._check(norm, batch)
-        return dict(zip(_NAMES, means, strict=True)) | {
-            "n_updates": float(self._n_updates),
-            "learning_rate": self._descent.rate,
-        }
-
-    def _update(self, batch: ArrayDict) -> Tensor:
-        """Make one update; return what is reported of it, and the sum of its gradients' norms."""
-        minibatch = self._draws.next()
+    def _learn_from(self, minibatch: ArrayDict, batch: ArrayDict) -> list[Tensor]:
         temperature = self._log_temperature.detach().exp()
-        target = self._target(minibatch, temperature)
+        target = self._targets(minibatch, temperature)
         with in_mode(self._model, training=True):
             critic_loss, error, value, features = self._critic_loss(minibatch, target)
             norm = self._descend(critic_loss, batch)
@@ -278,21 +251,18 @@ class SAC(Scheduled[SACAgent]):
         if self._settings.learns_temperature:
             self._heat(log_prob, n_actions)
         self._draws.give_back(minibatch, error)
-        self._n_updates += 1
-        if self._n_updates % self._settings.target_period == 0:
-            self._target_critic.follow(self._settings.target_share)
         losses = critic_loss.detach(), policy_loss.detach()
         others = temperature, -log_prob.mean(), value.mean(), error.mean(), norm
-        return torch.stack([*losses, *others])
+        return [*losses, *others]
 
     @torch.no_grad()
-    def _target(self, minibatch: ArrayDict, temperature: Tensor) -> Tensor:
+    def _targets(self, minibatch: ArrayDict, temperature: Tensor) -> Tensor:
         """Return y of each transition, float32 [N]."""
         agent = self._agent
         with in_mode(self._model, training=False):
             features = agent.encode(minibatch["next_observation"])
             action, log_prob = agent.draw_action(features)
-        values = agent.action_values(features, action, critic=self._target_critic.model)
+        values = agent.action_values(features, action, critic=self._target.model)
         next_value = values.amin(dim=0) - temperature * log_prob
         discount = minibatch["n_step_discount"]
         # Whatever the value is where nothing follows: 0 * inf would be NaN.
@@ -335,40 +305,21 @@ class SAC(Scheduled[SACAgent]):
         self._heating.backward(-(self._log_temperature.exp() * missing).mean())
         self._heating.step()
 
-    def _descend(self, loss: Tensor, batch: ArrayDict) -> Tensor:
-        """Make a step of the optimizer along a loss; return the norm of its gradient."""
-        norm = self._descent.backward(loss)
-        if norm.device.type == "cpu":
-            self._check(norm.item(), batch)
-        self._descent.step()
-        return norm
-
-    def _check(self, norm: float, batch: ArrayDict) -> None:
-        if not math.isfinite(norm):
-            refuse_loss("the norm of the gradient", batch, self._model)
-
     def _set_numbers(self, progress: float) -> None:
-        rate = self._settings.learning_rate
-        if rate is not None:
-            self._descent.set_rate(value_at("learning_rate", rate, progress, least=0))
+        super()._set_numbers(progress)
         rate = self._settings.temperature_rate
         self._heating.set_rate(value_at("temperature_rate", rate, progress, least=0))
         if not self._settings.learns_temperature:
             temperature = value_at("temperature", self._settings.temperature, progress, least=0)
             # Of 0, the logarithm is -inf, and its exponential is 0 again.
             self._log_temperature.detach().fill_(temperature).log_()
-        self._draws.set_progress(progress)
-        self._progress = progress
 
-    def state_dict(self) -> dict[str, Any]:  # Any: tensors, numbers, lists and dictionaries
+    def state_dict(self) -> dict[str, Any]:  # Any: as for Learner
         """Return all that the next updates depend on, beside the agent and the replay buffer."""
         return {
-            "optimizer": self._descent.state_dict(),
-            "target": self._target_critic.state_dict(),
+            **super().state_dict(),
             "log_temperature": self._log_temperature.detach(),
             "temperature_optimizer": self._heating.state_dict(),
-            "n_updates": self._n_updates,
-            "progress": self._progress,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -377,13 +328,10 @@ class SAC(Scheduled[SACAgent]):
         Raises:
             KeyError, RuntimeError, ValueError: the state is another one's.
         """
-        self._descent.load_state_dict(state["optimizer"])
-        self._target_critic.load_state_dict(state["target"])
         with torch.no_grad():
             self._log_temperature.copy_(state["log_temperature"])
         self._heating.load_state_dict(state["temperature_optimizer"])
-        self._n_updates = state["n_updates"]
-        self._set_numbers(state["progress"])
+        super().load_state_dict(state)
 
 
 @contextmanager
@@ -397,22 +345,6 @@ def _frozen(network: nn.Module) -> Iterator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
-
-
-def _check_agent(agent: object) -> None:
-    needed = ("encode", "own_action", "draw_action", "action_values", "model")
-    if missing := [name for name in needed if not hasattr(agent, name)]:
-        raise TypeError(
-            f"agent: {type(agent).__name__} has no {' and no '.join(missing)}, expected an agent as"
-            " torch.agents.QPgAgent (see SACAgent)"
-        )
-    model = agent.model  # type: ignore[attr-defined]  # it was asked for
-    for name, part in (("model", model), ("model.critic", getattr(model, "critic", None))):
-        if not isinstance(part, nn.Module):
-            raise TypeError(
-                f"{name}: got a {type(part).__name__}, expected a torch.nn.Module, which can be"
-                " copied and learn"
-            )
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
