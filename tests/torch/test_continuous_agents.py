@@ -12,10 +12,18 @@ from torch import nn
 
 from continuous_envs import HIGH, LOW, Drift, Pointing
 from long_run import all_but
+from parllel import Array
 from parllel.patterns import build_cages, build_example, build_sample_tree
-from parllel.samplers import BasicSampler, EvalSampler
+from parllel.samplers import BasicSampler, EvalSampler, RecurrentSampler
 from parllel.testing.simulated_cuda import simulated_cuda
-from parllel.torch.agents import ModelOutputs, PgAgent, QPgAgent
+from parllel.torch.agents import (
+    ModelOutputs,
+    PgAgent,
+    PreviousInputs,
+    QPgAgent,
+    Recurrence,
+    RecurrentPgAgent,
+)
 from parllel.torch.algos import PPO, PPOSettings
 from parllel.torch.distributions import (
     Categorical,
@@ -27,8 +35,10 @@ from parllel.torch.models import (
     ActionCritics,
     GaussianActorCritic,
     GaussianHead,
+    Gru,
     Mlp,
     NormalizeObservations,
+    RecurrentNetwork,
     SoftActorCritic,
 )
 from parllel.transforms import EstimateAdvantage, NormalizeAdvantage
@@ -281,6 +291,65 @@ def test_a_device_gives_the_same_numbers(schedule: str, seed: int, kind: str) ->
     assert found == expected
     for own, its in zip(agent.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(own, its)
+
+
+# With a memory
+
+
+def make_recurrent_sampler(kind: str) -> RecurrentSampler:
+    torch.manual_seed(0)
+    make_env = make_env_of(kind, Drift)
+    cages = build_cages(make_env, B, n_workers="serial", seed=0)
+    previous = PreviousInputs(cages[0].action_space)
+    head = GaussianActorCritic(nn.Identity(), 2, n_features=8, policy_gain=1.0)
+    model = RecurrentNetwork(Mlp(3, (6,)), Gru(6 + previous.n_features, 8), head)
+    example = build_example(make_env, storage="local")
+    generator = torch.Generator().manual_seed(0)
+    agent = RecurrentPgAgent(
+        model, KINDS[kind](2), example["observation"], generator, previous=previous
+    )
+    samples = build_sample_tree(example, agent, batch_shape=(T, B))
+    samples["valid"] = Array((T, B), bool)
+    return RecurrentSampler(cages, agent, samples)
+
+
+@each_kind
+def test_a_policy_of_numbers_may_have_a_memory(kind: str) -> None:
+    sampler = make_recurrent_sampler(kind)
+    for _ in range(3):
+        batch, _ = sampler.collect_batch()
+    is_over = batch["terminated"].to_torch() | batch["truncated"].to_torch()
+    is_first = torch.cat([torch.zeros(1, B, dtype=torch.bool), is_over[:-1]])
+    tensors = batch.to_torch()
+    told = Recurrence(tensors["initial_rnn_state"], is_first, tensors["agent_info"]["previous"])
+    found = sampler.agent.evaluate(tensors["observation"], tensors["action"], recurrence=told)
+    kept = tensors["agent_info"]
+    # float32: sums of some 20 products of about 1, in another order, through T steps.
+    torch.testing.assert_close(found.value, kept["value"], rtol=0, atol=T * 2 * 20 * 2**-24)
+    torch.testing.assert_close(found.log_prob, kept["log_prob"], rtol=1e-4, atol=1e-4)
+
+
+@each_kind
+def test_what_is_in_rows_that_are_no_transitions_changes_no_policy_of_numbers(kind: str) -> None:
+    results: list[Any] = []
+    for is_spoiled in (False, True):
+        sampler = make_recurrent_sampler(kind)
+        batch, _ = sampler.collect_batch()
+        places = np.array([2, 7, 4]), np.array([0, 1, 3])
+        batch["valid"][places] = False
+        for transform in (EstimateAdvantage(), NormalizeAdvantage()):
+            batch = transform(batch)
+        if is_spoiled:
+            info = batch["agent_info"]
+            for leaf in (batch["observation"], batch["action"], info["previous"]):
+                leaf[places] = np.nan
+            info["log_prob"][places] = np.nan
+        optimizer = torch.optim.SGD(sampler.agent.model.parameters(), lr=0.1)
+        settings = PPOSettings(n_minibatches=2, entropy_coefficient=0.1)
+        ppo = PPO(sampler.agent, optimizer, settings, rng=np.random.default_rng(0))
+        results.append(ppo.optimize(batch))
+        results.append([each.tolist() for each in sampler.agent.model.parameters()])
+    assert results[:2] == results[2:]
 
 
 @pytest.mark.long

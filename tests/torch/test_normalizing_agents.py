@@ -13,15 +13,30 @@ from parllel import ArrayDict
 from parllel.cages import SerialCage
 from parllel.metrics import Metrics
 from parllel.patterns import build_example, build_sample_tree
-from parllel.replays import Minibatches, ReplayBuffer
+from parllel.replays import Minibatches, PrioritizedSequenceReplayBuffer, ReplayBuffer
 from parllel.runners import Checkpoints, Evaluator, RLRunner, every
-from parllel.samplers import BasicSampler, EvalSampler
+from parllel.samplers import BasicSampler, EvalSampler, RecurrentSampler
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Walk
-from parllel.torch.agents import CategoricalPgAgent, QAgent
+from parllel.torch.agents import (
+    CategoricalPgAgent,
+    PreviousInputs,
+    QAgent,
+    RecurrentPgAgent,
+    RecurrentQAgent,
+)
 from parllel.torch.algos import DQN, PPO, DQNSettings, PPOSettings
 from parllel.torch.distributions import Categorical
-from parllel.torch.models import Mlp, NormalizeObservations, QNetwork, SoftActorCritic, TwinMlp
+from parllel.torch.models import (
+    ActorCritic,
+    Lstm,
+    Mlp,
+    NormalizeObservations,
+    QNetwork,
+    RecurrentNetwork,
+    SoftActorCritic,
+    TwinMlp,
+)
 from parllel.transforms import EstimateAdvantage, NormalizeAdvantage, NormalizeRewards
 from schedules import each_schedule
 
@@ -34,6 +49,8 @@ def make_run(kind: str, storage: str = "local") -> tuple[Any, BasicSampler, Any,
     cage = SerialCage(Walk, n_envs=B, seed=1)
     example = build_example(Walk, storage=storage)
     normalize = NormalizeObservations(example["observation"])
+    if kind.startswith("recurrent"):
+        return make_recurrent_run(kind, cage, example, normalize)
     if kind == "ppo":
         model: nn.Module = nn.Sequential(normalize, TwinMlp(3, 4, (8,)))
         agent: Any = CategoricalPgAgent(model, Categorical(4), example["observation"])
@@ -54,8 +71,40 @@ def make_run(kind: str, storage: str = "local") -> tuple[Any, BasicSampler, Any,
     return cage, sampler, algorithm, {"agent": agent, "algorithm": algorithm, "replay": replay}
 
 
+def make_recurrent_run(
+    kind: str, cage: SerialCage, example: ArrayDict, normalize: NormalizeObservations
+) -> tuple[Any, BasicSampler, Any, dict[str, Any]]:
+    """Return what `make_run` does, of an agent with a state and previous inputs."""
+    encoder, previous = nn.Sequential(normalize, Mlp(3, (6,))), PreviousInputs(Walk.action_space)
+    core = Lstm(6 + previous.n_features, 8)
+    first = example["observation"]
+    if kind == "recurrent ppo":
+        head: nn.Module = ActorCritic(nn.Identity(), 4, n_features=8)
+        model = RecurrentNetwork(encoder, core, head, n_features=6)
+        agent: Any = RecurrentPgAgent(model, Categorical(4), first, previous=previous)
+        samples = build_sample_tree(example, agent, batch_shape=(T, B))
+        sampler = RecurrentSampler([cage], agent, samples)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        ppo = PPO(agent, optimizer, PPOSettings(n_minibatches=3), rng=np.random.default_rng(0))
+        return cage, sampler, ppo, {"agent": agent, "algorithm": ppo}
+    head = QNetwork(nn.Identity(), 4, n_features=8)
+    model = RecurrentNetwork(encoder, core, head, n_features=6)
+    agent = RecurrentQAgent(model, first, 0.3, previous=previous, keeps_state=True)
+    samples = build_sample_tree(example, agent, batch_shape=(T, B), full_size=5 * T)
+    replay = PrioritizedSequenceReplayBuffer(
+        samples, rng=np.random.default_rng(0), length=5, burn_in=2, episode_end="cross"
+    )
+    sampler = RecurrentSampler([cage], agent, samples, replay=replay)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    settings = DQNSettings(batch_size=8, n_updates=2, target_period=3, n_steps=3, discount=0.9)
+    dqn = DQN(agent, replay, optimizer, settings)
+    return cage, sampler, dqn, {"agent": agent, "algorithm": dqn, "replay": replay}
+
+
 def make_transforms(kind: str) -> list[Any]:
-    return [NormalizeRewards(), EstimateAdvantage(), NormalizeAdvantage()] if kind == "ppo" else []
+    if kind.endswith("dqn"):
+        return []
+    return [NormalizeRewards(), EstimateAdvantage(), NormalizeAdvantage()]
 
 
 def run(
@@ -187,7 +236,18 @@ def test_a_saved_agent_acts_alike(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "saves_envs"),
-    all_but_first([("ppo", True), ("dqn", False), ("ppo", False), ("dqn", True)], n_short=2),
+    all_but_first(
+        [
+            ("recurrent ppo", True),
+            ("recurrent dqn", True),
+            ("ppo", True),
+            ("dqn", False),
+            ("ppo", False),
+            ("dqn", True),
+            ("recurrent dqn", False),
+        ],
+        n_short=3,
+    ),
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
     kind: str, saves_envs: bool, tmp_path: Path

@@ -24,6 +24,8 @@ class GaussianActorCritic(nn.Module):
             its `n_features`.
         n_actions: number of numbers of an action.
         value_encoder: a second one, for the value; by default that of the policy.
+        n_features: number of the encoder's features; by default what the encoder calls so. With
+            `nn.Identity()` as encoder, the model is a head of a `RecurrentNetwork`.
         has_own_std, initial_log_std: as for `GaussianHead`.
         policy_gain, value_gain: factors of the heads' first weights.
         leaf: name of the leaf of an observation that encoders take, where observations are trees.
@@ -46,6 +48,7 @@ class GaussianActorCritic(nn.Module):
         n_actions: int,
         *,
         value_encoder: nn.Module | None = None,
+        n_features: int | None = None,
         has_own_std: bool = True,
         initial_log_std: float = 0.0,
         policy_gain: float = POLICY_GAIN,
@@ -54,7 +57,7 @@ class GaussianActorCritic(nn.Module):
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.encoding = Encoding(encoder, leaf=leaf, autocast=autocast)
+        self.encoding = Encoding(encoder, n_features, leaf=leaf, autocast=autocast)
         self.value_encoding = (
             None if value_encoder is None else Encoding(value_encoder, leaf=leaf, autocast=autocast)
         )

@@ -21,8 +21,8 @@ class RecurrentNetwork(Encoding):
         model = RecurrentNetwork(encoder, core, ActorCritic(nn.Identity(), 2, n_features=64))
 
     Encoder and head run over all rows of a sequence at once; the core alone takes turns. Any model
-    of features is a head: an `ActorCritic` for `RecurrentPgAgent`, a `QNetwork` for
-    `RecurrentQAgent`, both over `nn.Identity()`.
+    of features is a head: an `ActorCritic` or a `GaussianActorCritic` for `RecurrentPgAgent`, a
+    `QNetwork` for `RecurrentQAgent`, each over `nn.Identity()`.
 
     Where agents are made with `previous=`, the core gets the previous action and the reward for it
     behind the encoder's features, `PreviousInputs.n_features` of them.
