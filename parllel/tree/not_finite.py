@@ -95,7 +95,9 @@ def _is_read(batch: ArrayDict) -> NDArray[np.bool_]:
     if "terminated" in batch and "truncated" in batch:
         flags = [as_mask(name, batch[name]) for name in ("terminated", "truncated")]
         goes_on = valid & ~(flags[0] | flags[1])
-    return np.concatenate([valid, none]) | np.concatenate([none, goes_on])
+    is_read: NDArray[np.bool_] = np.concatenate([valid, none])
+    is_read[1:] |= goes_on
+    return is_read
 
 
 def _is_bootstrapped(batch: ArrayDict) -> NDArray[np.bool_]:

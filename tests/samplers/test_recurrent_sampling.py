@@ -175,6 +175,22 @@ def test_rows_that_cages_call_invalid_are_marked(kind: Any) -> None:
         np.testing.assert_array_equal(valid, expected)
 
 
+def test_a_state_is_put_back_behind_a_row_that_is_no_transition() -> None:
+    samples = build_sample_tree(build_example(Walk), Summing(), batch_shape=(T, B))
+    sampler = RecurrentSampler([Doubtful(Walk, n_envs=B, seed=0)], Summing(), samples)
+    total, n_put_back = np.zeros(B, np.float32), 0
+    for _ in range(3):
+        tree = sampler.collect_batch()[0].to_ndarray()
+        np.testing.assert_array_equal(tree["initial_rnn_state"]["sum"], total)
+        for t in range(T):
+            total = total + tree["observation"][t, :, 0]
+            np.testing.assert_array_equal(tree["agent_info"]["value"][t], total * 2)
+            done = tree["terminated"][t] | tree["truncated"][t]
+            n_put_back += int((~tree["valid"][t] & ~done).sum())
+            total = np.where(done | ~tree["valid"][t], 0, total)
+    assert n_put_back > 2
+
+
 def test_the_branch_valid_is_added_where_the_window_is() -> None:
     samples = build_sample_tree(build_example(Walk), Still(), batch_shape=(T, B), full_size=4 * T)
     assert "valid" not in samples  # it was made for other cages
