@@ -53,6 +53,7 @@ class Shape(NamedTuple):
     has_valid: bool = False
     stack: int = 0  # frames of the observation's leaf `camera`; 0 for none
     fill: Fill = "first"
+    has_goals: bool = False  # whether observations have goals, which `show_goals` gives
 
     @property
     def n_older(self) -> int:
@@ -115,6 +116,8 @@ class Model:
         observation = show(number)
         if self.shape.stack:
             observation["camera"] = np.array(self.frames[number], np.int32)[:, None]
+        if self.shape.has_goals:
+            observation = ArrayDict({**observation, **show_goals(number)})
         return observation
 
     def reset(self) -> None:
@@ -228,6 +231,13 @@ def show(number: int) -> ArrayDict:
     return ArrayDict({"state": state, "deep": {"number": np.int32(number)}})
 
 
+def show_goals(number: int) -> dict[str, Any]:
+    """Return the goals of an observation, trees: what is achieved there, and what is desired."""
+    achieved = {"at": np.array([number, 2 * number], np.float32), "level": np.int64(number)}
+    desired = {"at": np.array([-number, 2 * number], np.float32), "level": np.int64(-number)}
+    return {"achieved_goal": achieved, "desired_goal": desired}
+
+
 def make_tree(shape: Shape, storage: str = "local") -> ArrayDict:
     def spec(dtype: Any, feature_shape: tuple[int, ...] = (), padding: int = 0) -> ArraySpec:
         full_size = shape.T * shape.n_windows
@@ -245,6 +255,9 @@ def make_tree(shape: Shape, storage: str = "local") -> ArrayDict:
     }
     if shape.has_valid:
         specs["valid"] = spec(bool)
+    for name in ("achieved_goal", "desired_goal") if shape.has_goals else ():
+        leaves = {"at": spec(np.float32, (2,), 1), "level": spec(np.int64, (), 1)}
+        specs["observation"][name] = leaves
     if shape.stack:
         specs["observation"]["camera"] = FrameSpec.of(
             (shape.T, shape.B),

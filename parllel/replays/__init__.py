@@ -1,6 +1,7 @@
 """Replays: how stored samples are drawn for learning."""
 
 from parllel.replays.batch_parts import BatchParts
+from parllel.replays.hindsight_replay_buffer import HindsightReplayBuffer
 from parllel.replays.minibatches import Minibatches
 from parllel.replays.prefetcher import Prefetcher
 from parllel.replays.prioritized_replay_buffer import PrioritizedReplayBuffer
@@ -11,6 +12,7 @@ from parllel.replays.sequence_replay_buffer import SequenceReplayBuffer
 
 __all__ = [
     "BatchParts",
+    "HindsightReplayBuffer",
     "Minibatches",
     "Prefetcher",
     "PrioritizedReplayBuffer",

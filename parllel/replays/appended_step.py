@@ -21,7 +21,7 @@ class AppendedStep(NamedTuple):
     Args:
         rows: a row of each branch of the sample tree but `observation`.
         observation: the observations after the step.
-        final_obs: the true final observations of episodes that were truncated, by column.
+        final_obs: the true final observations of episodes that ended, by column.
 
     >>> samples = ArrayDict({name: Array((1, 2), np.float32) for name in ("observation", "reward")})
     >>> for name in ("terminated", "truncated"):
@@ -43,6 +43,8 @@ class AppendedStep(NamedTuple):
         observation: object,
         branches: Mapping[str, object],
         final_obs: Mapping[int, object],
+        *,
+        needs_terminated: bool = False,
     ) -> AppendedStep:
         """Check what was given for a step; nothing is broadcast, wrapped or cut off.
 
@@ -50,12 +52,13 @@ class AppendedStep(NamedTuple):
             samples: the sample tree.
             row: the row of its window that has the observations before the step.
             observation, branches, final_obs: as for `ReplayBuffer.append`.
+            needs_terminated: whether episodes that terminated need a final observation, too.
 
         Raises:
             TypeError: a branch is missing, or is none of the tree.
             ValueError: a value does not fit its rows, an observation or a reward is NaN or
-                infinite, the final observations are not those of truncated episodes, or a stack of
-                frames does not follow on the one before.
+                infinite, the final observations are not those of the episodes that need one, or a
+                stack of frames does not follow on the one before.
         """
         needed = {name for name, branch in samples.items() if _has_leaves(branch)}
         needed -= {"observation"}
@@ -67,7 +70,7 @@ class AppendedStep(NamedTuple):
             )
         rows = {name: fitted((name,), samples[name], branches[name]) for name in branches}
         after = fitted(("observation",), samples["observation"], observation)
-        _check_ended(rows, final_obs)
+        _check_ended(rows, final_obs, needs_terminated=needs_terminated)
         final = {
             column: fitted(("observation",), samples["observation"], each, n_lead=2)
             for column, each in final_obs.items()
@@ -191,16 +194,25 @@ def _has_leaves(branch: Array | ArrayDict) -> bool:
     return not isinstance(branch, ArrayDict) or any(True for _ in branch.walk())
 
 
-def _check_ended(rows: Mapping[str, Any], final_obs: Mapping[int, object]) -> None:
-    """Raise unless there is a final observation for each episode that was cut off, and no other."""
+def _check_ended(
+    rows: Mapping[str, Any], final_obs: Mapping[int, object], *, needs_terminated: bool
+) -> None:
+    """Raise unless there is a final observation for each episode that needs it, all of them ended.
+
+    Args:
+        rows: a row of each branch.
+        final_obs: by column.
+        needs_terminated: whether they are needed where an episode terminated, too.
+    """
     terminated, truncated = (
         np.asarray(to_host(rows[name])).astype(bool) for name in ("terminated", "truncated")
     )
     cut = set(np.flatnonzero(truncated & ~terminated).tolist())
     ended = set(np.flatnonzero(truncated | terminated).tolist())
-    if missing := sorted(cut - final_obs.keys()):
+    needed, how = (ended, "at an end") if needs_terminated else (cut, "truncated")
+    if missing := sorted(needed - final_obs.keys()):
         raise ValueError(
-            f"final_obs: environments {missing} are truncated, and got no final observation,"
+            f"final_obs: environments {missing} are {how}, and got no final observation,"
             " expected the true last one of each: next_observation is the first one of its next"
             " episode"
         )

@@ -233,6 +233,11 @@ class BaseReplay(RingRecord, Generic[M]):
         Raises:
             FileNotFoundError, KeyError, ValueError: as for `load`; or another class saved it.
         """
+        return cls._open(folder, {})
+
+    @classmethod
+    def _open(cls, folder: str | Path, unsaved: Mapping[str, Any]) -> Self:
+        """Return a saved buffer as `open` does; `unsaved` are arguments that no save can hold."""
         saved = open_tree(folder)
         cls._check_setting_names(saved)
         own = saved.part("replay")
@@ -243,9 +248,11 @@ class BaseReplay(RingRecord, Generic[M]):
                 rng=np.random.default_rng(0),  # its key is replaced
                 n_final_obs=n_final_obs,
                 **cls._as_arguments(saved.numbers["settings"]),
+                **unsaved,
             )
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{saved.json_path}: no tree of a buffer: {error}") from error
+        buffer._check_settings(saved)
         buffer.final_obs.most_slots = max(n_final_obs, most_final_obs(buffer.samples))
         own.check_fits(buffer._own_tree())
         buffer._check_saved(saved)

@@ -31,6 +31,7 @@ class FinalObs:
         storage: kind of the memory.
         observation: the branch of the ring, an Array or a tree.
         most_slots: number of rows up to which the table grows; left out, it does not.
+        missing: what the slot of a step is without a final observation, `NOT_GIVEN` or `REFUSED`.
 
     Attributes:
         tree: ArrayDict with three branches: `observation`, the table; `place`, int64 [n_slots],
@@ -60,8 +61,9 @@ class FinalObs:
         observation: Array | ArrayDict,
         *,
         most_slots: int = 0,
+        missing: int = NOT_GIVEN,
     ) -> None:
-        self._storage = storage
+        self._storage, self._missing = storage, missing
         self._slot: Array = allocate_tree(ArrayDict({_SLOT: specs[_SLOT]}), storage)[_SLOT]
         self._n_rows, self._width = self._slot.batch_shape
         self._is_on_host = self._slot.is_on_host
@@ -167,7 +169,7 @@ class FinalObs:
         """
         self._begin = number
         row = number % self._n_rows
-        self._slots = np.full((n_steps, self._width), NOT_GIVEN, np.int32)
+        self._slots = np.full((n_steps, self._width), self._missing, np.int32)
         if keeps:
             self._slots[...] = self._slot[row : row + n_steps].to_ndarray()
 

@@ -12,6 +12,7 @@ import numpy as np
 from parllel import cuda
 from parllel.arrays import Array
 from parllel.arrays.interop import side_of
+from parllel.kernels.transitions import NOT_GIVEN, REFUSED
 from parllel.replays.appended_step import AppendedStep, check_final_obs, fitted, value_at
 from parllel.replays.final_obs import FinalObs, spec_of
 from parllel.storages import Side, storage_for
@@ -77,6 +78,10 @@ class RingRecord:
     _not_steps: ClassVar[tuple[str, ...]] = ()
     _n_steps_name: ClassVar[str] = "n_steps"  # in errors
 
+    # Whether final observations of episodes that terminated are needed, too: a sampler asks. Steps
+    # that lack theirs can't be sampled then.
+    keeps_terminated: ClassVar[bool] = False
+
     def __init__(self, samples: ArrayDict, *, n_steps: int, n_final_obs: int | None) -> None:
         self._steps = ArrayDict(
             {name: branch for name, branch in samples.items() if name not in self._not_steps}
@@ -121,7 +126,8 @@ class RingRecord:
     def _make_table(self, n_slots: int | None, *, most_slots: int) -> FinalObs:
         specs = RingRecord.make_specs(self.samples, n_slots)
         observation = self.samples["observation"]
-        return FinalObs(specs, self.storage, observation, most_slots=most_slots)
+        missing = REFUSED if self.keeps_terminated else NOT_GIVEN
+        return FinalObs(specs, self.storage, observation, most_slots=most_slots, missing=missing)
 
     def __len__(self) -> int:
         """Return the number of steps in the ring, of all environments together."""
@@ -198,7 +204,8 @@ class RingRecord:
             next_observation: rows [B, ...] to act on next: where an episode ended, the first
                 observation of the next one.
             final_obs: the true last observation of each episode that was truncated, by the number
-                of its environment. Those that terminated need none.
+                of its environment. Those that terminated need none, except where the buffer has
+                `keeps_terminated`.
             branches: rows [B, ...] of all other branches of the tree: `action`, `reward`,
                 `terminated`, `truncated` and so on.
 
@@ -206,7 +213,7 @@ class RingRecord:
             RuntimeError: `reset` was not called before, or an error cut a batch short.
             TypeError: a branch is missing, or is none of the tree.
             ValueError: a value has another shape than its rows, would lose something, or is not
-                finite; `final_obs` are not those of truncated episodes; or a stack of frames, one
+                finite; `final_obs` are not those of ended episodes; or a stack of frames, one
                 of `final_obs` too, does not follow on the one that was acted on. Nothing was
                 changed.
         """
@@ -218,7 +225,14 @@ class RingRecord:
         self._begin_change("append")
         t = self._n_appended % self.batch_T
         acted_on = t or self.batch_T  # the window has not moved yet
-        step = AppendedStep.of(self._steps, acted_on, next_observation, branches, final_obs or {})
+        step = AppendedStep.of(
+            self._steps,
+            acted_on,
+            next_observation,
+            branches,
+            final_obs or {},
+            needs_terminated=self.keeps_terminated,
+        )
         self._n_appended = None
         if t == 0:
             self.begin_batch()
@@ -235,8 +249,9 @@ class RingRecord:
     def add_final_obs(self, t: int, final_obs: Mapping[int, Any]) -> None:
         """Keep the true final observations of episodes that were cut off at step t of the batch.
 
-        An episode that terminated needs none: its `n_step_discount` is 0, so that no value of what
-        follows counts. Given all the same, the observation is kept, too.
+        An episode that terminated needs none, except where the buffer has `keeps_terminated`: its
+        `n_step_discount` is 0, so that no value of what follows counts. Given all the same, the
+        observation is kept, too.
 
         Args:
             t: step of the batch, from 0.
@@ -247,8 +262,8 @@ class RingRecord:
             IndexError: the batch has no such step or column.
             RuntimeError: no batch was begun.
             ValueError: a final observation is NaN or infinite; or, in host memory, a stack of
-                frames does not go on with the one that was acted on, at a step where the episode
-                did not terminate.
+                frames does not go on with the one that was acted on, at a step whose final
+                observation is needed.
         """
         self._begin_change("add_final_obs")
         if not self._is_writing:
@@ -263,8 +278,12 @@ class RingRecord:
             _check_finite(t, column, observation, self.samples["observation"])
         if self.samples["reward"].is_on_host:  # on a device, the host would have to wait
             is_over = self.samples["terminated"][t].to_ndarray()
-            cut = {column: final_obs[column] for column in final_obs if not is_over[column]}
-            check_final_obs(self.samples["observation"][t], cut)
+            needed = {
+                column: each
+                for column, each in final_obs.items()
+                if self.keeps_terminated or not is_over[column]
+            }
+            check_final_obs(self.samples["observation"][t], needed)
         self._add_final_obs(t, final_obs)
 
     def _add_final_obs(self, t: int, final_obs: Mapping[int, Any]) -> None:
@@ -405,8 +424,8 @@ def _check_finite(t: int, column: int, observation: Any, like: Array | ArrayDict
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ValueError(
                 f"batch: {path_text(('observation', *path))} is not finite behind row t = {t} of"
-                f" environment {column}, where its episode was truncated; find out why the"
-                " environment gave it"
+                f" environment {column}, where its episode ended; find out why the environment gave"
+                " it"
             )
 
 

@@ -101,6 +101,7 @@ class BasicSampler(Sampler):
         if self._completes_values:
             _check_value(samples, agent)
         self._reads_final_obs = self._completes_values or replay is not None
+        self._gives_terminated = getattr(replay, "keeps_terminated", False)
         self._goes_on = False
         self.began_with_reset = self._is_reset = False
         self._observed: Observed | None = None  # of the batch under way
@@ -268,12 +269,14 @@ class BasicSampler(Sampler):
         if self._completes_values and group.gives_invalid_rows and (invalid := group.invalid()):
             values = self.samples["agent_info"]["value"]
             self.samples["final_value"][t, invalid] = values[t, invalid]
-        if not self._reads_final_obs or not (cut := group.cut_obs(t)):
+        if not self._reads_final_obs:
             return
-        if self._completes_values:
+        cut = group.cut_obs(t)
+        if self._completes_values and cut:
             self._value_final_obs(t, cut)
-        if self.replay is not None:
-            self.replay.add_final_obs(t, cut)
+        kept = group.final_obs() if self._gives_terminated else cut
+        if self.replay is not None and kept:
+            self.replay.add_final_obs(t, kept)
 
     def _value_final_obs(self, t: int, final_obs: dict[int, object]) -> None:
         columns = list(final_obs)

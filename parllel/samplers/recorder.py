@@ -11,6 +11,9 @@ from parllel.tree import ArrayDict
 class Recorder(Protocol):
     """An object that a sampler tells of the batches it writes, as `replays.ReplayBuffer`.
 
+    If it has an attribute `keeps_terminated` that is true, it is given the final observations of
+    episodes that terminated, too, as `replays.HindsightReplayBuffer` needs them.
+
     Example:
         >>> class Counter:  # counts the batches and the episodes that were cut off
         ...     def __init__(self, samples):
@@ -37,7 +40,8 @@ class Recorder(Protocol):
     def add_final_obs(self, t: int, final_obs: Mapping[int, object]) -> None:
         """Keep the true final observations of episodes that were cut off with step t.
 
-        Episodes that terminated are left out: of these, what follows counts for nothing.
+        Episodes that terminated are left out, except for a recorder with `keeps_terminated`: of
+        these, what follows counts for nothing.
 
         Args:
             t: the step within the batch.

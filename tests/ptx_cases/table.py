@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ptx_cases import computations, copies, draws, priorities, windows
+from ptx_cases import computations, copies, draws, goals, priorities, windows
 
 Run: TypeAlias = Callable[[np.random.Generator], None]
 
@@ -25,6 +25,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "advantage_carries": (Case(computations.walk_spans, 8),),
     "advantage_spans": (Case(computations.walk_spans, 8),),
     "draw_by_priority": (Case(priorities.draw_shares, 30),),
+    "draw_goals": (Case(goals.draw, 60),),
     "draw_transitions": (
         Case(draws.draw_evenly, 25),
         Case(draws.draw_nothing, 1),

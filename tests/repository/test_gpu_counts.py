@@ -23,6 +23,7 @@ from parllel.cages import SerialCage
 from parllel.cuda import library, streams
 from parllel.patterns import build_example, build_sample_tree
 from parllel.replays import (
+    HindsightReplayBuffer,
     Minibatches,
     Prefetcher,
     PrioritizedReplayBuffer,
@@ -41,6 +42,7 @@ ROW = re.compile(r"^\| (?P<what>[^|]+?) \|(?P<counts>(?: *\d+ *\|){5})$", re.MUL
 OF_A_STEP = re.compile(r"^\| (?P<what>it [^|]+?) \| (?P<n>\d+) \|[^|]+\|$", re.MULTILINE)
 BYTES = re.compile(r"^\| (?P<what>[^|]+?) \| (?P<nbytes>[\d,]+) \|$", re.MULTILINE)
 T, B, STACK = 5, 4, 4
+GOALS = ("achieved_goal", "desired_goal")
 SCREEN = (84, 84)
 
 
@@ -263,6 +265,28 @@ def drawing(kind: Any, *, has_frames: bool = False) -> Callable[[], Any]:
     return lambda: replay.sample(8)
 
 
+def drawing_goals() -> Callable[[], Any]:
+    """Draw from a tree with goals, by functions that launch nothing of this package."""
+    ring: dict[str, Any] = {"storage": "device", "full_size": 3 * T}
+    samples = ArrayDict({"reward": Array((T, B), np.float32, **ring)})
+    for name in ("terminated", "truncated"):
+        samples[name] = Array((T, B), bool, **ring)
+    goals = {name: {"x": samples["reward"].new_array(padding=1)} for name in GOALS}
+    samples["observation"] = {"observation": samples["reward"].new_array(padding=1), **goals}
+    replay = HindsightReplayBuffer(
+        samples,
+        rng=np.random.default_rng(0),
+        compute_reward=lambda achieved, desired: achieved["x"] - desired["x"],
+        compute_terminated=lambda achieved, desired: achieved["x"] == desired["x"],
+    )
+    replay.restart()
+    replay.begin_batch()
+    samples.rotate()
+    replay.end_batch()
+    replay.sample(8)  # allocates its outputs
+    return lambda: replay.sample(8)
+
+
 def updating() -> Callable[[], Any]:
     replay = filled(PrioritizedReplayBuffer)
     index = replay._outputs.tree["index"]  # a tensor of the simulation is one of the host
@@ -346,6 +370,7 @@ OPERATIONS: dict[str, Callable[[], Callable[[], Any]]] = {
         ReplayBuffer, has_ends=True
     ),
     "`PrioritizedReplayBuffer.sample`": lambda: drawing(PrioritizedReplayBuffer),
+    "`HindsightReplayBuffer.sample`, the functions' own launches aside": drawing_goals,
     "`SequenceReplayBuffer.sample`": lambda: drawing(SequenceReplayBuffer),
     "`PrioritizedSequenceReplayBuffer.sample`": lambda: drawing(PrioritizedSequenceReplayBuffer),
     "`PrioritizedReplayBuffer.update_priorities`": updating,

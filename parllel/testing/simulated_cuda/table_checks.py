@@ -136,6 +136,14 @@ def check_draw_transitions(grid: Sizes, *arguments: Argument) -> None:
     _check_ring("draw_transitions", *arguments[:2])
 
 
+def check_draw_goals(grid: Sizes, *arguments: Argument) -> None:
+    """Check the arguments of `kernels.hindsight.DEVICE`."""
+    ring, state, *_, n_items, identities, codes = arguments
+    _check_ring("draw_goals", ring, state)
+    for vector in (identities, codes):
+        integers_at(address_of(vector), int(n_items))
+
+
 def check_draw_by_priority(grid: Sizes, *arguments: Argument) -> None:
     """Check the arguments of `kernels.priorities.DRAW`."""
     *_, n_items, out, drawn = arguments
@@ -266,6 +274,7 @@ def _check_arrays(what: str, table: Argument, sizes: Sequence[int], n_items: int
 
 CHECKS: Mapping[str, Callable[..., None]] = {
     "draw_by_priority": check_draw_by_priority,
+    "draw_goals": check_draw_goals,
     "draw_transitions": check_draw_transitions,
     "draw_windows": check_draw_windows,
     "draw_windows_by_priority": check_draw_windows_by_priority,
