@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
+
+from parllel.cages import as_tree
+from parllel.tree import Rows, leaves_of, path_text
+
 _Rows: TypeAlias = Any
 """Rows of the tree, `parllel.tree.Rows`. Any, since each agent names those that it takes."""
 
@@ -20,6 +25,36 @@ def check_step(agent: object, result: object) -> None:
         f"agent: {type(agent).__name__}.step returned {found}, expected (actions, mapping): a row"
         " for each environment, and what else learning needs, or {} for nothing"
     )
+
+
+def check_rows(name: str, given: object, rows: Rows) -> None:
+    """Raise ValueError if what an agent gave has other shapes than the rows that it goes to.
+
+    Of one row, or of one number, a write would make as many as there are environments.
+
+    >>> import numpy as np
+    >>> from parllel.arrays import Array
+    >>> check_rows("value", np.zeros(1, np.float32), Array((3,), np.float32))
+    Traceback (most recent call last):
+    ValueError: value: got shape (1,) of the agent's value, expected (3,): a row for each ...
+
+    Args:
+        name: the name of the branch, for errors.
+        given: rows of any library, or a tree of these. A branch that it lacks is not missed here.
+        rows: Array, or a tree of Arrays.
+    """
+    found = dict(leaves_of(as_tree(given)))
+    for path, leaf in leaves_of(rows):
+        if path in found and (shape := _shape_of(found[path])) != leaf.shape:
+            text = path_text((name, *path))
+            raise ValueError(
+                f"{text}: got shape {shape} of the agent's {name}, expected {leaf.shape}: a row for"
+                " each environment that it was asked for"
+            )
+
+
+def _shape_of(leaf: Any) -> tuple[int, ...]:  # Any: of any library, or a list or a number
+    return tuple(leaf.shape) if hasattr(leaf, "shape") else np.shape(leaf)
 
 
 def has_receive_reward(agent: object) -> bool:

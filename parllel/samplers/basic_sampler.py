@@ -8,7 +8,7 @@ from typing import Any
 
 from parllel.arrays import Array
 from parllel.cages import Cage, Seed, TrajInfo
-from parllel.samplers.agent import Actor, RecurrentActor
+from parllel.samplers.agent import Actor, RecurrentActor, check_rows
 from parllel.samplers.group import Group
 from parllel.samplers.new_rows import as_rows
 from parllel.samplers.observed import Observed
@@ -217,7 +217,9 @@ class BasicSampler(Sampler):
         """Write the values that are known after the last step only."""
         if self._completes_values:
             last = self.samples["observation"][self.batch_T]
-            self.samples["agent_info"]["value"][self.batch_T] = self._value(last)
+            row, value = self.samples["agent_info"]["value"][self.batch_T], self._value(last)
+            check_rows("value", value, row)
+            row[...] = value
 
     def trace(self, path: str | Path) -> tuple[ArrayDict, list[TrajInfo]]:
         """Collect a batch as `collect_batch` does, and write where its time went.
@@ -281,7 +283,9 @@ class BasicSampler(Sampler):
     def _value_final_obs(self, t: int, final_obs: dict[int, object]) -> None:
         columns = list(final_obs)
         rows = as_rows([final_obs[column] for column in columns], self.samples["observation"][t])
-        self.samples["final_value"][t, columns] = self._value(rows, columns)
+        value = self._value(rows, columns)
+        check_rows("value", value, self.samples["final_value"][t, columns])
+        self.samples["final_value"][t, columns] = value
 
     def _value(self, observation: Rows, columns: Sequence[int] | None = None) -> object:
         """Return the agent's values of rows of observations.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from parllel.cages import Cage, Command, TrajInfo
 from parllel.samplers.action_check import ActionCheck
-from parllel.samplers.agent import Actor, Part, check_step
+from parllel.samplers.agent import Actor, Part, check_rows, check_step
 from parllel.samplers.in_place import InPlace
 from parllel.samplers.staging import Staging
 from parllel.samplers.transfer import Transfer
@@ -115,6 +115,8 @@ class Group:
             result = agent.step(rows.observation, deterministic=deterministic)
         if not self._is_checked:
             check_step(agent, result)
+            if rows.agent_info is not None:
+                check_rows("agent_info", result[1], rows.agent_info)
             self._is_checked = True
         action, agent_info = result
         if self._checks_action:

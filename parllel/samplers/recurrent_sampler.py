@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from parllel.cages import Cage, as_tree
-from parllel.samplers.agent import RecurrentActor, has_receive_reward
+from parllel.samplers.agent import RecurrentActor, check_rows, has_receive_reward
 from parllel.samplers.basic_sampler import BasicSampler
 from parllel.samplers.group import Group
 from parllel.samplers.recorder import Recorder
@@ -130,7 +130,9 @@ class RecurrentSampler(BasicSampler):
         self._goes_on = True
 
     def _collect_steps(self) -> None:
-        self.samples["initial_rnn_state"][...] = as_tree(self.agent.rnn_state)
+        state, rows = self.agent.rnn_state, self.samples["initial_rnn_state"]
+        check_rows("initial_rnn_state", state, rows)
+        rows[...] = as_tree(state)
         super()._collect_steps()
 
     def _complete_step(self, group: Group, t: int) -> None:
@@ -146,8 +148,10 @@ class RecurrentSampler(BasicSampler):
     def _complete_batch(self) -> None:
         super()._complete_batch()
         if self._has_bootstrap_value:
-            last = self.samples["observation"][self.batch_T]
-            self.samples["bootstrap_value"][...] = self._value(last)
+            rows, last = self.samples["bootstrap_value"], self.samples["observation"][self.batch_T]
+            value = self._value(last)
+            check_rows("value", value, rows)
+            rows[...] = value
 
 
 def _like(own: Any, saved: Any) -> Any:

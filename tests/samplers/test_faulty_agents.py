@@ -10,7 +10,7 @@ from gymnasium.vector import SyncVectorEnv
 from parllel import Array, ArrayDict
 from parllel.cages import ProcessCage, SerialCage, VectorCage
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree, example_of
-from parllel.samplers import BasicSampler, EvalSampler
+from parllel.samplers import BasicSampler, EvalSampler, RecurrentSampler
 from parllel.testing.toy_envs import Clock
 from parllel.tree import leaves_of
 
@@ -74,6 +74,53 @@ def test_a_step_that_returns_no_pair_is_told(result: Any, found: str) -> None:
         make_tree(Greedy(result))
     with pytest.raises(TypeError, match=message):
         BasicSampler(make_cages(), Greedy(result), make_tree(Greedy())).collect_batch()
+
+
+class Wrong(Zeros):
+    """Gives something else in the place of one of its results; it has a state, too."""
+
+    def __init__(self, **wrong: Any) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def begin(self, n_envs: int) -> None:
+        self.rnn_state = {"h": self.wrong.get("state", np.zeros((n_envs, 4), np.float32))}
+
+    def reset_state(self, columns: Any) -> None:
+        pass
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        action, agent_info = super().step(observation)
+        return action, {**agent_info, **self.wrong.get("agent_info", {})}
+
+    def value(self, observation: Any, *, columns: Any = None) -> Any:
+        return self.wrong.get("value", super().value(observation))
+
+
+ONE = np.ones(1, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"agent_info": {"value": ONE}}, r"agent_info\.value: got shape \(1,\) of the agent's"),
+        ({"agent_info": {"value": 7.0}}, r"agent_info\.value: got shape \(\)"),
+        ({"value": ONE}, r"value: got shape \(1,\) of the agent's value, expected \(2,\)"),
+        ({"value": [[1.0, 2.0]]}, r"value: got shape \(1, 2\)"),
+        ({"state": np.ones((1, 4))}, r"initial_rnn_state\.h: got shape \(1, 4\) .* \(2, 4\)"),
+        ({"state": np.ones(4)}, r"initial_rnn_state\.h: got shape \(4,\)"),
+        ({"state": None}, r"initial_rnn_state\.h: got shape \(\)"),
+    ],
+)
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+def test_results_that_would_be_spread_over_environments_are_refused(
+    wrong: dict[str, Any], message: str, end: str
+) -> None:
+    samples = build_sample_tree(build_example(Clock), Wrong(), batch_shape=(T, B))
+    cages = [SerialCage(Clock, {"end": end}, n_envs=B)]
+    RecurrentSampler(cages, Wrong(), samples).collect_batch()
+    with pytest.raises(ValueError, match=message):
+        RecurrentSampler(cages, Wrong(**wrong), samples).collect_batch()
 
 
 def test_what_is_no_agent_is_told() -> None:
