@@ -292,15 +292,35 @@ def test_without_priorities_all_windows_weigh_alike() -> None:
     assert numbers["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
 
 
-def test_what_can_not_be_learned_from_changes_nothing() -> None:
+def is_used(rows: Any, burn_in: int) -> Any:
+    """Walk back from each row that is read, to where its episode begins: bool [R + 1, N]."""
+    mask, used = rows["mask"], np.zeros_like(rows["is_first"])
+    used[:burn_in] = True
+    for t, b in np.ndindex(used.shape):
+        is_after = t > 0 and mask[t - 1, b] and not rows["terminated"][t - 1, b]
+        if is_after or (t < len(mask) and mask[t, b]):
+            first = t
+            while first > 0 and not rows["is_first"][first, b]:
+                first -= 1
+            used[first : t + 1, b] = True
+    return used
+
+
+@pytest.mark.parametrize("has_previous", [False, True])
+def test_what_can_not_be_learned_from_changes_nothing(has_previous: bool) -> None:
     results = []
     for is_spoiled in (False, True):
-        agent = make_agent(has_previous=False)
-        replay: Any = Windows(2, 0, has_previous=False)
+        agent = make_agent(has_previous=has_previous)
+        replay: Any = Windows(2, 6, has_previous=has_previous)
+        rows = replay.rows
+        is_unused = ~is_used(rows, 2)
+        assert (is_unused[1:] & rows["mask"] & rows["terminated"]).any()
+        # The reward of a step is an input of the next row, too.
+        is_told = ~is_unused[1:] if has_previous else np.zeros_like(rows["mask"])
+        is_told &= ~rows["is_first"][1:]
         if is_spoiled:
-            rows = replay.rows
-            rows["reward"][:2] = np.nan
-            rows["reward"][2:][~rows["mask"][2:]] = np.nan
+            rows["observation"][is_unused] = np.nan
+            rows["reward"][~rows["mask"] & ~is_told] = np.nan
         optimizer = torch.optim.SGD(agent.model.parameters(), lr=0.1)  # type: ignore[attr-defined]
         settings = DQNSettings(batch_size=N, n_steps=3, discount=0.9, n_updates=2)
         results.append(DQN(agent, replay, optimizer, settings).optimize(ArrayDict()))

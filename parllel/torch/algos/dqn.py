@@ -15,6 +15,7 @@ from parllel.samplers import RecurrentActor
 from parllel.schedules import Schedule
 from parllel.torch.agents.modes import in_mode
 from parllel.torch.algos.learner import check_agent
+from parllel.torch.algos.left_out import clear_rows
 from parllel.torch.algos.replay_learner import ReplayLearner, check_replay_settings
 from parllel.torch.algos.sequence_returns import n_step_returns, squash, unsquash
 from parllel.torch.algos.settings import check_counts, check_flag, check_number
@@ -278,14 +279,17 @@ class DQN(ReplayLearner[DQNAgent]):
         """Return values and targets of the K steps behind the burn-in of sequences, [K, N]."""
         agent: Any = self._agent  # Any: one with a state, which was checked
         observation, recurrence = minibatch["observation"], agent.recurrence(minibatch)
-        with in_mode(self._model, training=True):
-            rest = agent.burn_in(observation, recurrence, burn_in)
-            learned_rows = dict_map(_rows_from, observation, burn_in)
-            values = agent.action_values(learned_rows, recurrence=rest)
         names = ("action", "reward", "terminated", "mask")
         action, reward, terminated, mask = (
             dict_map(_rows_from, minibatch[name], burn_in) for name in names
         )
+        with in_mode(self._model, training=True):
+            rest = agent.burn_in(observation, recurrence, burn_in)
+            learned_rows = dict_map(_rows_from, observation, burn_in)
+            is_left_out = ~_is_used(mask, terminated, rest.is_first)
+            if rest.previous is not None:
+                rest = rest._replace(previous=clear_rows(rest.previous, is_left_out))
+            values = agent.action_values(clear_rows(learned_rows, is_left_out), recurrence=rest)
         numbers = self._settings
         assert numbers.n_steps is not None  # which was checked
         assert numbers.discount is not None
@@ -351,6 +355,25 @@ def _mean(numbers: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return numbers.mean()
     return torch.where(mask, numbers, 0).sum() / mask.sum()
+
+
+def _is_used(mask: Tensor, terminated: Tensor, is_first: Tensor) -> Tensor:
+    """Return whether anything learned depends on a row, bool [K + 1, N].
+
+    What is learned is the value of each step to learn from, and of the observation after it unless
+    it terminated its episode. A value depends on all rows before it in its episode.
+
+    >>> mask = torch.tensor([[True], [False], [True]])  # both of these steps end their episode
+    >>> is_first = torch.tensor([[False], [True], [True], [False]])
+    >>> _is_used(mask, mask, is_first).flatten()
+    tensor([ True, False,  True, False])
+    """
+    nothing = torch.zeros_like(mask[:1])
+    is_read = torch.cat([mask, nothing]) | torch.cat([nothing, mask & ~terminated])
+    episode = is_first.cumsum(0)
+    # That of the nearest row from there on which is read.
+    read = torch.where(is_read, episode, len(episode) + 1).flip(0).cummin(0).values.flip(0)
+    return read == episode
 
 
 def _rows_from(leaf: Tensor, begin: int) -> Tensor:
