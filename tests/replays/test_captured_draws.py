@@ -10,15 +10,29 @@ import torch  # noqa: F401  # before a simulation, which gives its operations th
 
 from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.cuda import launches
-from parllel.replays import PrioritizedReplayBuffer, RandomShift, ReplayBuffer
+from parllel.replays import (
+    PrioritizedReplayBuffer,
+    PrioritizedSequenceReplayBuffer,
+    RandomShift,
+    ReplayBuffer,
+)
 from parllel.testing.simulated_cuda import simulated_cuda
 from schedules import each_schedule
 from step_list import Chances, Model, Shape, leaves, show
+from window_list import Form, make_kind
 
 pytestmark = pytest.mark.simulation("they launch captured graphs of the simulation")
 
 N = 6
 BOTH = pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedReplayBuffer])
+FORM = Form(length=3, burn_in=1, episode_end="cross")
+KINDS = {
+    "transitions": ReplayBuffer,
+    "by priority": PrioritizedReplayBuffer,
+    "windows": make_kind(FORM),
+    "windows by priority": make_kind(FORM, PrioritizedSequenceReplayBuffer),
+}
+ALL = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
 def make_model(kind: type[ReplayBuffer], stack: int = 0, **shape: Any) -> Model:
@@ -48,6 +62,10 @@ def update(model: Model, minibatch: Any) -> None:
         index = model.replay._outputs.tree["index"].to_cupy()
         error = model.replay._outputs.tree["n_step_return"].to_cupy()
         model.replay.update_priorities(index, error)
+    elif isinstance(model.replay, PrioritizedSequenceReplayBuffer):
+        tree = model.replay._outputs.tree
+        given = [tree[name].to_cupy() for name in ("index", "reward", "mask")]
+        model.replay.update_priorities(*given)
 
 
 def change(model: Model, number: int) -> None:
@@ -56,7 +74,7 @@ def change(model: Model, number: int) -> None:
         model.write_batch()
     if number == 3:
         model.reset()
-    if number == 4 and isinstance(model.replay, PrioritizedReplayBuffer):
+    if number == 4 and hasattr(model.replay, "beta"):
         model.replay.beta = 0.9
 
 
@@ -95,7 +113,7 @@ def replayed(kind: type[ReplayBuffer], stack: int) -> list[Any]:
 
 @each_schedule
 @pytest.mark.parametrize("stack", [0, 3])
-@BOTH
+@ALL
 def test_a_replay_draws_what_the_next_call_would(
     schedule: str, seed: int, stack: int, kind: type[ReplayBuffer]
 ) -> None:
@@ -106,7 +124,7 @@ def test_a_replay_draws_what_the_next_call_would(
         assert replayed(kind, stack) == expected
 
 
-@BOTH
+@ALL
 def test_frozen_arguments_are_found(
     kind: type[ReplayBuffer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +148,7 @@ def test_frozen_arguments_are_found(
             assert replayed(kind, 0) == expected
 
 
-@BOTH
+@ALL
 def test_an_update_with_its_draw_is_one_graph_launch(kind: type[ReplayBuffer]) -> None:
     with simulated_cuda("lazy") as simulation, stream_of_its_own() as stream:
         model = make_model(kind)
@@ -150,7 +168,7 @@ def test_an_update_with_its_draw_is_one_graph_launch(kind: type[ReplayBuffer]) -
         }
 
 
-@BOTH
+@ALL
 def test_memory_of_a_captured_minibatch_stays(kind: type[ReplayBuffer]) -> None:
     """A call with another size takes new memory, and the graph goes on with its own."""
     with simulated_cuda("lazy"), stream_of_its_own() as stream:
