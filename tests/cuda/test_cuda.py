@@ -497,6 +497,18 @@ def test_page_locked_memory_is_reached_by_both_sides(cuda_device: torch.device) 
         lock.device_view()
 
 
+def test_a_copy_to_page_locked_memory_is_waited_for_by_nobody() -> None:
+    with simulated_cuda("lazy"):
+        array = cuda.to_device(np.arange(4.0))
+        block = np.zeros(4)
+        lock = cuda.PageLock(block.view(np.uint8))
+        cuda.copy_to_host(array, out_host=block)
+        assert block.tolist() == [0, 0, 0, 0]
+        cuda.synchronize()
+        assert block.tolist() == [0, 1, 2, 3]
+        lock.release()
+
+
 def test_a_lock_goes_with_its_last_reference_after_the_work_that_uses_it(
     cuda_simulation: Simulation,
 ) -> None:

@@ -324,7 +324,10 @@ def test_pages_stay_locked_until_the_work_that_was_queued_with_them_is_done(
             there = array.to_cupy().copy()
         assert simulation.n_pending > 0
         if is_closed:
+            memory = array.memory  # alive, so that nothing but the call unlocks the pages
             array.close()
+            assert memory.is_closed
+            assert simulation.n_pending == 0
         del array
         assert simulation.n_pending == 0
         assert is_written or (there.get() == 5).all()

@@ -140,6 +140,10 @@ def test_rows_that_are_no_transitions_give_the_hosts_bits(
         result = apply(transforms, mark_invalid(random_batch((12, 5), seed), share).to(kind))
         expected = apply(on_host, mark_invalid(random_batch((12, 5), seed), share))
         assert np.isfinite(expected["advantage"].to_ndarray()).all()
+        if share:  # where no row is valid, nothing is normalized
+            assert (
+                expected["advantage"].to_ndarray()[np.nonzero(~expected["valid"].to_ndarray())] == 0
+            ).all()
         for name in ("advantage", "return_"):
             assert to_host(result[name]).tobytes() == expected[name].to_ndarray().tobytes()
 
