@@ -41,7 +41,7 @@ LEARN_AFTER, EVALUATE_EVERY, CHECKPOINT_EVERY = 2_000, 10_000, 50_000
 class Config(RunConfig):
     """Train DQN with a memory on CartPole without velocities."""
 
-    steps: int = 70_000
+    steps: int = 120_000
 
 
 class WithoutVelocities(gym.ObservationWrapper):
