@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from parllel import ArrayDict, default_storage
 from parllel.cages import MaskInObservation
-from parllel.patterns import build_example
+from parllel.metrics import Metrics
+from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.replays import Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
-from parllel.runners import load_run, save_run
+from parllel.runners import RLRunner, load_run, save_run
+from parllel.samplers import BasicSampler, EvalSampler
 from parllel.schedules import linear
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.torch.agents import QAgent
@@ -346,3 +348,44 @@ def test_a_device_gives_the_same_numbers(schedule: str, seed: int, kind: Any) ->
         found = learn(None)
         assert simulation.counters.since(before).device_synchronizations == 0
     assert found == expected
+
+
+class Corridor(gym.Env[Any, Any]):
+    """Pay 1 at the end of five places, after which the episode is over; action 3 goes there."""
+
+    observation_space, action_space = spaces.Box(0, 1, (5,)), spaces.Discrete(2, start=2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._place, self._n_steps = 0, 0
+        return self._look(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._place = max(0, self._place + (1 if action == 3 else -1))
+        self._n_steps += 1
+        is_there = self._place == 4
+        return self._look(), float(is_there), is_there, self._n_steps == 20, {}
+
+    def _look(self) -> Any:
+        return np.eye(5, dtype=np.float32)[self._place]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedReplayBuffer])
+def test_it_learns_to_go_to_the_end(kind: Any) -> None:
+    torch.manual_seed(0)
+    example = build_example(Corridor, storage="local")
+    model = nn.Linear(5, 2, bias=False)
+    agent = QAgent(model, example["observation"], linear(1.0, 0.1, until=0.5))
+    samples = build_sample_tree(example, agent, batch_shape=(8, 4), full_size=256)
+    replay = kind(samples, rng=np.random.default_rng(0), discount=0.9)
+    cages = build_cages(Corridor, 4, seed=0, n_workers=0)
+    sampler = BasicSampler(cages, agent, samples, replay=replay)
+    settings = DQNSettings(n_updates=2, target_period=10)
+    dqn = DQN(agent, replay, torch.optim.Adam(model.parameters(), lr=0.03), settings)
+    RLRunner(sampler, dqn, Metrics(), n_steps=8000).run()
+    evaluation = EvalSampler(cages, agent, n_episodes=4, seed=1, storage="local")
+    assert [each.length for each in evaluation.collect_episodes()] == [4] * 4
+    # Discounted once for each step that is left: 0.9**3, 0.9**2, 0.9 and 1.
+    values = agent.action_values(torch.eye(5)[:4]).amax(-1)
+    torch.testing.assert_close(values, 0.9 ** torch.arange(3.0, -1, -1), rtol=0, atol=0.05)
