@@ -54,6 +54,7 @@ class Shape(NamedTuple):
     stack: int = 0  # frames of the observation's leaf `camera`; 0 for none
     fill: Fill = "first"
     has_goals: bool = False  # whether observations have goals, which `show_goals` gives
+    has_state: bool = False  # whether the agent's state is kept: the number of the observation
 
     @property
     def n_older(self) -> int:
@@ -188,6 +189,8 @@ class Model:
             tree[name][t, column] = getattr(step, name)
         if self.shape.has_valid:
             tree["valid"][t, column] = step.valid
+        if self.shape.has_state:
+            tree["agent_info"]["rnn_state"]["h"][t, column] = step.observation
         tree["observation"][t + 1, column] = self.show(following)
 
     def transitions(self) -> dict[int, Transition]:
@@ -255,6 +258,9 @@ def make_tree(shape: Shape, storage: str = "local") -> ArrayDict:
     }
     if shape.has_valid:
         specs["valid"] = spec(bool)
+    if shape.has_state:
+        specs["agent_info"] = {"rnn_state": {"h": spec(np.float32, (2,))}}
+        specs["initial_rnn_state"] = {"h": ArraySpec.of((shape.B,), np.float32, (2,))}
     for name in ("achieved_goal", "desired_goal") if shape.has_goals else ():
         leaves = {"at": spec(np.float32, (2,), 1), "level": spec(np.int64, (), 1)}
         specs["observation"][name] = leaves

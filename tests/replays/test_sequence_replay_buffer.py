@@ -326,7 +326,7 @@ def test_nothing_to_sample_on_a_device_has_no_mask(cuda_device: torch.device) ->
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("is_opened", [False, True])
 def test_a_buffer_goes_on_where_it_was_saved(tmp_path: Path, kind: Any, is_opened: bool) -> None:
-    shape, form = Shape(T=5, n_windows=3, stack=3), Form(4, 2, 2, "pad")
+    shape, form = Shape(T=5, n_windows=3, stack=3, has_state=True), Form(4, 2, 2, "pad")
     model = filled_model(shape, form, kind=kind)
     model.replay.sample(3)
     model.replay.save(tmp_path)
@@ -336,8 +336,13 @@ def test_a_buffer_goes_on_where_it_was_saved(tmp_path: Path, kind: Any, is_opene
     else:
         other = make_model(shape, form, seed=5, kind=kind).replay
         other.load(tmp_path)
-    found = [leaf for _, leaf in other.sample(6).walk()]
+    windows = other.sample(6)
+    found = [leaf for _, leaf in windows.walk()]
     assert all(map(torch.equal, found, expected))
+    seen, is_first = windows["observation"]["deep"]["number"], windows["is_first"]
+    begins = torch.where(is_first.any(0), is_first.int().argmax(0), 0)  # the first real row
+    numbers = seen.gather(0, begins[None])[0].float()
+    assert (windows["initial_rnn_state"]["h"] == numbers[:, None]).all()
     with pytest.raises(ValueError, match="saved with"):
         make_model(shape, form._replace(episode_end="stop"), seed=5, kind=kind).replay.load(
             tmp_path
