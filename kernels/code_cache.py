@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from numba.core import config, event
+from numba.core import config, event, ir
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
+
+from parllel.kernels.inlining import with_shared_scopes
 
 Dispatcher: TypeAlias = Any  # numba.core.registry.CPUDispatcher; Numba's classes are not typed
 _CONFIG: Any = config  # Any: its names are made when it is imported
@@ -34,7 +36,8 @@ def with_compiler() -> Iterator[None]:
         is_disabled = _CONFIG.DISABLE_JIT
         _CONFIG.DISABLE_JIT = 0
         try:
-            yield
+            with with_shared_scopes(ir.Scope):
+                yield
         finally:
             _CONFIG.DISABLE_JIT = is_disabled
 

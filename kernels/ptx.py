@@ -4,6 +4,7 @@ It needs no GPU and no driver, but the packages numba-cuda, nvidia-nvvm and nvid
 Nothing in the package imports this module: the text that it writes is kept beside it.
 """
 
+import importlib
 import re
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from numba import cuda, njit
 from numba.cuda.compiler import compile_ptx
 
 from parllel.kernels.addresses import memory_intrinsics, scalar_intrinsics
+from parllel.kernels.inlining import with_shared_scopes
 from parllel.kernels.targets import DeviceEntry, bind, find_entries
 from parllel.kernels.words import word_intrinsics
 
@@ -64,8 +66,11 @@ def compile_entry(kernel: DeviceEntry) -> str:
     names |= word_intrinsics(intrinsic, address_space=1)
     names |= scalar_intrinsics(intrinsic, address_space=1, has_threads=True)
     entry = bind(kernel.entry, kernel.parts, names, njit(inline="always"))
+    # By its name: a type checker looks for it in Numba, and not in numba-cuda.
+    scope = importlib.import_module("numba.cuda.core.ir").Scope
     compile_untyped: Callable[..., tuple[str, object]] = compile_ptx
-    text, _ = compile_untyped(entry, kernel.signature, cc=COMPUTE_CAPABILITY)
+    with with_shared_scopes(scope):
+        text, _ = compile_untyped(entry, kernel.signature, cc=COMPUTE_CAPABILITY)
     found = ENTRY.search(text)
     assert found is not None, f"{kernel.name}: no entry in\n{text}"
     # Numba mangles the name. What stands beside the entry serves its own launcher alone.

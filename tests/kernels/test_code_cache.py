@@ -1,6 +1,7 @@
 """Compiled kernels: their code, their disk cache, its faults, and what is said about them."""
 
 import ast
+import copy
 import os
 import re
 import shutil
@@ -10,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from numba.core import ir
 
 import parllel.kernels
 from long_run import all_but_first
+from parllel.kernels.inlining import with_shared_scopes
 from parllel.kernels.targets import find_cpu_kernels
 
 KERNELS = Path(parllel.kernels.__file__).parent  # a source distribution holds them there only
@@ -40,6 +43,16 @@ print(sum(sum(each.stats.cache_misses.values()) for each in compiled), len(compi
 PRINT_CODE = """
 from parllel.kernels import advantage
 print(*advantage._ON_CPU.compiled.inspect_llvm().values())
+"""
+
+PRINT_DRAW_CODE = """
+from parllel.kernels import transitions
+print(*transitions.ON_CPU.compiled.inspect_llvm().values())
+"""
+SHARE_NOTHING = """
+import contextlib
+from parllel.kernels import inlining
+inlining.with_shared_scopes = lambda scope: contextlib.nullcontext()
 """
 
 
@@ -95,6 +108,34 @@ def test_rows_are_computed_in_vectors(tmp_path: Path) -> None:
     code, _ = run_in(copy_of_package(tmp_path), PRINT_CODE)
     assert re.search(r"fadd contract <\d+ x float>", code)
     assert "fpext" not in code, "a float32 is widened to float64"
+
+
+@pytest.mark.long
+def test_shared_scopes_change_no_code(tmp_path: Path) -> None:
+    """Of a kernel whose parts have branches and loops, and parts of their own."""
+    package = copy_of_package(tmp_path)
+    codes = [
+        run_in(package, program, NUMBA_CACHE_DIR=str(tmp_path / name), PYTHONHASHSEED="0")[0]
+        for name, program in (("shared", PRINT_DRAW_CODE), ("own", SHARE_NOTHING + PRINT_DRAW_CODE))
+    ]
+    assert codes[0] == codes[1]
+    assert "draw_in_turn" in codes[0]
+
+
+def test_scopes_are_shared_for_the_time_of_a_context() -> None:
+    loc = ir.unknown_loc
+    block = ir.Block(ir.Scope(None, loc), loc)
+    with with_shared_scopes(ir.Scope):
+        with with_shared_scopes(ir.Scope):
+            assert copy.deepcopy(block).scope is block.scope
+        assert copy.deepcopy(block).scope is block.scope
+    assert copy.deepcopy(block).scope is not block.scope
+
+
+def test_scopes_are_their_own_after_an_error() -> None:
+    with pytest.raises(ZeroDivisionError), with_shared_scopes(ir.Scope):
+        raise ZeroDivisionError
+    assert "__deepcopy__" not in vars(ir.Scope)
 
 
 def test_compiling_is_told_once_and_loading_never(compiled: tuple[Path, str]) -> None:
