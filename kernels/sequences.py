@@ -16,6 +16,7 @@ from parllel.kernels.transitions import (
     N_TRIES,
     RING,
     Ring,
+    RingTable,
     Seed,
     count_draw,
     draw_words,
@@ -27,10 +28,10 @@ from parllel.kernels.window_search import (
     CROSS,
     Window,
     WindowTable,
+    count_open,
     find_following,
     find_window,
     is_learnable,
-    is_open,
     may_begin,
     place_beside,
     read_window_table,
@@ -72,13 +73,13 @@ def write_observed(
 ) -> None:
     """Write a row's code of observations, and whether an episode begins with it."""
     store_int64(out.observed + ((form.n_older + at) * n_items + item) * 8, code)
-    store_uint8(out.is_first + at * n_items + item, 1 if is_first else 0)
+    store_uint8(out.is_first + at * n_items + item, int(is_first))
 
 
 def write_step(out: Windows, item: int, n_items: int, at: int, code: int, mask: bool) -> None:
     """Write a row's code of all other leaves, and whether to learn from it."""
     store_int64(out.steps + (at * n_items + item) * 8, code)
-    store_uint8(out.mask + at * n_items + item, 1 if mask else 0)
+    store_uint8(out.mask + at * n_items + item, int(mask))
 
 
 def write_before(
@@ -119,6 +120,14 @@ def write_within(
             write_step(out, item, n_items, form.burn_in + age, NO_STEP, False)
 
 
+def row_after(table: RingTable, row: int, n_left: int) -> int:
+    """Return the row of the next step; after the newest one, 0 steps are left: it may be `n_rows`.
+
+    There the observation lies that is behind the ring.
+    """
+    return row + 1 if row + 1 < table.n_rows or n_left == 0 else 0
+
+
 def write_crossing(
     ring: Ring, form: WindowTable, found: Window, out: Windows, item: int, n_items: int
 ) -> None:
@@ -129,41 +138,42 @@ def write_crossing(
     """
     table, row, n_left = ring.table, found.row, ring.stop - found.number
     at, last = form.burn_in, form.burn_in + form.length
-    place = row * table.width + found.column
-    is_first = found.begins and found.n_before == 0
-    n_older = 0  # rows for older frames that are to be written before the next step's own
+    is_first = found.begins & (found.n_before == 0)
     while at <= last:
-        if n_older > 0:
-            code = place + (n_older << BACK_BITS)
-            write_observed(out, form, item, n_items, at, code, False)
-            if at < last:
-                write_step(out, item, n_items, at, NO_STEP, False)
-            n_older -= 1
-            at += 1
-        else:
+        n_open = count_open(table, row, found.column, last - at, 1)
+        for _ in range(n_open):
+            place = row * table.width + found.column
             write_observed(out, form, item, n_items, at, place, is_first)
-            if at < last:
-                write_step(out, item, n_items, at, place, is_learnable(table, place))
-                is_first = is_open(table, place) == 0
-                following = find_following(table, place)
-                is_over = load_byte(table.terminated + place) != 0
-                is_ended = is_over or load_byte(table.truncated + place) != 0
-                # An episode that is over has no row for what follows it, but the window's last one.
-                is_added = is_ended and at + 1 == last
-                is_added = is_added or (following < 0 and not is_over)
-                if is_added:
-                    at += 1
-                    write_observed(out, form, item, n_items, at, following, False)
-                    if at < last:
-                        write_step(out, item, n_items, at, NO_STEP, False)
-                n_left -= 1
-                row = row + 1 if row + 1 < table.n_rows else 0
-                # The observation after the newest step may lie behind the ring.
-                place += table.width
-                if n_left > 0:
-                    place = row * table.width + found.column
-                n_older = form.n_older if is_first else 0
+            write_step(out, item, n_items, at, place, True)
+            is_first = False
             at += 1
+            n_left -= 1
+            row = row_after(table, row, n_left)
+        place = row * table.width + found.column
+        write_observed(out, form, item, n_items, at, place, is_first)
+        if at < last:
+            write_step(out, item, n_items, at, place, is_learnable(table, place))
+            following = find_following(table, place)
+            is_over = load_byte(table.terminated + place) != 0
+            is_ended = is_over | (load_byte(table.truncated + place) != 0)
+            # An episode that is over has no row for what follows it, but the window's last one.
+            is_added = (is_ended & (at + 1 == last)) | ((following < 0) & (not is_over))
+            n_left -= 1
+            row = row_after(table, row, n_left)
+            place = row * table.width + found.column
+            n_older = form.n_older
+            is_first = True
+            while at < last and (is_added or n_older > 0):
+                at += 1
+                code = following if is_added else place + (n_older << BACK_BITS)
+                write_observed(out, form, item, n_items, at, code, False)
+                if at < last:
+                    write_step(out, item, n_items, at, NO_STEP, False)
+                if is_added:
+                    is_added = False
+                else:
+                    n_older -= 1
+        at += 1
 
 
 def write_window(
@@ -244,6 +254,7 @@ PARTS = (
     write_step,
     write_before,
     write_within,
+    row_after,
     write_crossing,
     write_window,
 )

@@ -35,7 +35,7 @@ class Window(NamedTuple):
     is_sampleable: bool
     n_before: int  # steps of the episode that it has before row `burn_in`
     begins: bool  # whether an episode begins with the first of them
-    n_steps: int  # steps to learn from, until a window that does not go on has padding
+    n_steps: int  # steps to learn from, before padding; with CROSS 1 or 0: of the first one
 
 
 def read_window_table(table: int) -> WindowTable:
@@ -58,8 +58,9 @@ def is_open(table: RingTable, place: int) -> int:
 def place_beside(table: RingTable, row: int, column: int, steps: int) -> int:
     """Return the place some steps after a row, or before it; fewer than the ring has."""
     row += steps
-    row -= table.n_rows if row >= table.n_rows else 0
-    row += table.n_rows if row < 0 else 0
+    # A shifted sign is -1 below 0, else 0: many calls without a branch are compiled faster.
+    row += table.n_rows & (row >> 63)
+    row -= table.n_rows & ((table.n_rows - 1 - row) >> 63)
     return row * table.width + column
 
 
@@ -68,35 +69,35 @@ def count_open(table: RingTable, row: int, column: int, most: int, direction: in
 
     Args:
         table: the ring.
-        row, column: where the first step is.
+        row, column: where the first step is; row -1 is the last one.
         most: how many steps are looked at.
         direction: 1 to go on in time, -1 to go back.
     """
-    count = 0
+    count, at = 0, 0
     is_same = 1  # whether all steps up to here are open
-    while count < most and is_same != 0:
+    last = most - 1
+    while at < most and is_same != 0:
         # Four steps are loaded before one is looked at: memory is waited for once. Those that are
-        # too many are the last one.
-        last = most - 1 - count
-        found = (
-            is_open(table, place_beside(table, row, column, direction * count)),
-            is_open(table, place_beside(table, row, column, direction * (count + min(1, last)))),
-            is_open(table, place_beside(table, row, column, direction * (count + min(2, last)))),
-            is_open(table, place_beside(table, row, column, direction * (count + min(3, last)))),
-        )
-        for each in found:
-            is_same &= each
-            count += is_same
+        # too many are the last one. No place depends on what was loaded, so a CPU loads ahead.
+        b, c, d = min(at + 1, last), min(at + 2, last), min(at + 3, last)
+        is_a = is_open(table, place_beside(table, row, column, direction * at))
+        is_b = is_open(table, place_beside(table, row, column, direction * b)) & is_a
+        is_c = is_open(table, place_beside(table, row, column, direction * c)) & is_b
+        is_same = is_open(table, place_beside(table, row, column, direction * d)) & is_c
+        count += is_a + is_b + is_c + is_same
+        at += 4
     return min(count, most)
 
 
 def is_learnable(table: RingTable, place: int) -> bool:
     """Return whether a step can be learned from: it is valid, and what follows it is known."""
     is_terminated = load_byte(table.terminated + place) != 0
-    is_ended = is_terminated or load_byte(table.truncated + place) != 0
-    slot = load_int32(table.final_slot + place * 4)
-    is_known = not is_ended or slot >= 0 or (is_terminated and slot == NOT_GIVEN)
-    return is_known and load_byte(table.valid + place * table.valid_stride) != 0
+    is_ended = is_terminated | (load_byte(table.truncated + place) != 0)
+    is_known = load_byte(table.valid + place * table.valid_stride) != 0
+    if is_known and is_ended:  # few steps: in a large ring each slot lies far away
+        slot = load_int32(table.final_slot + place * 4)
+        is_known = (slot >= 0) | (is_terminated & (slot == NOT_GIVEN))
+    return is_known
 
 
 def find_following(table: RingTable, place: int) -> int:
@@ -138,29 +139,28 @@ def find_window(ring: Ring, form: WindowTable, number: int, row: int, column: in
     one. Where windows stop with their episode, it must have all steps; else one to learn from.
     """
     table = ring.table
-    most = max(0, min(form.burn_in + 1, number - ring.first))
-    before = row - 1 if row > 0 else table.n_rows - 1
-    n_before = count_open(table, before, column, most, -1)
-    is_known = n_before < most or most == form.burn_in + 1 or ring.first == 0
-    begins = n_before < most or most < form.burn_in + 1
     n_left = ring.stop - number
-    most = max(0, min(form.length, n_left))
+    most = max(0, min(form.burn_in + 1, number - ring.first))
+    n_before = count_open(table, row - 1, column, most, -1)
+    is_known = (n_before < most) | (most == form.burn_in + 1) | (ring.first == 0)
+    begins = (n_before < most) | (most < form.burn_in + 1)
+    # Of a window that goes on with the next episode, the first step tells enough.
+    most = max(0, min(1 if form.ends == CROSS else form.length, n_left))
     n_open = count_open(table, row, column, most, 1)
     n_steps = n_open
     if n_open < most and is_learnable(table, place_beside(table, row, column, n_open)):
         n_steps += 1
     is_whole = n_steps == form.length
     if form.ends == PAD:
-        is_whole = n_steps > 0 and (n_open < most or most == form.length)
-    elif form.ends == CROSS and n_steps == 0:
-        # The first step can't be learned from. The second one is in the window if the older frames
-        # of its stack have room before it.
-        has_second = form.length > form.n_older + 1
-        is_whole = has_second and is_learnable(table, place_beside(table, row, column, 1))
-        is_whole = is_whole and n_left >= form.length
+        is_whole = (n_steps > 0) & ((n_open < most) | (most == form.length))
     elif form.ends == CROSS:
         is_whole = n_left >= form.length
-    is_there = number >= ring.first and is_known and is_whole
+        if is_whole and n_steps == 0:
+            # The first step can't be learned from. The second one is in the window if the older
+            # frames of its stack have room before it.
+            has_second = form.length > form.n_older + 1
+            is_whole = has_second and is_learnable(table, place_beside(table, row, column, 1))
+    is_there = (number >= ring.first) & is_known & is_whole
     n_before = min(n_before, form.burn_in)
     return Window(number, row, column, is_there, n_before, begins, n_steps)
 
