@@ -247,6 +247,24 @@ def test_the_previous_action_and_reward_are_those_of_the_episode() -> None:
     assert (told != 0).any()
 
 
+@pytest.mark.parametrize(
+    ("name", "is_q"), [("from 3 on", False), ("from 3 on", True), ("several", False)]
+)
+def test_previous_actions_are_counted_from_0(name: str, is_q: bool) -> None:
+    """Whatever number the space's actions begin at."""
+    space: Any = SPACES[name]
+    agent = make_agent(space, is_q=is_q)
+    sampler = make_sampler(agent, space)
+    batch = sampler.collect_batch()[0].to_ndarray()
+    counts = [space.n] if isinstance(space, spaces.Discrete) else space.nvec.tolist()
+    own = batch["action"].reshape(T, B, -1) - space.start
+    chosen = [np.eye(count)[own[..., i]] for i, count in enumerate(counts)]
+    goes_on = ~(batch["terminated"] | batch["truncated"])[:-1]
+    found = batch["agent_info"]["previous"][1:, :, :-1]
+    np.testing.assert_array_equal(found[goes_on], np.concatenate(chosen, axis=2)[:-1][goes_on])
+    assert goes_on.sum() > T
+
+
 def test_what_transforms_make_of_rewards_is_not_what_the_agent_was_told() -> None:
     batch = list(ledger_batches(2))[1]
     clipped = ClipRewards(-0.1, 0.1)(batch)
