@@ -101,7 +101,10 @@ def _checked(
 ) -> float:
     if isinstance(number, bool) or not isinstance(number, Real):
         raise TypeError(f"{name}: got {number!r}{source}, expected a number{way_out}")
-    found = float(number)
+    try:
+        found = float(number)
+    except OverflowError:
+        found = math.inf
     if not math.isfinite(found):
         raise ValueError(f"{name}: got {found}{source}, expected a finite number")
     if not least <= found <= most:

@@ -14,6 +14,7 @@ from parllel.arrays import Leaf
 from parllel.arrays.interop import to_host
 from parllel.cages import bounds_of
 from parllel.tree import ArrayDict, TreePath, path_text
+from parllel.tree.errors import raise_at
 
 _PATH: TreePath = ("action",)
 
@@ -68,7 +69,10 @@ class ActionCheck:
             ValueError: another shape, other branches, NaN, or a value outside of the space.
         """
         for path, space, leaf in _parts(self._space, action, _PATH):
-            values = np.asarray(to_host(leaf))
+            try:
+                values = np.asarray(to_host(leaf))
+            except Exception as error:
+                raise_at(path, error)
             _check_shape(path, values.shape, space, "the agent's action", (self._n_envs,))
             _check_kind(path, values.dtype, space)
             _check_values(path, values, space, bounds=bounds)

@@ -9,6 +9,7 @@ from parllel import cuda
 from parllel.arrays import Array
 from parllel.samplers.transfer import output_branches
 from parllel.tree import ArrayDict
+from parllel.tree.errors import raise_at
 from parllel.tree.row_parts import first_rows, take_first_rows
 
 
@@ -77,7 +78,10 @@ class InPlace:
 
     def send_actions(self, t: int, action: object, agent_info: Mapping[str, object]) -> bool:
         """Write the action to row t of the tree, where environments read it."""
-        self._action_rows[t][...] = action
+        try:
+            self._action_rows[t][...] = action
+        except Exception as error:
+            raise_at(("action",), error)
         return False
 
     def await_actions(self, t: int) -> None:

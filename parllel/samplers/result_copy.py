@@ -14,6 +14,7 @@ from parllel.arrays.device_rows import locate_rows
 from parllel.cuda import Stream
 from parllel.ops.table_copy import ENTRY_NUMBERS, Pieces, TableCopy, find_pieces, most_pieces
 from parllel.tree import ArrayDict, leaves_of
+from parllel.tree.errors import raise_at
 
 
 class _Target(NamedTuple):
@@ -122,11 +123,14 @@ class ResultCopy:
         Raises:
             KeyError, TypeError, ValueError: the action does not fit the tree; nothing was launched.
         """
-        of_action = self._locate(self._action, self._to_action, action)
-        if of_action is None:
-            self._between[...] = action
-            of_action = self._of_between
-            assert of_action is not None  # its rows are like the tree's
+        try:
+            of_action = self._locate(self._action, self._to_action, action)
+            if of_action is None:
+                self._between[...] = action
+                of_action = self._of_between
+        except Exception as error:
+            raise_at(("action",), error)
+        assert of_action is not None  # the rows between are like the tree's
         addresses, copied = 2 * of_action.addresses, 2 * of_action.pieces
         of_info = None
         if self._takes_info:

@@ -96,10 +96,12 @@ def make_tree(**window: int) -> ArrayDict:
     return build_sample_tree(example, Agent(np.array, np.array), batch_shape=(T, B), **window)
 
 
-def make_sampler(agent: Any, samples: ArrayDict, kind: Any = BasicSampler) -> BasicSampler:
+def make_sampler(
+    agent: Any, samples: ArrayDict, kind: Any = BasicSampler, *, check: bool = False
+) -> BasicSampler:
     sizes = (1, 3) if kind is AlternatingSampler else (B,)
     sampler: BasicSampler = kind(
-        [SerialCage(Walk, n_envs=size, seed=size) for size in sizes], agent, samples
+        [SerialCage(Walk, n_envs=size, seed=size) for size in sizes], agent, samples, check=check
     )
     return sampler
 
@@ -236,6 +238,21 @@ def test_what_does_not_fit_is_told_as_of_a_tree_of_the_host(what: str) -> None:
             messages.append((type(caught.value), str(caught.value)))
     assert messages[0][0] is messages[1][0]
     assert messages[0][1][:30] == messages[1][1][:30]
+
+
+@pytest.mark.parametrize("storage", ["local", "device"])
+@pytest.mark.parametrize("check", [False, True])
+def test_an_action_that_can_not_be_read_is_told_with_its_branch(storage: str, check: bool) -> None:
+    with simulated_cuda("lazy"):
+        agent = Agent(np.array, np.array)
+        sampler = make_sampler(agent, make_tree().to(storage), check=check)
+        sampler.collect_batch()
+        sparse = torch.ones(B, dtype=torch.int64).to_sparse()
+        agent.step = lambda *_, **__: (sparse, {"value": VALUES[0]})  # type: ignore[method-assign]
+        with pytest.raises((TypeError, NotImplementedError)) as caught:
+            sampler.collect_batch()
+    told = [str(caught.value), *getattr(caught.value, "__notes__", [])]
+    assert told[0].startswith("action: ") or told[1:] == ["at the leaf action"]
 
 
 def test_memory_of_another_device_is_not_read_in_place(monkeypatch: pytest.MonkeyPatch) -> None:

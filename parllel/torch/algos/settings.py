@@ -74,7 +74,8 @@ def check_number(
 
     Raises:
         TypeError: it is of another type, or a schedule gives no number.
-        ValueError: it is NaN or out of range, or a number of the schedule is.
+        ValueError: it is NaN, out of range or too large for a float, or a number of the schedule
+            is.
     """
     setting = getattr(settings, name)
     if setting is None and is_optional:
@@ -88,8 +89,23 @@ def check_number(
             f"{name}: got {setting!r}, expected {' or '.join(kinds)}; a number of another kind is"
             " made one by float()"
         )
-    elif not (setting > above and least <= setting <= most):
-        raise ValueError(f"{name}: got {setting}, expected a number{_range(above, least, most)}")
+    else:
+        number = _as_float(name, setting)
+        if not (number > above and least <= number <= most):
+            raise ValueError(
+                f"{name}: got {setting}, expected a number{_range(above, least, most)}"
+            )
+
+
+def _as_float(name: str, number: int | float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # its digits would be no help, and Python may refuse to write them
+        n_bits = int(number).bit_length()
+        raise ValueError(
+            f"{name}: got an integer of {n_bits} bits, expected a number that a float holds,"
+            f" at most {_LARGEST:g} in size"
+        ) from None
 
 
 def _range(above: float, least: float, most: float) -> str:
