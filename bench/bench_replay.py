@@ -17,11 +17,13 @@ from support.device_timing import DeviceTimer
 from support.replay_contestants import (
     BATCH_SIZE,
     FRAMES,
+    GOALS,
     SMALL,
     STACKS,
     B,
     Contestant,
     build,
+    make_in_hindsight,
     make_ours,
     make_stable_baselines3,
     make_take,
@@ -48,6 +50,7 @@ OURS, THEIRS, TAKE = "parllel", "stable-baselines3", "numpy.take"
 PRIORITIZED = "parllel, prioritized"
 UPDATED = "parllel, prioritized and updated"
 OURS_FRAMES = "parllel, frames"
+PLAIN_GOALS, HINDSIGHT = "parllel, goals as they are", "parllel, hindsight"
 MOST_BYTES = 7_200  # held for each transition of frames
 
 
@@ -80,6 +83,20 @@ def race_sizes(report: Report, sizes: Sequence[int], *, repeats: int) -> dict[st
         contestants[f"{TAKE}, {n_rows:,}"] = build(make_take, SMALL, n_rows)
     heading = f"{BATCH_SIZE} transitions, float32 (4,), of rings of different sizes"
     first = f"{OURS}, {sizes[0]:,}"
+    return race(report, heading, contestants, None, [first], repeats=repeats)
+
+
+def race_goals(report: Report, sizes: Sequence[int], *, repeats: int) -> dict[str, Sequence[float]]:
+    """Compare draws of goals in hindsight with plain draws of the same tree, by size of the ring.
+
+    Episodes have 100 steps on average: so many flags are read to draw a goal, up to the end.
+    """
+    contestants = {}
+    for n_rows in sizes:
+        contestants[f"{HINDSIGHT}, {n_rows:,}"] = build(make_ours, GOALS, n_rows, make_in_hindsight)
+        contestants[f"{PLAIN_GOALS}, {n_rows:,}"] = build(make_ours, GOALS, n_rows)
+    heading = f"{BATCH_SIZE} transitions with goals, three times float32 (4,)"
+    first = f"{PLAIN_GOALS}, {sizes[0]:,}"
     return race(report, heading, contestants, None, [first], repeats=repeats)
 
 
@@ -166,6 +183,7 @@ def measure_twins(
     )
     transitions = race_transitions(report, race_size, repeats=repeats)
     by_size = race_sizes(report, sizes, repeats=repeats)
+    race_goals(report, sizes[-3:-1], repeats=repeats)
     frames = race_frames(report, n_frames, repeats=repeats)
     print()
     report.add_target(

@@ -1,10 +1,11 @@
 """The goals that a plain list of steps allows in hindsight, and those of a minibatch."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from parllel import ArrayDict
@@ -13,13 +14,6 @@ from parllel.testing.contracts.tree_case import leaves
 from step_list import DISCOUNT, Chances, Model, Shape, Step, show_goals
 
 STRATEGIES = ("future", "final", "episode")
-
-
-class Relabelled(NamedTuple):
-    """A transition with another goal, by the numbers of observations."""
-
-    index: int
-    goal: int  # of the observation that achieves it
 
 
 def compute_reward(achieved: Any, desired: Any) -> Tensor:
@@ -87,8 +81,12 @@ def _earlier(steps: list[Step], number: int, first: int) -> Iterator[int]:
         yield step.next_observation
 
 
-def read_goals(minibatch: ArrayDict, n: int) -> list[Relabelled]:
-    """Return the first n transitions of a minibatch, after a look at all that depends on goals."""
+def read_goals(minibatch: ArrayDict, n: int) -> NDArray[np.int64]:
+    """Return the first n transitions of a minibatch, after a look at all that depends on goals.
+
+    Returns:
+        int64 [n, 2]: the index of each, and the observation that achieves its goal.
+    """
     columns = {path: leaf[:n].cpu() for path, leaf in leaves(minibatch).items()}
     goal = columns["observation.desired_goal.level"]
     for branch in ("observation", "next_observation"):
@@ -105,8 +103,15 @@ def read_goals(minibatch: ArrayDict, n: int) -> list[Relabelled]:
     assert (columns["n_step_return"] == reward).all()
     assert (columns["terminated"] == terminated).all()
     assert (columns["n_step_discount"] == torch.where(terminated, 0.0, DISCOUNT)).all()
-    pairs = zip(columns["index"].tolist(), goal.tolist(), strict=True)
-    return [Relabelled(*pair) for pair in pairs]
+    return torch.stack([columns["index"], goal], 1).numpy()
+
+
+def count_pairs(pairs: NDArray[np.int64]) -> dict[tuple[int, int], int]:
+    """Return how often each pair of numbers comes, of int64 [n, 2] from 0 on."""
+    base = int(pairs.max()) + 1
+    found, counts = np.unique(pairs[:, 0] * base + pairs[:, 1], return_counts=True)
+    keys = zip((found // base).tolist(), (found % base).tolist(), strict=True)
+    return dict(zip(keys, counts.tolist(), strict=True))
 
 
 def assert_untouched(minibatch: ArrayDict, n: int, model: Model) -> None:

@@ -1,5 +1,6 @@
 """Replay buffers that the bench compares, each full of transitions and with memory of its own."""
 
+import copy
 import ctypes
 import functools
 import gc
@@ -10,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from parllel import ArrayDict
 from parllel.arrays import ArraySpec, FrameSpec
-from parllel.replays import ReplayBuffer
+from parllel.replays import HindsightReplayBuffer, ReplayBuffer
 from parllel.tree import allocate_tree
 
 B = 10  # environments
@@ -30,16 +32,20 @@ class Kind(NamedTuple):
         dtype: type of the elements.
         shape: shape of an observation.
         are_frames: whether each frame is stored once, and observations are stacks of them.
+        has_goals: whether observations are trees with goals, of that shape and dtype too.
     """
 
     dtype: str
     shape: tuple[int, ...]
     are_frames: bool = False
+    has_goals: bool = False
 
 
 SMALL = Kind("f4", (4,))
 STACKS = Kind("u1", (4, 84, 84))
 FRAMES = Kind("u1", (4, 84, 84), are_frames=True)
+GOALS = Kind("f4", (4,), has_goals=True)
+BRANCHES = ("observation", "achieved_goal", "desired_goal")  # of observations with goals
 
 
 class Contestant(NamedTuple):
@@ -77,7 +83,7 @@ def resident_nbytes() -> int:
 def make_ours(
     kind: Kind,
     n_rows: int,
-    buffer_type: type[ReplayBuffer] = ReplayBuffer,
+    buffer_type: Callable[..., ReplayBuffer] = ReplayBuffer,
     storage: str = "local",
 ) -> tuple[ReplayBuffer, Callable[[], Any]]:
     """Fill a buffer of parllel batch by batch, as a sampler does."""
@@ -106,18 +112,34 @@ def make_ours(
         samples["reward"][...] = rng.random((T, B), np.float32)
         ends = rng.random((T, B)) < end_chance(kind)
         samples["terminated"][...] = ends
-        final = random_rows(rng, kind, ()).copy()
+        final = random_observation(rng, kind, ())
         for t, column in np.argwhere(ends).tolist():
             if kind.are_frames:  # a stack goes on with the one before
                 final[:-1] = samples["observation"][t, column].to_ndarray()[1:]
-            replay.add_final_obs(t, {column: final.copy()})
+            replay.add_final_obs(t, {column: copy.deepcopy(final)})
         replay.end_batch()
     return replay, lambda: replay.sample(BATCH_SIZE)
 
 
-def observation_spec(kind: Kind, batch_shape: tuple[int, int], full_size: int) -> ArraySpec:
+def make_in_hindsight(samples: ArrayDict, *, rng: np.random.Generator) -> HindsightReplayBuffer:
+    """Make a buffer that draws goals, with a reward as robots' environments have it."""
+    return HindsightReplayBuffer(
+        samples, rng=rng, compute_reward=reward_near_goal, compute_terminated=None
+    )
+
+
+def reward_near_goal(achieved: torch.Tensor, desired: torch.Tensor) -> torch.Tensor:
+    """Pay -1 where the goal is further away than 0.05."""
+    distance = torch.linalg.vector_norm(achieved - desired, dim=-1)
+    return -(distance > 0.05).float()
+
+
+def observation_spec(
+    kind: Kind, batch_shape: tuple[int, int], full_size: int
+) -> ArraySpec | dict[str, ArraySpec]:
     if not kind.are_frames:
-        return ArraySpec.of(batch_shape, kind.dtype, kind.shape, 1, full_size)
+        spec = ArraySpec.of(batch_shape, kind.dtype, kind.shape, 1, full_size)
+        return dict.fromkeys(BRANCHES, spec) if kind.has_goals else spec
     stack, *frame_shape = kind.shape
     return FrameSpec.of(batch_shape, kind.dtype, frame_shape, 1, full_size, stack)
 
@@ -129,12 +151,19 @@ def write_observations(observation: Any, rng: np.random.Generator, kind: Kind) -
             frames = random_rows(rng, kind, (B,))[:, -1]
             observation.write_frames(t, frames, is_first=rng.random(B) < end_chance(kind))
         else:
-            observation[t] = random_rows(rng, kind, (B,))
+            observation[t] = random_observation(rng, kind, (B,))
+
+
+def random_observation(rng: np.random.Generator, kind: Kind, batch_shape: tuple[int, ...]) -> Any:
+    """Return rows of observations that may be written to, a tree where these have goals."""
+    if kind.has_goals:
+        return {name: random_rows(rng, kind, batch_shape) for name in BRANCHES}
+    return random_rows(rng, kind, batch_shape).copy()
 
 
 def end_chance(kind: Kind) -> float:
     """Return how likely a step ends its episode: no more often than the usual table takes."""
-    return END_CHANCE if kind == SMALL else END_CHANCE / 2
+    return END_CHANCE if kind.dtype == "f4" else END_CHANCE / 2
 
 
 def make_stable_baselines3(kind: Kind, n_rows: int) -> tuple[Any, Callable[[], Any]]:

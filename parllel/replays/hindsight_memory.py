@@ -123,27 +123,26 @@ class HindsightMemory(TransitionMemory):
             self._compute()
 
     def _compute(self) -> None:
-        """Overwrite what depends on the goal.
-
-        On a device, a return that is NaN because nothing could be drawn stays so.
-        """
+        """Overwrite what depends on the goal."""
         import torch
 
-        rows, (compute_reward, compute_terminated) = self._relabelled, self._functions
-        goals = rows[NEXT][ACHIEVED], rows[NEXT][DESIRED]
+        rows, functions = self._relabelled, self._functions
+        achieved, desired = rows[NEXT][ACHIEVED], rows[NEXT][DESIRED]
+        discount = rows["n_step_discount"]
         with torch.no_grad():
-            is_nothing = rows["n_step_discount"].isnan()
-            reward = self._checked("compute_reward", compute_reward(*goals), rows["reward"])
-            rows["reward"].copy_(reward)
-            rows["n_step_return"].copy_(reward).masked_fill_(is_nothing, math.nan)
-            if compute_terminated is None:
-                return
-            terminated = self._checked(
-                "compute_terminated", compute_terminated(*goals), rows["terminated"]
-            )
-            rows["terminated"].copy_(terminated)
-            rows["n_step_discount"].fill_(self._discount).masked_fill_(terminated, 0.0)
-            rows["n_step_discount"].masked_fill_(is_nothing, math.nan)
+            # The host of a device does not know whether anything was drawn: NaN shows it.
+            is_nothing = discount.isnan() if self._is_on_gpu else None
+            reward = functions.compute_reward(achieved, desired)
+            rows["reward"].copy_(self._checked("compute_reward", reward, rows["reward"]))
+            rows["n_step_return"].copy_(reward)
+            if functions.compute_terminated is not None:
+                terminated = functions.compute_terminated(achieved, desired)
+                self._checked("compute_terminated", terminated, rows["terminated"])
+                rows["terminated"].copy_(terminated)
+                discount.fill_(self._discount).masked_fill_(terminated, 0.0)
+            if is_nothing is not None:
+                rows["n_step_return"].masked_fill_(is_nothing, math.nan)
+                discount.masked_fill_(is_nothing, math.nan)
 
     def _checked(self, name: str, result: Any, like: Tensor) -> Tensor:
         """Return what a function has returned, if it can be written without a conversion."""

@@ -142,7 +142,7 @@ def test_replay_buffers_are_reported(
     bench_replay.measure_twins(tmp_path, race_size=400, sizes=(200, 400), n_frames=200, repeats=2)
     content = read_results(tmp_path, "replay_cpu")
     check_tables(content, printed := capsys.readouterr().out, n_samples=2)
-    assert [len(table["contestants"]) for table in content["tables"]] == [5, 4, 3]
+    assert [len(table["contestants"]) for table in content["tables"]] == [5, 4, 2, 3]
     assert len(content["targets"]) == 4
     assert re.search(r"^samples\.observation +float32 +\(4, 10, 4\) +42 ", printed, re.MULTILINE)
     assert re.search(r"^promised [\d,]+ bytes, measured -?[\d,]+ of the process$", printed, re.M)
