@@ -58,8 +58,7 @@ def draw_goal(ring: Ring, seed: Seed, strategy: int, identity: int, item: int) -
         n_after += 1
     n_before = 0
     if strategy == EPISODE:
-        before = row - 1 if row > 0 else table.n_rows - 1
-        n_before = count_open(table, before, column, number - ring.first, -1)
+        n_before = count_open(table, row - 1, column, number - ring.first, -1)
     chosen = n_after - 1
     if strategy != FINAL and n_after > 0:
         words = draw_words(seed, item, GOAL_STREAM)

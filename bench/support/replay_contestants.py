@@ -107,7 +107,7 @@ def make_ours(
     for _ in range(N_BATCHES):
         replay.begin_batch()
         samples.rotate()
-        write_observations(samples["observation"], rng, kind)
+        write_observations(samples["observation"], T, rng, kind)
         samples["action"][...] = rng.integers(0, 2, (T, B))
         samples["reward"][...] = rng.random((T, B), np.float32)
         ends = rng.random((T, B)) < end_chance(kind)
@@ -144,9 +144,9 @@ def observation_spec(
     return FrameSpec.of(batch_shape, kind.dtype, frame_shape, 1, full_size, stack)
 
 
-def write_observations(observation: Any, rng: np.random.Generator, kind: Kind) -> None:
-    """Write a batch, and the row after it."""
-    for t in range(len(observation) + 1):
+def write_observations(observation: Any, T: int, rng: np.random.Generator, kind: Kind) -> None:
+    """Write a batch of T steps, and the row after it."""
+    for t in range(T + 1):
         if kind.are_frames:
             frames = random_rows(rng, kind, (B,))[:, -1]
             observation.write_frames(t, frames, is_first=rng.random(B) < end_chance(kind))
