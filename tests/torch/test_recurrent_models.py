@@ -170,12 +170,16 @@ def test_layers_are_stacked_as_torch_stacks_them(kind: type[RecurrentCore]) -> N
 
 
 @each_core
-def test_nothing_goes_from_one_episode_to_the_next(kind: type[RecurrentCore]) -> None:
-    core = make_core(kind)
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_nothing_goes_from_one_episode_to_the_next(
+    kind: type[RecurrentCore], n_layers: int
+) -> None:
+    core = make_core(kind, n_layers=n_layers)
     is_first = torch.zeros(5, 2, dtype=torch.bool)
     is_first[2, 0] = True
     rows = torch.randn(5, 2, N_INPUTS, requires_grad=True)
-    state = {name: torch.randn(2, 1, N_FEATURES, requires_grad=True) for name in core.names}
+    shape = (2, n_layers, N_FEATURES)
+    state = {name: torch.randn(shape, requires_grad=True) for name in core.names}
     features, _ = core(rows, state, is_first)
     features[2:].sum().backward()
     assert rows.grad is not None
