@@ -21,7 +21,7 @@ from parllel.torch.models import QNetwork, SoftActorCritic
 
 N_BITS = 10
 T, B = 5, 16
-N_BATCHES = 320
+N_BATCHES = 220
 
 
 class BitFlipping(gym.Env[Any, Any]):
@@ -114,8 +114,8 @@ def solved_share(n_batches: int, *, fraction: float) -> float:
     agent = QAgent(model, example["observation"], 0.1, generator)
     samples = build_sample_tree(example, agent, batch_shape=(T, B), full_size=100 * T)
     replay = make_replay(samples, fraction=fraction)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-    settings = DQNSettings(batch_size=128, n_updates=4, target_period=1, target_share=0.02)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3, fused=True)
+    settings = DQNSettings(batch_size=128, n_updates=4, target_period=1, target_share=0.03)
     dqn = DQN(agent, replay, optimizer, settings)
     solved: list[bool] = []
     with SerialCage(make_bits, n_envs=B, seed=0) as cage:
@@ -128,7 +128,7 @@ def solved_share(n_batches: int, *, fraction: float) -> float:
 
 
 def test_hindsight_solves_what_is_not_learned_without_it() -> None:
-    # With seeds 0, 1, 2 of the networks: 0.954 to 0.962 with goals, and at most 0.012 without.
+    # With seeds 0, 1, 2 of the networks: 0.96 to 0.966 with goals, and at most 0.006 without.
     assert solved_share(N_BATCHES, fraction=0.8) > 0.75
     assert solved_share(N_BATCHES, fraction=0) < 0.1
 
