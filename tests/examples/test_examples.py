@@ -21,6 +21,7 @@ from optional import needs
 from parllel.cages import SerialCage, spawn_seeds
 from parllel.patterns import build_example, build_sample_tree
 from parllel.samplers import BasicSampler
+from parllel.schedules import linear
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Walk
 from parllel.torch.agents import QAgent
@@ -78,9 +79,16 @@ def make_short_race() -> gym.Env[Any, Any]:
     return gym.wrappers.FrameStackObservation(load("pixels_sac").Small(race), 3)
 
 
+def make_short_pendulum() -> gym.Env[Any, Any]:
+    """Make Pendulum, but with episodes of 10 steps: some end in each run, and evaluations soon."""
+    return gym.make("Pendulum-v1", max_episode_steps=10)
+
+
 FOUR_ENVS = {"N_ENVS": 4, "CHECKPOINT_EVERY": 64}
 TWO_ENVS = {"N_ENVS": 2, "CHECKPOINT_EVERY": 32, "EVALUATE_EVERY": 32}
 ON_POLICY = {**FOUR_ENVS, "T": 8}
+TWO_PASSES = {"SETTINGS": PPOSettings(n_epochs=2, learning_rate=linear(2e-3, 0.0))}
+PENDULUM = {"make_env": make_short_pendulum}
 OFF_POLICY: dict[str, Any] = {
     **FOUR_ENVS,
     "T": 8,
@@ -125,13 +133,13 @@ ATARI_DQN = Small(
 PIXELS_SAC = Small("pixels_sac", STEPS, {**RACING, "make_env": make_road})
 PIXELS_PPO = Small("pixels_ppo", STEPS, {**ON_POLICY, "build_cages": make_cages}, ("minigrid",))
 CASES = [
-    Small("cartpole_ppo", STEPS, ON_POLICY),
+    Small("cartpole_ppo", STEPS, {**ON_POLICY, **TWO_PASSES}),
     PIXELS_PPO,
-    Small("memory_ppo", STEPS, ON_POLICY),
+    Small("memory_ppo", STEPS, {**ON_POLICY, **TWO_PASSES}),
     Small("memory_dqn", STEPS, SEQUENCES),
     Small("pixels_dqn", STEPS, {**OFF_POLICY, "RING": 24, "EVALUATE_EVERY": 32}, ("minatar",)),
-    Small("pendulum_ppo", STEPS, {**ON_POLICY, "SETTINGS": PPOSettings(learning_rate=1e-3)}),
-    Small("pendulum_sac", STEPS, {**CRITICS, "RING": 24}),
+    Small("pendulum_ppo", STEPS, {**ON_POLICY, **TWO_PASSES, **PENDULUM}),
+    Small("pendulum_sac", STEPS, {**CRITICS, **PENDULUM, "RING": 24}),
     PIXELS_SAC,
     ATARI_PPO,
     ATARI_PQN,
