@@ -14,6 +14,7 @@ from parllel import Array, ArrayDict, cuda
 from parllel.ops.row_copy import RowCopy
 from parllel.replays import Minibatches
 from parllel.testing.contracts.tree_case import leaves
+from parllel.tree.leaves import as_ndarray
 
 T, B = 6, 4
 
@@ -268,3 +269,10 @@ def test_managed_memory_is_moved_behind_what_is_queued() -> None:
     array = Array((4, 2), np.float32, storage="managed")
     array.to_cupy()[...] = 7
     assert array.to("device").to_ndarray().tolist() == [[7, 7]] * 4
+
+
+def test_a_copy_of_a_leaf_of_another_library_is_read_only() -> None:
+    copied = as_ndarray(cuda.to_device(np.arange(3.0)))
+    assert copied.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="read-only"):
+        copied[0] = 1
