@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from parllel.arrays import Array
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.stepper import Columns, Stepper
 from parllel.cages.values.env_rows import (
@@ -250,10 +251,16 @@ class Cage(ABC):
 
     def _rows(self, name: str, tree: Value | Output, convert: Callable[[Any], NDArray[Any]]) -> Any:
         """Return NumPy arrays with one row for each environment; `convert` makes them of leaves."""
-        rows = dict_map(convert, as_tree(tree))
+        # Most are plain leaves, which need no walk.
+        leaf = tree if tree.__class__ is np.ndarray else as_tree(tree)
+        is_plain = leaf.__class__ is np.ndarray or isinstance(leaf, Array)
+        rows = convert(leaf) if is_plain else dict_map(convert, leaf)
         if self.n_envs == 1:
             rows = rows[None]
-        dict_map(_check_number, rows, name, self.n_envs)
+        if rows.__class__ is np.ndarray:
+            _check_number(rows, name, self.n_envs)
+        else:
+            dict_map(_check_number, rows, name, self.n_envs)
         return rows
 
     @abstractmethod
