@@ -275,8 +275,9 @@ def test_damaged_saves_are_refused_or_harmless(tmp_path: Path, kind: type[Replay
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_damaged_saves_are_refused_or_harmless(
-    tmp_path: Path, kind: type[ReplayBuffer]
+    tmp_path: Path, kind: type[ReplayBuffer], seed: int
 ) -> None:
-    try_mutations(tmp_path, kind, n=2500, seed=1)
+    try_mutations(tmp_path, kind, n=2500, seed=seed)

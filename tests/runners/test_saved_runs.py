@@ -465,7 +465,7 @@ def killed_runs(*arguments: str) -> dict[str, Any]:
     "kind", ["ppo", "dqn", "ppo with environments", "frames with environments"]
 )
 def test_a_run_that_is_killed_ends_with_the_same_weights(kind: str, tmp_path: Path) -> None:
-    n_kills = 8
+    n_kills = 20
     found = killed_runs(kind, str(n_kills), str(tmp_path))
     assert found["n_kills"] >= n_kills
     assert found["n_wrong"] == 0
