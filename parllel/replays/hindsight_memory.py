@@ -115,7 +115,7 @@ class HindsightMemory(TransitionMemory):
         Raises:
             TypeError: a function returns no tensor.
             ValueError: what it returns has another shape, dtype or device, or, in host memory, is
-                not finite.
+                not finite; or torch has written to the goals in it.
         """
         super().gather(seed)
         if len(self.code):
@@ -126,28 +126,33 @@ class HindsightMemory(TransitionMemory):
         """Overwrite what depends on the goal."""
         import torch
 
-        rows, functions = self._relabelled, self._functions
-        achieved, desired = rows[NEXT][ACHIEVED], rows[NEXT][DESIRED]
-        discount = rows["n_step_discount"]
+        rows, discount = self._relabelled, self._relabelled["n_step_discount"]
         with torch.no_grad():
             # The host of a device does not know whether anything was drawn: NaN shows it.
             is_nothing = discount.isnan() if self._is_on_gpu else None
-            reward = functions.compute_reward(achieved, desired)
-            rows["reward"].copy_(self._checked("compute_reward", reward, rows["reward"]))
+            reward = self._call("compute_reward", rows["reward"])
+            rows["reward"].copy_(reward)
             rows["n_step_return"].copy_(reward)
-            if functions.compute_terminated is not None:
-                terminated = functions.compute_terminated(achieved, desired)
-                self._checked("compute_terminated", terminated, rows["terminated"])
+            if self._functions.compute_terminated is not None:
+                terminated = self._call("compute_terminated", rows["terminated"])
                 rows["terminated"].copy_(terminated)
                 discount.fill_(self._discount).masked_fill_(terminated, 0.0)
             if is_nothing is not None:
                 rows["n_step_return"].masked_fill_(is_nothing, math.nan)
                 discount.masked_fill_(is_nothing, math.nan)
 
-    def _checked(self, name: str, result: Any, like: Tensor) -> Tensor:
-        """Return what a function has returned, if it can be written without a conversion."""
+    def _call(self, name: str, like: Tensor) -> Tensor:
+        """Return what a function returns, if it can be written to `like` without a conversion."""
         import torch
 
+        achieved, desired = (self._relabelled[NEXT][each] for each in (ACHIEVED, DESIRED))
+        before = _versions(achieved, desired)
+        result = getattr(self._functions, name)(achieved, desired)
+        if _versions(achieved, desired) != before:
+            raise ValueError(
+                f"{name}: it has written to the goals that it was given, which are those of the"
+                " minibatch; expected a function that leaves them as they are, of copies (clone())"
+            )
         if not isinstance(result, torch.Tensor):
             raise TypeError(
                 f"{name}: it returned a {type(result).__name__}, expected a torch.Tensor"
@@ -162,6 +167,12 @@ class HindsightMemory(TransitionMemory):
         if not self._is_on_gpu and result.is_floating_point() and not result.isfinite().all():
             raise ValueError(f"{name}: it returned a NaN or an infinity, expected finite rewards")
         return result
+
+
+def _versions(*goals: Any) -> list[int]:
+    """Return for each leaf how often torch has written to it, where torch counts that."""
+    leaves = [leaf for branch in goals for _, leaf in leaves_of(branch)]
+    return [leaf._version for leaf in leaves if not leaf.is_inference()]
 
 
 def check_goals(samples: ArrayDict, sources: ArrayDict) -> None:

@@ -158,7 +158,8 @@ class HindsightReplayBuffer(ReplayBuffer):
             RuntimeError, ValueError: as for `ReplayBuffer.sample`; or none of so few transitions
                 would get another goal, though the fraction is not 0.
             TypeError, ValueError: a function returns no tensor, or one of another shape, dtype or
-                device; or, in host memory, a reward that is NaN or infinite.
+                device; or, in host memory, a reward that is NaN or infinite. Or an operation of
+                torch in it has written to the goals.
         """
         return super().sample(batch_size)
 

@@ -441,6 +441,32 @@ def test_ends_of_another_form_are_refused(result: Any, message: str) -> None:
         replay.sample(4)
 
 
+@pytest.mark.parametrize("name", ["compute_reward", "compute_terminated"])
+@pytest.mark.parametrize("write", [lambda a, d: a.sub_(d), lambda a, d: d[:1].zero_()])
+def test_functions_that_write_to_goals_are_refused(name: str, write: Any) -> None:
+    """The minibatch would have what they wrote, in `next_observation` alone."""
+
+    def function(achieved: Tensor, desired: Tensor) -> Tensor:
+        write(achieved, desired)
+        distance = desired - achieved
+        return distance if name == "compute_reward" else distance > 0
+
+    replay = make_small(**{name: function})
+    replay.reset({"achieved_goal": [0], "desired_goal": [9]})
+    append_step(replay, number=1)
+    with pytest.raises(ValueError, match=f"{name}: it has written to the goals that it was given"):
+        replay.sample(4)
+
+
+def test_a_first_minibatch_may_be_drawn_in_inference_mode() -> None:
+    """Torch does not count there how often a tensor was written."""
+    replay = make_small()
+    replay.reset({"achieved_goal": [0], "desired_goal": [9]})
+    append_step(replay, number=1)
+    with torch.inference_mode():
+        assert replay.sample(4)["reward"].tolist() == [0] * 4
+
+
 def test_functions_need_no_gradients() -> None:
     """Those of a learned reward have some, of its parameters."""
     weight = torch.ones(1, requires_grad=True)
