@@ -235,6 +235,29 @@ def test_it_goes_on_from_its_state_bit_for_bit(optimizer: Any) -> None:
     assert torch.equal(parameters(agent), parameters(other))
 
 
+@pytest.mark.parametrize("name", ["rng", "optimizer", "progress"])
+def test_a_state_that_lacks_a_part_changes_nothing(name: str) -> None:
+    def make(seed: int) -> PPO:
+        agent = make_agent()
+        descends = torch.optim.SGD(agent.model.parameters(), lr=1.0, momentum=0.9)
+        settings = PPOSettings(learning_rate=linear(0.1, 0.0))
+        ppo = PPO(agent, descends, settings, rng=np.random.default_rng(seed))
+        ppo.set_progress(seed / 2)
+        ppo.optimize(ppo_batch(agent, seed=seed))
+        return ppo
+
+    ppo, state = make(0), make(1).state_dict()
+    before = to_data(copied(ppo.state_dict()))
+    del state[name]
+    with pytest.raises(KeyError, match=name):
+        ppo.load_state_dict(state)
+    after = to_data(ppo.state_dict())
+    assert after[0] == before[0]
+    assert after[1].keys() == before[1].keys()
+    assert after[1]
+    assert all(torch.equal(after[1][each], before[1][each]) for each in before[1])
+
+
 def copied(state: Any) -> Any:
     """Return a copy, by way of what a checkpoint holds."""
     data, tensors = to_data(state)

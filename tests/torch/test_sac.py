@@ -57,6 +57,64 @@ def make_sac(world: World[QPgAgent], *, lr: float = 0.1, **settings: Any) -> SAC
     return SAC(world.agent, world.replay, optimizer, SACSettings(**numbers))
 
 
+def make_with_adam(world: World[QPgAgent]) -> SAC:
+    optimizer = torch.optim.Adam(world.agent.model.parameters(), lr=0.1)
+    settings = SACSettings(batch_size=SIZE, learning_rate=linear(0.1, 0.0), temperature_rate=0.1)
+    return SAC(world.agent, world.replay, optimizer, settings)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    if isinstance(expected, Tensor):
+        assert torch.equal(found, expected)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name, each in expected.items():
+            assert_same(found[name], each)
+    else:
+        assert found == expected
+
+
+BROKEN = {
+    "target": {"w": torch.ones(1)},
+    "optimizer": {"state": {}, "param_groups": []},
+    "progress": "half",
+    "log_temperature": torch.zeros(2),
+    "temperature_optimizer": {"state": {}, "param_groups": []},
+}
+
+
+@pytest.mark.parametrize("name", [*BROKEN, "n_updates"])
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_a_state_that_is_refused_changes_nothing(
+    stack: ExitStack, name: str, is_missing: bool
+) -> None:
+    world, twin = (make_world(stack) for _ in range(2))
+    sac, other = make_with_adam(world), make_with_adam(twin)
+    sac.optimize(world.replay.samples)
+    other.set_progress(0.5)
+    for _ in range(2):
+        other.optimize(twin.replay.samples)
+    before = copy.deepcopy(sac.state_dict())
+    state = {**other.state_dict(), **({} if is_missing else {name: BROKEN.get(name, "two")})}
+    if is_missing:
+        del state[name]
+    with pytest.raises((KeyError, RuntimeError, TypeError, ValueError)):
+        sac.load_state_dict(state)
+    assert_same(sac.state_dict(), before)
+
+
+def test_a_state_that_was_loaded_is_not_changed_by_updates(stack: ExitStack) -> None:
+    """Torch's optimizers go on with the tensors that they are given."""
+    world, twin = (make_world(stack) for _ in range(2))
+    sac, other = make_with_adam(world), make_with_adam(twin)
+    sac.optimize(world.replay.samples)
+    state = sac.state_dict()
+    before = copy.deepcopy(state)
+    other.load_state_dict(state)
+    other.optimize(twin.replay.samples)
+    assert_same(sac.state_dict(), before)
+
+
 # The formulas, in double precision, with torch's gradients and nothing of parllel
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,4 +81,5 @@ class Descent:
         Raises:
             KeyError, ValueError: the state is that of other groups of parameters.
         """
-        self._optimizer.load_state_dict(dict(state))
+        # A copy: torch goes on with the tensors that it is given, which may be another optimizer's.
+        self._optimizer.load_state_dict(copy.deepcopy(dict(state)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ class Learner(ABC, Generic[_Agent]):
     """Train an agent by the steps of an optimizer, with numbers that follow a run's progress.
 
     Subclasses define `optimize`. They extend `_set_numbers`, which they call when they are made,
-    and `state_dict` and `load_state_dict` by what they have beside an optimizer.
+    and `state_dict` and `_load` by what they have beside an optimizer.
 
     Args:
         agent: the agent, with a `model`; if it has a method `set_progress`, too, that is called.
@@ -108,8 +109,18 @@ class Learner(ABC, Generic[_Agent]):
         """Go on where an algorithm with the same settings was when `state_dict` was called.
 
         Raises:
-            KeyError, RuntimeError, ValueError: the state is another one's.
+            KeyError, RuntimeError, TypeError, ValueError: the state is another one's. Nothing was
+                changed.
         """
+        before = copy.deepcopy(self.state_dict())
+        try:
+            self._load(state)
+        except Exception:
+            self._load(before)
+            raise
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Take over a state of `state_dict`; if this raises, `load_state_dict` undoes it."""
         self._descent.load_state_dict(state["optimizer"])
         self._set_numbers(state["progress"])
 

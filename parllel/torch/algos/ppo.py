@@ -227,14 +227,9 @@ class PPO(Learner[PPOAgent]):
         """
         return {**super().state_dict(), "rng": self._rng.bit_generator.state}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where an algorithm with the same settings was when `state_dict` was called.
-
-        Raises:
-            KeyError, ValueError: the state is another one's.
-        """
+    def _load(self, state: Mapping[str, Any]) -> None:
         set_generator_state(self._rng, state["rng"])
-        super().load_state_dict(state)
+        super()._load(state)
 
     def optimize(self, batch: ArrayDict) -> dict[str, float]:
         """Learn from one batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
@@ -148,12 +149,7 @@ class ReplayLearner(Learner[_Agent]):
         own = {"target": self._target.state_dict(), "n_updates": self._n_updates}
         return {**super().state_dict(), **own}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where an algorithm with the same settings was when `state_dict` was called.
-
-        Raises:
-            KeyError, RuntimeError, ValueError: the state is another one's.
-        """
+    def _load(self, state: Mapping[str, Any]) -> None:
         self._target.load_state_dict(state["target"])
-        self._n_updates = state["n_updates"]
-        super().load_state_dict(state)
+        self._n_updates = operator.index(state["n_updates"])
+        super()._load(state)

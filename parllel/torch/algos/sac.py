@@ -322,16 +322,11 @@ class SAC(ReplayLearner[SACAgent]):
             "temperature_optimizer": self._heating.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where an algorithm with the same settings was when `state_dict` was called.
-
-        Raises:
-            KeyError, RuntimeError, ValueError: the state is another one's.
-        """
+    def _load(self, state: Mapping[str, Any]) -> None:
         with torch.no_grad():
             self._log_temperature.copy_(state["log_temperature"])
         self._heating.load_state_dict(state["temperature_optimizer"])
-        super().load_state_dict(state)
+        super()._load(state)
 
 
 @contextmanager
