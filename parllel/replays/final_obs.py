@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -198,7 +199,8 @@ class FinalObs:
             if self._is_on_host:
                 self._table[slot] = row
             else:
-                self._pending[slot] = row
+                # Copied to the device when the batch ends, and the caller may reuse its arrays.
+                self._pending[slot] = copy.deepcopy(row)
         return kept_from
 
     def refuse(self, step: int) -> None:

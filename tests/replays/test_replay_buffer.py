@@ -156,6 +156,29 @@ def test_a_branch_may_be_called_almost_as_the_next_observation() -> None:
 
 
 @pytest.mark.parametrize("storage", ["local", "device"])
+@pytest.mark.parametrize("is_tree", [False, True])
+def test_a_caller_may_reuse_the_array_of_a_final_observation(
+    storage: str, is_tree: bool, cuda_device: torch.device
+) -> None:
+    seen = Array((3, 2), np.float32, feature_shape=(5,), padding=1, full_size=9)
+    tree = changed(observation={"camera": seen} if is_tree else seen).to(storage)
+    replay = ReplayBuffer(tree, rng=np.random.default_rng(0))
+    replay.restart()
+    replay.begin_batch()
+    tree.rotate()
+    tree["truncated"][...] = True
+    final = np.zeros(5, np.float32)
+    for t in range(3):
+        final[...] = t + 1
+        replay.add_final_obs(t, {0: {"camera": final} if is_tree else final})
+    replay.end_batch()
+    minibatch = {path: leaf.cpu().numpy() for path, leaf in leaves(replay.sample(50)).items()}
+    after = minibatch["next_observation.camera" if is_tree else "next_observation"]
+    assert (after == minibatch["index"][:, None] // 2 + 1).all()
+    assert {*minibatch["index"].tolist()} == {0, 2, 4}
+
+
+@pytest.mark.parametrize("storage", ["local", "device"])
 def test_observations_may_be_those_of_several_agents(
     storage: str, cuda_device: torch.device
 ) -> None:
