@@ -75,7 +75,6 @@ class FinalObs:
         self._has_warned = False
         self._begin = 0
         self._slots = np.zeros((0, self._width), np.int32)  # of the steps that are being written
-        self._pending: dict[int, Any] = {}  # rows of the table by slot, on their way to a device
         self._specs = dict_map(spec_of, observation)
         self._has_parts = any(leaf.row_writer is not None for _, leaf in leaves_of(observation))
 
@@ -103,7 +102,11 @@ class FinalObs:
         self.owner = self.owner_array.to_ndarray()
 
     def order_slots(self) -> None:
-        """Let slots be used in the order of the steps that own them, after `owner` was written."""
+        """Let slots be used in the order of the steps that own them, after `owner` was written.
+
+        Rows of a batch that was not ended are dropped: their slots may have other owners now.
+        """
+        self._pending: dict[int, Any] = {}  # rows of the table by slot, on their way to a device
         self._order = np.argsort(self.owner, kind="stable").astype(np.int32)
         self._next = 0  # where in the order the slot is that is used next
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from parllel import Array, ArrayDict
 from parllel.replays import Prefetcher, PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.contracts.tree_case import leaves
 from parllel.tree import save_tree
@@ -177,6 +178,43 @@ def test_half_a_batch_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a batch is being written; save after end_batch"):
         model.replay.save(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("storage", ["local", "device"])
+def test_a_load_forgets_final_observations_of_half_a_batch(
+    tmp_path: Path, storage: str, cuda_device: torch.device
+) -> None:
+    """Their slots are those of other steps again."""
+    settings: Any = {"full_size": 8, "storage": storage}
+    tree = ArrayDict(
+        {
+            "observation": Array((2, 1), np.float32, padding=1, **settings),
+            "reward": Array((2, 1), np.float32, **settings),
+            **{name: Array((2, 1), bool, **settings) for name in ("terminated", "truncated")},
+        }
+    )
+    replay = ReplayBuffer(tree, rng=np.random.default_rng(0), n_final_obs=4)
+    replay.restart()
+    for number in range(3):
+        replay.begin_batch()
+        tree.rotate()
+        tree["truncated"][...] = True
+        replay.add_final_obs(0, {0: np.float32(2 * number + 1)})
+        if number == 2:  # and here something raises
+            break
+        replay.add_final_obs(1, {0: np.float32(2 * number + 2)})
+        replay.end_batch()
+        replay.save(tmp_path)
+    assert replay._first == 1  # the table has 4 rows
+    replay.load(tmp_path)
+    replay.begin_batch()
+    tree.rotate()
+    tree["truncated"][...] = False
+    replay.end_batch()
+    minibatch = replay.sample(200)
+    index, after = (minibatch[name].cpu() for name in ("index", "next_observation"))
+    assert index.unique().tolist() == list(range(6))
+    assert (after == torch.where(index < 4, index + 1, 0)).all()
 
 
 def with_other_discount(tree: Any) -> ReplayBuffer:
