@@ -72,8 +72,8 @@ def train(
     """Train from the newest checkpoint on; return what was logged, and what there is at the end.
 
     Args:
-        kind: of the replay buffer of DQN; None for PPO.
-        folder: of the checkpoints, one after each third batch.
+        kind: class of the replay buffer from which DQN learns. None trains PPO instead.
+        folder: where checkpoints are saved, after every third batch.
         saves_envs: as for `Checkpoints`.
         cut_after: number of steps; the run is cut off when a later one is logged.
     """

@@ -103,6 +103,29 @@ def test_a_state_that_is_refused_changes_nothing(
     assert_same(sac.state_dict(), before)
 
 
+def test_an_interrupt_of_a_load_changes_nothing(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, twin = (make_world(stack) for _ in range(2))
+    sac, other = make_with_adam(world), make_with_adam(twin)
+    other.optimize(twin.replay.samples)
+    before, state = copy.deepcopy(sac.state_dict()), other.state_dict()
+    load_optimizer, n_loads = sac._descent.load_state_dict, 0
+
+    def interrupt_once(own: Any) -> None:
+        nonlocal n_loads
+        n_loads += 1
+        if n_loads == 1:  # after the target and the temperature were loaded
+            raise KeyboardInterrupt
+        load_optimizer(own)
+
+    monkeypatch.setattr(sac._descent, "load_state_dict", interrupt_once)
+    with pytest.raises(KeyboardInterrupt):
+        sac.load_state_dict(state)
+    assert n_loads == 2
+    assert_same(sac.state_dict(), before)
+
+
 def test_a_state_that_was_loaded_is_not_changed_by_updates(stack: ExitStack) -> None:
     """Torch's optimizers go on with the tensors that they are given."""
     world, twin = (make_world(stack) for _ in range(2))

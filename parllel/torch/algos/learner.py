@@ -115,7 +115,7 @@ class Learner(ABC, Generic[_Agent]):
         before = copy.deepcopy(self.state_dict())
         try:
             self._load(state)
-        except Exception:
+        except BaseException:  # an interrupt, too
             self._load(before)
             raise
 
