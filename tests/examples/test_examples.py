@@ -13,9 +13,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from example_runs import EXAMPLES, changed, load, train
 
 from continuous_envs import make_road
+from example_runs import EXAMPLES, changed, load, train
 from games import make_games
 from optional import needs
 from parllel.cages import SerialCage, spawn_seeds

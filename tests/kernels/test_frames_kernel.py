@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pytest
-from copied_bytes import CopiedBytes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from copied_bytes import CopiedBytes
 from parllel.kernels import frames_on_grid as kernel
 from parllel.kernels.frames import check_stacks, gather_stacks
 from parllel.kernels.stack_table import Stacks, StackTable

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
-from copied_bytes import CopiedBytes
 from hypothesis import given
 from hypothesis import strategies as st
 from test_frames_kernel import Case as Gather
 from test_frames_kernel import address_of, place, stack_of
 
+from copied_bytes import CopiedBytes
 from parllel.kernels import frames_on_grid as kernel
 from parllel.kernels import words
 from parllel.kernels.frames import gather_stacks

@@ -12,11 +12,11 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
-from copied_bytes import CopiedBytes
 from hypothesis import given
 from hypothesis import strategies as st
 from numba.extending import intrinsic
 
+from copied_bytes import CopiedBytes
 from parllel.kernels import row_share
 from parllel.kernels import rows as kernel
 from parllel.kernels.addresses import memory_intrinsics

@@ -10,6 +10,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
 from goal_list import (
     STRATEGIES,
     assert_untouched,
@@ -21,12 +27,6 @@ from goal_list import (
     make_model,
     read_goals,
 )
-from gymnasium import spaces
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from torch import Tensor
-
 from long_run import all_but_first
 from parllel import Array, ArrayDict, FrameArray, cuda
 from parllel.cages import SerialCage

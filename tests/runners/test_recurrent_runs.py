@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from example_runs import CutOffError, Numbers
 from torch import Tensor, nn
 
+from example_runs import CutOffError, Numbers
 from parllel import ArrayDict
 from parllel.patterns import build_cages, build_example, build_sample_tree
 from parllel.replays import PrioritizedSequenceReplayBuffer, SequenceReplayBuffer

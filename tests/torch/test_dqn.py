@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from replay_world import World, fill_replay, weights
 from torch import Tensor, nn
 
 from parllel import ArrayDict, default_storage
@@ -24,6 +23,7 @@ from parllel.schedules import linear
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.torch.agents import QAgent
 from parllel.torch.algos import DQN, DQNSettings
+from replay_world import World, fill_replay, weights
 from schedules import each_schedule
 
 N_ACTIONS, SIZE = 3, 64

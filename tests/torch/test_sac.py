@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from replay_world import World, fill_replay, weights
 from torch import Tensor, nn
 
 from continuous_envs import HIGH, LOW, Drift, Pointing, PointingAtPixels
@@ -26,6 +25,7 @@ from parllel.torch.agents import QPgAgent
 from parllel.torch.algos import SAC, SACSettings
 from parllel.torch.distributions import SquashedGaussian
 from parllel.torch.models import FrameConv, SoftActorCritic
+from replay_world import World, fill_replay, weights
 from schedules import each_schedule
 
 K, SIZE = 2, 64
