@@ -315,8 +315,9 @@ class Cage(ABC):
             NotImplementedError: the cage can't save any (`VectorCage`).
             TypeError: an environment can't save its state. It can where it, or a wrapper around
                 it, has methods `get_state()` and `set_state(state)`, for nested dictionaries,
-                lists and tuples of arrays, numbers, texts and bytes; those of `ale_py` and
-                gymnasium's classic control can, too. Wrappers above are saved by their attributes.
+                lists and tuples of arrays, numbers, texts and bytes; those of `ale_py`,
+                gymnasium's MuJoCo and classic control can, too, and those whose class has
+                `attributes_are_state = True`. Wrappers above are saved by their attributes.
         """
         raise NotImplementedError(
             f"{type(self).__name__}: it can't save the states of its environments; step them in a"

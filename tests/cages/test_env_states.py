@@ -4,6 +4,7 @@ import enum
 import json
 from collections import deque
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +22,7 @@ from gymnasium.wrappers import (
     TransformReward,
 )
 
+from long_run import all_but_first
 from optional import needs
 from parllel.cages import MaskInObservation, SerialCage
 from parllel.cages.states.attributes import attributes_of, set_attributes
@@ -102,6 +104,54 @@ def test_atari_games_go_on_with_sticky_actions(frameskip: Any) -> None:
         return FrameStackObservation(gym.make("ALE/Breakout-v5", **options), 2)
 
     assert_goes_on(make_env)
+
+
+@needs("mujoco")
+@pytest.mark.parametrize(
+    "name", all_but_first(["Ant-v5", "Hopper-v5", "HumanoidStandup-v5", "Pusher-v5", "Reacher-v5"])
+)
+def test_mujoco_goes_on_with_the_same_bits(name: str) -> None:
+    assert_goes_on(lambda: gym.make(name), n_before=30, n_steps=60)
+
+
+@needs("mujoco")
+def test_a_mujoco_state_of_another_model_is_refused() -> None:
+    light, heavy = (gym.make("InvertedPendulum-v5") for _ in range(2))
+    heavy.unwrapped.model.body_mass[2] += 1
+    for env in (light, heavy):
+        env.reset(seed=0)
+    with pytest.raises(ValueError, match="its MuJoCo model is another one"):
+        set_env_state(light, env_state(heavy))
+    state = env_state(light)
+    state["own"]["physics"] = state["own"]["physics"][:-1]
+    with pytest.raises(ValueError, match=r"got a state of shape \(\d+,\), expected \(\d+,\)"):
+        set_env_state(light, state)
+
+
+class Spring(gym.Env):
+    """Says that its attributes are its state; they are data, a list that grows, a generator."""
+
+    attributes_are_state = True
+    observation_space, action_space = spaces.Box(-99, 99, (1,)), spaces.Discrete(2)
+
+    def __init__(self, friction: object = 0.5) -> None:
+        self._friction, self._noise = friction, np.random.default_rng(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self._places = [self.np_random.random()]
+        return np.float32(self._places), {}
+
+    def step(self, action: Any) -> Any:
+        place = -self._friction * self._places[-1] + self._noise.random() + self.np_random.random()
+        self._places.append(place)
+        return np.float32([place]), sum(self._places), len(self._places) > 12, False, {}
+
+
+def test_attributes_are_the_state_of_an_environment_that_says_so() -> None:
+    assert_goes_on(lambda: TimeLimit(Spring(), 10))
+    with pytest.raises(TypeError, match="_friction: got a Fraction, expected numbers"):
+        check_env_state(Spring(Fraction(1, 2)))
 
 
 @needs("ale_py")

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 
 from parllel.cages.states.attributes import attributes_of, pack, set_attributes, unpack
+from parllel.cages.states.known_envs import WAY_OUT, Access, known_access
 
 # Of wrappers: what lies below, and how they were made.
 _NOT_OWN = frozenset({"env", "_saved_kwargs", "_cached_spec", "_metadata"})
-
-# Environments of gymnasium whose attributes are all of their state.
-_PLAIN_MODULE = "gymnasium.envs.classic_control."
-
-# The bytes by which ALE's states differ in length: its generator's 624 words are decimal numbers.
-_ALE_VARIES = 624 * 10
-
-_WAY_OUT = "or let each checkpoint reset all environments (saves_envs=False)"
 
 
 class _Layers(NamedTuple):
@@ -28,13 +21,12 @@ class _Layers(NamedTuple):
     Args:
         wrappers: those of whose attributes the state is made, the outermost first.
         owner: the wrapper or the environment that gives the state of all that is below them.
-        get, set: functions that get the owner's state, and set it.
+        access: how the owner's state is read and set.
     """
 
     wrappers: list[gym.Wrapper[Any, Any, Any, Any]]
     owner: gym.Env[Any, Any]
-    get: Callable[[Any], Any]
-    set: Callable[[Any, Any], object]
+    access: Access
 
 
 def check_env_state(env: gym.Env[Any, Any]) -> None:
@@ -50,8 +42,7 @@ def check_env_state(env: gym.Env[Any, Any]) -> None:
     layers = _layers_of(env)
     for wrapper in layers.wrappers:
         _wrapper_state(wrapper)
-    if layers.get is _own_attributes:
-        layers.get(layers.owner)
+    layers.access.check(layers.owner)
 
 
 def env_state(env: gym.Env[Any, Any]) -> dict[str, Any]:
@@ -60,8 +51,9 @@ def env_state(env: gym.Env[Any, Any]) -> dict[str, Any]:
     It consists of:
 
     - what `get_state()` of the outermost layer returns that has this method and `set_state(state)`;
-      for Atari games, `ale_py`'s state with its generator; for gymnasium's classic control, the
-      attributes;
+      for Atari games, `ale_py`'s state with its generator; for gymnasium's MuJoCo, that of the
+      physics and the attributes; for its classic control, and environments whose class says
+      `attributes_are_state = True`, the attributes;
     - the attributes of the wrappers around that layer (`attributes_of`). An array among them must
       not be the memory of an array of the environment: afterwards they are two;
     - the state of the environment's `np_random`, and those of its spaces.
@@ -72,7 +64,7 @@ def env_state(env: gym.Env[Any, Any]) -> dict[str, Any]:
     layers, base = _layers_of(env), env.unwrapped
     return {
         "wrappers": [(type(each).__name__, _wrapper_state(each)) for each in layers.wrappers],
-        "own": copy.deepcopy(layers.get(layers.owner)),
+        "own": copy.deepcopy(layers.access.get(layers.owner)),
         "np_random": pack(getattr(base, "_np_random", None), ("np_random",)),
         "spaces": [
             pack(space, ("spaces",)) for space in (base.observation_space, base.action_space)
@@ -86,14 +78,14 @@ def set_env_state(env: gym.Env[Any, Any], state: Mapping[str, Any]) -> None:
     Raises:
         TypeError: as for `check_env_state`.
         ValueError: it has other wrappers, or these have other attributes; or the state of an Atari
-            game is none that the game wrote.
+            game is none that the game wrote, or that of MuJoCo's physics one of another model.
     """
     layers, base = _layers_of(env), env.unwrapped
     names = [type(each).__name__ for each in layers.wrappers]
     saved = [name for name, _ in state["wrappers"]]
     if names != saved:
         raise ValueError(f"{env}: got the wrappers {names}, expected {saved}, as were saved")
-    layers.set(layers.owner, copy.deepcopy(state["own"]))
+    layers.access.set(layers.owner, copy.deepcopy(state["own"]))
     for wrapper, (_, attributes) in zip(layers.wrappers, state["wrappers"], strict=True):
         set_attributes(wrapper, attributes, but=_NOT_OWN)
     if state["np_random"] is not None:
@@ -110,17 +102,13 @@ def _layers_of(env: gym.Env[Any, Any]) -> _Layers:
     while isinstance(owner, gym.Wrapper) and not _has_methods(owner):
         wrappers.append(owner)
         owner = owner.env
-    if _has_methods(owner):
-        return _Layers(wrappers, owner, lambda env: env.get_state(), _set_own)
-    module = f"{type(owner).__module__}."
-    if module == "ale_py.env.":
-        return _Layers(wrappers, owner, _atari_state, _set_atari)
-    if module.startswith(_PLAIN_MODULE):
-        return _Layers(wrappers, owner, _own_attributes, _set_own_attributes)
-    raise TypeError(
-        f"environment {env}: {type(owner).__name__} can't save its state, expected methods"
-        f" get_state() and set_state(state); give it these, {_WAY_OUT}"
-    )
+    access = _OWN_METHODS if _has_methods(owner) else known_access(owner)
+    if access is None:
+        raise TypeError(
+            f"environment {env}: {type(owner).__name__} can't save its state, expected methods"
+            f" get_state() and set_state(state); give it these, {WAY_OUT}"
+        )
+    return _Layers(wrappers, owner, access)
 
 
 def _has_methods(env: gym.Env[Any, Any]) -> bool:
@@ -135,64 +123,8 @@ def _wrapper_state(wrapper: gym.Wrapper[Any, Any, Any, Any]) -> dict[str, Any]:
         raise TypeError(
             f"environment {wrapper}: the wrapper {type(wrapper).__name__} can't be saved with it:"
             f" {error}; give the wrapper methods get_state() and set_state(state), which save all"
-            f" below it too, {_WAY_OUT}"
+            f" below it too, {WAY_OUT}"
         ) from error
 
 
-def _set_own(env: Any, state: Any) -> None:
-    env.set_state(state)
-
-
-def _atari_state(env: Any) -> bytes:
-    state: bytes = env.ale.cloneState(include_rng=True).serialize()
-    _set_atari(env, state)
-    return state
-
-
-def _set_atari(env: Any, state: bytes) -> None:
-    """Restore a game, from bytes that it wrote itself.
-
-    ALE's reader is C++, which is given bytes of the length of its own states alone, and has to
-    write the same bytes again. That finds damage; it does not make the reader safe against bytes
-    that were made to do harm.
-
-    A state lacks the action before, which may be repeated (sticky actions).
-
-    A reset makes that no action. It is done where a state is saved, too, so that the game goes on
-    there as it does where the state is loaded (test_atari_games_go_on_with_sticky_actions).
-    """
-    from ale_py import ALEState
-
-    env.ale.reset_game()
-    expected = len(env.ale.cloneState(include_rng=True).serialize())
-    if type(state) is not bytes or abs(len(state) - expected) > _ALE_VARIES:
-        found = f"{len(state):,} bytes" if type(state) is bytes else f"a {type(state).__name__}"
-        raise ValueError(f"{env}: got {found}, expected about {expected:,} bytes of ALE's state")
-    try:
-        env.ale.restoreState(ALEState(state))
-        restored = env.ale.cloneState(include_rng=True).serialize()
-    except (RuntimeError, SystemError) as error:  # which one depends on ALE's bindings
-        env.ale.reset_game()
-        raise ValueError(f"{env}: ALE can't read the state, as it does its own: {error}") from error
-    if restored != state:
-        env.ale.reset_game()
-        raise ValueError(
-            f"{env}: the state is none that this game wrote: ALE makes other bytes of it"
-        )
-
-
-# Generators and spaces are a part of every state.
-_OF_ALL = frozenset({"_np_random", "observation_space", "action_space", "spec"})
-
-
-def _own_attributes(env: Any) -> dict[str, Any]:
-    try:
-        return attributes_of(env, but=_OF_ALL)
-    except TypeError as error:
-        raise TypeError(
-            f"environment {env}: {error}; make it without rendering, {_WAY_OUT}"
-        ) from error
-
-
-def _set_own_attributes(env: Any, state: dict[str, Any]) -> None:
-    set_attributes(env, state, but=_OF_ALL)
+_OWN_METHODS = Access(lambda env: env.get_state(), lambda env, state: env.set_state(state))
