@@ -128,7 +128,7 @@ def _model_digest(model: Any) -> str:
 
     content = np.empty(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, content)
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(content.tobytes()).hexdigest()
 
 
 def _atari_state(env: Any) -> bytes:
