@@ -4,6 +4,8 @@ from parllel.arrays.array import Array, KindSpec
 from parllel.arrays.array_spec import ArraySpec
 from parllel.arrays.frame_array import FrameArray, FrameSpec
 from parllel.arrays.frame_buffer import Fill
+from parllel.arrays.graph_batch import GraphBatch, batch_graphs
+from parllel.arrays.jagged import Jagged
 from parllel.arrays.kinds import spec_from_entry, stacked_spec
 from parllel.arrays.row_writer import RowWriter
 from parllel.arrays.types import Leaf
@@ -14,9 +16,12 @@ __all__ = [
     "Fill",
     "FrameArray",
     "FrameSpec",
+    "GraphBatch",
+    "Jagged",
     "KindSpec",
     "Leaf",
     "RowWriter",
+    "batch_graphs",
     "spec_from_entry",
     "stacked_spec",
 ]

@@ -1,0 +1,361 @@
+"""Jagged: elements of different length as they are read: values, and where each element lies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from parllel import cuda
+from parllel.arrays.interop import is_tensor, to_host, to_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+# Arrays of NumPy, torch or CuPy: all arrays of a Jagged belong to one of them.
+_Values = Any
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Jagged:
+    """Elements of different length, [n, *feature_shape] each, over memory of NumPy, torch or CuPy.
+
+    >>> cloud = Jagged.of([np.ones((2, 3)), np.zeros((0, 3)), np.full((1, 3), 5)], "float32")
+    >>> len(cloud), cloud.offsets.tolist(), cloud[2].tolist()
+    (3, [0, 2, 2, 3], [[5.0, 5.0, 5.0]])
+    >>> rows, mask = cloud.padded()
+    >>> rows.shape, mask.tolist()
+    ((3, 2, 3), [[True, True], [False, False], [True, False]])
+
+    Element i has the rows of `values` from `offsets[i]` on. A *packed* Jagged has `lengths=None`,
+    and element i ends where element i + 1 begins. Otherwise there may be rows between elements
+    that belong to none of them, as in memory that has room for longer elements. What these rows
+    hold has no meaning: read them by the methods, which leave them out, or by `packed().values`.
+
+    A Jagged is a description of memory, and never changes. Elements, and a Jagged that an index
+    leads to, are views of the same memory.
+
+    With memory of a device, `len`, slices, `nested` and `to_torch` wait for nothing. Integers,
+    iteration, `packed` where it copies, `padded` and `segment_ids` read lengths, so that they wait
+    for the current stream. CuPy can't do what they do, so that their results are torch tensors.
+
+    Args:
+        values: [n_rows, *feature_shape].
+        offsets: int64 [k + 1]. Where each of k elements begins, counted in rows of `values`; and
+            last, the end of the last element (or of its room, if there are lengths).
+        lengths: int64 [k], the number of rows of each element; None if they are packed.
+        batch_shape: shape of the batch of elements, whose product is k; elements lie in C order.
+            By default (k,).
+
+    Raises:
+        TypeError: offsets or lengths are no int64, or the arrays are of different libraries.
+        ValueError: shapes disagree; or, where the host can read them at once, an offset or a
+            length is negative or reaches beyond `values`, or offsets without lengths decrease.
+    """
+
+    values: _Values
+    offsets: _Values
+    lengths: _Values = None
+    batch_shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_forms(self)
+        n_elements = len(self.offsets) - 1
+        shape = tuple(map(int, self.batch_shape)) or (n_elements,)
+        if math.prod(shape) != n_elements:
+            raise ValueError(
+                f"batch_shape: got {shape}, expected a shape of {n_elements} elements in all"
+            )
+        object.__setattr__(self, "batch_shape", shape)
+        _check_contents(self)
+
+    @classmethod
+    def of(cls, elements: Sequence[Any], dtype: DTypeLike | None = None) -> Jagged:
+        """Pack arrays of any library, and return them as a Jagged over new memory of NumPy.
+
+        Args:
+            elements: arrays [n, *feature_shape], at least one, of one feature shape.
+            dtype: type of the values; by default NumPy's common type of the elements.
+
+        Raises:
+            ValueError: there is no element; or an element is a single number, or has another
+                feature shape than the first one.
+        """
+        arrays = [np.asarray(to_host(element)) for element in elements]
+        if not arrays:
+            raise ValueError("elements: got none, expected at least one, which tells the features")
+        features = arrays[0].shape[1:]
+        for number, array in enumerate(arrays):
+            if array.ndim == 0 or array.shape[1:] != features:
+                raise ValueError(
+                    f"element {number}: got shape {array.shape}, expected (n, *{features})"
+                )
+        ends = np.cumsum([len(array) for array in arrays], dtype=np.int64)
+        return cls(np.concatenate(arrays, dtype=dtype), np.concatenate([[0], ends]))
+
+    # What it looks like
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of one row of an element."""
+        return tuple(self.values.shape[1:])
+
+    @property
+    def dtype(self) -> Any:  # Any: a dtype of NumPy or of torch
+        """Type of the values, as their library names it."""
+        return self.values.dtype
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether elements lie one after the other, without rows between them."""
+        return self.lengths is None
+
+    @property
+    def counts(self) -> _Values:
+        """The number of rows of each element, int64 [k], whether they are packed or not."""
+        if self.lengths is not None:
+            return self.lengths
+        offsets = self.offsets
+        if cuda.is_device_array(offsets):
+            offsets = cuda.tensor_over(offsets)
+        return offsets[1:] - offsets[:-1]
+
+    def __len__(self) -> int:
+        return self.batch_shape[0]
+
+    def __repr__(self) -> str:
+        kind = "packed" if self.is_packed else "with gaps"
+        return (
+            f"Jagged(elements of shape (n, {', '.join(map(str, self.feature_shape))}),"
+            f" batch_shape={self.batch_shape}, {self.dtype}, {kind})"
+        )
+
+    # Elements
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return an element [n, *feature_shape], or a Jagged of some elements; both are views.
+
+        Args:
+            index: index of the batch, as NumPy has it: integers, slices, integer arrays, masks.
+        """
+        n_elements = len(self.offsets) - 1
+        found = np.arange(n_elements).reshape(self.batch_shape)[index]
+        if np.ndim(found) == 0:
+            at = int(found)
+            begin = int(self.offsets[at])
+            end = int(self.offsets[at + 1]) if self.is_packed else begin + int(self.lengths[at])
+            return self.values[begin:end]
+        numbers = found.ravel()
+        first = int(numbers[0]) if len(numbers) else 0
+        if (numbers == np.arange(first, first + len(numbers))).all():  # neighbours, in order
+            offsets = self.offsets[first : first + len(numbers) + 1]
+            lengths = None if self.is_packed else self.lengths[first : first + len(numbers)]
+            return Jagged(self.values, offsets, lengths, found.shape)
+        source = self.to_torch() if cuda.is_device_array(self.values) else self
+        picked = _numbers_like(source.offsets, numbers)
+        lengths, begins = source.counts[picked], source.offsets[picked]
+        offsets = _concatenate([begins, (begins + lengths)[-1:]])
+        return Jagged(source.values, offsets, lengths, found.shape)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[number] for number in range(len(self)))
+
+    # Other forms
+
+    def packed(self) -> Jagged:
+        """Return the same elements without rows between them, and with the first one at row 0.
+
+        It is this Jagged itself where it is so already, and otherwise a copy.
+        """
+        if cuda.is_device_array(self.values):
+            return self.to_torch().packed()
+        is_at_beginning = self.is_packed and int(self.offsets[0]) == 0
+        if is_at_beginning and int(self.offsets[-1]) == len(self.values):
+            return self
+        counts = self.counts
+        ends = counts.cumsum(0)
+        offsets = _concatenate([ends[:1] * 0, ends]) if len(counts) else self.offsets * 0
+        if self.is_packed:
+            rows = self.values[int(self.offsets[0]) : int(self.offsets[-1])]
+            return Jagged(rows, offsets, None, self.batch_shape)
+        moves = _repeat(self.offsets[:-1] - offsets[:-1], counts)
+        rows = self.values[_numbers_like(counts, np.arange(len(moves))) + moves]
+        return Jagged(rows, offsets, None, self.batch_shape)
+
+    def padded(self, longest: int | None = None, fill: float = 0) -> tuple[_Values, _Values]:
+        """Return all elements at one length, and which of these rows are their own; both are new.
+
+        Args:
+            longest: the length; by default that of the longest element.
+            fill: number that the other rows are filled with.
+
+        Returns:
+            The rows [*batch_shape, longest, *feature_shape], and the mask, bool
+            [*batch_shape, longest], True where a row is an element's own.
+
+        Raises:
+            ValueError: an element is longer than `longest`.
+        """
+        if cuda.is_device_array(self.values):
+            return self.to_torch().padded(longest, fill)
+        counts = self.counts
+        most = int(counts.max()) if len(counts) else 0
+        if longest is None:
+            longest = most
+        elif longest < most:
+            raise ValueError(
+                f"longest: got {longest}, expected at least {most}, the longest element's length"
+            )
+        steps = _numbers_like(counts, np.arange(longest))
+        mask = steps < counts[:, None]
+        places = (self.offsets[:-1, None] + steps) * mask
+        if len(self.values):
+            rows = self.values[places]
+        else:  # no row could be read, not even as one that is left out
+            rows = _zeros(self.values, (len(counts), longest, *self.feature_shape))
+        shown = mask.reshape(*mask.shape, *(1,) * len(self.feature_shape))
+        rows = _where(shown, rows, fill)
+        shape = (*self.batch_shape, longest)
+        return rows.reshape(*shape, *self.feature_shape), mask.reshape(shape)
+
+    def segment_ids(self) -> _Values:
+        """Return the number of the element that each row of `packed().values` belongs to, int64.
+
+        torch-geometric calls it `batch`.
+        """
+        if cuda.is_device_array(self.values):
+            return self.to_torch().segment_ids()
+        counts = self.counts
+        return _repeat(_numbers_like(counts, np.arange(len(counts))), counts)
+
+    def nested(self, *, copy: bool | None = None) -> torch.Tensor:
+        """Return a nested tensor of torch, layout jagged, of shape [k, n, *feature_shape].
+
+        Args:
+            copy: by default, there is none where the elements are packed, and one otherwise: torch
+                2.13 computes some results, such as `sum()`, of the rows between elements, too.
+                False: there is none, and what torch can't do it refuses or does with these rows.
+        """
+        import torch
+
+        source = self.to_torch()
+        if copy is None and not source.is_packed:
+            source = source.packed()
+        elif copy:
+            packed = source.packed()
+            source = Jagged(packed.values.clone(), packed.offsets, None, self.batch_shape)
+        return torch.nested.nested_tensor_from_jagged(source.values, source.offsets, source.lengths)
+
+    def to_torch(self) -> Jagged:
+        """Return the same elements over the same memory as tensors of torch."""
+        return self._as(_to_tensor)
+
+    def to_ndarray(self) -> Jagged:
+        """Return the same elements as arrays of NumPy, over the same memory if it is the host's.
+
+        The host waits for a copy from a device.
+        """
+        return self._as(to_host)
+
+    def _as(self, convert: Any) -> Jagged:  # Any: a function of an array of any library
+        lengths = None if self.lengths is None else convert(self.lengths)
+        return Jagged(convert(self.values), convert(self.offsets), lengths, self.batch_shape)
+
+
+def _check_forms(jagged: Jagged) -> None:
+    arrays = {"values": jagged.values, "offsets": jagged.offsets}
+    if jagged.lengths is not None:
+        arrays["lengths"] = jagged.lengths
+    libraries = {name: _library(name, array) for name, array in arrays.items()}
+    if len(set(libraries.values())) > 1:
+        raise TypeError(f"arrays of a Jagged: got {libraries}, expected those of one library")
+    if jagged.values.ndim < 1:
+        raise ValueError("values: got a single number, expected [n_rows, *feature_shape]")
+    for name in list(arrays)[1:]:
+        array = arrays[name]
+        if not str(array.dtype).endswith("int64") or "u" in str(array.dtype):
+            raise TypeError(f"{name}: got {array.dtype}, expected int64")
+        if array.ndim != 1:
+            raise ValueError(f"{name}: got shape {tuple(array.shape)}, expected one dimension")
+    if not len(jagged.offsets):
+        raise ValueError("offsets: got none, expected k + 1 for k elements, so at least one")
+    if jagged.lengths is not None and len(jagged.lengths) != len(jagged.offsets) - 1:
+        raise ValueError(
+            f"lengths: got {len(jagged.lengths)}, expected {len(jagged.offsets) - 1}, one less"
+            " than offsets"
+        )
+
+
+def _check_contents(jagged: Jagged) -> None:
+    """Raise where an element would lie outside the values; nothing is asked of a device."""
+    if not isinstance(jagged.offsets, np.ndarray):
+        if not is_tensor(jagged.offsets) or jagged.offsets.device.type != "cpu":
+            return
+        offsets = jagged.offsets.numpy()
+        lengths = None if jagged.lengths is None else jagged.lengths.numpy()
+    else:
+        offsets, lengths = jagged.offsets, jagged.lengths
+    begins = offsets[:-1]
+    counts = np.diff(offsets) if lengths is None else lengths
+    wrong = (counts < 0) | (begins < 0) | (begins + counts > len(jagged.values))
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise ValueError(
+            f"element {at}: got {counts[at]} rows from row {begins[at]} on, expected 0 or more,"
+            f" inside the {len(jagged.values)} rows of values"
+        )
+
+
+def _library(name: str, array: Any) -> str:
+    if isinstance(array, np.ndarray):
+        return "numpy"
+    if is_tensor(array):
+        return "torch"
+    if cuda.is_device_array(array):
+        return "cupy"
+    raise TypeError(
+        f"{name}: got {type(array).__name__}, expected an array of NumPy, torch or CuPy"
+    )
+
+
+def _to_tensor(array: _Values) -> _Values:
+    if is_tensor(array):
+        return array
+    return to_tensor(array) if isinstance(array, np.ndarray) else cuda.tensor_over(array)
+
+
+def _numbers_like(array: _Values, numbers: Any) -> _Values:
+    """Return int64 numbers of the host in the memory of another array."""
+    if isinstance(array, np.ndarray):
+        return numbers
+    import torch
+
+    return torch.from_numpy(numbers).to(array.device)
+
+
+def _concatenate(arrays: list[_Values]) -> _Values:
+    if isinstance(arrays[0], np.ndarray):
+        return np.concatenate(arrays)
+    import torch
+
+    return torch.cat(arrays)
+
+
+def _repeat(array: _Values, counts: _Values) -> _Values:
+    return (
+        array.repeat(counts) if isinstance(array, np.ndarray) else array.repeat_interleave(counts)
+    )
+
+
+def _where(mask: _Values, rows: _Values, fill: float) -> _Values:
+    if isinstance(rows, np.ndarray):
+        return np.where(mask, rows, rows.dtype.type(fill))
+    return rows.masked_fill(~mask, fill)
+
+
+def _zeros(like: _Values, shape: tuple[int, ...]) -> _Values:
+    return np.zeros(shape, like.dtype) if isinstance(like, np.ndarray) else like.new_zeros(shape)
