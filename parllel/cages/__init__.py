@@ -7,6 +7,7 @@ that of vector environments, and `states` what is saved of environments.
 from parllel.cages.cage import Cage, Command
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.mask_in_observation import MaskInObservation
+from parllel.cages.point_cloud import PointCloud
 from parllel.cages.process.process_cage import TIMEOUT_S, OnWorkerError, ProcessCage
 from parllel.cages.process.processors import n_physical_cores
 from parllel.cages.process.worker_error import WorkerError
@@ -25,6 +26,7 @@ __all__ = [
     "MaskInObservation",
     "MisfitError",
     "OnWorkerError",
+    "PointCloud",
     "ProcessCage",
     "Seed",
     "SerialCage",

@@ -407,7 +407,8 @@ def _execute(stepper: Stepper, command: Command) -> tuple[Any, ...]:
     if command.kind == "reset":
         observations, infos = stepper.reset(command.max_random_steps)
         observation = "observation", observations, outputs.observation, rows.observation
-        return _deliver([observation, ("env_info", infos, outputs.info, rows.info)], left_out)
+        info = "env_info", infos, outputs.info, rows.info
+        return _deliver([observation, info], left_out, stepper.observation_space)
     actions = stepper.random_actions()
     # Before environments overwrite it.
     action = _deliver([("action", actions, outputs.action, rows.action)], left_out)
@@ -420,7 +421,7 @@ def _deliver_step(
     if outputs.observation is not None and stepper.final_obs:
         _check_final_obs(stepper.final_obs, rows.observation)
     results = zip(_OF_STEP, columns, outputs[1:], rows[1:], strict=True)
-    return _deliver(results, stepper.left_out)
+    return _deliver(results, stepper.left_out, stepper.observation_space)
 
 
 def _check_final_obs(final_obs: Mapping[int, Any], rows: Rows) -> None:
@@ -436,13 +437,16 @@ def _check_final_obs(final_obs: Mapping[int, Any], rows: Rows) -> None:
 
 
 def _deliver(
-    results: Iterable[tuple[str, Sequence[Any], Output | None, Any]], left_out: LeftOut
+    results: Iterable[tuple[str, Sequence[Any], Output | None, Any]],
+    left_out: LeftOut,
+    space: gym.Space[Any] | None = None,
 ) -> tuple[Any, ...]:
     """Write values to outputs; return these, and the values that there is no output for.
 
     Args:
         results: for each result its name, a value of each environment, the output and its rows.
         left_out: notes entries of infos that are not written.
+        space: that of observations.
     """
     delivered, name = [], ""
     try:
@@ -452,7 +456,9 @@ def _deliver(
             elif name == "env_info":
                 out = _deliver_infos(values, out, rows, left_out)
             elif out is None:
-                out = copy_tree(values[0]) if len(values) == 1 else stack_column(values)
+                of_values = space if name == "observation" else None
+                is_one = len(values) == 1
+                out = copy_tree(values[0]) if is_one else stack_column(values, of_values)
             else:
                 write_column(rows, values)
             delivered.append(out)

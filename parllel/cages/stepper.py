@@ -17,6 +17,8 @@ from parllel.cages.states.env_states import check_env_state, env_state, set_env_
 from parllel.cages.values.env_checks import as_reset, as_step, check_env, check_make_env
 from parllel.cages.values.env_rows import copy_tree
 from parllel.cages.values.infos import LeftOut, copy_info
+from parllel.cages.values.jagged_spaces import has_jagged
+from parllel.cages.values.jagged_values import as_arrays
 from parllel.cages.values.spaces import (
     ACTION_MASK,
     check_members,
@@ -100,6 +102,7 @@ class Stepper:
                 error.add_note(f"nor can the environments made before be closed: {another!r}")
             raise
         self._has_members = isinstance(self.observation_space, gym.spaces.Dict | gym.spaces.Tuple)
+        self._is_jagged = has_jagged(self.observation_space)
         # Copies: environments may share one, and draw from each other's random numbers.
         self._action_spaces = [copy.deepcopy(env.action_space) for env in self._envs]
         self._episodes = Episodes(make_traj_info, n_envs)
@@ -161,6 +164,8 @@ class Stepper:
             traj = self._episodes.summary(number)
             traj.step(observation, action, reward, terminated, truncated, info)
             self._episodes.resume(number, traj)
+            if self._is_jagged:
+                observation = as_arrays(self.observation_space, observation, ("observation",))
         except Exception as error:
             self.tell_of(error, number)
             raise
@@ -175,6 +180,8 @@ class Stepper:
             observation, info = as_reset(self._envs[number].reset(seed=seed))
             if self._has_members:
                 check_members(self.observation_space, observation, ("observation",))
+            if self._is_jagged:
+                observation = as_arrays(self.observation_space, observation, ("observation",))
             return observation, info
         except Exception as error:
             self.tell_of(error, number)
@@ -218,10 +225,23 @@ class Stepper:
             raise
         if self._episodes.are_told:
             self._tell(actions, results)
+        if self._is_jagged:
+            columns = columns._replace(observation=self._arrays_of(columns.observation))
         self._infos = columns.info
         columns = self._reset_ended(columns) if has_ended else columns
         self._observations = columns.observation
         return columns
+
+    def _arrays_of(self, observations: Sequence[Any]) -> list[Any]:
+        """Return observations whose members of different lengths are arrays."""
+        space, arrays = self.observation_space, list[Any]()
+        try:
+            for observation in observations:
+                arrays.append(as_arrays(space, observation, ("observation",)))
+        except MisfitError as error:
+            self.tell_of(error, len(arrays))
+            raise
+        return arrays
 
     def _tell(self, actions: Sequence[Any], results: Sequence[Any]) -> None:
         """Have each summary take in the step of its environment."""

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from parllel.arrays import Array
+from parllel.arrays import Array, Jagged
 from parllel.arrays.interop import is_tensor
+from parllel.cages.values.jagged_spaces import is_jagged, part_of
 from parllel.tree import ArrayDict, RowParts, dict_map
 from parllel.tree.fitting import (
     MisfitError,
@@ -77,14 +78,26 @@ def write_column(out: Rows, values: Sequence[Any]) -> None:
             raise
 
 
-def stack_column(values: Sequence[Any]) -> Any:
-    """Return one value of each environment as an array [n, ...], or as a tree of such."""
+def stack_column(values: Sequence[Any], space: object = None) -> Any:
+    """Return one value of each environment as an array [n, ...], or as a tree of such.
+
+    >>> from parllel.cages import PointCloud
+    >>> stack_column([np.ones((2, 3)), np.ones((4, 3))], PointCloud(8)).counts
+    array([2, 4])
+
+    Args:
+        values: n values.
+        space: their space, if it is known: leaves whose values have different lengths are `Jagged`.
+    """
     first = values[0]
     if isinstance(first, Mapping | tuple):
         names = first if isinstance(first, Mapping) else map(str, range(len(first)))
+        columns = {name: [_member(value, name) for value in values] for name in names}
         return ArrayDict(
-            {name: stack_column([_member(value, name) for value in values]) for name in names}
+            {name: stack_column(column, part_of(space, name)) for name, column in columns.items()}
         )
+    if is_jagged(space):
+        return Jagged.of(values)
     return np.stack([np.asarray(value) for value in values])
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from parllel.cages.point_cloud import PointCloud
+from parllel.cages.values.jagged_spaces import check_jagged, is_jagged
 from parllel.tree import ArrayDict, TreePath, path_text
 from parllel.tree.fitting import MisfitError
 
@@ -17,11 +19,14 @@ ACTION_MASK = "action_mask"
 
 
 def check_space(path: TreePath, space: spaces.Space[Any]) -> None:
-    """Refuse a space whose values are no arrays of one shape.
+    """Refuse a space whose values are no arrays, or of observations no arrays [n, ...].
 
     Raises:
         TypeError: a part of the space can't be stored; the message has its path.
     """
+    if is_jagged(space):
+        check_jagged(space, path)
+        return
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = list(space.items() if isinstance(space, spaces.Dict) else enumerate(space))
         for name, part in parts:
@@ -33,7 +38,8 @@ def check_space(path: TreePath, space: spaces.Space[Any]) -> None:
     if not is_stored:
         raise TypeError(
             f"{path_text(path)}: got {space}, expected Box, Discrete, MultiDiscrete, MultiBinary,"
-            " or a Dict or Tuple of these: values of one shape and dtype; wrap the environment"
+            " or a Dict or Tuple of these: values of one shape and dtype; for observations also"
+            " PointCloud, Graph or Sequence; wrap the environment"
         )
 
 
@@ -110,9 +116,15 @@ def empty_rows(space: spaces.Space[Any], batch_shape: tuple[int, ...]) -> Any:
 def most_nbytes(space: spaces.Space[Any]) -> int:
     """Return the bytes that the arrays of a value take, at 8 bytes or more for each number.
 
+    Graphs and sequences, which may have any length, are not counted.
+
     >>> most_nbytes(spaces.Tuple((spaces.Discrete(4), spaces.MultiBinary(3))))
     32
     """
+    if isinstance(space, PointCloud):
+        return space.max_points * most_nbytes(space.point_space)
+    if is_jagged(space):
+        return 0
     if isinstance(space, spaces.Dict):
         return sum(most_nbytes(part) for part in space.values())
     if isinstance(space, spaces.Tuple):

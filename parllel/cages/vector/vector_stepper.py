@@ -23,6 +23,7 @@ from parllel.cages.values.env_rows import (
     write_batch,
 )
 from parllel.cages.values.infos import LeftOut, copy_info, info_of, take_info
+from parllel.cages.values.jagged_spaces import has_jagged
 from parllel.cages.values.spaces import (
     ACTION_MASK,
     check_space,
@@ -78,6 +79,7 @@ class VectorStepper:
             self.observation_space = env.single_observation_space
             self.action_space = env.single_action_space
             check_space(("observation",), self.observation_space)
+            _refuse_jagged(self.observation_space)
             check_space(("action",), self.action_space)
             self._seeds = spawn_seeds(seed, self.n_envs)
         except BaseException:
@@ -312,3 +314,12 @@ class VectorStepper:
         columns = zip(members, self._actions, batch.reward, *flags, strict=True)
         for number, step in enumerate(columns):
             yield *step, info_of(number, batch.info, batch.single)
+
+
+def _refuse_jagged(space: Any) -> None:
+    if has_jagged(space):
+        raise TypeError(
+            f"observation: got {space}, whose values have different lengths, so that a vector"
+            " environment has no array of them; step single environments, in a SerialCage or in"
+            " ProcessCages"
+        )
