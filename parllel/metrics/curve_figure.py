@@ -5,19 +5,22 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from parllel.metrics.figure_style import (
+    COLORS,
+    INK,
+    count_steps,
+    make_quiet,
+    name_lines,
+    new_figure,
+    save_figure,
+)
 from parllel.metrics.metrics_sink import STEP
 
-_COLOR = "#1f5fa8"
-_INK = "#1f2937"
+_COLOR = COLORS[0]
 _WARNING = "#b45309"
-_QUIET = "#6b7280"  # text and lines that are not data
-_WIDTH_IN, _PANEL_IN, _MARGIN_IN, _PAD_IN = 8.0, 3.2, 0.8, 0.12
-_DPI = 150
+_WIDTH_IN, _PANEL_IN, _MARGIN_IN = 8.0, 3.2, 0.8
 _FEW = 40  # up to here points are marked: a line alone hides how many there are
 _SMOOTH_FRACTION = 20  # a mean over a 20th of the run takes the noise and leaves the shape
 _UNITS = {"s": "s", "ms": "ms", "us": "µs", "nbytes": "bytes"}  # endings of keys
@@ -41,15 +44,12 @@ def draw_curves(
       title: a line above all panels.
     """
     height_in = _MARGIN_IN + _PANEL_IN * len(curves)
-    layout = ConstrainedLayoutEngine(w_pad=_PAD_IN, h_pad=_PAD_IN)
-    figure = Figure(figsize=(_WIDTH_IN, height_in), dpi=_DPI, layout=layout)
+    figure = new_figure(_WIDTH_IN, height_in, title)
     panels = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
     for axes, (key, (x, y)) in zip(panels, curves.items(), strict=True):
         _draw_panel(axes, key, np.asarray(x), np.asarray(y), smooth)
     _label_x(panels[-1], x_key)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=_INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def moving_mean(y: ArrayLike, window: int) -> NDArray[np.float64]:
@@ -79,21 +79,14 @@ def _draw_panel(
     is_finite = np.isfinite(y)
     _draw_lines(axes, x, np.where(is_finite, y, np.nan), window)
     _mark_not_finite(axes, x[~is_finite])
-    axes.set_title(key, loc="left", fontsize=11, fontweight="bold", color=_INK)
-    axes.set_ylabel(_with_unit(key), color=_INK)
-    _make_quiet(axes)
+    axes.set_title(key, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_ylabel(_with_unit(key), color=INK)
+    make_quiet(axes)
+    axes.ticklabel_format(axis="y", useOffset=False)
     if not is_finite.any():
         axes.set_yticks([])  # without data their numbers would mean nothing
-    if axes.get_legend_handles_labels()[0]:  # above the panel: inside, it would cover the curve
-        axes.legend(
-            loc="lower right",
-            bbox_to_anchor=(1.0, 1.0),
-            ncols=3,
-            borderaxespad=0.2,
-            frameon=False,
-            fontsize=9,
-            labelcolor=_QUIET,
-        )
+    if axes.get_legend_handles_labels()[0]:
+        name_lines(axes)
 
 
 def _draw_lines(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], window: int) -> None:
@@ -124,21 +117,11 @@ def _mark_not_finite(axes: Axes, x: NDArray[np.float64]) -> None:
         )
 
 
-def _make_quiet(axes: Axes) -> None:
-    """Take away all lines but the curves, a light grid and the x axis."""
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_QUIET)
-    axes.grid(axis="y", color=_QUIET, alpha=0.2, linewidth=0.8)
-    axes.tick_params(colors=_QUIET, labelsize=9, left=False)
-    axes.ticklabel_format(axis="y", useOffset=False)
-    axes.margins(x=0.01)
-
-
 def _label_x(axes: Axes, x_key: str) -> None:
-    axes.set_xlabel("environment steps" if x_key == STEP else _with_unit(x_key), color=_INK)
     if x_key == STEP:
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 1.5M
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        count_steps(axes)
+    else:
+        axes.set_xlabel(_with_unit(x_key), color=INK)
 
 
 def _with_unit(key: str) -> str:
@@ -147,12 +130,3 @@ def _with_unit(key: str) -> str:
     if words and last in _UNITS:
         return f"{' '.join(words)} [{_UNITS[last]}]"
     return " ".join([*words, last])
-
-
-def _save(figure: Figure, path: Path) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        figure.savefig(unfinished, format="png", facecolor="white")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ LAYERS = (
     ("parllel.torch.agents",),
     ("parllel.torch.models", "parllel.torch.algos"),
     ("parllel.torch",),  # the __init__ alone: what lies below it is listed above
-    ("parllel.runners",),
+    ("parllel.runners", "parllel.evaluation"),
     ("parllel.__main__",),
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
