@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,15 +12,19 @@ from parllel.arrays import Array
 from parllel.arrays.readable import Place
 from parllel.ops.advantage import prepare_advantage
 from parllel.ops.sides import contiguous, fill_rows
+from parllel.transforms.agent_shares import Share, ShareKey, find_shares
 from parllel.transforms.running_moments import RunningMoments
+from parllel.transforms.spread_flags import SpreadFlags
 from parllel.transforms.transform import (
+    as_columns,
     elements,
     output_like,
     refuse_moving,
     side_of_leaves,
 )
-from parllel.tree import ArrayDict
-from parllel.tree.valid_rows import as_mask, valid_rows
+from parllel.tree import ArrayDict, TreePath
+from parllel.tree.agent_forms import agents_of, joined, part_for, parts_of
+from parllel.tree.valid_rows import as_mask, over_agents, valid_of
 
 
 class EstimateAdvantage:
@@ -32,8 +36,14 @@ class EstimateAdvantage:
     Where the batch has a branch `valid`, rows that are no transitions get 0 in both. An episode
     that such a row cuts off is bootstrapped with `agent_info.value` of that row.
 
+    Several agents: all branches have an agent axis [T, B, N], or are dictionaries by agents, and
+    so are the results. Each agent has its own rewards, values and episodes: the estimates are
+    those of N batches of one agent, bit for bit. Flags and `valid` may be one [T, B] for all
+    agents. Rows in which an agent is not alive are those that `valid` names.
+
     In device and managed memory it is one launch in the caller's current stream, or three of 256
-    steps or more in few environments; nothing waits for them. A branch `valid` there is read once
+    steps or more in few environments; nothing waits for them. Of dictionaries it is as many for
+    each agent; flags for all of an agent axis are another one. A branch `valid` there is read once
     for each batch, for which the host waits. Without it, a call after the first one can be captured
     in a CUDA graph, of a batch whose window stays where it is (`full_size` of T).
 
@@ -64,11 +74,8 @@ class EstimateAdvantage:
         for name, number in (("discount", discount), ("gae_lambda", gae_lambda)):
             if not 0 <= number <= 1:
                 raise ValueError(f"{name}: got {number}, expected a number in [0, 1]")
-        self._discount = discount
-        self._gae_lambda = gae_lambda
-        self._advantage: Array | None = None
-        self._return: Array | None = None
-        self._prepared: _Prepared | None = None
+        self._discount, self._gae_lambda = discount, gae_lambda
+        self._estimates: dict[TreePath, _Estimate] = {}  # by the agents' names
 
     def __call__(self, batch: ArrayDict) -> ArrayDict:
         """Return the batch with `advantage` and `return_`, overwritten by the next call.
@@ -76,30 +83,65 @@ class EstimateAdvantage:
         Args:
             batch: a tree with float32 [T, B] `reward`, `final_value` and `agent_info.value`, which
                 has a row T of padding; and bool [T, B] `terminated` and `truncated`. The host
-                works on all of them, or a GPU does. `valid`, bool [T, B], may be there or not.
+                works on all of them, or a GPU does. `valid`, bool [T, B], may be there or not. Of
+                several agents, each is a dictionary of such leaves, or has an agent axis.
+
+        Raises:
+            ValueError: quantities have other agents than `reward`, or other dtypes or shapes.
         """
-        leaves = (
-            batch["reward"],
-            batch["agent_info"]["value"],
-            batch["terminated"],
-            batch["truncated"],
-            batch["final_value"],
-        )
+        quantities = {
+            "reward": batch["reward"],
+            "agent_info.value": batch["agent_info"]["value"],
+            "terminated": batch["terminated"],
+            "truncated": batch["truncated"],
+            "final_value": batch["final_value"],
+        }
+        advantage, return_ = {}, {}
+        for path, reward in parts_of(batch["reward"]).items():
+            leaves = [part_for(name, quantity, path) for name, quantity in quantities.items()]
+            estimate = self._estimates.setdefault(path, _Estimate(self._discount, self._gae_lambda))
+            valid = valid_of(batch, path, agents_of(reward))
+            advantage[path], return_[path] = estimate(leaves, valid)
+        return batch.with_branches({"advantage": joined(advantage), "return_": joined(return_)})
+
+
+class _Estimate:
+    """The estimates of one leaf of rewards, [T, B] or [T, B, N], in memory of its own.
+
+    Args:
+        discount, gae_lambda: as for `EstimateAdvantage`.
+    """
+
+    def __init__(self, discount: float, gae_lambda: float) -> None:
+        self._discount, self._gae_lambda = discount, gae_lambda
+        self._advantage: Array | None = None
+        self._return: Array | None = None
+        self._prepared: _Prepared | None = None
+
+    def __call__(
+        self, leaves: Sequence[Array], valid: NDArray[np.bool_] | None
+    ) -> tuple[Array, Array]:
+        """Return advantages and returns, overwritten by the next call.
+
+        Args:
+            leaves: reward, value, terminated, truncated and final_value.
+            valid: the rows that are transitions, of all agents or of each; None for all rows.
+        """
         refuse_moving("reward", leaves[0])
-        valid, prepared = valid_rows(batch), self._prepared
+        prepared = self._prepared
         if valid is None and prepared is not None and prepared.is_for(leaves):
             prepared.run()
-            return batch.with_branches(prepared.results)
+            return prepared.results
         results = self._estimate(leaves, valid)
         if valid is not None:
-            for output in results.values():
+            for output in results:
                 fill_rows(np.nonzero(~valid), 0, out=elements(output))
-        return batch.with_branches(results)
+        return results
 
     def _estimate(
         self, leaves: Sequence[Array], valid: NDArray[np.bool_] | None
-    ) -> dict[str, Array]:
-        """Return the new branches, and keep what a batch at the same places needs no more."""
+    ) -> tuple[Array, Array]:
+        """Return the results, and keep what a batch at the same places needs no more."""
         reward, value, terminated, truncated, final_value = leaves
         inputs = {
             "reward": reward,
@@ -109,21 +151,32 @@ class EstimateAdvantage:
             "final_value": final_value,
         }
         side_of_leaves(**inputs)
+        _check_agents(inputs)
+        spread = SpreadFlags([terminated, truncated], like=reward)
+        inputs |= dict(zip(("terminated", "truncated"), spread.flags, strict=True))
+        spread()
         if valid is not None:
-            inputs |= _cut_before(~valid, **inputs)
-        self._advantage = output_like(value, self._advantage)
-        self._return = output_like(value, self._return)
-        results = {"advantage": self._advantage, "return_": self._return}
+            mask = np.broadcast_to(over_agents(valid, reward.shape), reward.shape)
+            inputs |= _cut_before(~mask, **inputs)
+        self._advantage = output_like(reward, self._advantage)
+        self._return = output_like(reward, self._return)
+        results = self._advantage, self._return
         given = {name: elements(leaf) for name, leaf in inputs.items()}
-        run = prepare_advantage(
-            **{name: contiguous(array) for name, array in given.items()},
+        estimate = prepare_advantage(
+            **{name: as_columns(contiguous(array)) for name, array in given.items()},
             discount=self._discount,
             gae_lambda=self._gae_lambda,
-            out_advantage=elements(self._advantage),
-            out_return=elements(self._return),
+            out_advantage=as_columns(elements(self._advantage)),
+            out_return=as_columns(elements(self._return)),
         )
-        run()
-        are_read = valid is None and all(array.flags.c_contiguous for array in given.values())
+        estimate()
+
+        def run() -> None:
+            spread()
+            estimate()
+
+        read = [*given.values(), elements(terminated), elements(truncated)]
+        are_read = valid is None and all(array.flags.c_contiguous for array in read)
         self._prepared = _Prepared.of(leaves, run, results) if are_read else None
         return results
 
@@ -132,25 +185,37 @@ class EstimateAdvantage:
         return {**self.__dict__, "_prepared": None}
 
 
+def _check_agents(leaves: Mapping[str, Array]) -> None:
+    """Raise ValueError where a leaf has another agent axis than the reward."""
+    agents = agents_of(leaves["reward"])
+    for name, leaf in leaves.items():
+        allowed = [agents, ()] if leaf.dtype == np.bool_ else [agents]
+        if agents_of(leaf) not in allowed:
+            raise ValueError(
+                f"{name}: shape {leaf.shape}, expected the agents {agents} of reward behind T and"
+                " B; a quantity of each agent has the axis that the others have"
+            )
+
+
 class _Prepared(NamedTuple):
     """An estimate with all its arguments, for leaves that lie where these lay."""
 
     places: Sequence[Place]  # of the inputs and the outputs
     run: Callable[[], None]
-    results: dict[str, Array]
+    results: tuple[Array, Array]
 
     @classmethod
     def of(
-        cls, leaves: Sequence[Array], run: Callable[[], None], results: dict[str, Array]
+        cls, leaves: Sequence[Array], run: Callable[[], None], results: tuple[Array, Array]
     ) -> _Prepared | None:
         """Return it; None where a leaf has no place that is read without a copy."""
-        places = [leaf.place for leaf in (*leaves, *results.values())]
+        places = [leaf.place for leaf in (*leaves, *results)]
         found = [place for place in places if place is not None]
         return cls(found, run, results) if len(found) == len(places) else None
 
     def is_for(self, leaves: Sequence[Array]) -> bool:
         """Tell whether these leaves, and the outputs, are where they were, in open memory."""
-        return all(map(Array.is_at, (*leaves, *self.results.values()), self.places))
+        return all(map(Array.is_at, (*leaves, *self.results), self.places))
 
 
 def _cut_before(
@@ -164,19 +229,19 @@ def _cut_before(
     """Return flags and values that end an episode before each row that is no transition.
 
     Args:
-        invalid: bool [T, B] on the host, the rows that are no transitions.
-        value: float32 [T + 1, B].
-        truncated, final_value: [T, B], as the batch has them; copied where they change.
+        invalid: bool [T, B, ...] on the host, the rows that are no transitions.
+        value: float32 [T + 1, B, ...].
+        truncated, final_value: [T, B, ...], as the batch has them; copied where they change.
         inputs: the flags `terminated`, and what stays as it is.
     """
     done = as_mask("truncated", truncated) | as_mask("terminated", inputs["terminated"])
-    t, b = np.nonzero(invalid[1:] & ~invalid[:-1] & ~done[:-1])
+    t, *columns = np.nonzero(invalid[1:] & ~invalid[:-1] & ~done[:-1])
     if not len(t):
         return {}
     cut, bootstrap = output_like(truncated, None), output_like(final_value, None)
     cut[...], bootstrap[...] = truncated, final_value
-    cut[t, b] = True
-    bootstrap[t, b] = value[t + 1, b]
+    cut[t, *columns] = True
+    bootstrap[t, *columns] = value[t + 1, *columns]
     return {"truncated": cut, "final_value": bootstrap}
 
 
@@ -186,10 +251,18 @@ class NormalizeAdvantage:
     Where the batch has a branch `valid`, mean and deviation are those of the valid rows, and the
     others become 0.
 
+    Of several agents, in a dictionary or with an agent axis, each has its own mean and deviation,
+    of the rows in which it is alive: so an agent with small rewards learns as fast as one with
+    large rewards, and the results are those of N batches of one agent (bit for bit of a
+    dictionary; of an axis, sums are rounded in another order). With `per_agent=False` there is one
+    mean and deviation for all agents together.
+
     In device and managed memory it is three launches in the caller's current stream (four for
-    more than 8,000 advantages); nothing waits for them. A branch `valid` there is read once for
-    each batch, for which the host waits; without it, a call after the first one can be captured in
-    a CUDA graph. Equal advantages become zeros.
+    more than 8,000 advantages); nothing waits for them. Of dictionaries it is as many for each
+    agent, and so it is of an axis whose agents are alive in different rows, with two copies more. A
+    branch `valid` there is read once for each batch, for which the host waits; without it, a call
+    after the first one can be captured in a CUDA graph, but for the dictionary whose agents are
+    taken together. Equal advantages become zeros.
 
     >>> import numpy as np
     >>> batch = ArrayDict({"advantage": Array((2, 2), np.float32)})
@@ -199,32 +272,50 @@ class NormalizeAdvantage:
 
     Args:
         epsilon: float, 0 or more, added to the standard deviation.
+        per_agent: whether each of several agents has a mean and deviation of its own.
 
     Raises:
         ValueError: epsilon is negative.
     """
 
-    def __init__(self, *, epsilon: float = 1e-8) -> None:
+    def __init__(self, *, epsilon: float = 1e-8, per_agent: bool = True) -> None:
         if not epsilon >= 0:
             raise ValueError(f"epsilon: got {epsilon}, expected 0 or more")
-        self._epsilon = epsilon
-        self._moments: RunningMoments | None = None
+        self._epsilon, self._per_agent = epsilon, per_agent
+        self._moments: dict[ShareKey, RunningMoments] = {}
+        self._normalized: dict[TreePath, Array] = {}
 
     def __call__(self, batch: ArrayDict) -> ArrayDict:
         """Return the batch with the new `advantage`, overwritten by the next call.
 
         Args:
-            batch: a tree with `advantage`, float32 [T, B, ...], and `valid`, bool [T, B], or none.
+            batch: a tree with `advantage`, float32 [T, B] or [T, B, N], or a dictionary of such;
+                and `valid`, bool [T, B] or in the form of `advantage`, or none.
         """
-        advantage = batch["advantage"]
-        if self._moments is None or self._moments.storage != advantage.storage:
-            self._moments = RunningMoments(advantage, epsilon=self._epsilon, feature_shape=())
-        self._moments.reset()
-        valid = valid_rows(batch)
-        self._moments.update(advantage, valid=valid)
-        if not self._moments.count:  # no row is valid
-            return batch
-        normalized = self._moments.normalize(advantage)
-        if valid is not None:
-            fill_rows(np.nonzero(~valid), 0, out=elements(normalized))
-        return batch.with_branches({"advantage": normalized})
+        advantages = parts_of(batch["advantage"])
+        valid = {path: valid_of(batch, path, agents_of(leaf)) for path, leaf in advantages.items()}
+        shares = find_shares(advantages, valid, per_agent=self._per_agent)
+        own = {share.key: self._moments_of(share) for share in shares}
+        for moments in own.values():
+            moments.reset()
+        for share in shares:
+            own[share.key].update(share.rows, valid=share.valid)
+        results = {path: self._output_like(path, leaf) for path, leaf in advantages.items()}
+        for share in shares:
+            share.write(own[share.key], results[share.path])
+        for path, mask in valid.items():
+            if mask is not None:
+                fill_rows(np.nonzero(~mask), 0, out=elements(results[path]))
+        return batch.with_branches({"advantage": joined(results)})
+
+    def _moments_of(self, share: Share) -> RunningMoments:
+        """Return the moments that a share of the advantages belongs to."""
+        kept = self._moments.get(share.key)
+        if kept is None or not share.fits(kept):
+            kept = RunningMoments(share.rows, epsilon=self._epsilon, feature_shape=share.agents)
+            self._moments[share.key] = kept
+        return kept
+
+    def _output_like(self, path: TreePath, leaf: Array) -> Array:
+        self._normalized[path] = output_like(leaf, self._normalized.get(path))
+        return self._normalized[path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from parllel import cuda
@@ -59,6 +60,11 @@ def elements(array: Array) -> AnyArray:
 def contiguous_elements(array: Array) -> AnyArray:
     """Return an Array's elements C-contiguous: over the same memory where they are that."""
     return contiguous(elements(array))
+
+
+def as_columns(values: AnyArray) -> AnyArray:
+    """Return contiguous values [T, B, ...] as [T, columns], over the same memory."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def refuse_moving(name: str, leaf: Array) -> None:

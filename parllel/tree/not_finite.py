@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from parllel.arrays import Array, Leaf
 from parllel.arrays.interop import side_of
+from parllel.tree.agent_forms import N_BATCH, parts_of
 from parllel.tree.array_dict import ArrayDict, leaves_of
 from parllel.tree.leaves import as_ndarray
 from parllel.tree.path import TreePath, path_text
 from parllel.tree.row_parts import written_rows
-from parllel.tree.valid_rows import as_mask, valid_rows
+from parllel.tree.valid_rows import as_mask, over_agents
 
 # Causes first: a reward that is NaN makes NaN of advantages.
 _BRANCHES = ("observation", "action", "reward", "agent_info", "final_value", "return_", "advantage")
@@ -63,14 +64,16 @@ def find_not_finite(batch: ArrayDict, names: Sequence[str] = _BRANCHES) -> str |
         >>> find_not_finite(batch)
         'reward is inf in row t = 1 of environment 1'
     """
-    valid = valid_rows(batch)
     for path, leaf in _floats(batch, names):
         values = as_ndarray(leaf)
         is_bad = ~np.isfinite(values)
-        is_seen = path[0] == "observation" and "valid" in batch
-        is_bad &= _over(values, _is_read(batch)[: len(values)] if is_seen else valid)
-        if path == ("final_value",):
-            is_bad &= _over(values, _is_bootstrapped(batch))
+        if not is_bad.any():
+            continue
+        valid = _mask_for("valid", batch, path, values)
+        is_seen = path[0] == "observation" and valid is not None
+        is_bad &= _over(values, _is_read(batch, path, values) if is_seen else valid)
+        if path[0] == "final_value":
+            is_bad &= _over(values, _is_bootstrapped(batch, path, values))
         if is_bad.any():
             first = np.unravel_index(int(is_bad.argmax()), is_bad.shape)
             t, b, *inner = map(int, first)
@@ -88,22 +91,59 @@ def _floats(batch: ArrayDict, names: Sequence[str]) -> Iterator[tuple[TreePath, 
                 yield (name, *path), leaf
 
 
-def _is_read(batch: ArrayDict) -> NDArray[np.bool_]:
-    """Return which observations a valid step was taken from or led to, bool [T + 1, B]."""
-    valid = as_mask("valid", batch["valid"])
+def _mask_for(
+    name: str, batch: ArrayDict, path: TreePath, values: NDArray[np.floating]
+) -> NDArray[np.bool_] | None:
+    """Return the flags of a batch that belong to a leaf; None where there are no such flags.
+
+    Flags of each agent belong to the leaves below the agent's name, or along their agent axis. Of
+    a leaf of all agents together, a flag is set where it is for any of them.
+
+    Args:
+        name: of the flags.
+        batch: the batch.
+        path: the leaf's names.
+        values: the leaf.
+    """
+    if name not in batch:
+        return None
+    masks = {
+        agent: as_mask(path_text((name, *agent)), leaf)
+        for agent, leaf in parts_of(batch[name]).items()
+    }
+    for agent, mask in masks.items():
+        # Agents stand below a quantity's name, which may have two parts: `agent_info.value`.
+        if agent and agent in (path[1 : 1 + len(agent)], path[2 : 2 + len(agent)]):
+            return mask
+        if not agent and values.shape[2 : mask.ndim] == mask.shape[2:]:
+            return mask
+    any_agent: NDArray[np.bool_] = np.logical_or.reduce(
+        [mask.any(axis=tuple(range(N_BATCH, mask.ndim))) for mask in masks.values()]
+    )
+    return any_agent
+
+
+def _is_read(batch: ArrayDict, path: TreePath, values: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Return which observations a valid step was taken from or led to, bool [T + 1, B, ...]."""
+    valid = _mask_for("valid", batch, path, values)
+    assert valid is not None  # the caller has asked
     none, goes_on = np.zeros((1, *valid.shape[1:]), np.bool_), np.zeros_like(valid)
-    if "terminated" in batch and "truncated" in batch:
-        flags = [as_mask(name, batch[name]) for name in ("terminated", "truncated")]
-        goes_on = valid & ~(flags[0] | flags[1])
+    flags = [_mask_for(name, batch, path, values) for name in ("terminated", "truncated")]
+    if flags[0] is not None and flags[1] is not None:
+        is_over = flags[0] | flags[1]
+        goes_on = valid & ~over_agents(is_over, valid.shape)
     is_read: NDArray[np.bool_] = np.concatenate([valid, none])
     is_read[1:] |= goes_on
-    return is_read
+    return is_read[: len(values)]
 
 
-def _is_bootstrapped(batch: ArrayDict) -> NDArray[np.bool_]:
-    is_bootstrapped: NDArray[np.bool_] = as_ndarray(batch["truncated"]) & ~as_ndarray(
-        batch["terminated"]
-    )
+def _is_bootstrapped(
+    batch: ArrayDict, path: TreePath, values: NDArray[np.floating]
+) -> NDArray[np.bool_] | None:
+    flags = [_mask_for(name, batch, path, values) for name in ("truncated", "terminated")]
+    if flags[0] is None or flags[1] is None:
+        return None
+    is_bootstrapped: NDArray[np.bool_] = flags[0] & ~flags[1]
     return is_bootstrapped
 
 

@@ -9,24 +9,68 @@ from numpy.typing import NDArray
 
 from parllel.arrays import Array, Leaf
 from parllel.cuda import to_host
+from parllel.tree.agent_forms import N_BATCH, part_for, parts_of
 from parllel.tree.array_dict import ArrayDict
 from parllel.tree.leaves import as_ndarray
+from parllel.tree.path import TreePath, path_text
 
 
 def valid_rows(batch: ArrayDict) -> NDArray[np.bool_] | None:
     """Return which rows of a batch are transitions to learn from, bool [T, B].
+
+    Of several agents, a row is one where any of them is alive: `valid_of` tells of each.
 
     Returns:
         What the branch `valid` holds, on the host: for memory of a GPU the host waits for the
         caller's current stream. None where there is no such branch, or all rows are valid.
 
     Raises:
-        TypeError: `valid` is a tree, or its dtype is not bool.
+        TypeError: its dtype is not bool.
     """
     if "valid" not in batch:
         return None
-    valid = as_mask("valid", batch["valid"])
+    masks = [
+        as_mask(path_text(("valid", *path)), leaf)
+        for path, leaf in parts_of(batch["valid"]).items()
+    ]
+    rows = [mask.any(axis=tuple(range(N_BATCH, mask.ndim))) for mask in masks]
+    valid: NDArray[np.bool_] = np.logical_or.reduce(rows)
     return None if valid.all() else valid
+
+
+def valid_of(
+    batch: ArrayDict, path: TreePath, agents: tuple[int, ...] = ()
+) -> NDArray[np.bool_] | None:
+    """Return in which rows an agent is alive, on the host.
+
+    Args:
+        batch: the batch.
+        path: the agent's names (`agent_forms.parts_of`), `()` for a leaf of all agents.
+        agents: the agent axis of that leaf.
+
+    Returns:
+        bool [T, B], or [T, B, *agents] where agents of the axis differ. None where there is no
+        branch `valid`, or the agent is alive in all rows.
+
+    Raises:
+        TypeError: the dtype of `valid` is not bool.
+        ValueError: `valid` has other agents than the leaf.
+    """
+    if "valid" not in batch:
+        return None
+    name = path_text(("valid", *path))
+    valid = as_mask(name, part_for("valid", batch["valid"], path))
+    if valid.shape[N_BATCH:] not in ((), agents):
+        raise ValueError(
+            f"{name}: got agents {valid.shape[N_BATCH:]} behind T and B, expected {agents} as the"
+            " other quantities have, or one flag for all agents"
+        )
+    return None if valid.all() else valid
+
+
+def over_agents(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return a mask [T, B] or [T, B, N] with axes of length 1 for what `shape` has behind it."""
+    return mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
 
 
 def as_mask(name: str, mask: Leaf) -> NDArray[np.bool_]:

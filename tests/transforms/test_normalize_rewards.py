@@ -101,7 +101,7 @@ def test_rewards_are_those_of_a_loop_by_hand(
     clip: float,
     seed: int,
 ) -> None:
-    transform, by_hand = NormalizeRewards(discount=DISCOUNT, clip=clip), ByHand()
+    transform, by_hand = NormalizeRewards(discount=DISCOUNT, clip=clip, per_agent=False), ByHand()
     for number, n in enumerate(steps):
         batch = make_batch(seed + number, n, shape, ends=ends, lost=lost)
         own = batch["reward"].to_ndarray().copy()

@@ -2,6 +2,7 @@
 
 from parllel.torch.agents.agent import Agent, in_inference_mode
 from parllel.torch.agents.categorical import CategoricalPgAgent
+from parllel.torch.agents.independent_pg_agents import IndependentPgAgents
 from parllel.torch.agents.pg_agent import Evaluation, ModelOutputs, PgAgent
 from parllel.torch.agents.previous_inputs import PreviousInputs
 from parllel.torch.agents.q_agent import QAgent
@@ -14,6 +15,7 @@ __all__ = [
     "Agent",
     "CategoricalPgAgent",
     "Evaluation",
+    "IndependentPgAgents",
     "ModelOutputs",
     "PgAgent",
     "PreviousInputs",

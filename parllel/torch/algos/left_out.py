@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from parllel.tree import dict_map
+
+
+def finite_rows(rows: Any, is_left_out: Tensor) -> Any:  # Any: as for `clear_rows`
+    """Return rows with 0 for what is not finite where nothing is learned from them.
+
+    What is finite stays: what is learned of other agents may depend on it, as when they acted. So
+    does a leaf that has no such rows, as one that is of all agents.
+    """
+    return dict_map(_make_finite, rows, is_left_out)
+
+
+def _make_finite(leaf: Tensor, is_left_out: Tensor) -> Tensor:
+    if not leaf.is_floating_point() or leaf.shape[: is_left_out.ndim] != is_left_out.shape:
+        return leaf
+    n_more = leaf.ndim - is_left_out.ndim
+    left_out = is_left_out.reshape(*is_left_out.shape, *[1] * n_more)
+    return leaf.masked_fill(left_out & ~leaf.isfinite(), 0)
 
 
 def clear_rows(rows: Any, is_left_out: Tensor) -> Any:  # Any: a tensor, or a tree of tensors
@@ -33,3 +51,22 @@ def _clear(leaf: Tensor, is_left_out: Tensor) -> Tensor:
         return leaf
     n_more = leaf.ndim - is_left_out.ndim
     return leaf.masked_fill(is_left_out.reshape(*is_left_out.shape, *[1] * n_more), 0)
+
+
+def where_valid(valid: Tensor | None, numbers: Tensor) -> Tensor:
+    """Return numbers with 0 in rows that are not valid, whatever these hold.
+
+    No NaN goes back through them either, as it would from 0 * (a loss of NaN).
+    """
+    return numbers if valid is None else torch.where(valid, numbers, 0)
+
+
+def mean_of_valid(numbers: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the mean over the rows that are valid; 0 where none is.
+
+    >>> mean_of_valid(torch.tensor([1.0, torch.nan, 3.0]), torch.tensor([True, False, True]))
+    tensor(2.)
+    """
+    if valid is None:
+        return numbers.mean()
+    return where_valid(valid, numbers).sum() / valid.sum().clamp(min=1)

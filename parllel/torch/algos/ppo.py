@@ -17,8 +17,9 @@ from parllel.samplers import RecurrentActor
 from parllel.schedules import Schedule, value_at
 from parllel.torch.agents import Evaluation, Recurrence
 from parllel.torch.agents.modes import in_mode
+from parllel.torch.algos.agent_columns import AgentColumns
 from parllel.torch.algos.learner import Learner, check_agent
-from parllel.torch.algos.left_out import clear_rows
+from parllel.torch.algos.left_out import clear_rows, where_valid
 from parllel.torch.algos.not_finite import refuse_loss
 from parllel.torch.algos.policy_before import PolicyBefore
 from parllel.torch.algos.settings import check_counts, check_number
@@ -152,6 +153,14 @@ class PPO(Learner[PPOAgent]):
     `RecurrentSampler` makes such batches. Steps that are not valid are run over and have no weight,
     whatever they hold: each mean divides by the number of valid steps of its minibatch.
 
+    Several agents (`IndependentPgAgents`): the batch's quantities are dictionaries by agents, or
+    have an agent axis [T, B, N], and so has what `evaluate` returns. Agents that share a model
+    (`agent.shared_by`) have one loss, whose means are over all rows in which one of them is alive;
+    the losses of different models are added. So each model learns as in a run of its own, but that
+    `max_grad_norm` bounds the norm of all gradients together, and `kl_limit` the mean over models.
+    What `optimize` returns are means over models. Rows in which an agent is not alive have no
+    weight; they are run over with zeros in the place of what is not finite.
+
     Args:
         agent: the agent that learns.
         optimizer: updates the parameters of the agent's model.
@@ -214,6 +223,7 @@ class PPO(Learner[PPOAgent]):
         )
         self._rng = rng
         self._before = PolicyBefore(agent.model)
+        self._columns = AgentColumns()  # of one agent; of the batch's once there is one
         self._set_numbers(0.0)
 
     def _set_numbers(self, progress: float) -> None:
@@ -254,6 +264,13 @@ class PPO(Learner[PPOAgent]):
             with_value=self._numbers.value_clip is not None,
             with_state=self._is_recurrent,
         )
+        shared_by = getattr(self._agent, "shared_by", None)
+        self._columns = AgentColumns.of(needed, shared_by)
+        if self._is_recurrent and self._columns.has_agents:
+            raise TypeError(
+                "batch: it has several agents, and the agent goes on from a state, which is kept"
+                " for environments only; give each row what it needs of the past, as stacked frames"
+            )
         with in_mode(self._model, training=True):
             rows, norms = self._run_epochs(needed, batch)
         total_norm = torch.stack(norms).sum() if norms else torch.zeros_like(rows[0][0])
@@ -273,6 +290,7 @@ class PPO(Learner[PPOAgent]):
         for minibatch in self._minibatches.of(needed, n_passes=self._settings.n_epochs):
             if self._is_recurrent:
                 minibatch = _without_invalid(minibatch)
+            minibatch = self._columns.of_minibatch(minibatch)
             loss, numbers = self._loss(self._with_policy_before(minibatch, is_first=not rows))
             rows.append(numbers)
             if numbers.device.type == "cpu" or limit is not None:
@@ -302,7 +320,9 @@ class PPO(Learner[PPOAgent]):
         evaluation: Evaluation = agent.evaluate(
             minibatch["observation"], minibatch["action"], **told
         )
-        return evaluation
+        if not self._columns.has_agents:
+            return evaluation
+        return Evaluation(*map(self._columns.stacked, Evaluation._fields, evaluation))
 
     def _loss(self, minibatch: ArrayDict) -> tuple[Tensor, Tensor]:
         """Return the loss to minimize, and the five numbers that `optimize` reports.
@@ -312,35 +332,38 @@ class PPO(Learner[PPOAgent]):
         evaluation = self._evaluate(minibatch)
         _check_shapes(evaluation, minibatch["advantage"].shape)
         # Other minibatches have only rows that are valid.
-        valid = minibatch.get("valid") if self._is_recurrent else None
-        advantage = _where(valid, minibatch["advantage"])
-        log_ratio = _where(valid, evaluation.log_prob - minibatch["old_log_prob"])
+        has_others = self._is_recurrent or self._columns.has_agents
+        valid = minibatch.get("valid") if has_others else None
+        advantage = where_valid(valid, minibatch["advantage"])
+        log_ratio = where_valid(valid, evaluation.log_prob - minibatch["old_log_prob"])
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - self._numbers.clip, 1 + self._numbers.clip)
-        policy_loss = -_mean(torch.minimum(ratio * advantage, clipped * advantage), valid)
-        value_loss = _mean(self._value_losses(evaluation.value, minibatch, valid), valid)
-        entropy = _mean(evaluation.entropy, valid)
+        mean = self._columns.sum_of_means
+        policy_loss = -mean(torch.minimum(ratio * advantage, clipped * advantage), valid)
+        value_loss = mean(self._value_losses(evaluation.value, minibatch, valid), valid)
+        entropy = mean(evaluation.entropy, valid)
         loss = (
             policy_loss
             + self._settings.value_coefficient * value_loss
             - self._numbers.entropy_coefficient * entropy
         )
         with torch.no_grad():
-            kl = _mean(ratio - 1 - log_ratio, valid)
-            clip_fraction = _mean((ratio != clipped).float(), valid)
+            kl = mean(ratio - 1 - log_ratio, valid)
+            clip_fraction = mean((ratio != clipped).float(), valid)
+            means = torch.stack([policy_loss, value_loss, entropy, kl, clip_fraction])
             observed = _sum_of_floats(minibatch["observation"], like=policy_loss)
-            numbers = torch.stack([policy_loss, value_loss, entropy, kl, clip_fraction, observed])
+            numbers = torch.cat([means / self._columns.n_models, observed[None]])
         return loss, numbers
 
     def _value_losses(self, value: Tensor, minibatch: ArrayDict, valid: Tensor | None) -> Tensor:
         """Return half of the squared error of each row's value."""
         return_, clip = minibatch["return_"], self._numbers.value_clip
-        losses = 0.5 * _where(valid, value - return_) ** 2
+        losses = 0.5 * where_valid(valid, value - return_) ** 2
         if clip is None:
             return losses
         old = minibatch["old_value"]
         clipped = old + (value - old).clamp(-clip, clip)
-        return torch.maximum(losses, 0.5 * _where(valid, clipped - return_) ** 2)
+        return torch.maximum(losses, 0.5 * where_valid(valid, clipped - return_) ** 2)
 
     def _check(self, numbers: list[float], batch: ArrayDict) -> None:
         """Raise ValueError if what `_loss` returned tells of a NaN or an infinity."""
@@ -413,21 +436,6 @@ def _without_invalid(minibatch: ArrayDict) -> ArrayDict:
     names = [name for name in ("observation", "action", "previous") if name in minibatch]
     cleared = {name: clear_rows(minibatch[name], ~minibatch["valid"]) for name in names}
     return ArrayDict({**minibatch, **cleared})
-
-
-def _where(valid: Tensor | None, numbers: Tensor) -> Tensor:
-    """Return numbers with 0 in rows that are not valid, whatever these hold.
-
-    No NaN goes back through them either, as it would from 0 * (a loss of NaN).
-    """
-    return numbers if valid is None else torch.where(valid, numbers, 0)
-
-
-def _mean(numbers: Tensor, valid: Tensor | None) -> Tensor:
-    """Return the mean over the rows that are valid; 0 where none is."""
-    if valid is None:
-        return numbers.mean()
-    return _where(valid, numbers).sum() / valid.sum().clamp(min=1)
 
 
 def _check_shapes(evaluation: Evaluation, expected: torch.Size) -> None:
