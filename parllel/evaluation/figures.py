@@ -52,6 +52,7 @@ def draw_intervals(
             axes.plot([value, value], [row - 0.3, row + 0.3], color=color, linewidth=2.2)
         axes.set_title(statistic, loc="left", fontsize=11, fontweight="bold", color=style.INK)
         style.make_quiet(axes, grid="x")
+        axes.use_sticky_edges = False  # or a bar that begins at the left edge touches it
         axes.margins(x=0.08)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()

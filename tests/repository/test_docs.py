@@ -18,6 +18,7 @@ from optional import needs
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 YOUR_OWN = ROOT / "docs" / "your_own.md"
+SIMULATED_CUDA = ROOT / "docs" / "simulated_cuda.md"
 NOTEBOOK = ROOT / "docs" / "arrays_and_trees.ipynb"
 TEXTS = [README, *sorted((ROOT / "docs").glob("*.md")), NOTEBOOK]
 each_text = pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
@@ -188,7 +189,7 @@ def blocks_of(path: Path) -> list[str]:
 
 
 def all_blocks() -> list[str]:
-    return [*blocks_of(README), *blocks_of(YOUR_OWN)]
+    return [block for path in (README, YOUR_OWN, SIMULATED_CUDA) for block in blocks_of(path)]
 
 
 def runs_of_blocks() -> list[object]:

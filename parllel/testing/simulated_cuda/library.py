@@ -59,8 +59,13 @@ _CUPY = {
 }
 
 
-def make_library(memory: Memory) -> ModuleType:
-    """Return a new module cupy, with cupy.cuda and cupy.cuda.runtime in it."""
+def make_library(memory: Memory | None = None) -> ModuleType:
+    """Return a new module cupy, with cupy.cuda and cupy.cuda.runtime in it.
+
+    Args:
+        memory: that of the simulation that it is for; by default it serves all simulations, one
+            after the other.
+    """
     unregister = {"hostUnregister": runtime.make_host_unregister(memory)}
     runtime_module = _module("cupy.cuda.runtime", _RUNTIME | unregister)
     cuda_module = _module("cupy.cuda", _CUDA | {"runtime": runtime_module})

@@ -81,15 +81,16 @@ def hostRegister(ptr: int, size: int, flags: int) -> None:  # noqa: N802
         raise CUDARuntimeError(ALREADY_REGISTERED)
 
 
-def make_host_unregister(memory: Memory) -> Callable[[int], None]:
-    """Return hostUnregister of one simulation.
+def make_host_unregister(memory: Memory | None) -> Callable[[int], None]:
+    """Return hostUnregister of one simulation, or of the one that runs when it is called.
 
     Finalizers may keep it longer than the simulation lasts; then it does nothing.
     """
 
     def hostUnregister(ptr: int) -> None:  # noqa: N802
         """Unlock the pages. Work that still uses them is a fault, which shows when it runs."""
-        if is_active(memory) and not memory.unlock_pages(ptr):
+        own = device().memory if memory is None else memory
+        if is_active(own) and not own.unlock_pages(ptr):
             raise CUDARuntimeError(NOT_REGISTERED)
 
     return hostUnregister
