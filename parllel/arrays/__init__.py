@@ -6,6 +6,7 @@ from parllel.arrays.frame_array import FrameArray, FrameSpec
 from parllel.arrays.frame_buffer import Fill
 from parllel.arrays.graph_batch import GraphBatch, batch_graphs
 from parllel.arrays.jagged import Jagged
+from parllel.arrays.jagged_array import JaggedArray, JaggedSpec
 from parllel.arrays.kinds import spec_from_entry, stacked_spec
 from parllel.arrays.row_writer import RowWriter
 from parllel.arrays.types import Leaf
@@ -18,6 +19,8 @@ __all__ = [
     "FrameSpec",
     "GraphBatch",
     "Jagged",
+    "JaggedArray",
+    "JaggedSpec",
     "KindSpec",
     "Leaf",
     "RowWriter",

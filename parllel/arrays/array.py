@@ -464,7 +464,7 @@ class Array(Readable):
             storage: kind of memory, or a block of memory that has room for the copy.
         """
         if not self.batch_shape:  # an element: no Array can be allocated without a batch dimension
-            other = Array((1,), self.dtype, feature_shape=self.shape, storage=storage)[0]
+            other = Array.from_spec(self.spec.rows_spec(1), storage)[0]
         else:
             other = Array.from_spec(self.spec, storage)
         if self._window is None:
@@ -538,7 +538,8 @@ class KindSpec(ArraySpec, ABC):
     them (tests/summed_array.py shows one). These are the questions that a kind answers in its own
     way; a plain Array's answers are inherited:
 
-    - the Array: `spec`, `row_source`, `row_writer`, `row_parts`, `n_older_steps`, `write_history`;
+    - the Array: `spec`, `row_source`, `row_writer`, `row_parts`, `n_older_steps`, `write_history`,
+      `check_values`;
     - the spec: `make`, `kind`, `shape`, `extents`, `nbytes`, `rows_spec`, `row_of`;
     - the buffer, where a kind has memory beside the rows: `parts`, `copy_from`, `moves_around_end`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -126,6 +126,12 @@ class Jagged:
 
     def __len__(self) -> int:
         return self.batch_shape[0]
+
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError(
+            "a Jagged is no single array, as its elements have different lengths: packed().values"
+            " has all their rows, padded() gives them one length, and jagged[i] is one of them"
+        )
 
     def __repr__(self) -> str:
         kind = "packed" if self.is_packed else "with gaps"

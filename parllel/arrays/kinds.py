@@ -10,8 +10,9 @@ from numpy.typing import DTypeLike
 from parllel.arrays.array_spec import ArraySpec
 from parllel.arrays.frame_array import FrameSpec
 from parllel.arrays.frame_buffer import Fill
+from parllel.arrays.jagged_array import JaggedSpec
 
-KINDS: tuple[type[ArraySpec], ...] = (ArraySpec, FrameSpec)
+KINDS: tuple[type[ArraySpec], ...] = (ArraySpec, FrameSpec, JaggedSpec)
 
 
 def spec_from_entry(

@@ -385,6 +385,19 @@ class Readable:
         """
         return None
 
+    def check_values(self, value: object) -> bool:
+        """Raise what writing a value to all of this view would raise, and write nothing.
+
+        A plain Array takes what NumPy takes, and does not look.
+
+        Args:
+            value: a value of any library.
+
+        Returns:
+            Whether this kind of Array has looked, by rules of its own.
+        """
+        return False
+
     def _elements(self) -> NDArray[Any]:
         """Return the visible elements as the memory's own kind of array."""
         data = self._data

@@ -52,6 +52,10 @@ class RowSource:
         beside: [m, ...], C-contiguous. Frames that follow others of the rows, and have no row.
         beside_rows: int64 [m], C-contiguous. The row whose frame comes before; None for plain rows.
         image: how each frame is shifted at random while it is gathered; by default not at all.
+        lengths: int64 [n], C-contiguous. How many items at the beginning of each row are its
+            element, [n_items, ...] of [capacity, ...]; None for rows of one length. Such rows are
+            gathered by a `RaggedGather`.
+        beside_lengths: int64 [m], C-contiguous, the same of the rows beside.
     """
 
     frames: AnyArray
@@ -63,11 +67,14 @@ class RowSource:
     beside: AnyArray | None = None
     beside_rows: AnyArray | None = None
     image: Image = NO_IMAGE
+    lengths: AnyArray | None = None
+    beside_lengths: AnyArray | None = None
 
     def __getitem__(self, rows: slice) -> RowSource:
         """Return some of the rows that follow each other; `rows` has no step."""
         is_first = None if self.is_first is None else self.is_first[rows]
-        return replace(self, frames=self.frames[rows], is_first=is_first)
+        lengths = None if self.lengths is None else self.lengths[rows]
+        return replace(self, frames=self.frames[rows], is_first=is_first, lengths=lengths)
 
     def __len__(self) -> int:
         """Return the number that an index must be below."""
@@ -77,6 +84,7 @@ class RowSource:
     def is_plain(self) -> bool:
         """Whether these are rows as they lie in memory, and nothing else."""
         is_gathered_as_it_is = self.image == NO_IMAGE and self.rows is None
+        is_gathered_as_it_is &= self.lengths is None
         return is_gathered_as_it_is and self.is_first is None and self.beside is None
 
     @property
@@ -95,7 +103,10 @@ class RowSource:
     @property
     def arrays(self) -> list[AnyArray]:
         """The arrays that a gather reads."""
-        optional = (self.is_first, self.blank, self.rows, self.beside, self.beside_rows)
+        optional = (
+            *(self.is_first, self.blank, self.rows, self.beside, self.beside_rows),
+            *(self.lengths, self.beside_lengths),
+        )
         return [self.frames, *(array for array in optional if array is not None)]
 
     def locate(self, destination: int) -> Stacks:

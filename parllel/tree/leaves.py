@@ -9,23 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel import cuda
-from parllel.arrays import Array, Leaf
+from parllel.arrays import Array, Jagged, Leaf
 from parllel.arrays.interop import is_tensor, to_host, to_tensor
 from parllel.tree.errors import raise_at
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 _NUMBERS = "biuf"  # kinds of dtypes: bool, integers, floats
 
 
-def as_ndarray(leaf: Leaf) -> NDArray[Any]:
+def as_ndarray(leaf: Leaf | Jagged) -> Any:  # Any: an array of NumPy, or a Jagged of such
     """Return a leaf as a NumPy array, over the same memory where the host can read it.
 
     For memory of a device it is a copy, for which the host waits (`Array.to_ndarray`).
     """
-    if isinstance(leaf, Array):
+    if isinstance(leaf, Array | Jagged):
         return leaf.to_ndarray()
     values = np.asarray(to_host(leaf))
     if not isinstance(leaf, np.ndarray) and hasattr(leaf, "__cuda_array_interface__"):
@@ -46,9 +46,9 @@ def arrays_over(items: Mapping[str, Any]) -> dict[str, NDArray[Any]] | None:
     return arrays
 
 
-def as_tensor(leaf: Leaf) -> torch.Tensor:
+def as_tensor(leaf: Leaf | Jagged) -> Any:  # Any: a tensor, or a Jagged of such
     """Return a leaf as a torch tensor over the same memory. Waits for nothing."""
-    if isinstance(leaf, Array):
+    if isinstance(leaf, Array | Jagged):
         return leaf.to_torch()
     if is_tensor(leaf):
         return leaf
@@ -92,6 +92,8 @@ def check_write(leaf: Any, index: Any, value: Any) -> None:  # Any: of every lib
     memory = next(iter(leaf.memory_parts.values())) if isinstance(leaf, Array) else leaf
     if isinstance(memory, np.ndarray) and not memory.flags.writeable:
         raise ValueError("assignment destination is read-only")
+    if isinstance(rows, Array) and rows.check_values(value):
+        return
     found = getattr(value, "shape", None)
     if found is not None and found != shape and not _broadcasts(tuple(found), shape):
         raise ValueError(

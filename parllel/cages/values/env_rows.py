@@ -130,7 +130,7 @@ def as_output(leaf: Output) -> NDArray[Any]:
             f"out: got a {type(leaf).__name__}, expected an Array in host memory, a NumPy array, or"
             " a CPU tensor of a dtype that NumPy has"
         )
-    rows = as_ndarray(leaf)
+    rows: NDArray[Any] = as_ndarray(leaf)
     if not rows.flags.writeable:
         raise ValueError(
             f"out: got a read-only array of shape {rows.shape}, expected one that is written in"
