@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from parllel.arrays import Array, ArraySpec, Fill, Leaf, stacked_spec
 from parllel.cages import (
     TIMEOUT_S,
+    AgentForm,
     Cage,
     MisfitError,
     OnWorkerError,
@@ -36,10 +37,11 @@ from parllel.cages import (
 )
 from parllel.cages.process.processors import processors_to_bind
 from parllel.cages.stepper import Stepper
+from parllel.cages.values.spaces import ACTION_MASK
 from parllel.samplers import Actor, RecurrentActor
 from parllel.samplers.agent import check_step
 from parllel.storages import default_storage
-from parllel.tree import ArrayDict, TreePath, allocate_tree, dict_map, path_text
+from parllel.tree import ArrayDict, TreePath, allocate_tree, dict_map, leaves_of, path_text
 from parllel.tree.leaves import as_ndarray
 
 FrameFills: TypeAlias = "Fill | Mapping[str, FrameFills]"
@@ -256,8 +258,12 @@ def example_of(
     batch_shape = (cage.n_envs,) if cage.n_envs > 1 else ()
     action = empty_rows(cage.action_space, batch_shape)
     observation = empty_rows(cage.observation_space, batch_shape)
-    reward = np.zeros(batch_shape, np.float32)
+    agents = cage.agents
+    reward: Any = np.zeros(batch_shape, np.float32)
     terminated, truncated = np.zeros(batch_shape, np.bool_), np.zeros(batch_shape, np.bool_)
+    if agents is not None:
+        reward = agents.rows(batch_shape, np.float32)
+        terminated, truncated = (agents.flag_rows(batch_shape) for _ in range(2))
     cage.random_step_async(
         out_action=action,
         out_obs=observation,
@@ -277,18 +283,32 @@ def example_of(
         values = {name: rows[0] for name, rows in values.items()}
         env_info = env_info[0]
     values["env_info"] = _info_values(env_info, info or {}, ())
-    has_mask = isinstance(observation, ArrayDict) and "action_mask" in observation
-    if "action_mask" in values["env_info"] and not has_mask:
-        warnings.warn(
-            "action_mask: it is in the environment's infos, where no agent sees it; wrap the"
-            " environment in cages.MaskInObservation, which moves it into the observation (each"
-            " single one, before they are made a vector environment)",
-            stacklevel=3,
-        )
-    if cage.gives_invalid_rows:
+    _warn_of_mask(observation, values["env_info"], agents)
+    if agents is not None and agents.has_flags:
+        values["valid"] = dict_map(np.ones_like, values["terminated"])
+    elif cage.gives_invalid_rows:
         values["valid"] = np.bool_(True)
     storage = storage or default_storage()
     return ArrayDict({name: dict_map(_as_row, value, storage) for name, value in values.items()})
+
+
+def _warn_of_mask(observation: Any, env_info: ArrayDict, agents: AgentForm | None) -> None:
+    """Warn of masks of actions that only infos have."""
+    way_out = (
+        "cages.MaskInObservation, which moves it into the observation (each single one, before they"
+        " are made a vector environment)"
+    )
+    infos: Sequence[Any] = [env_info]
+    if agents is not None and agents.has_flags:
+        way_out = f"cages.ParallelAgents(env, info_mask={ACTION_MASK!r})"
+        infos = list(env_info.values())
+    has_mask = any(path[-1:] == (ACTION_MASK,) for path, _ in leaves_of(observation))
+    if not has_mask and any(ACTION_MASK in info for info in infos):
+        warnings.warn(
+            f"{ACTION_MASK}: it is in the environment's infos, where no agent sees it; wrap the"
+            f" environment in {way_out}",
+            stacklevel=4,
+        )
 
 
 def build_sample_tree(
@@ -351,7 +371,7 @@ def build_sample_tree(
     result = agent.step(example["observation"], deterministic=True)  # draws nothing
     check_step(agent, result)
     _, agent_info = result
-    storage = storage or example["reward"].storage
+    storage = storage or _storage_of(example)
     rows = ArrayDict({**{name: example[name] for name in _ENV_BRANCHES}, "agent_info": agent_info})
     specs = rows.apply(_spec, tuple(batch_shape), full_size)
     specs["observation"] = dict_map(_padded, specs["observation"])
@@ -359,13 +379,17 @@ def build_sample_tree(
         specs["observation"] = _with_frames(("observation",), specs["observation"], frames)
     if "value" in agent_info:
         specs["final_value"] = specs["agent_info"]["value"]
-        specs["agent_info"]["value"] = _padded(specs["agent_info"]["value"])
-    if recurrent is not None or "valid" in example:
+        specs["agent_info"]["value"] = dict_map(_padded, specs["agent_info"]["value"])
+    if "valid" in example:
+        specs["valid"] = dict_map(_spec, example["valid"], tuple(batch_shape), full_size)
+    elif recurrent is not None:
         specs["valid"] = ArraySpec.of(batch_shape, np.bool_, full_size=full_size)
     if recurrent is not None:
         specs["initial_rnn_state"] = dict_map(_spec, state, tuple(batch_shape[1:2]), None)
         if "value" in agent_info:
-            specs["bootstrap_value"] = _spec(agent_info["value"], tuple(batch_shape[1:2]), None)
+            specs["bootstrap_value"] = dict_map(
+                _spec, as_tree(agent_info["value"]), tuple(batch_shape[1:2]), None
+            )
     return allocate_tree(specs, storage)
 
 
@@ -384,7 +408,13 @@ def build_eval_tree(samples: ArrayDict, *, n_envs: int) -> ArrayDict:
         (1, 4)
     """
     specs = ArrayDict({name: dict_map(_eval_spec, samples[name], n_envs) for name in _ENV_BRANCHES})
-    return allocate_tree(specs, samples["reward"].storage)
+    return allocate_tree(specs, _storage_of(samples))
+
+
+def _storage_of(tree: ArrayDict) -> str:
+    """Return the kind of memory of a tree's rewards."""
+    (_, leaf), *_ = leaves_of(tree["reward"])
+    return str(leaf.storage)
 
 
 def _info_values(info: Mapping[str, Any], declared: Mapping[str, Any], path: TreePath) -> ArrayDict:

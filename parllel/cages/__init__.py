@@ -7,12 +7,14 @@ that of vector environments, and `states` what is saved of environments.
 from parllel.cages.cage import Cage, Command
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.mask_in_observation import MaskInObservation
+from parllel.cages.parallel_agents import ParallelAgents
 from parllel.cages.point_cloud import PointCloud
 from parllel.cages.process.process_cage import TIMEOUT_S, OnWorkerError, ProcessCage
 from parllel.cages.process.processors import n_physical_cores
 from parllel.cages.process.worker_error import WorkerError
 from parllel.cages.seeds import Seed, spawn_seeds
 from parllel.cages.serial_cage import SerialCage
+from parllel.cages.values.agent_forms import AgentForm
 from parllel.cages.values.env_rows import as_tree, write_column
 from parllel.cages.values.infos import declaration, is_numeric
 from parllel.cages.values.spaces import bounds_of, empty_rows
@@ -21,11 +23,13 @@ from parllel.tree.fitting import MisfitError
 
 __all__ = [
     "TIMEOUT_S",
+    "AgentForm",
     "Cage",
     "Command",
     "MaskInObservation",
     "MisfitError",
     "OnWorkerError",
+    "ParallelAgents",
     "PointCloud",
     "ProcessCage",
     "Seed",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from parllel.arrays import Array
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.stepper import Columns, Stepper
+from parllel.cages.values.agent_forms import AgentForm
 from parllel.cages.values.env_rows import (
     Info,
     Output,
@@ -54,6 +55,7 @@ class Outputs(NamedTuple):
     terminated: Any = None
     truncated: Any = None
     info: Any = None
+    valid: Any = None
 
 
 class Command(NamedTuple):
@@ -113,6 +115,11 @@ class Cage(ABC):
     n_envs: int
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
+    agents: AgentForm | None = None
+    """The agents of an environment, and the form of what each of them is given; None where there is
+    one reward and one flag. Then rewards have a number for each agent, and so have flags where
+    `agents.has_flags`. An environment is reset when all of its agents have ended."""
+
     goes_on: bool = False
     """Whether a step goes on after `start_command`, in other processes or threads. A caller that
     has to wait for something else meanwhile leaves them its core."""
@@ -191,16 +198,32 @@ class Cage(ABC):
         out_terminated: Output | None = None,
         out_truncated: Output | None = None,
         out_info: Output | None = None,
+        out_valid: Output | None = None,
     ) -> Command:
         """Look up once where a step reads and writes; return what `start_command` takes.
 
-        Arguments are those of `step_async`. Each start reads what `action` holds at that moment.
+        Arguments are those of `step_async`, and an output that is written and never returned. Each
+        start reads what `action` holds at that moment.
+
+        Args:
+            out_valid: bool, in the form of rewards: which agents have acted. Only of environments
+                whose agents may come and go (`agents.has_flags`).
+
+        Raises:
+            TypeError, ValueError: as for `step_async`; or there is no such thing to be written.
         """
         if action is None:
             raise TypeError("action: got None, expected a row for each environment")
         if isinstance(action, tuple) and not isinstance(self.action_space, gym.spaces.Tuple):
             action = list(action)  # rows, not the parts of one action
-        outputs = Outputs(None, out_obs, out_reward, out_terminated, out_truncated, out_info)
+        if out_valid is not None and (self.agents is None or not self.agents.has_flags):
+            raise ValueError(
+                "out_valid: the environments have no agents that come and go; `invalid` tells of"
+                " rows that are no transitions"
+            )
+        outputs = Outputs(
+            None, out_obs, out_reward, out_terminated, out_truncated, out_info, out_valid
+        )
         return self._prepare("step", action, outputs)
 
     def random_step_async(
@@ -420,7 +443,11 @@ def _deliver_step(
 ) -> tuple[Any, ...]:
     if outputs.observation is not None and stepper.final_obs:
         _check_final_obs(stepper.final_obs, rows.observation)
-    results = zip(_OF_STEP, columns, outputs[1:], rows[1:], strict=True)
+    # Without `valid`, which is written where it is wanted, and never returned.
+    results: Any = zip(_OF_STEP, columns, outputs[1:], rows[1:], strict=False)
+    if rows.valid is not None:
+        assert columns.valid is not None  # prepare_step has looked
+        _deliver([("valid", columns.valid, outputs.valid, rows.valid)], stepper.left_out)
     return _deliver(results, stepper.left_out, stepper.observation_space)
 
 

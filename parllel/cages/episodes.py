@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
 
@@ -28,6 +28,10 @@ class TrajInfo:
     >>> traj
     TrajInfo(discount=0.5, length=2, episode_return=2.0, discounted_return=1.5)
 
+    Where an environment has several agents, `returns` has the return of each by its name, and the
+    other returns are means over all agents of the environment: of a slot that is empty, the reward
+    is 0.
+
     Args:
         discount: the factor per step in `discounted_return`.
     """
@@ -36,15 +40,16 @@ class TrajInfo:
     length: int = field(default=0, init=False)
     episode_return: float = field(default=0.0, init=False)
     discounted_return: float = field(default=0.0, init=False)
+    returns: dict[str, float] = field(default_factory=dict, init=False, repr=False)
     _weight: float = field(default=1.0, init=False, repr=False, compare=False)
 
     def step(
         self,
         observation: Value,
         action: Value,
-        reward: SupportsFloat,
-        terminated: bool,
-        truncated: bool,
+        reward: Any,  # a number; or numbers of agents, an array or a dictionary
+        terminated: Any,  # a flag, or one for each agent
+        truncated: Any,
         info: dict[str, Any],
     ) -> None:
         """Take in one step.
@@ -54,16 +59,27 @@ class TrajInfo:
             action: the action that it was given.
             reward, terminated, truncated, info: the rest of what it returned.
         """
+        if self.returns:
+            reward = self._mean_of(reward)
         reward = float(reward)  # a sum in float32 would lose digits over a long episode
         self.length += 1
         self.episode_return += reward
         self.discounted_return += self._weight * reward
         self._weight *= self.discount
 
+    def _mean_of(self, reward: Any) -> float:
+        """Add the reward of each agent to its return; return their mean."""
+        own = [reward[name] for name in self.returns] if isinstance(reward, Mapping) else reward
+        numbers: list[float] = [*map(float, own)]
+        for name, number in zip(self.returns, numbers, strict=True):
+            self.returns[name] += number
+        return sum(numbers) / len(numbers)
+
     def metrics(self) -> dict[str, float]:
         """Return the numbers to be averaged over episodes and logged, by name.
 
-        `episode_discounted_return` is one of them where a discount other than 1 was given.
+        `episode_discounted_return` is one of them where a discount other than 1 was given, and
+        `episode_return.NAME` is the return of an agent.
         """
         numbers = {
             "episode_length": float(self.length),
@@ -71,6 +87,8 @@ class TrajInfo:
         }
         if self.discount != 1:  # or else it would be the return once more
             numbers["episode_discounted_return"] = float(self.discounted_return)
+        for name, number in self.returns.items():
+            numbers[f"episode_return.{name}"] = float(number)
         return numbers
 
 
@@ -90,6 +108,7 @@ class Episodes:
         make_traj_info: returns the summary of a new episode.
         n_envs: number of environments.
         are_batched: whether rewards come as arrays, and not as lists.
+        agents: names of the agents, where each has a reward of its own: then summaries are told.
 
     Attributes:
         summaries: those of the episodes under way; where they are not told, without their sums.
@@ -97,9 +116,15 @@ class Episodes:
     """
 
     def __init__(
-        self, make_traj_info: Callable[[], TrajInfo], n_envs: int, *, are_batched: bool = False
+        self,
+        make_traj_info: Callable[[], TrajInfo],
+        n_envs: int,
+        *,
+        are_batched: bool = False,
+        agents: Sequence[str] = (),
     ) -> None:
         self._make_traj_info = make_traj_info
+        self._agents = agents
         self._n_envs = n_envs
         is_of_lists = n_envs <= _FEW and not are_batched
         self._math: Any = _OfLists if is_of_lists else _OfArrays  # Any: numbers of either
@@ -108,8 +133,9 @@ class Episodes:
 
     def begin(self) -> None:
         """Begin an episode in each environment, and forget those under way."""
-        self.summaries = [self._make_traj_info() for _ in range(self._n_envs)]
-        self.are_told = any(type(traj).step is not TrajInfo.step for traj in self.summaries)
+        self.summaries = [self.new_summary() for _ in range(self._n_envs)]
+        has_own = any(type(traj).step is not TrajInfo.step for traj in self.summaries)
+        self.are_told = has_own or bool(self._agents)
         if self.are_told:
             return  # they keep their sums themselves, of whatever kind these are
         self._n_steps = 0
@@ -119,6 +145,13 @@ class Episodes:
         self._weight = numbers([1.0] * self._n_envs)
         self._discount = numbers([traj.discount for traj in self.summaries])
         self._is_discounted = any(traj.discount != 1 for traj in self.summaries)
+
+    def new_summary(self) -> TrajInfo:
+        """Return the summary of a new episode."""
+        traj = self._make_traj_info()
+        if self._agents:
+            traj.returns = dict.fromkeys(self._agents, 0.0)
+        return traj
 
     def add(
         self, reward: Sequence[SupportsFloat] | NDArray[Any], skipped: Sequence[int] = ()
@@ -157,7 +190,7 @@ class Episodes:
         """Complete the episodes of some environments, in this order, and begin the next ones."""
         for number in numbers:
             self._completed.append(self.summary(number))
-            self.resume(number, self._make_traj_info())
+            self.resume(number, self.new_summary())
 
     def summary(self, number: int) -> TrajInfo:
         """Return the summary of the episode under way in an environment, with its sums so far."""
@@ -173,7 +206,7 @@ class Episodes:
     def forget(self, numbers: Sequence[int]) -> None:
         """Begin an episode in some environments, and forget those under way there."""
         for number in numbers:
-            self.resume(number, self._make_traj_info())
+            self.resume(number, self.new_summary())
 
     def resume(self, number: int, traj: TrajInfo) -> None:
         """Go on with an episode in an environment from its summary, and forget the one there."""

@@ -30,7 +30,8 @@ class SerialCage(Cage):
     array([1., 1.])
 
     Args:
-        make_env: returns one gymnasium environment.
+        make_env: returns one gymnasium environment, or a PettingZoo parallel environment, which is
+            wrapped in `ParallelAgents`.
         env_kwargs: keyword arguments of `make_env`.
         make_traj_info: returns the summary of a new episode, e.g. the class `TrajInfo`.
         n_envs: number of environments; their rows are written at once.
@@ -54,6 +55,7 @@ class SerialCage(Cage):
         self.n_envs = n_envs
         self.observation_space = self._stepper.observation_space
         self.action_space = self._stepper.action_space
+        self.agents = self._stepper.agents
 
     def reseed(self, seed: Seed) -> None:
         """Have the next reset seed the environments, as the first one of a new cage does."""

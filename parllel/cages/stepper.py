@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
+from parllel.cages.agent_lives import AgentLives, draws_of
 from parllel.cages.episodes import Episodes, TrajInfo
-from parllel.cages.seeds import Seed, seed_data, seed_of, seed_spaces, seed_words, spawn_seeds
+from parllel.cages.made_envs import close_envs, make_envs, tell_of
+from parllel.cages.seeds import Seed, seed_data, seed_of, seed_spaces, spawn_seeds
 from parllel.cages.states.attributes import attributes_of, pack, set_attributes, unpack
 from parllel.cages.states.env_states import check_env_state, env_state, set_env_state
-from parllel.cages.values.env_checks import as_reset, as_step, check_env, check_make_env
+from parllel.cages.values.env_checks import as_reset, as_step, check_make_env
 from parllel.cages.values.env_rows import copy_tree
 from parllel.cages.values.infos import LeftOut, copy_info
 from parllel.cages.values.jagged_spaces import has_jagged
@@ -22,10 +24,6 @@ from parllel.cages.values.jagged_values import as_arrays
 from parllel.cages.values.spaces import (
     ACTION_MASK,
     check_members,
-    check_space,
-    find_mask,
-    flat_mask,
-    sample_action,
 )
 from parllel.tree.fitting import MisfitError
 
@@ -39,9 +37,10 @@ class Columns(NamedTuple):
 
     observation: Sequence[Any]
     reward: Sequence[Any]
-    terminated: Sequence[bool]
-    truncated: Sequence[bool]
+    terminated: Sequence[Any]  # Any: a flag, or one for each agent
+    truncated: Sequence[Any]
     info: Sequence[dict[str, Any]]
+    valid: Sequence[Any] | None = None  # which agents have acted, where they may come and go
 
 
 class Stepper:
@@ -84,28 +83,17 @@ class Stepper:
     ) -> None:
         check_make_env(make_env)
         self._seeds = spawn_seeds(seed, n_envs)
-        self._make_traj_info = make_traj_info
-        self._envs: list[gym.Env[Any, Any]] = []
-        try:
-            for _ in range(n_envs):
-                env = make_env(**env_kwargs)
-                check_env(env, self._envs)
-                self._envs.append(env)
-            self.observation_space = self._envs[0].observation_space
-            self.action_space = self._envs[0].action_space
-            check_space(("observation",), self.observation_space)
-            check_space(("action",), self.action_space)
-        except BaseException as error:
-            try:
-                self.close()
-            except Exception as another:  # any that an environment raises: the first one counts
-                error.add_note(f"nor can the environments made before be closed: {another!r}")
-            raise
+        self._envs, self.agents = make_envs(make_env, env_kwargs, self._seeds)
+        self.observation_space = self._envs[0].observation_space
+        self.action_space = self._envs[0].action_space
         self._has_members = isinstance(self.observation_space, gym.spaces.Dict | gym.spaces.Tuple)
         self._is_jagged = has_jagged(self.observation_space)
         # Copies: environments may share one, and draw from each other's random numbers.
         self._action_spaces = [copy.deepcopy(env.action_space) for env in self._envs]
-        self._episodes = Episodes(make_traj_info, n_envs)
+        agents = self.agents
+        self._episodes = Episodes(make_traj_info, n_envs, agents=agents.names if agents else ())
+        self._lives = AgentLives(self._envs, agents) if agents and agents.has_flags else None
+        self._draws: Any = draws_of(self._lives)
         self._is_reset = False
         self._is_checked = False  # whether steps are known to return what gymnasium's do
         self._is_closed = False
@@ -158,9 +146,10 @@ class Stepper:
     def _step_randomly(self, number: int, observation: Any, info: Any) -> tuple[Any, Any]:
         """Take a random step in one environment; return the observation and info to act on."""
         try:
-            action = sample_action(self._action_spaces[number], observation, info)
+            action = self._draws.sample(self._action_spaces[number], observation, info)
             result = self._envs[number].step(action)
-            observation, reward, terminated, truncated, info = as_step(result)
+            result = as_step(result, self.agents)
+            observation, reward, terminated, truncated, info = result
             traj = self._episodes.summary(number)
             traj.step(observation, action, reward, terminated, truncated, info)
             self._episodes.resume(number, traj)
@@ -169,7 +158,7 @@ class Stepper:
         except Exception as error:
             self.tell_of(error, number)
             raise
-        if terminated or truncated:
+        if self._has_ended(number, terminated, truncated):
             self._episodes.forget([number])
             observation, info = self._reset_one(number)
         return observation, info
@@ -182,18 +171,22 @@ class Stepper:
                 check_members(self.observation_space, observation, ("observation",))
             if self._is_jagged:
                 observation = as_arrays(self.observation_space, observation, ("observation",))
+            if self._lives is not None:
+                self._lives.look(number)
             return observation, info
         except Exception as error:
             self.tell_of(error, number)
             raise
 
+    def _has_ended(self, number: int, terminated: Any, truncated: Any) -> bool:
+        """Tell whether the last step of an environment ended its episode."""
+        if self._lives is None:
+            return bool(terminated) or bool(truncated)
+        return not self._lives.look(number)
+
     def tell_of(self, error: BaseException, number: int) -> None:
         """Add to an error which environment it comes from, and with which seed it was reset."""
-        seed, _ = seed_words(self._seeds[number])
-        if isinstance(error, MisfitError):
-            error.environment, error.seed = number, seed
-        else:
-            error.add_note(f"environment {number} of this cage, first reset with seed {seed}")
+        tell_of(error, number, self._seeds[number])
 
     def step(self, actions: Sequence[Any]) -> Columns:
         """Step all environments, and reset those whose episode ends.
@@ -212,6 +205,8 @@ class Stepper:
         except Exception as error:
             self.tell_of(error, len(results))
             raise
+        if self.agents is not None:
+            return self._finish_step_of_agents(actions, results)
         if not self._is_checked:
             self._find_misfit(results)
             self._is_checked = True
@@ -228,7 +223,26 @@ class Stepper:
         if self._is_jagged:
             columns = columns._replace(observation=self._arrays_of(columns.observation))
         self._infos = columns.info
-        columns = self._reset_ended(columns) if has_ended else columns
+        if has_ended:
+            flags = enumerate(zip(columns.terminated, columns.truncated, strict=True))
+            ended = [number for number, flags_of_one in flags if any(flags_of_one)]
+            columns = self._reset_ended(columns, ended)
+        self._observations = columns.observation
+        return columns
+
+    def _finish_step_of_agents(self, actions: Sequence[Any], results: Sequence[Any]) -> Columns:
+        """Take in the results of environments with several agents."""
+        self._find_misfit(results)
+        columns = Columns(*zip(*results, strict=True))
+        if self._lives is not None:
+            columns = columns._replace(valid=self._lives.acted())
+        self._tell(actions, results)
+        if self._is_jagged:
+            columns = columns._replace(observation=self._arrays_of(columns.observation))
+        self._infos = columns.info
+        flags = enumerate(zip(columns.terminated, columns.truncated, strict=True))
+        ended = [number for number, each in flags if self._has_ended(number, *each)]
+        columns = self._reset_ended(columns, ended) if ended else columns
         self._observations = columns.observation
         return columns
 
@@ -264,7 +278,7 @@ class Stepper:
         """Raise an error that names the first environment whose step returned what none returns."""
         for number, result in enumerate(results, first):
             try:
-                as_step(result)
+                as_step(result, self.agents)
             except MisfitError as misfit:
                 self.tell_of(misfit, number)
                 if cause is not None:
@@ -275,7 +289,7 @@ class Stepper:
         """Draw an action for each environment, of those that its last observation allows."""
         if not self._is_reset:
             self.reset()
-        return list(map(sample_action, self._action_spaces, self._observations, self._infos))
+        return list(map(self._draws.sample, self._action_spaces, self._observations, self._infos))
 
     def check_state(self) -> None:
         """Refuse environments whose states can't be saved, as `check_env_state` does."""
@@ -293,14 +307,15 @@ class Stepper:
     def _state_of(self, number: int) -> dict[str, Any]:
         space = self._action_spaces[number]
         with self._told_of(number):
-            mask = find_mask(space, self._observations[number], self._infos[number])
             return {
                 "env": self._env_state(self._envs[number]),
                 "episode": attributes_of(self._episodes.summary(number)),
                 "action_space": pack(space, ("action_space",)),
                 "seed": seed_data(self._seeds[number]),
                 # By which the next random action is drawn.
-                "action_mask": mask if mask is None else flat_mask(mask).tolist(),
+                "action_mask": self._draws.mask(
+                    space, self._observations[number], self._infos[number]
+                ),
             }
 
     def set_state(self, states: Sequence[Mapping[str, Any]]) -> None:
@@ -315,13 +330,15 @@ class Stepper:
         for number, state in enumerate(states):
             with self._told_of(number):
                 self._set_env_state(self._envs[number], state["env"])
-                traj = self._make_traj_info()
+                traj = self._episodes.new_summary()
                 set_attributes(traj, state["episode"])
                 self._episodes.resume(number, traj)
                 unpack(state["action_space"], self._action_spaces[number], ("action_space",))
         self._seeds = [seed_of(state["seed"]) for state in states]
         self._observations = [None] * self.n_envs  # those of a reset are no more
         self._infos = [{ACTION_MASK: state.get("action_mask")} for state in states]
+        if self._lives is not None:
+            self._lives.look_at_all()
         self._is_reset = True
 
     def _check_env(self, env: gym.Env[Any, Any]) -> None:
@@ -349,23 +366,18 @@ class Stepper:
         """Close all environments, also where one can't be closed. Called again, it does nothing."""
         self._is_closed = True
         envs, self._envs = self._envs, []
-        with ExitStack() as stack:  # it calls all, the last one first, and raises what they raise
-            for number, env in enumerate(envs):
-                stack.callback(self._close_one, number, env)
-
-    def _close_one(self, number: int, env: gym.Env[Any, Any]) -> None:
-        try:
-            env.close()
-        except Exception as error:
-            self.tell_of(error, number)
-            raise
+        close_envs(envs, self._seeds)
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise RuntimeError("the cage is closed: its environments are gone; make a new one")
 
-    def _reset_ended(self, columns: Columns) -> Columns:
+    def _reset_ended(self, columns: Columns, ended: Sequence[int]) -> Columns:
         """Keep final observations, and replace them by the first ones of the next episodes.
+
+        Args:
+            columns: the results of a step.
+            ended: the numbers of the environments whose episode ended in it.
 
         Results that the reset may overwrite are copied before: an environment may reuse its arrays.
         """
@@ -373,9 +385,7 @@ class Stepper:
             list(column) for column in (columns.observation, columns.reward, columns.info)
         )
         acted_on = list(infos)
-        for number, is_terminated in enumerate(columns.terminated):
-            if not (is_terminated or columns.truncated[number]):
-                continue
+        for number in ended:
             self.final_obs[number] = copy_tree(observations[number])
             if rewards[number].__class__ is not float:
                 rewards[number] = copy_tree(rewards[number])

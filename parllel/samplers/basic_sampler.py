@@ -15,7 +15,7 @@ from parllel.samplers.observed import Observed
 from parllel.samplers.recorder import Recorder
 from parllel.samplers.sampler import Sampler
 from parllel.samplers.trace import Trace, TracedAgent, traced
-from parllel.tree import ArrayDict, Rows
+from parllel.tree import ArrayDict, Rows, leaves_of
 
 
 class BasicSampler(Sampler):
@@ -31,7 +31,8 @@ class BasicSampler(Sampler):
     - `final_value[t, b]`: value of the true final observation, where the episode of environment b
       was truncated (and not terminated) at step t. Where that row is no transition, it is the
       agent's value of observation t: nothing has happened. Other rows keep what an earlier batch
-      left there.
+      left there. Of several agents, the rows of all are written where one was truncated: where
+      the others go on, with the value of their observation t + 1.
     - `agent_info.value[T, b]`: value of the observation after the batch (row `last + 1`).
 
     Args:
@@ -86,8 +87,8 @@ class BasicSampler(Sampler):
     ) -> None:
         if not self._carries_state:
             self._refuse_state(agent, samples)
-        if replay is None and isinstance(samples, ArrayDict):
-            _add_valid(samples, cages)
+        if isinstance(samples, ArrayDict):
+            _add_valid(samples, cages, has_replay=replay is not None)
         super().__init__(cages, agent, samples, check=check)
         if max_steps_decorrelate < 0:
             raise ValueError(
@@ -105,6 +106,8 @@ class BasicSampler(Sampler):
         self._goes_on = False
         self.began_with_reset = self._is_reset = False
         self._observed: Observed | None = None  # of the batch under way
+        # By step, the columns that went on when an agent of theirs was truncated.
+        self._cut_lives: dict[int, list[int]] = {}
 
     def _refuse_state(self, agent: Actor, samples: ArrayDict) -> None:
         name = type(self).__name__
@@ -201,6 +204,7 @@ class BasicSampler(Sampler):
         if self.replay is not None:
             self.replay.begin_batch()
         self._rotate()
+        self._cut_lives = {}
         with self._acting():
             self._collect_steps()
             self._complete_batch()
@@ -216,10 +220,12 @@ class BasicSampler(Sampler):
     def _complete_batch(self) -> None:
         """Write the values that are known after the last step only."""
         if self._completes_values:
-            last = self.samples["observation"][self.batch_T]
-            row, value = self.samples["agent_info"]["value"][self.batch_T], self._value(last)
+            last, values = self.samples["observation"][self.batch_T], self.samples["agent_info"]
+            row, value = values["value"][self.batch_T], self._value(last)
             check_rows("value", value, row)
             row[...] = value
+            for t, columns in self._cut_lives.items():
+                self.samples["final_value"][t, columns] = values["value"][t + 1, columns]
 
     def trace(self, path: str | Path) -> tuple[ArrayDict, list[TrajInfo]]:
         """Collect a batch as `collect_batch` does, and write where its time went.
@@ -265,6 +271,8 @@ class BasicSampler(Sampler):
         group.finish(t)
         if self._observed is not None:
             self._observed.add(t, group)
+        if self._completes_values and (columns := group.cut_lives(t)):
+            self._cut_lives.setdefault(t, []).extend(columns)
         self._complete_step(group, t)
 
     def _complete_step(self, group: Group, t: int) -> None:
@@ -298,13 +306,22 @@ class BasicSampler(Sampler):
         return agent.value(observation)
 
 
-def _add_valid(samples: ArrayDict, cages: Sequence[Cage]) -> None:
+def _add_valid(samples: ArrayDict, cages: Sequence[Cage], *, has_replay: bool) -> None:
     """Add a branch `valid` where rows may be no transitions, and the tree has none to say so."""
+    if "valid" in samples:
+        return
     flag = samples.get("terminated")
-    is_needed = any(cage.gives_invalid_rows for cage in cages)
-    if is_needed and "valid" not in samples and isinstance(flag, Array):
+    come_and_go = any(cage.agents is not None and cage.agents.has_flags for cage in cages)
+    if come_and_go and has_replay:
+        raise ValueError(
+            "samples: there is no valid, and agents come and go; patterns.build_sample_tree makes"
+            " it, before the replay is made"
+        )
+    is_needed = come_and_go or (not has_replay and any(cage.gives_invalid_rows for cage in cages))
+    if is_needed and isinstance(flag, Array | ArrayDict):
         samples["valid"] = flag.new_array(dtype=bool)
-        samples["valid"].move_window(flag.window_begin)
+        for (_, leaf), (_, own) in zip(leaves_of(samples["valid"]), leaves_of(flag), strict=True):
+            leaf.move_window(own.window_begin)
 
 
 def _check_value(samples: ArrayDict, agent: Actor) -> None:
@@ -314,8 +331,9 @@ def _check_value(samples: ArrayDict, agent: Actor) -> None:
             " observations; define it, or build the tree with an agent that gives no value"
         )
     value = samples.get("agent_info", {}).get("value")
-    if value is None or value.padding < 1:
-        found = "no such branch" if value is None else f"padding {value.padding}"
+    padding = None if value is None else min(leaf.padding for _, leaf in leaves_of(value))
+    if padding is None or padding < 1:
+        found = "no such branch" if padding is None else f"padding {padding}"
         raise ValueError(
             f"agent_info.value: got {found}, expected padding of 1 or more, as the tree has"
             " final_value: the value after the last step is kept behind the batch"

@@ -163,14 +163,17 @@ class EvalSampler(Sampler):
 def _make_tree(cages: Sequence[Cage], storage: str | None) -> ArrayDict:
     """Allocate one step of the environments of some cages, without infos."""
     batch_shape = (1, sum(cage.n_envs for cage in cages))
-    number, flag = ArraySpec.of(batch_shape, np.float32), ArraySpec.of(batch_shape, np.bool_)
+    agents = cages[0].agents
+    number, flag = np.zeros(batch_shape, np.float32), np.zeros(batch_shape, np.bool_)
+    if agents is not None:
+        number, flag = agents.rows(batch_shape, np.float32), agents.flag_rows(batch_shape)
     observation = empty_rows(cages[0].observation_space, batch_shape)
     specs = {
         "observation": dict_map(_spec_of, observation, padding=1),
         "action": dict_map(_spec_of, empty_rows(cages[0].action_space, batch_shape)),
-        "reward": number,
-        "terminated": flag,
-        "truncated": flag,
+        "reward": dict_map(_spec_of, number),
+        "terminated": dict_map(_spec_of, flag),
+        "truncated": dict_map(_spec_of, flag),
         "env_info": ArrayDict(),
     }
     return allocate_tree(ArrayDict(specs), storage or default_storage())

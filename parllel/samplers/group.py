@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages import Cage, Command, TrajInfo
+from parllel.cages.cage import Outputs
 from parllel.samplers.action_check import ActionCheck
 from parllel.samplers.agent import Actor, Part, check_rows, check_step
 from parllel.samplers.in_place import InPlace
 from parllel.samplers.staging import Staging
-from parllel.samplers.transfer import Transfer
+from parllel.samplers.transfer import Transfer, batch_shape_of
 from parllel.tree import ArrayDict, Rows, path_text
 
 
@@ -55,12 +56,15 @@ class Group:
         self._checks_action = True  # the first action in any case
         self.columns = columns
         self._samples = samples
-        self._batch_T, batch_B = samples["reward"].batch_shape[:2]
+        self._batch_T, batch_B = batch_shape_of(samples)[:2]
         self._is_all = len(columns) == batch_B
         # What an agent is told that treats environments apart.
         self._told: dict[str, Any] = {} if self._is_all else {"part": Part(columns, batch_B)}
         self._has_agent_info = bool(samples.get("agent_info"))
         self._has_valid = "valid" in samples
+        self._agents = self.cages[0].agents
+        # Whether agents come and go, so that environments write `valid`.
+        self._has_flags = self._agents is not None and self._agents.has_flags
         self.gives_invalid_rows = any(cage.gives_invalid_rows for cage in self.cages)
         self._is_moving = any(leaf.full_size > len(leaf) for _, leaf in samples.walk())
         self._parts = _parts_of(self.cages)
@@ -151,7 +155,11 @@ class Group:
         for cage in self.cages:
             cage.await_step()
         if self._has_valid:
-            self._mark_valid(self.host_rows(t)["valid"].to_ndarray())
+            valid = self.host_rows(t)["valid"].to_ndarray()
+            if not self._has_flags:
+                valid[...] = True
+            for column in self.invalid():
+                valid[column - self.columns.start] = False
         self.transfer.start_outputs(t)
 
     def host_rows(self, t: int) -> ArrayDict:
@@ -180,17 +188,52 @@ class Group:
     def cut_obs(self, t: int) -> dict[int, Any]:
         """Return the final observations of step t by the column of the tree.
 
-        Those of episodes that terminated are left out: what follows them counts for nothing.
+        Those of episodes that terminated are left out: what follows them counts for nothing. Where
+        agents have flags of their own, those in which no agent was truncated are left out.
         """
         first, found = self.columns.start, {}
         for cage, command in zip(self.cages, self._commands[t % len(self._commands)], strict=True):
             if final_obs := cage.final_obs:
                 terminated = command.rows.terminated
+                if self._has_flags:
+                    terminated = ~self._is_cut(command.rows)
                 for number, observation in final_obs.items():
                     if not terminated[number]:
                         found[first + number] = observation
             first += cage.n_envs
         return found
+
+    def cut_lives(self, t: int) -> list[int]:
+        """Return the columns that go on after step t, in which an agent was truncated.
+
+        The agent's final observation is the next one of its slot.
+        """
+        found: list[int] = []
+        if not self._has_flags or not self._has_valid:
+            return found
+        first = self.columns.start
+        for cage, command in zip(self.cages, self._commands[t % len(self._commands)], strict=True):
+            is_cut = self._is_cut(command.rows)
+            found += [
+                first + int(number)
+                for number in np.flatnonzero(is_cut)
+                if number not in cage.final_obs and number not in cage.invalid
+            ]
+            first += cage.n_envs
+        return found
+
+    def _is_cut(self, rows: Outputs) -> NDArray[np.bool_]:
+        """Return in which environments an agent was truncated in its last step, bool [n]."""
+        is_truncated = self._each(rows.truncated) & ~self._each(rows.terminated)
+        is_cut: NDArray[np.bool_] = np.any(is_truncated & self._each(rows.valid), axis=1)
+        return is_cut
+
+    def _each(self, rows: Any) -> NDArray[np.bool_]:
+        """Return the flags of all agents, bool [n, N], of rows in the agents' form."""
+        assert self._agents is not None
+        if self._agents.is_axis:
+            return np.asarray(rows, np.bool_)
+        return np.stack([rows[name] for name in self._agents.names], axis=1).astype(np.bool_)
 
     def invalid(self) -> list[int]:
         """Return the columns whose row of the last step is no transition."""
@@ -206,11 +249,6 @@ class Group:
     def take_completed(self) -> list[TrajInfo]:
         """Return the episodes that ended since the last call."""
         return [traj for cage in self.cages for traj in cage.take_completed()]
-
-    def _mark_valid(self, valid: NDArray[np.bool_]) -> None:
-        valid[...] = True
-        for column in self.invalid():
-            valid[column - self.columns.start] = False
 
     def close(self) -> None:
         """Give back what was allocated here. Cages and tree stay open."""
@@ -232,7 +270,7 @@ class Group:
     def _prepare_commands(self) -> list[list[Command]]:
         return [
             [
-                _prepare_step(cage, rows.apply(_part, part))
+                _prepare_step(cage, rows.apply(_part, part), has_flags=self._has_flags)
                 for cage, part in zip(self.cages, self._parts, strict=True)
             ]
             for rows in self.transfer.host_rows
@@ -253,7 +291,7 @@ def _transfer_for(samples: ArrayDict, columns: range, *, sleeps: bool) -> Transf
     return Staging(samples, columns, sleeps=sleeps)
 
 
-def _prepare_step(cage: Cage, rows: ArrayDict) -> Command:
+def _prepare_step(cage: Cage, rows: ArrayDict, *, has_flags: bool) -> Command:
     return cage.prepare_step(
         rows["action"],
         out_obs=rows["observation"],
@@ -261,6 +299,7 @@ def _prepare_step(cage: Cage, rows: ArrayDict) -> Command:
         out_terminated=rows["terminated"],
         out_truncated=rows["truncated"],
         out_info=rows["env_info"],
+        out_valid=rows.get("valid") if has_flags else None,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from parllel import cuda
 from parllel.arrays import Array
-from parllel.samplers.transfer import output_branches
+from parllel.samplers.transfer import batch_shape_of, output_branches
 from parllel.tree import ArrayDict
 from parllel.tree.errors import raise_at
 from parllel.tree.row_parts import first_rows, take_first_rows
@@ -44,7 +44,7 @@ class InPlace:
     def __init__(self, samples: ArrayDict, columns: range | None = None) -> None:
         leaves = [leaf for _, leaf in samples.walk()]
         self._samples = samples
-        self._batch_T, batch_B = samples["reward"].batch_shape[:2]
+        self._batch_T, batch_B = batch_shape_of(samples)[:2]
         columns = range(batch_B) if columns is None else columns
         is_all = len(columns) == batch_B
         self._columns = None if is_all else slice(columns.start, columns.stop)

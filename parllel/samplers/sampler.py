@@ -9,7 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 from parllel.cages import Cage, Seed, TrajInfo, declaration, spawn_seeds
 from parllel.samplers.action_check import ActionCheck
 from parllel.samplers.agent import Actor
+from parllel.samplers.agent_rows import check_agent_rows
 from parllel.samplers.group import Group
+from parllel.samplers.transfer import batch_shape_of
 from parllel.tree import ArrayDict, TreePath, leaves_of, path_text
 
 
@@ -74,7 +76,7 @@ class Sampler:
         self.cages = list(cages)
         self.agent = agent
         self.samples = samples
-        self.batch_T, self.batch_B = samples["reward"].batch_shape[:2]
+        self.batch_T, self.batch_B = batch_shape_of(samples)[:2]
         self._is_closed = False
         bind_actions = getattr(agent, "bind_actions", None)
         if bind_actions is not None:
@@ -195,7 +197,7 @@ def _check(cages: Sequence[Cage], samples: ArrayDict, builder: str) -> None:
     missing = [name for name in expected if name not in samples]
     if missing:
         raise ValueError(f"samples: branches {missing} are missing; {builder} makes them all")
-    n_envs, batch_shape = sum(cage.n_envs for cage in cages), samples["reward"].batch_shape
+    n_envs, batch_shape = sum(cage.n_envs for cage in cages), batch_shape_of(samples)
     if len(batch_shape) < 2:
         raise ValueError(
             f"samples: reward has leading dimensions {batch_shape}, expected (T, B): T steps of"
@@ -212,6 +214,13 @@ def _check(cages: Sequence[Cage], samples: ArrayDict, builder: str) -> None:
                 f"cages: got the action spaces {cages[0].action_space} and {cage.action_space},"
                 " expected one for all cages of a sampler"
             )
+        if cage.agents != cages[0].agents:
+            raise ValueError(
+                f"cages: got the agents {cages[0].agents} and {cage.agents}, expected the same for"
+                " all cages of a sampler"
+            )
+    if cages[0].agents is not None:
+        check_agent_rows(cages[0].agents, samples, builder)
     ActionCheck(cages[0].action_space, n_envs).check_rows(samples["action"])
     for path, leaf in leaves_of(samples["observation"]):
         if leaf.padding < 1:

@@ -15,7 +15,7 @@ from parllel.ops.row_copy import RowCopy
 from parllel.samplers import ahead_copy
 from parllel.samplers.ahead_copy import AheadCopy, nbytes_of_tree
 from parllel.samplers.result_copy import ResultCopy, table_spec
-from parllel.samplers.transfer import output_branches
+from parllel.samplers.transfer import batch_shape_of, output_branches
 from parllel.storages import Memory, aligned, allocate
 from parllel.tree import ArrayDict, TreePath, path_text
 from parllel.tree.row_parts import (
@@ -105,7 +105,7 @@ class Staging:
         self, samples: ArrayDict, columns: range | None = None, *, sleeps: bool = False
     ) -> None:
         self._samples = samples
-        self._batch_T, self._batch_B = samples["reward"].batch_shape[:2]
+        self._batch_T, self._batch_B = batch_shape_of(samples)[:2]
         self._columns = range(self._batch_B) if columns is None else columns
         n_envs = len(self._columns)
         actions = ArrayDict({"action": samples["action"]}).apply(written_specs, n_envs)

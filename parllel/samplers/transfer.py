@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from parllel.arrays import Array
-from parllel.tree import ArrayDict
+from parllel.tree import ArrayDict, leaves_of
 
 _OUTPUTS = ("observation", "reward", "terminated", "truncated", "env_info", "valid")
 
@@ -78,6 +78,13 @@ class Transfer(Protocol):
 
     def close(self) -> None:
         """Give back the memory that is not the tree's. A second call does nothing."""
+
+
+def batch_shape_of(samples: ArrayDict) -> tuple[int, ...]:
+    """Return the leading dimensions of a sample tree, (T, B) or as many as its rewards have."""
+    (_, leaf), *_ = leaves_of(samples["reward"])
+    shape: tuple[int, ...] = leaf.batch_shape
+    return shape
 
 
 def output_branches(samples: ArrayDict) -> list[str]:

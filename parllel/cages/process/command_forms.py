@@ -309,10 +309,13 @@ def rebuild_command(
 
 
 def result_outputs(command: Command) -> Sequence[Any]:
-    """Return the output of each result of a command in their order; None where it has none."""
-    outputs = command.outputs
+    """Return the output of each result of a command in their order; None where it has none.
+
+    `valid` is no result: it is written where there is an output, and never returned.
+    """
+    outputs = command.outputs[:-1]
     if command.kind == "reset":
-        return outputs.observation, outputs.info
+        return command.outputs.observation, command.outputs.info
     return outputs if command.kind == "random_step" else outputs[1:]
 
 

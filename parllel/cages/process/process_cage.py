@@ -148,7 +148,7 @@ class ProcessCage(Cage):
         self._is_reset, self._sequence = False, 0  # the number of the last command
         self._worker = self._start_worker()
         try:
-            self.observation_space, self.action_space = self._await_spaces()
+            self.observation_space, self.action_space, self.agents = self._await_spaces()
             nbytes = n_envs * (most_nbytes(self.observation_space) + most_nbytes(self.action_space))
             with limits_explained():
                 self._memory = Shared(2 * nbytes + _SPARE_NBYTES)  # twice: final observations, too
@@ -172,8 +172,8 @@ class ProcessCage(Cage):
         ):
             return WorkerProcess(task, self._timeout_s, self._start_method, self._processor)
 
-    def _await_spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
-        """Wait until the worker has made its environments."""
+    def _await_spaces(self) -> tuple[Any, Any, Any]:
+        """Wait until the worker has made its environments; return their spaces and agents."""
         try:
             spaces, failure = self._worker.await_ready()
         except WorkerLostError as lost:

@@ -9,12 +9,16 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from numpy.typing import NDArray
 
+from parllel.cages.parallel_agents import as_single_env
 from parllel.cages.process.status_page import CALL, calls_of
 from parllel.cages.seeds import restart_seed, seed_data, seed_of, seed_words
 from parllel.cages.states.env_states import check_env_state, env_state, set_env_state
+from parllel.cages.values.agent_forms import form_of, no_step, owner_of
 from parllel.cages.values.env_checks import as_reset, check_env
 from parllel.cages.values.env_rows import Value, copy_tree
+from parllel.tree.fitting import MisfitError
 
 # An environment that fails in more steps in a row than this is not made anew.
 _MOST_FAILURES = 3
@@ -95,16 +99,26 @@ class WatchedEnv(gym.Env[Any, Any]):
         self._env = self._make()
         self.observation_space = self._env.observation_space
         self.action_space = self._env.action_space
+        self.agent_form = form_of(self._env)
 
-    def step(self, action: Value) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    @property
+    def alive(self) -> NDArray[np.bool_]:
+        """Which agents act in the next step, where they may come and go."""
+        alive: NDArray[np.bool_] = owner_of(self._env, "alive").alive
+        return alive
+
+    def step(self, action: Value) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the environment."""
         self._words[CALL] = next(self._calls)
         try:
             result = self._env.step(action)
+        except MisfitError:  # what it gives to agents would not fit another time, either
+            self._watch.failed = self._number
+            raise
         except BaseException as error:  # a panic of a Rust extension is no Exception
             self._restart(error)
             self._watch.invalid.append(self._number)
-            return self._observation, 0.0, False, True, {}
+            return (self._observation, *no_step(self.agent_form), {})
         self._n_failures = 0
         self._observation = result[0]
         return result
@@ -158,7 +172,7 @@ class WatchedEnv(gym.Env[Any, Any]):
     def _make(self) -> gym.Env[Any, Any]:
         self._words[CALL] = next(self._calls)
         try:
-            env = self._make_env()
+            env: gym.Env[Any, Any] = as_single_env(self._make_env())
             check_env(env, ())
             return env
         except BaseException:

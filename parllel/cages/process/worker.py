@@ -49,6 +49,7 @@ from parllel.cages.process.task import Task
 from parllel.cages.process.watched_env import Watch, WatchedEnv
 from parllel.cages.seeds import Seed
 from parllel.cages.stepper import Columns, Stepper
+from parllel.cages.values.agent_forms import no_step
 from parllel.generator_states import python_and_numpy_state, set_python_and_numpy_state
 from parllel.storages import Memory, Shared
 from parllel.tree.fitting import MisfitError
@@ -138,9 +139,9 @@ class _WorkerStepper(Stepper):
             return super().step(actions)
         observations, _ = self.reset()
         n_envs = self.n_envs
-        return Columns(
-            observations, [0.0] * n_envs, [False] * n_envs, [True] * n_envs, [{}] * n_envs
-        )
+        reward, terminated, truncated = ([each] * n_envs for each in no_step(self.agents))
+        columns = Columns(observations, reward, terminated, truncated, [{}] * n_envs)
+        return columns if self._lives is None else columns._replace(valid=self._lives.acted())
 
 
 class _Worker:
@@ -176,8 +177,9 @@ class _Worker:
     def _serve(self) -> None:
         channel, words = self._channel, self._watch.words
         body, sequence = None, None
-        spaces = self.stepper.observation_space, self.stepper.action_space
-        channel.send(READY, body=dumps((spaces, None)))
+        stepper = self.stepper
+        found = stepper.observation_space, stepper.action_space, stepper.agents
+        channel.send(READY, body=dumps((found, None)))
         while True:
             message = channel.read()
             if message.kind in (EXECUTE, RECOVER, STATE):
@@ -269,6 +271,9 @@ class _Worker:
             watch.invalid.clear()  # it was a random step after the reset
         elif is_recovery:
             watch.invalid += range(stepper.n_envs)
+        if command.rows.valid is not None:
+            for number in watch.invalid:
+                command.rows.valid[number] = False
         is_empty = not (returned or stepper.final_obs or watch.invalid or watch.restarted)
         if is_empty and not stepper.left_out.new:
             return None

@@ -82,7 +82,7 @@ class WorkerProcess:
     >>> calls = {"make_env": gym.make, "env_kwargs": env_kwargs, "make_traj_info": TrajInfo}
     >>> with packed_task(calls, [np.random.SeedSequence(0)]) as task:
     ...     worker = WorkerProcess(task, timeout_s=60, start_method="forkserver")
-    >>> (observation_space, action_space), failure = worker.await_ready()
+    >>> (observation_space, action_space, agents), failure = worker.await_ready()
     >>> action_space
     Discrete(2)
     >>> worker.close()
@@ -153,8 +153,10 @@ class WorkerProcess:
         """The number of the process."""
         return self._forked.process
 
-    def await_ready(self) -> tuple[tuple[Any, Any] | None, Failure | None]:
-        """Wait until the environments are made; return their spaces, or the error of make_env.
+    def await_ready(self) -> tuple[tuple[Any, Any, Any] | None, Failure | None]:
+        """Wait until the environments are made; return their spaces and the form of their agents.
+
+        Where make_env failed, its error is returned instead.
 
         Raises:
             WorkerLostError: the worker ended, or took longer than `timeout_s`.

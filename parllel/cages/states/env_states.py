@@ -104,8 +104,9 @@ def _layers_of(env: gym.Env[Any, Any]) -> _Layers:
         owner = owner.env
     access = _OWN_METHODS if _has_methods(owner) else known_access(owner)
     if access is None:
+        inner = getattr(owner, "parallel_env", owner)
         raise TypeError(
-            f"environment {env}: {type(owner).__name__} can't save its state, expected methods"
+            f"environment {env}: {type(inner).__name__} can't save its state, expected methods"
             f" get_state() and set_state(state); give it these, {WAY_OUT}"
         )
     return _Layers(wrappers, owner, access)
@@ -113,7 +114,10 @@ def _layers_of(env: gym.Env[Any, Any]) -> _Layers:
 
 def _has_methods(env: gym.Env[Any, Any]) -> bool:
     """Whether an environment or a wrapper can save its state, and that of all below."""
-    return all(callable(getattr(type(env), name, None)) for name in ("get_state", "set_state"))
+    names = ("get_state", "set_state")
+    # `ParallelAgents` has these methods, and can save if what it wraps can.
+    can_save = getattr(env, "can_save", True)
+    return bool(can_save) and all(callable(getattr(type(env), name, None)) for name in names)
 
 
 def _wrapper_state(wrapper: gym.Wrapper[Any, Any, Any, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from gymnasium.vector import VectorEnv
 
+from parllel.cages.values.agent_forms import AgentForm
 from parllel.tree.fitting import MisfitError, describe
 
 _WAY_OUT = "wrap an environment of another API, such as gym's before 0.26"
@@ -58,11 +59,36 @@ def check_env(env: Any, others: Sequence[Any]) -> None:
             f"make_env: it returned {got}a {type(env).__name__}{lacks}, expected a single gymnasium"
             f" environment; {way_out}"
         )
-    if any(env is other for other in others):
+    own = getattr(env, "parallel_env", env)
+    if any(own is getattr(other, "parallel_env", other) for other in others):
         raise ValueError(
-            f"make_env: it returned the same {type(env).__name__} twice, expected a new one for"
+            f"make_env: it returned the same {type(own).__name__} twice, expected a new one for"
             " each call: environments of one cage step on their own"
         )
+
+
+def is_parallel(env: Any) -> bool:
+    """Tell whether this is a PettingZoo environment, whose agents have spaces of their own."""
+    return all(callable(getattr(env, name, None)) for name in ("observation_space", "action_space"))
+
+
+def check_parallel(env: Any) -> None:
+    """Refuse what is no PettingZoo parallel environment.
+
+    Raises:
+        TypeError: it is something else; or one whose agents act one after the other (AEC).
+    """
+    is_of_turns = hasattr(env, "agent_iter") or hasattr(env, "agent_selection")
+    if is_parallel(env) and hasattr(env, "possible_agents") and not is_of_turns:
+        return
+    got = f"a {type(env).__name__}"
+    got += ", whose agents act one after the other" if is_of_turns else ""
+    way_out = (
+        "pettingzoo.utils.aec_to_parallel makes one of it"
+        if is_of_turns
+        else "it has possible_agents, and functions observation_space and action_space"
+    )
+    raise TypeError(f"env: got {got}, expected a PettingZoo parallel environment; {way_out}")
 
 
 def as_reset(result: Any) -> tuple[Any, Any]:
@@ -83,8 +109,14 @@ def as_reset(result: Any) -> tuple[Any, Any]:
     )
 
 
-def as_step(result: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+def as_step(
+    result: Any, agents: AgentForm | None = None
+) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
     """Return what `step` of an environment returned, if it is what gymnasium's return.
+
+    Args:
+        result: what it returned.
+        agents: the form of its rewards, and of its flags if agents have their own.
 
     Raises:
         MisfitError: it is something else, as from gym's API before 0.26.
@@ -99,14 +131,17 @@ def as_step(result: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
             way_out=_WAY_OUT,
         )
     for name, value in zip(("reward", "terminated", "truncated"), result[1:4], strict=True):
-        if not _is_number(value):
+        if agents is not None and (agents.has_flags or name == "reward"):
+            agents.check(name, value, is_number)
+        elif not is_number(value):
             expected = "a number" if name == "reward" else "True or False"
             raise MisfitError(describe(value), f"{expected} of no shape", path=(name,))
     observation, reward, terminated, truncated, info = result
     return observation, reward, terminated, truncated, info
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Tell whether a value is one number, and no array of one or a text."""
     if getattr(value, "shape", ()) != ():
         return False
     try:
