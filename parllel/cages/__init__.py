@@ -1,10 +1,14 @@
 """Cages: environments behind one contract, stepped in this process or in worker processes.
 
 A cage is written with the files of this folder. `process` holds the machinery of workers, `vector`
-that of vector environments, and `states` what is saved of environments.
+that of vector environments, `device` the dialects of those with tensors, and `states` what is
+saved of environments.
 """
 
 from parllel.cages.cage import Cage, Command
+from parllel.cages.device.dialect import DeviceStep, Dialect
+from parllel.cages.device.functional import FunctionalEnvs
+from parllel.cages.device_cage import DeviceCage
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.mask_in_observation import MaskInObservation
 from parllel.cages.parallel_agents import ParallelAgents
@@ -26,6 +30,10 @@ __all__ = [
     "AgentForm",
     "Cage",
     "Command",
+    "DeviceCage",
+    "DeviceStep",
+    "Dialect",
+    "FunctionalEnvs",
     "MaskInObservation",
     "MisfitError",
     "OnWorkerError",

@@ -14,6 +14,7 @@ from parllel.cages.episodes import TrajInfo
 from parllel.cages.seeds import Seed
 from parllel.cages.values.env_rows import Info, Output, Rows, check_fits, write_batch
 from parllel.cages.values.infos import info_of, write_info_batch
+from parllel.cages.vector.vector_backend import backend_of
 from parllel.cages.vector.vector_stepper import VectorStepper
 from parllel.tree import ArrayDict, TreePath, dict_map
 from parllel.tree.fitting import MisfitError, put_batch
@@ -88,7 +89,11 @@ class VectorCage(Cage):
         *,
         seed: Seed = None,
     ) -> None:
-        self._stepper = VectorStepper(make_vector_env(**(env_kwargs or {})), make_traj_info, seed)
+        backend = backend_of(make_vector_env(**(env_kwargs or {})))
+        self._hold(VectorStepper(backend, make_traj_info, seed))
+
+    def _hold(self, stepper: VectorStepper) -> None:
+        self._stepper = stepper
         self._under_way: tuple[Command, Rows] | None = None
         self._result: tuple[Any, ...] | None = None
         self.n_envs, self.goes_on = self._stepper.n_envs, self._stepper.goes_on

@@ -10,7 +10,13 @@ from parllel.cuda.capturing import is_capturing, refuse_capture
 from parllel.cuda.copies import copy_to_device, copy_to_host, to_device, to_host
 from parllel.cuda.counters import Counters, counters
 from parllel.cuda.description import describe
-from parllel.cuda.exchange import array_interface, array_over, hand_over, is_device_array
+from parllel.cuda.exchange import (
+    array_by_dlpack,
+    array_interface,
+    array_over,
+    hand_over,
+    is_device_array,
+)
 from parllel.cuda.gpu_usage import GpuUsage
 from parllel.cuda.launches import launch
 from parllel.cuda.library import (
@@ -52,6 +58,7 @@ __all__ = [
     "Stream",
     "allocate_device",
     "allocate_managed",
+    "array_by_dlpack",
     "array_interface",
     "array_over",
     "copy_to_device",

@@ -78,6 +78,24 @@ def array_over(owner: Any) -> DeviceArray:  # Any: all that has a CUDA array int
     return cupy.asarray(_Ordered(owner, interface))
 
 
+def array_by_dlpack(owner: Any) -> DeviceArray:  # Any: all that has DLPack's methods
+    """Return a CuPy array over device memory that another library shows by DLPack. Nothing waits.
+
+    The caller's current stream comes behind the owner's work. Once the array is gone, the owner may
+    give the memory to others, whatever is queued here: keep the array until that has run.
+
+    Args:
+        owner: array of JAX, or of another library with `__dlpack__`.
+
+    Raises:
+        CudaUnavailableError: there is no usable device.
+    """
+    if is_device_array(owner):
+        return owner
+    with use_stream():
+        return library().from_dlpack(owner)
+
+
 def array_interface(array: DeviceArray) -> dict[str, Any]:
     """Return an array's CUDA array interface, which names the caller's current stream."""
     with use_stream():

@@ -18,9 +18,8 @@ from parllel.cages.cage import OF_THE_PARENT
 from parllel.cages.values.env_rows import Value, as_tree
 from parllel.cages.values.infos import take_info
 from parllel.cages.values.spaces import ACTION_MASK
+from parllel.cages.vector.backend import Mask
 from parllel.tree import dict_map
-
-Mask = NDArray[np.bool_]
 
 
 def _first(numbers: Sequence[int]) -> Any:
@@ -108,6 +107,8 @@ class VectorBackend:
         env: the vector environment; `close` closes it.
 
     Attributes:
+        n_envs: number of environments.
+        observation_space, action_space: those of a single environment.
         mode: when the environment resets those whose episode ended.
         resets_by_mask: whether `reset_ended` works. Where it does not and the mode is NEXT_STEP,
             the environment spends the next step on the reset.
@@ -122,6 +123,9 @@ class VectorBackend:
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         _check_steps_all(env)
         self.env = env
+        self.n_envs = env.num_envs
+        self.observation_space = env.single_observation_space
+        self.action_space = env.single_action_space
         self.mode = _mode_of(env)
         self._class = _class_of(env.unwrapped)
         # A wrapper may count on what it wraps to reset by itself, and must not be passed by.
@@ -285,17 +289,23 @@ def _mode_of(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
         ) from error
 
 
-def check_is_vector_env(env: object) -> None:
-    """Refuse an object that is no vector environment.
+def backend_of(env: object) -> VectorBackend:
+    """Return a vector environment with what it needs; close it where it is refused.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: it is no vector environment.
+        ValueError: as `VectorBackend`.
     """
     if not isinstance(env, VectorEnv):
         raise TypeError(
             f"make_vector_env: got a {type(env).__name__}, expected a gymnasium.vector.VectorEnv;"
             " SerialCage steps single environments"
         )
+    try:
+        return VectorBackend(env)
+    except BaseException:
+        env.close()
+        raise
 
 
 def _check_steps_all(env: VectorEnv[Any, Any, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from parllel.cages.episodes import Episodes, TrajInfo
@@ -31,7 +31,8 @@ from parllel.cages.values.spaces import (
     to_action_batch,
     to_actions,
 )
-from parllel.cages.vector.vector_backend import Mask, VectorBackend, check_is_vector_env, mask_of
+from parllel.cages.vector.backend import Backend, Mask
+from parllel.cages.vector.vector_backend import mask_of
 from parllel.tree import dict_map
 from parllel.tree.fitting import MisfitError
 
@@ -49,8 +50,9 @@ class VectorStepper:
     >>> import gymnasium as gym
     >>> import numpy as np
     >>> from gymnasium.vector import SyncVectorEnv
+    >>> from parllel.cages.vector.vector_backend import VectorBackend
     >>> envs = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2)
-    >>> stepper = VectorStepper(envs, TrajInfo, seed=0)
+    >>> stepper = VectorStepper(VectorBackend(envs), TrajInfo, seed=0)
     >>> observation, info = stepper.reset()
     >>> stepper.start(np.array([0, 1]))
     >>> Batch(*stepper.wait()).reward
@@ -58,7 +60,8 @@ class VectorStepper:
     >>> stepper.close()
 
     Args:
-        env: the vector environment. `close` closes it, and so does an error of this constructor.
+        backend: the vector environment, or another `Backend`. `close` closes it, and so
+            does an error of this constructor.
         make_traj_info: returns the summary of a new episode.
         seed: one for all, or a SeedSequence for each environment.
 
@@ -68,22 +71,21 @@ class VectorStepper:
 
     def __init__(
         self,
-        env: VectorEnv[Any, Any, Any],
+        backend: Backend,
         make_traj_info: Callable[[], TrajInfo],
         seed: Seed,
     ) -> None:
-        check_is_vector_env(env)
+        self._backend = backend
+        self.n_envs = backend.n_envs
+        self.observation_space = backend.observation_space
+        self.action_space = backend.action_space
         try:
-            self._backend = VectorBackend(env)
-            self.n_envs = env.num_envs
-            self.observation_space = env.single_observation_space
-            self.action_space = env.single_action_space
             check_space(("observation",), self.observation_space)
             _refuse_jagged(self.observation_space)
             check_space(("action",), self.action_space)
             self._seeds = spawn_seeds(seed, self.n_envs)
         except BaseException:
-            env.close()
+            backend.close()
             raise
         self._action_spaces = [copy.deepcopy(self.action_space) for _ in range(self.n_envs)]
         self._episodes = Episodes(make_traj_info, self.n_envs, are_batched=True)
@@ -164,8 +166,7 @@ class VectorStepper:
         Raises:
             RuntimeError: the environments were never reset.
         """
-        if not self._is_reset:
-            raise RuntimeError("step before reset: call reset_async() and await_step() first")
+        self.check_is_reset()
         if self._episodes.are_told:
             self._actions = to_actions(actions, self.action_space)
         if not self.goes_on:  # the environment may overwrite its rewards
@@ -190,6 +191,43 @@ class VectorStepper:
             return self._complete(Batch(*results, {}))
         self._reward = reward  # summed up while the environments take the next step
         return *results, {}
+
+    def check_is_reset(self) -> None:
+        """Raise RuntimeError where the environments were never reset."""
+        if not self._is_reset:
+            raise RuntimeError("step before reset: call reset_async() and await_step() first")
+
+    def show(self, observation: Rows) -> None:
+        """Take the observations that the next actions follow, of steps that were taken elsewhere.
+
+        Args:
+            observation: n rows. There are no masks of actions beside them.
+        """
+        self._observation, self._info, self._reset_masks = observation, {}, {}
+
+    def check_sums(self) -> None:
+        """Raise TypeError where summaries need more of a step than `sum_up_steps` is given."""
+        if self._episodes.are_told:
+            kind = type(self._episodes.summaries[0]).__name__
+            raise TypeError(
+                f"make_traj_info: {kind} has a step of its own, which takes observations and infos"
+                " on the host, expected a TrajInfo that sums up rewards, as the results of steps"
+                " stay on the device; give it another name than step, or step the environments by a"
+                " tree in other memory"
+            )
+
+    def sum_up_steps(self, reward: NDArray[Any], ended: Mask) -> None:
+        """Add steps that were taken elsewhere to the summaries of episodes.
+
+        Args:
+            reward: [T, n].
+            ended: bool [T, n], where an episode ended.
+        """
+        self._add_reward()
+        for t, has_end in enumerate(np.any(ended, axis=1)):
+            self._episodes.add(reward[t])
+            if has_end:
+                self._episodes.end(np.flatnonzero(ended[t]).tolist())
 
     def _add_reward(self) -> None:
         if self._reward is not None:

@@ -1,0 +1,128 @@
+"""Trees of tensors of any library: on which side they are, and how values get to the other one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from parllel import cuda
+from parllel.arrays import Array
+from parllel.arrays.interop import is_tensor, side_of, to_host
+from parllel.storages import Side
+from parllel.tree import TreePath, path_text
+
+Tensor = Any
+"""An array of torch, JAX, CuPy or NumPy: none of these has to be installed."""
+
+Tensors = Any
+"""A tensor [n, ...], or mappings and tuples of these."""
+
+
+def map_tensors(function: Callable[..., Any], tree: Tensors, *others: Tensors) -> Tensors:
+    """Return a tree of the same form with what a function makes of each leaf.
+
+    >>> map_tensors(lambda a, b: a + b, {"x": (1, 2)}, {"x": (10, 20)})
+    {'x': (11, 22)}
+
+    Args:
+        function: called with a leaf of each tree.
+        tree: mappings and tuples of leaves; a single leaf is a tree, too.
+        others: trees of the same form.
+    """
+    if isinstance(tree, Mapping):
+        return {
+            name: map_tensors(function, branch, *(other[name] for other in others))
+            for name, branch in tree.items()
+        }
+    if isinstance(tree, tuple):
+        return tuple(map_tensors(function, *parts) for parts in zip(tree, *others, strict=True))
+    return function(tree, *others)
+
+
+def walk_tensors(tree: Tensors, path: TreePath = ()) -> Iterator[tuple[TreePath, Tensor]]:
+    """Yield the leaves of a tree with their paths; members of a tuple are "0", "1", ..."""
+    if isinstance(tree, tuple):
+        tree = {str(number): member for number, member in enumerate(tree)}
+    if not isinstance(tree, Mapping):
+        yield path, tree
+        return
+    for name, branch in tree.items():
+        yield from walk_tensors(branch, (*path, str(name)))
+
+
+def is_rows(value: object, n_envs: int) -> bool:
+    """Whether a value is an array of numbers with a row for each environment."""
+    shape: tuple[int, ...] = tuple(getattr(value, "shape", ()))
+    is_object = isinstance(value, np.ndarray) and value.dtype.kind not in "biuf"
+    return shape[:1] == (n_envs,) and hasattr(value, "dtype") and not is_object
+
+
+def to_numpy(value: Tensor) -> Any:
+    """Return a leaf as an array of the host; memory of the host is shared, and not copied.
+
+    The host waits for a value that is on a device. What is no array is returned as it is.
+    """
+    is_array = hasattr(value, "dtype") and not isinstance(value, np.ndarray | np.generic)
+    return np.asarray(to_host(value)) if is_array else value
+
+
+def as_torch(value: Any, side: Side) -> Any:
+    """Return a value as a tensor of torch on a side. What is there already is not copied.
+
+    An array of NumPy is copied in any case, as environments may overwrite what they are given.
+
+    Args:
+        value: array of NumPy or CuPy, Array, or tensor.
+        side: "gpu" for the current device, or "host".
+    """
+    import torch
+
+    if isinstance(value, Array):
+        return value.to_torch()
+    if is_tensor(value):
+        return value.detach()
+    if cuda.is_device_array(value):
+        return cuda.tensor_over(value)
+    if side == "gpu":
+        return cuda.tensor_over(cuda.to_device(np.asarray(value)))
+    return torch.from_numpy(np.array(value))
+
+
+def refuse_shared_memory(kept: Tensors, overwritten: Tensors, what: str, way_out: str) -> None:
+    """Refuse tensors that have bytes in common with others, which the next step writes.
+
+    Raises:
+        RuntimeError: a leaf of the one begins where a leaf of the other does.
+    """
+    addresses = {_address_of(leaf) for _, leaf in walk_tensors(overwritten)} - {None}
+    for path, leaf in walk_tensors(kept):
+        if _address_of(leaf) in addresses:
+            raise RuntimeError(
+                f"{path_text((what, *path))}: it has the memory of the next observation, expected"
+                f" memory of its own: it is overwritten before anyone reads it; {way_out}"
+            )
+
+
+def side_of_tensor(value: Tensor) -> Side:
+    """Return where the memory of a leaf is."""
+    if is_tensor(value):
+        return "gpu" if value.is_cuda else "host"
+    device = getattr(value, "__dlpack_device__", None)
+    if device is None or isinstance(value, np.ndarray) or cuda.is_device_array(value):
+        return side_of(value)
+    kind, _ = device()
+    return "host" if int(kind) == _DLPACK_CPU else "gpu"
+
+
+_DLPACK_CPU = 1  # kDLCPU
+
+
+def _address_of(leaf: Tensor) -> int | None:
+    """Return where the first element lies; None for what nobody overwrites (JAX), or is empty."""
+    if is_tensor(leaf):
+        return leaf.data_ptr() if leaf.numel() else None
+    if isinstance(leaf, np.ndarray):
+        return int(leaf.ctypes.data) if leaf.size else None
+    return int(leaf.data.ptr) if cuda.is_device_array(leaf) and leaf.size else None
