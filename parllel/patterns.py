@@ -15,14 +15,14 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from parllel.arrays import Array, ArraySpec, Fill, Leaf, stacked_spec
 from parllel.cages import (
     TIMEOUT_S,
     AgentForm,
     Cage,
-    MisfitError,
+    Capacities,
     OnWorkerError,
     ProcessCage,
     Seed,
@@ -30,10 +30,10 @@ from parllel.cages import (
     TrajInfo,
     as_tree,
     empty_rows,
-    is_numeric,
+    info_values,
     n_physical_cores,
+    row_specs,
     spawn_seeds,
-    write_column,
 )
 from parllel.cages.process.processors import processors_to_bind
 from parllel.cages.stepper import Stepper
@@ -190,6 +190,8 @@ def build_example(
     env_kwargs: Mapping[str, Any] | None = None,
     storage: str | None = None,
     info: Mapping[str, Any] | None = None,
+    capacity: Capacities = None,
+    on_overflow: Literal["raise", "drop"] = "raise",
 ) -> ArrayDict:
     """Return one step of an environment, which is made for this and closed: a batch of one row.
 
@@ -205,6 +207,10 @@ def build_example(
     float32, and other arrays keep their dtype. Entries that come later, such as those of an
     episode's end, have to be declared by `info`.
 
+    Clouds of points, graphs and sequences have different lengths, up to a capacity; their leaves
+    are `JaggedArray`s. A graph is a branch with the leaves `nodes`, `edges` (where its space has an
+    `edge_space`) and `edge_links`.
+
     Args:
         make_env: returns one gymnasium environment; or the id of one, as `gymnasium.make` takes.
         env_kwargs: keyword arguments for `make_env`.
@@ -213,11 +219,17 @@ def build_example(
         info: a value for each entry of infos that the step may not have, as in
             `info={"is_success": False, "episode": {"r": 0.0, "l": 0}}`. Its dtype and shape decide
             on those of the rows, also for entries that the step has; Python's floats are float32.
+        capacity: the largest length of observations whose space has none: `100` for a `Sequence`,
+            `{"nodes": 20, "edges": 60}` for a `Graph`; in an observation that is a tree, by the
+            names of its branches. A `PointCloud` brings its own.
+        on_overflow: what happens to a longer one: "raise" a MisfitError, or "drop" its last rows,
+            which is said once and counted. Of a graph, edges are dropped, and too many nodes raise.
 
     Raises:
         MisfitError: the environment does not give what its spaces declare.
-        TypeError: `make_env` makes no environment, a space's values are no arrays of one shape, or
-            a value of `info` is no number.
+        TypeError: `make_env` makes no environment, a space's values are no arrays of one shape, a
+            value of `info` is no number, or a capacity is of another form than the branch.
+        ValueError: a capacity is missing, or of a branch that the observation does not have.
 
     Example:
         >>> from parllel.testing.toy_envs import Clock
@@ -228,11 +240,18 @@ def build_example(
         dtype('bool')
     """
     with SerialCage(_maker(make_env), env_kwargs, seed=0) as cage:
-        return example_of(cage, storage=storage, info=info)
+        return example_of(
+            cage, storage=storage, info=info, capacity=capacity, on_overflow=on_overflow
+        )
 
 
 def example_of(
-    cage: Cage, *, storage: str | None = None, info: Mapping[str, Any] | None = None
+    cage: Cage,
+    *,
+    storage: str | None = None,
+    info: Mapping[str, Any] | None = None,
+    capacity: Capacities = None,
+    on_overflow: Literal["raise", "drop"] = "raise",
 ) -> ArrayDict:
     """Return a random step of a cage's first environment, in the form of `build_example`.
 
@@ -243,10 +262,10 @@ def example_of(
 
     Args:
         cage: a cage of any kind, with any number of environments.
-        storage, info: as for `build_example`.
+        storage, info, capacity, on_overflow: as for `build_example`.
 
     Raises:
-        MisfitError, TypeError: as for `build_example`.
+        MisfitError, TypeError, ValueError: as for `build_example`.
         WorkerError: instead of a MisfitError, where the environment is in a worker.
 
     Example:
@@ -257,7 +276,8 @@ def example_of(
     """
     batch_shape = (cage.n_envs,) if cage.n_envs > 1 else ()
     action = empty_rows(cage.action_space, batch_shape)
-    observation = empty_rows(cage.observation_space, batch_shape)
+    observations = _new_rows(cage, capacity=capacity, on_overflow=on_overflow)
+    observation = observations if cage.n_envs > 1 else observations[0]
     agents = cage.agents
     reward: Any = np.zeros(batch_shape, np.float32)
     terminated, truncated = np.zeros(batch_shape, np.bool_), np.zeros(batch_shape, np.bool_)
@@ -273,7 +293,6 @@ def example_of(
     )
     *_, env_info = cage.await_step()
     values: dict[str, Any] = {
-        "observation": observation,
         "action": action,
         "reward": reward,
         "terminated": terminated,
@@ -282,14 +301,15 @@ def example_of(
     if cage.n_envs > 1:
         values = {name: rows[0] for name, rows in values.items()}
         env_info = env_info[0]
-    values["env_info"] = _info_values(env_info, info or {}, ())
+    values["env_info"] = info_values(env_info, info or {}, ())
     _warn_of_mask(observation, values["env_info"], agents)
     if agents is not None and agents.has_flags:
         values["valid"] = dict_map(np.ones_like, values["terminated"])
     elif cage.gives_invalid_rows:
         values["valid"] = np.bool_(True)
     storage = storage or default_storage()
-    return ArrayDict({name: dict_map(_as_row, value, storage) for name, value in values.items()})
+    rows = {name: dict_map(_as_row, value, storage) for name, value in values.items()}
+    return ArrayDict({"observation": dict_map(_copy_to, observations[:1], storage), **rows})
 
 
 def _warn_of_mask(observation: Any, env_info: ArrayDict, agents: AgentForm | None) -> None:
@@ -417,53 +437,16 @@ def _storage_of(tree: ArrayDict) -> str:
     return str(leaf.storage)
 
 
-def _info_values(info: Mapping[str, Any], declared: Mapping[str, Any], path: TreePath) -> ArrayDict:
-    """Return the entries of an info that are stored, as values of the dtype that their rows get.
-
-    Args:
-        info: that of a step.
-        declared: entries that a later step may have; they decide where both have an entry.
-        path: names of the entries that hold these dictionaries.
-    """
-    kept: dict[str, Any] = {}
-    named = [name for name in info if isinstance(name, str)]  # no branch has another name
-    for name in [*named, *(name for name in declared if name not in info)]:
-        value, likeness = info.get(name), declared.get(name)
-        if isinstance(likeness, Mapping) or (likeness is None and isinstance(value, Mapping)):
-            within = value if isinstance(value, Mapping) else {}
-            kept[name] = _info_values(within, likeness or {}, (*path, name))
-        elif likeness is not None:
-            kept[name] = _declared(likeness, value, (*path, name))
-        elif is_numeric(value):
-            number = np.asarray(value)
-            is_whole = number.ndim == 0 and number.dtype.kind in "biu"
-            kept[name] = number.astype(np.float64) if is_whole else _rounded(number)
-    return ArrayDict(kept)
-
-
-def _declared(likeness: object, value: object, path: TreePath) -> NDArray[Any]:
-    """Return the value of an entry in the form that was declared, 0 where the step has none."""
-    if not is_numeric(likeness):
-        raise TypeError(
-            f"info: got {likeness!r} for {path_text(path)}, expected a number or an array of"
-            " numbers, as it will be in infos"
-        )
-    form = np.asarray(likeness)
-    row = np.zeros(
-        (1, *form.shape), (_rounded(form) if isinstance(likeness, float) else form).dtype
+def _new_rows(cage: Cage, **options: Any) -> Array | ArrayDict:  # Any: as of row_specs
+    """Return a row for the observation of each environment."""
+    rows: Array | ArrayDict = dict_map(
+        Array.from_spec, row_specs(cage.observation_space, (cage.n_envs,), **options)
     )
-    if value is not None:
-        try:
-            write_column(row, [value])
-        except MisfitError as error:
-            error.path = ("env_info", *path)
-            raise
-    return row[0, ...]
+    return rows
 
 
-def _rounded(values: NDArray[Any]) -> NDArray[Any]:
-    """Return floats of 64 bits as 32, and other numbers as they are."""
-    return values.astype(np.float32) if values.dtype == np.float64 else values
+def _copy_to(rows: Array, storage: str) -> Array:
+    return rows.to(storage)
 
 
 def _as_row(value: ArrayLike, storage: str) -> Array:
@@ -473,6 +456,8 @@ def _as_row(value: ArrayLike, storage: str) -> Array:
 
 
 def _spec(row: Leaf, batch_shape: tuple[int, ...], full_size: int | None) -> ArraySpec:
+    if isinstance(row, Array):  # of any kind
+        return row.spec.changed(batch_shape=batch_shape, full_size=full_size)
     values = as_ndarray(row)
     return ArraySpec.of(batch_shape, values.dtype, values.shape[1:], full_size=full_size)
 

@@ -133,7 +133,7 @@ def arrays_of(observation: Any) -> dict[str, np.ndarray]:
     if isinstance(observation, GraphInstance):
         nodes, edges, links = observation
         found = {"nodes": nodes, "edge_links": np.zeros((0, 2)) if links is None else links}
-        if edges is not None or links is None:
+        if nodes.ndim == 2:  # it is no bare one
             found["edges"] = np.zeros((0, 3)) if edges is None else edges
         return found
     if isinstance(observation, dict):

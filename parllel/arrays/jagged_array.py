@@ -326,7 +326,7 @@ class JaggedArray(Array):
     @property
     def row_writer(self) -> JaggedWriter:
         """The writer for environments, which writes an element and its length."""
-        return JaggedWriter(self._buffer.form)
+        return JaggedWriter(self._buffer.form, self._buffer.warned)
 
     def row_parts(self, *, checked: bool = False) -> dict[str, Array]:
         """Return the slots, the lengths, and the numbers of dropped items where there may be some.

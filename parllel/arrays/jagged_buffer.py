@@ -79,7 +79,7 @@ class JaggedBuffer(Buffer):
         on_overflow: what happens to an element that is longer than its slot.
     """
 
-    __slots__ = ("dropped", "has_warned", "lengths", "on_overflow", "values")
+    __slots__ = ("dropped", "lengths", "on_overflow", "values", "warned")
 
     def __init__(
         self, values: Buffer, lengths: Buffer, dropped: Buffer | None, on_overflow: Overflow
@@ -88,7 +88,7 @@ class JaggedBuffer(Buffer):
         super().__init__(values.memory, values.data, values.n_batch_axes, values._offset)
         self.values, self.lengths, self.dropped = values, lengths, dropped
         self.on_overflow: Overflow = on_overflow
-        self.has_warned = False  # of items that were dropped
+        self.warned: list[str] = []  # of items that were dropped: what was the first element
         self.extents = lengths.extents
         self.plain, self.accept = PLAIN, to_host  # elements are looked at by the host
 
@@ -228,10 +228,10 @@ class JaggedBuffer(Buffer):
             return
         counts = np.array(n_dropped, np.int64)
         self._assign(self.flat(DROPPED, self.data_side), numbers, counts)
-        if any(n_dropped) and not self.has_warned:
-            self.has_warned = True
+        if any(n_dropped) and not self.warned:
             at = int(counts.argmax())
-            warn_of_dropped(f"element {at} of {len(counts)}", n_dropped[at], self.form)
+            self.warned.append(f"element {at} of {len(counts)}")
+            warn_of_dropped(self.warned[0], n_dropped[at], self.form)
 
     def grow(self, n_items: int) -> None:
         """Take memory for longer elements, twice as much as often as it needs to be.

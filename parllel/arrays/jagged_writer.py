@@ -145,10 +145,22 @@ class JaggedWriter(RowWriter):
 
     Args:
         form: what elements are.
+        warned: names of elements that items were dropped of, the first one only: it is told then,
+            and never again by writers that have the same list.
     """
 
     form: ElementForm
-    _warned: list[str] = field(default_factory=list, compare=False, repr=False)
+    warned: list[str] = field(default_factory=list, compare=False, repr=False)
+
+    @property
+    def sample_form(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and dtype of a whole slot; elements may have fewer items."""
+        return (self.form.capacity, *self.form.item_shape), self.form.dtype
+
+    @property
+    def longest(self) -> int | None:
+        """The capacity, unless items may be dropped: memory that others write can't grow."""
+        return None if self.form.on_overflow == "drop" else self.form.capacity
 
     def part_specs(self, batch_shape: Sequence[int]) -> dict[str, ArraySpec]:
         """Return the specs of slots and of lengths, for rows in memory of their own."""
@@ -188,8 +200,8 @@ class JaggedWriter(RowWriter):
             lengths[row] = n_items
             if dropped is not None:
                 dropped[row] = n_dropped
-            if n_dropped and not self._warned:
-                self._warned.append(name)
+            if n_dropped and not self.warned:
+                self.warned.append(name)
                 warn_of_dropped(name, n_dropped, self.form)
 
 

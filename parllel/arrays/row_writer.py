@@ -37,6 +37,11 @@ class RowWriter(ABC):
         """Shape and dtype of a sample, which cages compare; by default None: the writer does."""
         return None
 
+    @property
+    def longest(self) -> int | None:
+        """The most rows of a sample [n, ...], beyond which cages refuse it; None for any number."""
+        return None
+
     @abstractmethod
     def part_specs(self, batch_shape: Sequence[int]) -> dict[str, ArraySpec]:
         """Return the specs of the parts by name, for rows in memory of their own.

@@ -20,7 +20,10 @@ from parllel.cages.seeds import Seed, spawn_seeds
 from parllel.cages.serial_cage import SerialCage
 from parllel.cages.values.agent_forms import AgentForm
 from parllel.cages.values.env_rows import as_tree, write_column
+from parllel.cages.values.info_values import info_values
 from parllel.cages.values.infos import declaration, is_numeric
+from parllel.cages.values.jagged_spaces import Capacities
+from parllel.cages.values.row_specs import row_specs
 from parllel.cages.values.spaces import bounds_of, empty_rows
 from parllel.cages.vector_cage import VectorCage
 from parllel.tree.fitting import MisfitError
@@ -29,6 +32,7 @@ __all__ = [
     "TIMEOUT_S",
     "AgentForm",
     "Cage",
+    "Capacities",
     "Command",
     "DeviceCage",
     "DeviceStep",
@@ -49,8 +53,10 @@ __all__ = [
     "bounds_of",
     "declaration",
     "empty_rows",
+    "info_values",
     "is_numeric",
     "n_physical_cores",
+    "row_specs",
     "spawn_seeds",
     "write_column",
 ]

@@ -414,7 +414,7 @@ def _explain_output(error: MisfitError, space: gym.Space[Any], rows: Rows) -> No
         for name in error.path[1:]:
             space = space[int(name)] if isinstance(space, spaces.Tuple) else space[name]  # type: ignore[index]
             rows = rows[name]
-    except LookupError:  # the value lacks a branch
+    except (LookupError, TypeError):  # the value lacks a branch, or the space has no members
         return
     if isinstance(rows, np.ndarray) and rows.shape[1:] != space.shape:
         error.way_out = (

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.arrays import ArraySpec
-from parllel.cages import Cage, Seed, TrajInfo, empty_rows
+from parllel.cages import Cage, Seed, TrajInfo, empty_rows, row_specs
 from parllel.samplers.agent import Actor, RecurrentActor, has_receive_reward
 from parllel.samplers.sampler import Sampler
 from parllel.storages import default_storage
@@ -167,9 +167,9 @@ def _make_tree(cages: Sequence[Cage], storage: str | None) -> ArrayDict:
     number, flag = np.zeros(batch_shape, np.float32), np.zeros(batch_shape, np.bool_)
     if agents is not None:
         number, flag = agents.rows(batch_shape, np.float32), agents.flag_rows(batch_shape)
-    observation = empty_rows(cages[0].observation_space, batch_shape)
+    observation = row_specs(cages[0].observation_space, batch_shape)
     specs = {
-        "observation": dict_map(_spec_of, observation, padding=1),
+        "observation": dict_map(_padded, observation),
         "action": dict_map(_spec_of, empty_rows(cages[0].action_space, batch_shape)),
         "reward": dict_map(_spec_of, number),
         "terminated": dict_map(_spec_of, flag),
@@ -179,5 +179,9 @@ def _make_tree(cages: Sequence[Cage], storage: str | None) -> ArrayDict:
     return allocate_tree(ArrayDict(specs), storage or default_storage())
 
 
-def _spec_of(rows: NDArray[Any], *, padding: int = 0) -> ArraySpec:
-    return ArraySpec.of(rows.shape[:2], rows.dtype, rows.shape[2:], padding=padding)
+def _spec_of(rows: NDArray[Any]) -> ArraySpec:
+    return ArraySpec.of(rows.shape[:2], rows.dtype, rows.shape[2:])
+
+
+def _padded(spec: ArraySpec) -> ArraySpec:
+    return spec.changed(padding=1)

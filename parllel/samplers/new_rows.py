@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from parllel.arrays import Array
 from parllel.arrays.interop import side_of
-from parllel.cages import write_column
+from parllel.cages import as_tree, write_column
 from parllel.tree import ArrayDict, Rows, dict_map, leaves_of
+from parllel.tree.leaves import as_ndarray
 
 
 def as_rows(observations: Sequence[object], like: Rows) -> Rows:
@@ -21,7 +22,8 @@ def as_rows(observations: Sequence[object], like: Rows) -> Rows:
         Rows [k, ...]: Arrays and trees of Arrays, in device memory for a tree that a GPU works on.
     """
     rows: Array | ArrayDict = dict_map(_new_rows, like, len(observations))
-    write_column(dict_map(Array.to_ndarray, rows), observations)
+    written = as_tree(rows)
+    write_column(dict_map(as_ndarray, written), observations)
     (_, first), *_ = leaves_of(like)
     if side_of(first) == "host":
         return rows
@@ -30,8 +32,8 @@ def as_rows(observations: Sequence[object], like: Rows) -> Rows:
 
 
 def _new_rows(leaf: Array, n_rows: int) -> Array:
-    return Array((n_rows,), leaf.dtype, feature_shape=leaf.shape[1:])
+    return Array.from_spec(leaf.spec.changed(batch_shape=(n_rows,)))
 
 
 def _to_device(rows: Array) -> Array:
-    return Array.from_numpy(rows, storage="device", force_32bit=False)
+    return rows.to("device")

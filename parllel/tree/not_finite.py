@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.arrays import Array, Leaf
+from parllel.arrays import Array, Jagged, Leaf
 from parllel.arrays.interop import side_of
 from parllel.tree.agent_forms import N_BATCH, parts_of
 from parllel.tree.array_dict import ArrayDict, leaves_of
@@ -65,7 +65,7 @@ def find_not_finite(batch: ArrayDict, names: Sequence[str] = _BRANCHES) -> str |
         'reward is inf in row t = 1 of environment 1'
     """
     for path, leaf in _floats(batch, names):
-        values = as_ndarray(leaf)
+        values = _numbers(leaf)
         is_bad = ~np.isfinite(values)
         if not is_bad.any():
             continue
@@ -81,6 +81,12 @@ def find_not_finite(batch: ArrayDict, names: Sequence[str] = _BRANCHES) -> str |
             where = f"in row t = {t} of environment {b}{element}"
             return f"{path_text(path)} is {values[first]} {where}"
     return None
+
+
+def _numbers(leaf: Leaf) -> NDArray[np.floating]:
+    """Return a leaf's rows; elements of different lengths with zeros behind them."""
+    values: object = as_ndarray(leaf)
+    return values.padded()[0] if isinstance(values, Jagged) else values  # type: ignore[return-value]
 
 
 def _floats(batch: ArrayDict, names: Sequence[str]) -> Iterator[tuple[TreePath, Leaf]]:

@@ -212,12 +212,20 @@ def _whole_samples(out: RowParts, values: Any) -> Any:
     if isinstance(values, np.ndarray) and has_form(values, (len(values), *form[0]), form[1]):
         return values
     shape, dtype = form
-    samples = []
+    samples, longest = [], out.writer.longest
     for row, value in enumerate(values):
-        if not has_form(value, shape, dtype):
-            found = getattr(value, "shape", ())
-            is_counted = found[1:] == shape[1:] and len(found) == len(shape)  # by the writer
-            value = fit(value, found if is_counted else shape, dtype, environment=row)
+        found = getattr(value, "shape", ())
+        is_counted = found[1:] == shape[1:] and len(found) == len(shape)  # by the writer
+        expected = found if is_counted else shape
+        if not has_form(value, expected, dtype):
+            value = fit(value, expected, dtype, environment=row)
+        if longest is not None and len(value) > longest:
+            raise MisfitError(
+                f"{len(value)} rows",
+                f"at most {longest}, the capacity of this leaf",
+                environment=row,
+                way_out="give a larger one where the example is made, as capacity=",
+            )
         samples.append(value)
     return samples
 
