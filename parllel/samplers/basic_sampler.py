@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from parllel.arrays import Array
 from parllel.cages import Cage, Seed, TrajInfo
 from parllel.samplers.agent import Actor, RecurrentActor, check_rows
+from parllel.samplers.ends import Ends
 from parllel.samplers.group import Group
 from parllel.samplers.new_rows import as_rows
 from parllel.samplers.observed import Observed
@@ -74,6 +77,7 @@ class BasicSampler(Sampler):
     """
 
     _carries_state = False
+    _takes_device_results = True
 
     def __init__(
         self,
@@ -205,6 +209,8 @@ class BasicSampler(Sampler):
             self.replay.begin_batch()
         self._rotate()
         self._cut_lives = {}
+        for group in self._groups:
+            group.keeps_final = self._reads_final_obs or observes
         with self._acting():
             self._collect_steps()
             self._complete_batch()
@@ -219,6 +225,11 @@ class BasicSampler(Sampler):
 
     def _complete_batch(self) -> None:
         """Write the values that are known after the last step only."""
+        all_ends = self._gives_terminated or self._observed is not None
+        for group in self._groups:
+            ends = group.end_batch(all_ends=all_ends)
+            if ends is not None:
+                self._complete_ends(ends)
         if self._completes_values:
             last, values = self.samples["observation"][self.batch_T], self.samples["agent_info"]
             row, value = values["value"][self.batch_T], self._value(last)
@@ -294,6 +305,29 @@ class BasicSampler(Sampler):
         value = self._value(rows, columns)
         check_rows("value", value, self.samples["final_value"][t, columns])
         self.samples["final_value"][t, columns] = value
+
+    def _complete_ends(self, ends: Ends) -> None:
+        """Write the values of truncated ends that no step has told of; tell the replay of ends."""
+        steps, columns, is_cut, own = ends
+        rows: Any = own  # Arrays, of which some rows are taken
+        if self._completes_values and is_cut.any():
+            cut = rows if is_cut.all() else rows[np.flatnonzero(is_cut)]
+            value = self._value(cut, columns[is_cut].tolist())
+            target = self.samples["final_value"]
+            check_rows("value", value, target[steps[is_cut], columns[is_cut]])
+            target[steps[is_cut], columns[is_cut]] = value
+        kept = np.flatnonzero(is_cut | self._gives_terminated)
+        if (self.replay is None or not len(kept)) and self._observed is None:
+            return
+        on_host = rows.to_ndarray()  # once for the batch
+        if self._observed is not None:
+            self._observed.add_final(on_host[row] for row in range(len(steps)))
+        if self.replay is not None:
+            for t in np.unique(steps[kept]):
+                of_step = kept[steps[kept] == t]
+                self.replay.add_final_obs(
+                    int(t), {int(columns[row]): on_host[row] for row in of_step}
+                )
 
     def _value(self, observation: Rows, columns: Sequence[int] | None = None) -> object:
         """Return the agent's values of rows of observations.

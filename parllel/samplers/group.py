@@ -12,6 +12,7 @@ from parllel.cages import Cage, Command, TrajInfo
 from parllel.cages.cage import Outputs
 from parllel.samplers.action_check import ActionCheck
 from parllel.samplers.agent import Actor, Part, check_rows, check_step
+from parllel.samplers.ends import Ends
 from parllel.samplers.in_place import InPlace
 from parllel.samplers.staging import Staging
 from parllel.samplers.transfer import Transfer, batch_shape_of
@@ -65,15 +66,19 @@ class Group:
         self._agents = self.cages[0].agents
         # Whether agents come and go, so that environments write `valid`.
         self._has_flags = self._agents is not None and self._agents.has_flags
+        self.keeps_final = True  # whether last observations are wanted
         self.gives_invalid_rows = any(cage.gives_invalid_rows for cage in self.cages)
         self._is_moving = any(leaf.full_size > len(leaf) for _, leaf in samples.walk())
         self._parts = _parts_of(self.cages)
         self._rows: list[_AgentRows] = []
         self._is_collected = False  # whether the results of a step are on their way already
         self._is_checked = False  # whether the agent's steps return what they have to
-        self.transfer: Transfer = _transfer_for(samples, columns, sleeps=others_go_on)
+        self.transfer: Transfer = self._make_transfer(sleeps=others_go_on)
         # For each of the transfer's host rows, a command for each cage.
         self._commands = self._prepare_commands()
+
+    def _make_transfer(self, *, sleeps: bool) -> Transfer:
+        return _transfer_for(self._samples, self.columns, sleeps=sleeps)
 
     def start_reset(self, max_random_steps: int = 0) -> None:
         """Start a reset of all environments, and random steps after it."""
@@ -130,10 +135,14 @@ class Group:
         if meanwhile is not None:
             meanwhile()
         transfer.await_actions(t)
-        for cage, command in zip(self.cages, self._commands[t % len(self._commands)], strict=True):
-            cage.start_command(command)
+        self._start(t)
         if not is_taken and rows.agent_info is not None:  # written while the environments step
             rows.agent_info[...] = agent_info
+
+    def _start(self, t: int) -> None:
+        """Start step t of the environments: their action is there."""
+        for cage, command in zip(self.cages, self._commands[t % len(self._commands)], strict=True):
+            cage.start_command(command)
 
     def finish(self, t: int) -> None:
         """Wait for step t, and bring its results and observation t + 1 to the tree."""
@@ -234,6 +243,14 @@ class Group:
         if self._agents.is_axis:
             return np.asarray(rows, np.bool_)
         return np.stack([rows[name] for name in self._agents.names], axis=1).astype(np.bool_)
+
+    def end_batch(self, *, all_ends: bool) -> Ends | None:
+        """Return the ends of episodes that no step has told of: here none.
+
+        Args:
+            all_ends: whether those of terminated episodes are wanted, too.
+        """
+        return None
 
     def invalid(self) -> list[int]:
         """Return the columns whose row of the last step is no transition."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,10 @@ class Observed:
         if invalid := group.invalid():
             self._valid[t, invalid] = False
         self._final += group.final_obs().values()
+
+    def add_final(self, observations: Iterable[Any]) -> None:
+        """Take final observations that no step has told of."""
+        self._final += observations
 
     @property
     def valid(self) -> NDArray[np.bool_] | None:

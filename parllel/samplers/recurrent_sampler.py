@@ -70,6 +70,7 @@ class RecurrentSampler(BasicSampler):
 
     agent: Any  # Any: a RecurrentActor; the base class declares an Actor
     _carries_state = True
+    _takes_device_results = False  # it values final observations with the state of their step
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from parllel.cages import Cage, Seed, TrajInfo, declaration, spawn_seeds
 from parllel.samplers.action_check import ActionCheck
 from parllel.samplers.agent import Actor
 from parllel.samplers.agent_rows import check_agent_rows
+from parllel.samplers.device_group import group_of
 from parllel.samplers.group import Group
 from parllel.samplers.transfer import batch_shape_of
 from parllel.tree import ArrayDict, TreePath, leaves_of, path_text
@@ -62,6 +63,7 @@ class Sampler:
     """
 
     _max_steps_decorrelate = 0
+    _takes_device_results = False  # whether it completes what a `DeviceGroup` leaves for the end
     _builder = "patterns.build_sample_tree"  # of a tree that fits; named in errors
 
     def __init__(
@@ -83,11 +85,12 @@ class Sampler:
             bind_actions(cages[0].action_space)
         self._left_out: set[TreePath] = set()  # entries of infos that were told of
         parts = self._split_cages(self.cages)
-        self._groups = [
-            Group(
+        self._groups: list[Group] = [
+            group_of(
                 part,
                 samples,
                 columns,
+                takes_device_results=self._takes_device_results,
                 check=check,
                 others_go_on=any(
                     cage.goes_on for other, _ in parts if other is not part for cage in other

@@ -17,6 +17,7 @@ from parllel.cages.device.dialect import DeviceStep
 from parllel.cages.device.functional import FunctionalEnvs
 from parllel.cages.device.tensors import Tensors, map_tensors, to_numpy
 from parllel.storages import Side
+from parllel.testing.simulated_cuda import active
 
 EnvFns = Sequence[Callable[[], gym.Env[Any, Any]]]
 
@@ -24,11 +25,24 @@ EnvFns = Sequence[Callable[[], gym.Env[Any, Any]]]
 class SimulatedTensor(torch.Tensor):
     """A tensor of simulated device memory, which says what one of a GPU says.
 
+    What torch makes of it is copied to such memory, too.
+
     >>> torch.zeros(2).as_subclass(SimulatedTensor).is_cuda
     True
     """
 
     is_cuda = True
+
+    @classmethod
+    def __torch_function__(  # type: ignore[no-untyped-def]  # as torch declares it
+        cls, func, types, args=(), kwargs=None
+    ) -> Any:
+        """Call one of torch's functions; its new tensors are those of the device."""
+        result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]  # torch's gap
+        if isinstance(result, cls) and func not in _TO_HOST and not _is_of_device(result):
+            with torch._C.DisableTorchFunctionSubclass():
+                return _on_device(result.as_subclass(torch.Tensor)).as_subclass(cls)
+        return result
 
     def get_device(self) -> int:
         """Return the number of the device."""
@@ -48,10 +62,22 @@ def put_tensor(values: NDArray[Any], side: Side) -> torch.Tensor:
     host = torch.from_numpy(np.array(values))
     if side == "host":
         return host
+    tensor = _on_device(host)
+    return tensor if tensor.is_cuda else tensor.as_subclass(SimulatedTensor)
+
+
+_TO_HOST = (torch.Tensor.cpu, torch.Tensor.numpy)
+
+
+def _is_of_device(tensor: torch.Tensor) -> bool:
+    return active.device().memory.find(tensor.data_ptr()) is not None or not tensor.numel()
+
+
+def _on_device(host: torch.Tensor) -> torch.Tensor:
     memory = cuda.allocate_device(max(1, host.nbytes))
     tensor = cuda.tensor_over(memory)[: host.nbytes].view(host.dtype).reshape(host.shape)
     tensor.copy_(host)
-    return tensor if tensor.is_cuda else tensor.as_subclass(SimulatedTensor)
+    return tensor
 
 
 class Fake:
