@@ -9,6 +9,7 @@ import numpy as np
 
 from parllel.arrays import Array
 from parllel.arrays.interop import side_of, to_host
+from parllel.replays.agent_ends import ends_of_rows
 from parllel.tree import ArrayDict, TreePath, leaves_of, path_text
 from parllel.tree.fitting import MisfitError, fit
 
@@ -204,9 +205,7 @@ def _check_ended(
         final_obs: by column.
         needs_terminated: whether they are needed where an episode terminated, too.
     """
-    terminated, truncated = (
-        np.asarray(to_host(rows[name])).astype(bool) for name in ("terminated", "truncated")
-    )
+    terminated, truncated = ends_of_rows(rows)
     cut = set(np.flatnonzero(truncated & ~terminated).tolist())
     ended = set(np.flatnonzero(truncated | terminated).tolist())
     needed, how = (ended, "at an end") if needs_terminated else (cut, "truncated")

@@ -12,6 +12,7 @@ from parllel import cuda
 from parllel.cuda import AnyArray
 from parllel.kernels.transitions import REFUSED
 from parllel.ops.transitions import DrawState
+from parllel.replays.agent_ends import ENDS
 from parllel.replays.final_obs import FinalObs
 from parllel.replays.ring_record import RingRecord, most_final_obs
 from parllel.replays.saved_numbers import check_integer, check_keys, check_range, check_real
@@ -92,7 +93,12 @@ class BaseReplay(RingRecord, Generic[M]):
 
         The memory of minibatches comes on top.
         """
-        return ArrayDict({"samples": self.samples, "replay": self.final_obs.tree}).describe()
+        replay = {**self.final_obs.tree, **self._ends()}
+        return ArrayDict({"samples": self.samples, "replay": replay}).describe()
+
+    def _ends(self) -> dict[str, ArrayDict]:
+        """Return the branch of the ends of environments with several agents."""
+        return {} if self.agents is None else {ENDS: self.agents.tree}
 
     # Read by an algorithm
 
@@ -262,7 +268,7 @@ class BaseReplay(RingRecord, Generic[M]):
 
     def _own_tree(self, table: FinalObs | None = None) -> ArrayDict:
         table = table or self.final_obs
-        return ArrayDict({**table.tree, "owner": table.owner_array})
+        return ArrayDict({**table.tree, "owner": table.owner_array, **self._ends()})
 
     def _find_table(self, saved: SavedTree) -> FinalObs:
         """Return a table of the size that was saved: it may have grown before, or be smaller."""
@@ -384,7 +390,8 @@ class BaseReplay(RingRecord, Generic[M]):
         for watcher in list(self.watchers):
             watcher.close()
         self._is_closed = True
-        self.final_obs.tree.close()
+        for branch in (self.final_obs.tree, *self._ends().values()):
+            branch.close()
         for outputs in (self._outputs, *self._captured):
             if outputs is not None:
                 outputs.close()

@@ -98,7 +98,7 @@ class ByPriority(BaseReplay[M]):
 
     def describe(self) -> TreeDescription:
         """Return the memory of the sample tree, of the buffer and of its priorities."""
-        replay = ArrayDict({**self.final_obs.tree, "priorities": self.priorities})
+        replay = ArrayDict({**self.final_obs.tree, **self._ends(), "priorities": self.priorities})
         return ArrayDict({"samples": self.samples, "replay": replay}).describe()
 
     def close(self) -> None:

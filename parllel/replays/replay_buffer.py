@@ -41,6 +41,15 @@ class ReplayBuffer(BaseReplay[TransitionMemory]):
     truncation whose final observation was not given. The branch `valid` is about steps, not about
     their observations.
 
+    Several agents: `reward`, flags and `valid` have an agent axis [T, B, N], or are dictionaries by
+    agents (flags and `valid` may be [T, B], too). A transition is one of an environment, with the
+    columns of all agents: its episode ends where all of them have ended, and only there is it
+    followed by a final observation of the table. `n_step_return`, `n_step_discount`, `terminated`,
+    `truncated` and `valid` then are those of each agent, in the form of `reward`: an agent that
+    ended before the others has its own return up to there. It is not `valid`, and has 0 in both,
+    where it was not alive in the first step, or was truncated in the middle of a transition of
+    several steps, as the observation that its value would go on with is not in the minibatch.
+
     A buffer belongs to one thread. A `Prefetcher` draws in another thread; the buffer waits for it
     before it changes.
 
@@ -87,6 +96,7 @@ class ReplayBuffer(BaseReplay[TransitionMemory]):
     """
 
     _extra: ClassVar[Mapping[str, np.dtype[Any]]] = {}  # branches of minibatches beside `DRAWN`
+    _takes_agents: ClassVar[bool] = True
     _setting_names: ClassVar[tuple[str, ...]] = ("n_steps", "discount")  # of `_settings`
     _optional_names: ClassVar[tuple[str, ...]] = (_SHIFT, _CHANNELS_LAST)
 
@@ -114,7 +124,11 @@ class ReplayBuffer(BaseReplay[TransitionMemory]):
         if self._shift is not None:
             self._sources = shift_images(self._sources, self._shift, _STREAMS)
         self._ring = find_ring(
-            self.samples, self.final_obs, on_gpu=self._is_on_gpu, n_steps=self.n_steps
+            self.samples,
+            self.final_obs,
+            on_gpu=self._is_on_gpu,
+            n_steps=self.n_steps,
+            agents=self.agents,
         )
 
     # Read by an algorithm
@@ -141,7 +155,11 @@ class ReplayBuffer(BaseReplay[TransitionMemory]):
             - `n_step_discount`: float32, the factor for the value of `next_observation`:
               discount ** (number of steps), and 0 where the last step terminated;
             - `terminated`, `truncated`: bool, the flags of the last step;
-            - `index`: int64, the number of the transition.
+            - `index`: int64, the number of the transition;
+            - `valid`, of several agents: bool, what is to be learned from, as the class says. All
+              but `index` are those of each agent then: [batch_size, N], or dictionaries.
+
+            On a device, it is a third launch for several agents.
 
         Raises:
             RuntimeError: there are fewer than `n_steps` steps; the buffer is closed; or, in host
@@ -162,7 +180,12 @@ class ReplayBuffer(BaseReplay[TransitionMemory]):
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}, expected 1 or more")
         return TransitionMemory(
-            self._sources, batch_size, storage or self.storage, extra=self._extra
+            self._sources,
+            batch_size,
+            storage or self.storage,
+            extra=self._extra,
+            agents=self.agents,
+            discount=self.discount,
         )
 
     def _draw(self, outputs: TransitionMemory, state: DrawState) -> int:

@@ -13,10 +13,12 @@ from parllel import cuda
 from parllel.arrays import Array
 from parllel.arrays.interop import side_of
 from parllel.kernels.transitions import NOT_GIVEN, REFUSED
+from parllel.replays.agent_ends import AgentEnds, ends_of_rows
 from parllel.replays.appended_step import AppendedStep, check_final_obs, fitted, value_at
 from parllel.replays.final_obs import FinalObs, spec_of
 from parllel.storages import Side, storage_for
 from parllel.tree import ArrayDict, dict_map, leaves_of, path_text
+from parllel.tree.agent_forms import N_BATCH, has_agents, part_for, parts_of
 from parllel.tree.leaves import as_ndarray, describe_leaf
 from parllel.tree.not_finite import refuse_not_finite
 
@@ -77,6 +79,7 @@ class RingRecord:
     # Branches of the sample tree that belong to a batch, and have no row for each step.
     _not_steps: ClassVar[tuple[str, ...]] = ()
     _n_steps_name: ClassVar[str] = "n_steps"  # in errors
+    _takes_agents: ClassVar[bool] = False  # whether the tree may have several agents
 
     # Whether final observations of episodes that terminated are needed, too: a sampler asks. Steps
     # that lack theirs can't be sampled then.
@@ -86,18 +89,20 @@ class RingRecord:
         self._steps = ArrayDict(
             {name: branch for name, branch in samples.items() if name not in self._not_steps}
         )
-        _check_tree(self._steps)
-        reward = samples["reward"]
+        _check_tree(self._steps, takes_agents=self._takes_agents)
+        self._reward: Array = next(iter(parts_of(samples["reward"]).values()))
         self.samples = samples
         # Steps before one that are a part of its samples, and so no other step's alone.
         self._n_older = max(leaf.n_older_steps for _, leaf in self._steps.walk())
-        self.batch_T, self.batch_B = reward.batch_shape
-        self.full_size: int = reward.full_size
+        self.batch_T, self.batch_B = self._reward.shape[:N_BATCH]
+        self.full_size: int = self._reward.full_size
         self._check_numbers(n_steps, n_final_obs)
         self.n_steps = operator.index(n_steps)
         self._is_on_gpu = any(side_of(leaf) == "gpu" for _, leaf in self._steps.walk())
         self.side: Side = "gpu" if self._is_on_gpu else "host"
         self.storage = storage_for(self.side)  # of minibatches and the table
+        # The ends of environments, of those of their agents; None where there is one agent.
+        self.agents = AgentEnds.of(samples, self.storage, self.n_steps)
         most_slots = n_final_obs or most_final_obs(samples)
         self.final_obs = self._make_table(n_final_obs, most_slots=most_slots)
         self.watchers: WeakSet[Watcher] = WeakSet()
@@ -121,7 +126,8 @@ class RingRecord:
         n_places, n_columns, is_small = _size_up(samples)
         steps = _STEPS_PER_FINAL_OBS if is_small else _STEPS_PER_LARGE_ONE
         usual = n_places // steps + n_columns
-        return FinalObs.make_specs(samples["observation"], n_final_obs or usual)
+        specs = FinalObs.make_specs(samples["observation"], n_final_obs or usual)
+        return specs.with_branches(AgentEnds.make_specs(samples))
 
     def _make_table(self, n_slots: int | None, *, most_slots: int) -> FinalObs:
         specs = RingRecord.make_specs(self.samples, n_slots)
@@ -276,8 +282,8 @@ class RingRecord:
             )
         for column, observation in final_obs.items():
             _check_finite(t, column, observation, self.samples["observation"])
-        if self.samples["reward"].is_on_host:  # on a device, the host would have to wait
-            is_over = self.samples["terminated"][t].to_ndarray()
+        if self._reward.is_on_host:  # on a device, the host would have to wait
+            is_over, _ = ends_of_rows({name: self.samples[name][t] for name in self._flag_names})
             needed = {
                 column: each
                 for column, each in final_obs.items()
@@ -307,7 +313,7 @@ class RingRecord:
             ValueError: in host memory, a reward or an observation is NaN or infinite. The batch is
                 not taken.
         """
-        row, expected = self.samples["reward"].window_begin, self._stop % self.full_size
+        row, expected = self._reward.window_begin, self._stop % self.full_size
         if row != expected or not self._is_writing:
             raise RuntimeError(
                 f"replay: the batch lies at row {row} of the ring, expected row {expected}: call"
@@ -317,6 +323,8 @@ class RingRecord:
         refuse_not_finite(self._written())
         self.final_obs.end()
         self._is_writing = False
+        if self.agents is not None:
+            self.agents.join(row, self.batch_T)
         self._stop += self.batch_T
         self._change_steps(self._stop - self.batch_T - self.n_steps + 1, self._stop)
 
@@ -394,19 +402,32 @@ class RingRecord:
                 self._cut_episodes_at(number)
             else:
                 self.final_obs.refuse(0)
-                self.samples["truncated"].full[number % self.full_size] = True
+                self._truncate(number % self.full_size)
             self.final_obs.end()
         self._change_steps(last - self.n_steps + 1, self._stop)
 
     def _cut_episodes_at(self, number: int) -> None:
         row = number % self.full_size
-        flags = [self.samples[name].full[row].to_ndarray() for name in ("terminated", "truncated")]
+        flags = ends_of_rows(
+            {name: dict_map(_ring_row, self.samples[name], row) for name in self._flag_names}
+        )
         columns = np.flatnonzero(~(flags[0] | flags[1]))
         if columns.size:
             after = ArrayDict({"observation": self.samples["observation"]})
             after = after.apply(lambda leaf: leaf.full[row + 1]).to_ndarray()
             self._add_final_obs(0, {int(each): after[each]["observation"] for each in columns})
-            self.samples["truncated"].full[row, columns] = True
+            self._truncate(row, columns)
+
+    def _truncate(self, row: int, columns: Any = slice(None)) -> None:  # Any: an index
+        """Set the flag of a row of the ring, of all agents."""
+        for leaf in parts_of(self.samples["truncated"]).values():
+            leaf.full[row, columns] = True
+        if self.agents is not None:
+            self.agents.join(row, 1)
+
+    @property
+    def _flag_names(self) -> list[str]:
+        return [name for name in ("terminated", "truncated", "valid") if name in self.samples]
 
 
 def _write(branch: Array | ArrayDict, row: int, rows: Any) -> None:  # Any: rows that fit
@@ -415,6 +436,10 @@ def _write(branch: Array | ArrayDict, row: int, rows: Any) -> None:  # Any: rows
 
 def _with_next(leaf: Array) -> Array:
     return leaf[: len(leaf) + 1]
+
+
+def _ring_row(leaf: Array, row: int) -> Array:
+    return leaf.full[row]
 
 
 def _check_finite(t: int, column: int, observation: Any, like: Array | ArrayDict) -> None:
@@ -429,7 +454,7 @@ def _check_finite(t: int, column: int, observation: Any, like: Array | ArrayDict
             )
 
 
-def _check_tree(samples: ArrayDict) -> None:
+def _check_tree(samples: ArrayDict, *, takes_agents: bool) -> None:
     """Raise unless a tree has the branches, the ring and the padding that a buffer reads."""
     missing = [
         name for name in ("observation", "reward", "terminated", "truncated") if name not in samples
@@ -439,9 +464,9 @@ def _check_tree(samples: ArrayDict) -> None:
     for path, leaf in samples.walk():
         if not isinstance(leaf, Array):
             raise TypeError(f"{path_text(path)}: got a {type(leaf).__name__}, expected an Array")
-    _check_steps(samples)
+    _check_steps(samples, takes_agents=takes_agents)
     rings = {
-        path_text(path): (*leaf.batch_shape[:2], leaf.full_size) for path, leaf in samples.walk()
+        path_text(path): (*leaf.shape[:N_BATCH], leaf.full_size) for path, leaf in samples.walk()
     }
     if len(set(rings.values())) != 1:
         raise ValueError(f"samples: got (T, B, full_size) of {rings}, expected the same for all")
@@ -460,13 +485,24 @@ def _check_tree(samples: ArrayDict) -> None:
             )
 
 
-def _check_steps(samples: ArrayDict) -> None:
+def _check_steps(samples: ArrayDict, *, takes_agents: bool) -> None:
     """Raise where a kernel can't read a leaf: its dtype and dimensions are fixed."""
+    rewards = parts_of(samples["reward"])
+    is_of_agents = has_agents(samples["reward"])
     for name in ("reward", "terminated", "truncated", *(["valid"] if "valid" in samples else [])):
-        leaf, dtype = samples[name], np.dtype(np.float32 if name == "reward" else bool)
-        if not isinstance(leaf, Array) or leaf.ndim != 2 or leaf.dtype != dtype:
-            found = " ".join(describe_leaf(leaf)[:2])
-            raise ValueError(f"{name}: got {found}, expected an Array {dtype} (T, B)")
+        dtype = np.dtype(np.float32 if name == "reward" else bool)
+        for path, reward in rewards.items():
+            leaf = part_for(name, samples[name], path) if is_of_agents else samples[name]
+            shapes = [reward.shape, reward.shape[:N_BATCH]] if takes_agents else []
+            is_alike = isinstance(leaf, Array) and leaf.shape in shapes and leaf.dtype == dtype
+            is_plain = isinstance(leaf, Array) and leaf.ndim == N_BATCH and leaf.dtype == dtype
+            if not is_alike and (not is_plain or is_of_agents):
+                found = " ".join(describe_leaf(leaf)[:2])
+                more = " or (T, B, N), as reward has" if takes_agents else ""
+                raise ValueError(
+                    f"{path_text((name, *path))}: got {found}, expected an Array {dtype} (T, B)"
+                    + more
+                )
 
 
 def _size_up(samples: ArrayDict) -> tuple[int, int, bool]:

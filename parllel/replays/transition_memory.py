@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ import numpy as np
 from parllel.arrays import Array, ArraySpec
 from parllel.arrays.interop import may_share_memory
 from parllel.cuda import AnyArray
+from parllel.ops.agent_transitions import earn_of_agents
 from parllel.ops.stack_gather import RowSource, StackGather
 from parllel.ops.transitions import DrawnTransitions, SampledRing
+from parllel.replays.agent_ends import AgentEnds
 from parllel.replays.final_obs import FinalObs
 from parllel.storages import Memory, aligned, allocate
 from parllel.tree import ArrayDict
+from parllel.tree.agent_forms import parts_of
 
 # Written when a transition is drawn: they belong to its last step, or to no step alone.
 DRAWN: dict[str, np.dtype[Any]] = {
@@ -39,6 +43,9 @@ class TransitionMemory:
         storage: kind of the memory: that of the sources, or another kind of host memory.
         extra: names and dtypes of further branches [batch_size], which the draw writes; they are
             arguments of `DrawnTransitions`.
+        agents: the ends of environments with several agents; None for one agent. Each agent then
+            has returns, discounts and flags of its own, and a branch `valid` (`EARNED`).
+        discount: for each step, of agents' returns.
 
     Attributes:
         sources: as given, or as `bind` was given last.
@@ -50,7 +57,8 @@ class TransitionMemory:
 
     A replay buffer makes it: `ReplayBuffer.make_memory`.
 
-    >>> from parllel.ops.stack_gather import RowSource
+    >>> from parllel.ops.agent_transitions import earn_of_agents
+    from parllel.ops.stack_gather import RowSource
     >>> rewards = np.float32([5, 6, 7])
     >>> sources = ArrayDict({"reward": RowSource(rewards), NEXT: RowSource(rewards)})
     >>> memory = TransitionMemory(sources, 2, "local", extra={})
@@ -66,10 +74,21 @@ class TransitionMemory:
         storage: str,
         *,
         extra: Mapping[str, np.dtype[Any]],
+        agents: AgentEnds | None = None,
+        discount: float = 1.0,
     ) -> None:
         specs = sources.apply(_output_spec, batch_size)
         for name, dtype in {**DRAWN, **extra}.items():
             specs[name] = ArraySpec.of((batch_size,), dtype)
+        of_envs: dict[str, Array] = {}  # what a draw writes of environments, where agents have it
+        if agents is not None:
+            on_gpu = not isinstance(next(source for _, source in sources.walk()).frames, np.ndarray)
+            place = storage if on_gpu else "local"
+            of_envs = {
+                name: Array.from_spec(specs[name], place) for name in DRAWN if name != "index"
+            }
+            for name, spec in agents.make_specs_of(batch_size).items():
+                specs[name] = spec
         self.memory: Memory = allocate(storage, count_bytes(specs))
         self.tree = specs.apply(Array.from_spec, self.memory)
         self.tensors = self.present(self.tree)
@@ -79,7 +98,10 @@ class TransitionMemory:
         # The row and the next row of each transition, and what else a draw needs for each.
         vectors = Array((3, batch_size), np.int64, storage=storage if self._is_on_gpu else "local")
         rows, next_rows, scratch = (read(vectors[number], self._is_on_gpu) for number in range(3))
-        branches = {name: read(self.tree[name], self._is_on_gpu) for name in (*DRAWN, *extra)}
+        branches = {
+            name: read(of_envs.get(name, self.tree[name]), self._is_on_gpu)
+            for name in (*DRAWN, *extra)
+        }
         self.drawn = DrawnTransitions(
             identity=branches["index"],
             row=rows,
@@ -91,6 +113,15 @@ class TransitionMemory:
             scratch=scratch,
             **{name: branches[name] for name in extra},
         )
+        self._earn: Callable[[], None] | None = None
+        if agents is not None:
+            earned = agents.make_earned(
+                self.tree,
+                row=rows,
+                n_step_discount=branches["n_step_discount"],
+                on_gpu=self._is_on_gpu,
+            )
+            self._earn = partial(earn_of_agents, agents.ring, discount, earned)
         self._rows = range(batch_size)
         self._picks = rows, next_rows
         self.bind(sources)
@@ -118,9 +149,11 @@ class TransitionMemory:
         """Gather the rows that were drawn, for all branches; images are shifted by the seed.
 
         In host memory they are there when this returns. On a device it is one launch in the
-        caller's current stream; the host does not wait.
+        caller's current stream, and one for what several agents earn; the host does not wait.
         """
         self._gather.run(self._rows, seed=seed)
+        if self._earn is not None:
+            self._earn()
 
     def close(self) -> None:
         """Free the memory. Tensors that were taken before stay valid."""
@@ -158,7 +191,12 @@ def ring_of(leaf: Array, *, on_gpu: bool) -> AnyArray:
 
 
 def find_ring(
-    samples: ArrayDict, final_obs: FinalObs, *, on_gpu: bool, n_steps: int
+    samples: ArrayDict,
+    final_obs: FinalObs,
+    *,
+    on_gpu: bool,
+    n_steps: int,
+    agents: AgentEnds | None = None,
 ) -> SampledRing:
     """Return the leaves of a ring by which steps are drawn, as kernels read them.
 
@@ -167,13 +205,20 @@ def find_ring(
         final_obs: the final observations beside its ring.
         on_gpu: whether a GPU draws.
         n_steps: steps of a transition.
+        agents: the ends of environments with several agents; None for one agent.
     """
-    leaves = {name: samples[name] for name in ("reward", "terminated", "truncated")}
-    leaves["final_slot"] = final_obs.slot
-    if "valid" in samples:
-        leaves["valid"] = samples["valid"]
+    leaves = {"final_slot": final_obs.slot}
+    if agents is None:
+        leaves |= {name: samples[name] for name in ("reward", "terminated", "truncated")}
+        if "valid" in samples:
+            leaves["valid"] = samples["valid"]
     rings = {name: ring_of(leaf, on_gpu=on_gpu) for name, leaf in leaves.items()}
-    width = samples["reward"].batch_shape[1]
+    width = final_obs.slot.shape[1]
+    if agents is not None:
+        # The draw of steps sums up rewards that nothing reads: any agent's will do.
+        reward = next(iter(parts_of(samples["reward"]).values()))
+        rewards = ring_of(reward, on_gpu=on_gpu).reshape(-1)[: reward.full_size * width]
+        rings |= {"reward": rewards, **agents.flags}
     return SampledRing(**{"valid": None, **rings}, width=width, n_steps=n_steps)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ptx_cases import computations, copies, draws, goals, priorities, windows
+from ptx_cases import agents, computations, copies, draws, goals, priorities, windows
 
 Run: TypeAlias = Callable[[np.random.Generator], None]
 
@@ -33,8 +33,10 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
     "draw_windows": (Case(windows.draw_evenly, 40), Case(windows.draw_nothing, 1)),
     "draw_windows_by_priority": (Case(windows.draw_shares, 200),),
+    "earn_of_agents": (Case(agents.earn, 40),),
     "frames": (Case(copies.gather_stacks, 100),),
     "gather_windows": (Case(windows.gather_rows, 160),),
+    "join_agent_ends": (Case(agents.join, 40),),
     "merge_moments": (Case(computations.measure_many, 4),),
     "moments": (Case(computations.measure, 8),),
     "normalize": (Case(computations.scale_values, 12),),

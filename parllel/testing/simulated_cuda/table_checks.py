@@ -14,6 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.kernels import frames, stack_table, windows
+from parllel.kernels.agent_transitions import (
+    EARNED_NUMBERS,
+    LEAF_NUMBERS,
+    TABLE_NUMBERS,
+    AgentsTable,
+)
 from parllel.kernels.sequences import BACK_BITS, Windows
 from parllel.kernels.sum_tree import SumTree
 from parllel.kernels.transitions import STATE_NUMBERS, RingTable
@@ -272,7 +278,43 @@ def _check_arrays(what: str, table: Argument, sizes: Sequence[int], n_items: int
         check_rows(what, address, size, (0, n_items - 1), size)
 
 
+def check_join_agent_ends(
+    grid: Sizes, table: Argument, begin: Argument, n_places: Argument
+) -> None:
+    """Check the arguments of `kernels.agent_transitions.JOIN`."""
+    _check_agents("join_agent_ends", table, (int(begin), int(begin) + int(n_places) - 1))
+
+
+def check_earn_of_agents(grid: Sizes, *arguments: Argument) -> None:
+    """Check the arguments of `kernels.agent_transitions.EARN`."""
+    what, (table, earned, _, rows, discounts, n_items) = "earn_of_agents", arguments
+    n, n_agents = int(n_items), _check_agents("earn_of_agents", table, None)
+    integers_at(address_of(rows), n)
+    check_rows(what, address_of(discounts), 4, (0, n - 1), 4)
+    leaves = integers_at(address_of(earned), n_agents * EARNED_NUMBERS)
+    for leaf in leaves.reshape(n_agents, -1).tolist():
+        for address, nbytes in zip(leaf[:-1], (4, 4, 1, 1, 1), strict=True):
+            check_rows(f"{what}, written", address, nbytes * leaf[-1], (0, n - 1), nbytes)
+
+
+def _check_agents(what: str, table: Argument, span: tuple[int, int] | None) -> int:
+    """Check the leaves of agents for some places, or for all; return the number of agents."""
+    at = address_of(table)
+    numbers = AgentsTable(*integers_at(at, TABLE_NUMBERS).tolist())
+    span = span or (0, numbers.n_rows * numbers.width - 1)
+    for address in numbers[:3]:
+        check_rows(what, address, 1, span, 1)
+    n = numbers.n_agents * LEAF_NUMBERS
+    leaves = integers_at(at, TABLE_NUMBERS + n)[TABLE_NUMBERS:]
+    for leaf in leaves.reshape(-1, LEAF_NUMBERS).tolist():
+        for address, stride, nbytes in zip(leaf[:4], leaf[4:], (4, 1, 1, 1), strict=True):
+            check_rows(what, address, stride * nbytes, span, nbytes)
+    return numbers.n_agents
+
+
 CHECKS: Mapping[str, Callable[..., None]] = {
+    "earn_of_agents": check_earn_of_agents,
+    "join_agent_ends": check_join_agent_ends,
     "draw_by_priority": check_draw_by_priority,
     "draw_goals": check_draw_goals,
     "draw_transitions": check_draw_transitions,

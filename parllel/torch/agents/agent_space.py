@@ -18,8 +18,8 @@ def space_of(
     Discrete(5)
 
     Args:
-        space: that of all agents: a Dict by their names; for an agent axis a Tuple, a Box [N, ...],
-            or a MultiDiscrete [N] or [N, k].
+        space: that of all agents: a Dict by their names; for an agent axis a Box [N, ...], or a
+            MultiDiscrete [N] or [N, k].
         agents: the agents' names, or their places in the axis.
         is_axis: whether actions have an agent axis.
 
@@ -39,8 +39,6 @@ def space_of(
 def _parts(space: spaces.Space[Any], *, is_axis: bool) -> dict[Any, spaces.Space[Any]] | None:
     if not is_axis:
         return dict(space.items()) if isinstance(space, spaces.Dict) else None
-    if isinstance(space, spaces.Tuple):
-        return dict(enumerate(space))
     if isinstance(space, spaces.Box) and space.shape:
         each = zip(space.low, space.high, strict=True)
         return {

@@ -11,14 +11,11 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from parllel.samplers import RecurrentActor
-from parllel.torch.agents.action_mask import ACTION_MASK
 from parllel.torch.agents.agent import Agent, in_inference_mode
 from parllel.torch.agents.agent_space import space_of
 from parllel.torch.agents.modes import in_mode
 from parllel.torch.agents.pg_agent import Evaluation, PgAgent
 from parllel.tree import ArrayDict, dict_map, leaves_of
-
-ALIVE = "alive"  # a branch of observations, beside the agents': whether each is alive
 
 
 class IndependentPgAgents(Agent[Any]):
@@ -33,10 +30,7 @@ class IndependentPgAgents(Agent[Any]):
     values are those that it gives: it sees the observations of all agents (centralized training
     with decentralized execution). The agents' own values are not used then.
 
-    Dead agents act, too: nothing takes their actions, and nothing is learned from them (`valid`). A
-    dead agent's `action_mask` may be all zeros; so may that of any agent where observations do not
-    tell who is alive, by a branch `alive` beside the agents' (bool [B] by names, or [B, N]). All
-    actions are allowed there. The critic is given that branch as all others.
+    Dead agents act, too: nothing takes their actions, and nothing is learned from them (`valid`).
 
     `save` writes the models of all agents and the critic to one file, each model once.
 
@@ -105,8 +99,8 @@ class IndependentPgAgents(Agent[Any]):
         """Learn which actions environments take (`PgAgent.bind_actions`).
 
         Args:
-            space: a Dict by the agents' names. For an agent axis a Tuple, a MultiDiscrete [N] or
-                [N, k], or a Box [N, ...].
+            space: a Dict by the agents' names; for an agent axis a MultiDiscrete [N] or [N, k], or
+                a Box [N, ...].
 
         Raises:
             TypeError, ValueError: the space has not these agents, or an agent has other actions
@@ -225,17 +219,8 @@ class IndependentPgAgents(Agent[Any]):
                 generator.set_state(saved)
 
     def _rows_of_agents(self, rows: Any) -> dict[Any, Any]:  # Any: trees of tensors
-        """Return the observations of each agent; the masks of dead ones allow all actions."""
-        own = {name: self._part(name, rows) for name in self._members}
-        alive = rows.get(ALIVE) if isinstance(rows, Mapping) else None
-        for name, each in own.items():
-            if isinstance(each, Mapping) and ACTION_MASK in each:
-                mask = each[ACTION_MASK]
-                is_closed = (mask == 0).all(dim=-1, keepdim=True)
-                if alive is not None:
-                    is_closed = is_closed & ~_alive_of(alive, name, is_axis=self._is_axis)
-                own[name] = {**each, ACTION_MASK: mask.masked_fill(is_closed, 1)}
-        return own
+        """Return the observations of each agent."""
+        return {name: self._part(name, rows) for name in self._members}
 
     def _part(self, name: Any, rows: Any) -> Any:  # Any: a name or a place; trees of tensors
         """Return what an agent has of rows of all agents."""
@@ -316,12 +301,6 @@ def _column(leaf: Tensor, place: int, n_agents: int) -> Tensor:
             " ...), an axis with a place for each agent"
         )
     return leaf[:, place]
-
-
-def _alive_of(alive: Any, name: Any, *, is_axis: bool) -> Tensor:
-    """Return whether an agent is alive in each row, bool [B, 1]."""
-    own: Tensor = alive[:, name] if is_axis else alive[name]
-    return own.bool().reshape(-1, 1)
 
 
 def _together(rows: Mapping[Any, Any], names: Sequence[Any]) -> Any:  # Any: trees of tensors
