@@ -21,6 +21,7 @@ from parllel.arrays import Array, ArraySpec, Fill, Leaf, stacked_spec
 from parllel.cages import (
     TIMEOUT_S,
     AgentForm,
+    AnyEnv,
     Cage,
     Capacities,
     OnWorkerError,
@@ -47,7 +48,7 @@ from parllel.tree.leaves import as_ndarray
 FrameFills: TypeAlias = "Fill | Mapping[str, FrameFills]"
 """The fill of a stack of frames at an episode's beginning; or a mapping of leaves' names to it."""
 
-MakeEnv: TypeAlias = "Callable[..., gym.Env[Any, Any]] | str"
+MakeEnv: TypeAlias = "Callable[..., AnyEnv] | str"
 """A function that returns one environment, or the id of one, as `gymnasium.make` takes it."""
 
 # Sending a step to a worker and waiting for it costs this process some 50 us for all environments
@@ -135,11 +136,11 @@ def build_cages(
     return _make_together([partial(make_cage, *span, each) for span, each in spans])
 
 
-def _maker(make_env: MakeEnv) -> Callable[..., gym.Env[Any, Any]]:
+def _maker(make_env: MakeEnv) -> Callable[..., AnyEnv]:
     return partial(gym.make, make_env) if isinstance(make_env, str) else make_env
 
 
-def _step_s(make_env: Callable[..., gym.Env[Any, Any]], env_kwargs: Mapping[str, Any]) -> float:
+def _step_s(make_env: Callable[..., AnyEnv], env_kwargs: Mapping[str, Any]) -> float:
     """Return the median time of some random steps of an environment, in seconds."""
     stepper = Stepper(make_env, env_kwargs, seed=0)
     try:

@@ -19,6 +19,7 @@ from parllel.cages.process.worker_error import WorkerError
 from parllel.cages.seeds import Seed, spawn_seeds
 from parllel.cages.serial_cage import SerialCage
 from parllel.cages.values.agent_forms import AgentForm
+from parllel.cages.values.any_env import AnyEnv, ParallelEnv
 from parllel.cages.values.env_rows import as_tree, write_column
 from parllel.cages.values.info_values import info_values
 from parllel.cages.values.infos import declaration, is_numeric
@@ -31,6 +32,7 @@ from parllel.tree.fitting import MisfitError
 __all__ = [
     "TIMEOUT_S",
     "AgentForm",
+    "AnyEnv",
     "Cage",
     "Capacities",
     "Command",
@@ -42,6 +44,7 @@ __all__ = [
     "MisfitError",
     "OnWorkerError",
     "ParallelAgents",
+    "ParallelEnv",
     "PointCloud",
     "ProcessCage",
     "Seed",

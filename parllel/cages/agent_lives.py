@@ -5,7 +5,7 @@ A stepper asks it; it knows nothing of how environments keep the laws (`values/a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages.values.agent_forms import AgentForm, owner_of
-from parllel.cages.values.spaces import ACTION_MASK, find_mask, flat_mask, sample_action
+from parllel.cages.values.spaces import (
+    ACTION_MASK,
+    find_mask,
+    flat_mask,
+    n_choices,
+    sample_action,
+)
 
 
 class AgentLives:
@@ -56,49 +62,67 @@ class AgentLives:
         return list(map(self.form.value_of, self._alive))
 
 
-def draws_of(lives: AgentLives | None) -> Any:  # Any: one of two classes, each with two functions
-    """Return how random actions are drawn, and the masks by which they are, as plain data."""
-    return _DrawsOfAgents if lives is not None and not lives.form.is_axis else _Draws
+class Draws:
+    """Random actions of environments, and the masks by which the next ones are drawn.
 
+    Where agents come and go, each has its own mask, in its observation or in its info.
 
-class _Draws:
-    """Random actions of environments, and the masks by which the next ones are drawn."""
+    >>> form = AgentForm(("ada", "bob"), is_axis=True, has_flags=True)
+    >>> space = gym.spaces.MultiDiscrete([3, 3])
+    >>> Draws(form).sample(space, np.zeros((2, 4)), {"bob": {"action_mask": [0, 0, 1]}})[1]
+    np.int64(2)
 
-    sample = staticmethod(sample_action)
-
-    @staticmethod
-    def mask(space: gym.Space[Any], observation: Any, info: Any) -> list[Any] | None:
-        """Return the mask as plain data; None for none. Arguments are those of `sample_action`."""
-        mask = find_mask(space, observation, info)
-        return None if mask is None else flat_mask(mask).tolist()
-
-
-class _DrawsOfAgents:
-    """The same where actions and observations are dictionaries of agents: each has its own mask.
-
-    >>> space = gym.spaces.Dict({"ada": gym.spaces.Discrete(3)})
-    >>> _DrawsOfAgents.sample(space, {"ada": {"action_mask": [0, 1, 0]}})
-    {'ada': np.int64(1)}
+    Args:
+        form: that of agents who come and go; None where there are none.
     """
 
-    @staticmethod
-    def sample(space: gym.spaces.Dict, observation: Any, info: Any = None) -> dict[str, Any]:
-        """Draw an action for each agent, with the arguments of `sample_action`."""
-        each = _each(space, observation, info)
-        return {name: sample_action(*own) for name, *own in each}
+    def __init__(self, form: AgentForm | None) -> None:
+        self._form = form
 
-    @staticmethod
-    def mask(space: gym.spaces.Dict, observation: Any, info: Any) -> dict[str, Any]:
-        """Return the mask of each agent as plain data, by the agents' names."""
-        return {name: _Draws.mask(*own) for name, *own in _each(space, observation, info)}
+    def sample(self, space: Any, observation: Any, info: Any = None) -> Any:
+        """Draw an action, with the arguments of `sample_action`."""
+        if self._form is None:
+            return sample_action(space, observation, info)
+        if self._form.is_axis:
+            return sample_action(space, observation, self._joint(space, info or {}))
+        return {name: sample_action(*own) for name, *own in _each(space, observation, info)}
+
+    def mask(self, space: Any, observation: Any, info: Any) -> Any:
+        """Return the mask by which `sample` draws, as plain data; None for none.
+
+        It is what `sample` takes in an info as `action_mask`; of dictionaries, by the names.
+        """
+        if self._form is None:
+            return _packed(space, observation, info)
+        if self._form.is_axis:
+            return _packed(space, observation, self._joint(space, info or {}))
+        return {name: _packed(*own) for name, *own in _each(space, observation, info)}
+
+    def _joint(self, space: Any, info: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an info with one mask for all agents, of those that their infos have."""
+        assert self._form is not None
+        if ACTION_MASK in info:  # after a state was set
+            return {ACTION_MASK: info[ACTION_MASK]}
+        own = [info.get(name, {}).get(ACTION_MASK) for name in self._form.names]
+        if all(mask is None for mask in own) or not isinstance(space, gym.spaces.MultiDiscrete):
+            return {}
+        n_choices_of_one = sum(n_choices(space)) // len(own)
+        every = np.ones(n_choices_of_one, np.int8)
+        masks = [every if mask is None or not np.any(flat_mask(mask)) else mask for mask in own]
+        return {ACTION_MASK: np.concatenate([flat_mask(mask) for mask in masks])}
+
+
+def _packed(space: Any, observation: Any, info: Any) -> list[Any] | None:
+    mask = find_mask(space, observation, info)
+    return None if mask is None else flat_mask(mask).tolist()
 
 
 def _each(space: gym.spaces.Dict, observation: Any, info: Any) -> Iterator[tuple[Any, ...]]:
-    """Yield of each agent its name, action space and observation, and an info with its mask.
-
-    Masks are in the observations; where there are none, as after a state was set, in `info`.
-    """
-    masks = {} if observation is not None else (info or {}).get(ACTION_MASK) or {}
+    """Yield of each agent its name, action space and observation, and an info with its mask."""
+    info = info or {}
+    masks = info.get(ACTION_MASK) if observation is None else None  # after a state was set
     for name, part in space.items():
         own = None if observation is None else observation[name]
-        yield name, part, own, {ACTION_MASK: masks.get(name)}
+        mask = masks.get(name) if masks else info.get(name, {}).get(ACTION_MASK)
+        is_none = mask is not None and not np.any(flat_mask(mask))  # of an agent that has ended
+        yield name, part, own, {} if is_none or mask is None else {ACTION_MASK: mask}

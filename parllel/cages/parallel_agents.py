@@ -24,6 +24,7 @@ from parllel.cages.values.agent_spaces import (
     unmasked,
     with_mask,
 )
+from parllel.cages.values.any_env import ParallelEnv
 from parllel.cages.values.env_checks import check_parallel, is_parallel
 from parllel.cages.values.env_rows import as_tree, write_column
 from parllel.cages.values.spaces import check_members
@@ -78,11 +79,13 @@ class ParallelAgents(gym.Env[Any, Any]):
         array([ 1., 10.,  0.])
     """
 
-    def __init__(self, env: Any, form: Form | None = None, *, info_mask: str | None = None) -> None:
+    def __init__(
+        self, env: ParallelEnv, form: Form | None = None, *, info_mask: str | None = None
+    ) -> None:
         check_parallel(env)
         if form not in (None, "axis", "dictionary"):
             raise ValueError(f'form: got {form!r}, expected "axis", "dictionary" or None')
-        self.parallel_env = env
+        self.parallel_env: Any = env  # Any: it may have more than the protocol names
         self.metadata = getattr(env, "metadata", {})
         self.render_mode = getattr(env, "render_mode", None)
         agents = tuple(env.possible_agents)
@@ -232,13 +235,13 @@ class ParallelAgents(gym.Env[Any, Any]):
 
     def _infos(self, infos: Mapping[Any, Any]) -> dict[str, Any]:
         """Return the infos of agents by their names."""
-        named = ((name, infos.get(agent)) for name, agent in self._agents.items())
-        return {name: self._without_mask(info) for name, info in named if info}
-
-    def _without_mask(self, info: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self._info_mask is None:
-            return info
-        return {name: entry for name, entry in info.items() if name != self._info_mask}
+        named = {name: infos[agent] for name, agent in self._agents.items() if agent in infos}
+        if self._info_mask is not None:
+            named = {
+                name: {key: entry for key, entry in info.items() if key != self._info_mask}
+                for name, info in named.items()
+            }
+        return {name: info for name, info in named.items() if info}
 
     @property
     def can_save(self) -> bool:

@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import gymnasium as gym
-
 from parllel.cages.cage import Cage, Command, execute
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.seeds import Seed
 from parllel.cages.stepper import Stepper
+from parllel.cages.values.any_env import AnyEnv
 from parllel.tree import TreePath
 
 
@@ -41,7 +40,7 @@ class SerialCage(Cage):
 
     def __init__(
         self,
-        make_env: Callable[..., gym.Env[Any, Any]],
+        make_env: Callable[..., AnyEnv],
         env_kwargs: Mapping[str, Any] | None = None,
         make_traj_info: Callable[[], TrajInfo] = TrajInfo,
         *,

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from parllel.cages.agent_lives import AgentLives, draws_of
+from parllel.cages.agent_lives import AgentLives, Draws
 from parllel.cages.episodes import Episodes, TrajInfo
 from parllel.cages.made_envs import close_envs, make_envs, tell_of
 from parllel.cages.seeds import Seed, seed_data, seed_of, seed_spaces, spawn_seeds
 from parllel.cages.states.attributes import attributes_of, pack, set_attributes, unpack
 from parllel.cages.states.env_states import check_env_state, env_state, set_env_state
+from parllel.cages.values.any_env import AnyEnv
 from parllel.cages.values.env_checks import as_reset, as_step, check_make_env
 from parllel.cages.values.env_rows import copy_tree
 from parllel.cages.values.infos import LeftOut, copy_info
@@ -74,7 +75,7 @@ class Stepper:
 
     def __init__(
         self,
-        make_env: Callable[..., gym.Env[Any, Any]],
+        make_env: Callable[..., AnyEnv],
         env_kwargs: Mapping[str, Any],
         make_traj_info: Callable[[], TrajInfo] = TrajInfo,
         *,
@@ -93,7 +94,7 @@ class Stepper:
         agents = self.agents
         self._episodes = Episodes(make_traj_info, n_envs, agents=agents.names if agents else ())
         self._lives = AgentLives(self._envs, agents) if agents and agents.has_flags else None
-        self._draws: Any = draws_of(self._lives)
+        self._draws = Draws(None if self._lives is None else self._lives.form)
         self._is_reset = False
         self._is_checked = False  # whether steps are known to return what gymnasium's do
         self._is_closed = False

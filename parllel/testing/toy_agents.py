@@ -168,6 +168,99 @@ class Relay:
         """Do nothing."""
 
 
+class Masked:
+    """A parallel environment that allows each agent one action in each step, by a mask.
+
+    In step t, the agent of slot i may take action (t + i) % 3 alone. Agent 0 ends with step 2,
+    agent 1 with step 4; the masks of their final observations allow nothing.
+
+    Args:
+        differ: whether agents show different numbers beside their masks.
+        in_info: whether masks are in infos, and not in observations.
+        saves: whether it has the methods `get_state` and `set_state`.
+
+    Raises:
+        ValueError: in `step`, an action is not allowed.
+
+    Example:
+        >>> env = Masked()
+        >>> observations, infos = env.reset()
+        >>> observations[1]["action_mask"]
+        array([0, 1, 0], dtype=int8)
+    """
+
+    metadata: Dictionary = {"name": "masked"}  # noqa: RUF012  # as PettingZoo's
+    possible_agents = (0, 1)  # names need not be texts
+
+    def __init__(self, differ: bool = False, in_info: bool = False, saves: bool = True) -> None:
+        self._differ, self._in_info = differ, in_info
+        self._step = 0
+        self.agents: list[int] = []
+        if not saves:
+            self.get_state = None  # type: ignore[assignment, method-assign]
+
+    def observation_space(self, agent: int) -> spaces.Space[Any]:
+        """Return the space of an agent's observations."""
+        position = spaces.Box(-9, 9, (1 + agent * self._differ,), np.float32)
+        if self._in_info:
+            return position
+        return spaces.Dict({"position": position, "action_mask": spaces.MultiBinary(3)})
+
+    def action_space(self, agent: int) -> spaces.Discrete:
+        """Return the space of an agent's actions."""
+        return spaces.Discrete(3)
+
+    def reset(
+        self, seed: int | None = None, options: Dictionary | None = None
+    ) -> tuple[dict[int, Any], dict[int, Any]]:
+        """Begin an episode."""
+        self._step, self.agents = 0, [0, 1]
+        return self._observe([0, 1]), self._infos([0, 1])
+
+    def step(self, actions: Mapping[int, Any]) -> tuple[dict[int, Any], ...]:
+        """Go on by one step."""
+        for agent, action in actions.items():
+            if action != (self._step + agent) % 3:
+                raise ValueError(f"actions: got {action} of agent {agent} in step {self._step}")
+        self._step += 1
+        acted = self.agents
+        ended = {agent: self._step == 2 * (agent + 1) for agent in acted}
+        self.agents = [agent for agent in acted if not ended[agent]]
+        rewards, truncated = dict.fromkeys(acted, 1.0), dict.fromkeys(acted, False)
+        return self._observe(acted), rewards, ended, truncated, self._infos(acted)
+
+    def _observe(self, agents: list[int]) -> dict[int, Any]:
+        shown = {
+            agent: np.full((1 + agent * self._differ,), self._step, np.float32) for agent in agents
+        }
+        if self._in_info:
+            return shown
+        return {
+            agent: {"position": shown[agent], "action_mask": self._mask(agent)} for agent in agents
+        }
+
+    def _infos(self, agents: list[int]) -> dict[int, Any]:
+        if not self._in_info:
+            return {}
+        return {agent: {"action_mask": self._mask(agent)} for agent in agents}
+
+    def _mask(self, agent: int) -> NDArray[np.int8]:
+        mask = np.zeros(3, np.int8)
+        mask[(self._step + agent) % 3] = agent in self.agents
+        return mask
+
+    def get_state(self) -> Dictionary:
+        """Return what the step and the agents are."""
+        return {"step": self._step, "agents": list(self.agents)}
+
+    def set_state(self, state: Dictionary) -> None:
+        """Go on from a state."""
+        self._step, self.agents = state["step"], list(state["agents"])
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class Team(gym.Env[Any, Any]):
     """A gymnasium environment that pays two agents, and has one flag for both.
 

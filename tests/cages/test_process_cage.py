@@ -35,8 +35,9 @@ from parllel.cages.process import processors
 from parllel.cages.process.processors import processors_to_bind
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler
-from parllel.testing import toy_envs
+from parllel.testing import toy_agents, toy_envs
 from parllel.testing.contracts import cage_calls
+from parllel.testing.contracts.cage_agents_contract import CageAgentsContract
 from parllel.testing.contracts.cage_calls import assert_same, random_step, reset, rollout, step
 from parllel.testing.contracts.cage_contract import CageContract
 from parllel.testing.contracts.cage_states_contract import CageStatesContract, go_on
@@ -57,7 +58,7 @@ def _send_definitions() -> Iterator[None]:
     which takes each worker 70 ms. tests/cages/test_worker_faults.py sends environments by their
     names.
     """
-    modules = sys.modules[__name__], toy_envs, cage_calls
+    modules = sys.modules[__name__], toy_agents, toy_envs, cage_calls
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     yield
@@ -65,7 +66,7 @@ def _send_definitions() -> Iterator[None]:
         cloudpickle.unregister_pickle_by_value(module)
 
 
-class TestProcessCage(CageContract, CageStatesContract):
+class TestProcessCage(CageContract, CageStatesContract, CageAgentsContract):
     storage = "shared"
 
     def make_cage(

@@ -14,6 +14,7 @@ from torch.nn import Linear
 
 from parllel import Array, ArrayDict, dict_map
 from parllel.cages import Cage, ProcessCage, Seed, SerialCage, TrajInfo
+from parllel.testing.contracts.cage_agents_contract import CageAgentsContract
 from parllel.testing.contracts.cage_calls import random_step, reset, rollout, step
 from parllel.testing.contracts.cage_contract import CageContract
 from parllel.testing.contracts.cage_states_contract import CageStatesContract
@@ -23,7 +24,7 @@ from parllel.torch.distributions import Categorical, DistParams
 from parllel.tree.fitting import MisfitError
 
 
-class TestSerialCage(CageContract, CageStatesContract):
+class TestSerialCage(CageContract, CageStatesContract, CageAgentsContract):
     def make_cage(
         self,
         make_env: Callable[..., gym.Env],

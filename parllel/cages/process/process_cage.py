@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +23,7 @@ from parllel.cages.process.task import packed_task
 from parllel.cages.process.worker_error import WorkerError
 from parllel.cages.process.worker_process import StartMethod, WorkerLostError, WorkerProcess
 from parllel.cages.seeds import Seed, restart_seed, seed_of, seed_words, spawn_seeds
+from parllel.cages.values.any_env import AnyEnv
 from parllel.cages.values.env_checks import check_make_env
 from parllel.cages.values.env_rows import Value
 from parllel.cages.values.spaces import most_nbytes
@@ -118,7 +118,7 @@ class ProcessCage(Cage):
 
     def __init__(
         self,
-        make_env: Callable[..., gym.Env[Any, Any]],
+        make_env: Callable[..., AnyEnv],
         env_kwargs: Mapping[str, Any] | None = None,
         make_traj_info: Callable[[], TrajInfo] = TrajInfo,
         *,

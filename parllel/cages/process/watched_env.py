@@ -16,6 +16,7 @@ from parllel.cages.process.status_page import CALL, calls_of
 from parllel.cages.seeds import restart_seed, seed_data, seed_of, seed_words
 from parllel.cages.states.env_states import check_env_state, env_state, set_env_state
 from parllel.cages.values.agent_forms import form_of, no_step, owner_of
+from parllel.cages.values.any_env import AnyEnv
 from parllel.cages.values.env_checks import as_reset, check_env
 from parllel.cages.values.env_rows import Value, copy_tree
 from parllel.tree.fitting import MisfitError
@@ -84,7 +85,7 @@ class WatchedEnv(gym.Env[Any, Any]):
         self,
         number: int,
         seed: np.random.SeedSequence,
-        make_env: Callable[[], gym.Env[Any, Any]],
+        make_env: Callable[[], AnyEnv],
         watch: Watch,
     ) -> None:
         self._number = number

@@ -6,14 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
 from numpy.typing import DTypeLike
 
 from parllel.arrays import Array
-from parllel.cages import Cage, Seed, TrajInfo
+from parllel.cages import AnyEnv, Cage, Seed, TrajInfo
 from parllel.testing.contracts.cage_calls import (
     assert_rows,
     assert_same,
@@ -55,7 +54,7 @@ class CageResultsContract(ABC):
     @abstractmethod
     def make_cage(
         self,
-        make_env: Callable[..., gym.Env[Any, Any]],
+        make_env: Callable[..., AnyEnv],
         env_kwargs: Mapping[str, Any] | None = None,
         make_traj_info: Callable[[], TrajInfo] = TrajInfo,
         *,
