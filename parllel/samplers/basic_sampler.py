@@ -308,26 +308,22 @@ class BasicSampler(Sampler):
 
     def _complete_ends(self, ends: Ends) -> None:
         """Write the values of truncated ends that no step has told of; tell the replay of ends."""
-        steps, columns, is_cut, own = ends
-        rows: Any = own  # Arrays, of which some rows are taken
+        steps, columns, is_cut, _ = ends
         if self._completes_values and is_cut.any():
-            cut = rows if is_cut.all() else rows[np.flatnonzero(is_cut)]
-            value = self._value(cut, columns[is_cut].tolist())
-            target = self.samples["final_value"]
-            check_rows("value", value, target[steps[is_cut], columns[is_cut]])
-            target[steps[is_cut], columns[is_cut]] = value
-        kept = np.flatnonzero(is_cut | self._gives_terminated)
-        if (self.replay is None or not len(kept)) and self._observed is None:
+            cut = steps[is_cut], columns[is_cut]
+            value = self._value(ends.rows(is_cut), cut[1].tolist())
+            check_rows("value", value, self.samples["final_value"][cut])
+            self.samples["final_value"][cut] = value
+        if self.replay is None and self._observed is None:
             return
-        on_host = rows.to_ndarray()  # once for the batch
+        on_host = ends.rows(np.ones_like(is_cut)).to_ndarray()  # once for the batch
         if self._observed is not None:
             self._observed.add_final(on_host[row] for row in range(len(steps)))
         if self.replay is not None:
-            for t in np.unique(steps[kept]):
+            kept = np.flatnonzero(is_cut | self._gives_terminated)
+            for t in np.unique(steps[kept]).tolist():
                 of_step = kept[steps[kept] == t]
-                self.replay.add_final_obs(
-                    int(t), {int(columns[row]): on_host[row] for row in of_step}
-                )
+                self.replay.add_final_obs(t, {int(columns[row]): on_host[row] for row in of_step})
 
     def _value(self, observation: Rows, columns: Sequence[int] | None = None) -> object:
         """Return the agent's values of rows of observations.

@@ -84,11 +84,10 @@ class DeviceGroup(Group):
         if not len(steps) or not self.keeps_final:
             return None
         if self._cage.loses_final_obs:  # and the observation before stands for the last one
-            rows = self._samples["observation"][steps, columns]
+            source = self._samples["observation"]
         else:
-            transfer.check_final(steps, columns)
-            rows = transfer.final_rows(steps, columns)
-        return Ends(steps, columns, is_cut[steps, columns], rows)
+            source = transfer.check_final(steps, columns)
+        return Ends(steps, columns, is_cut[steps, columns], source)
 
 
 def stays_on_device(cages: Sequence[Cage], samples: ArrayDict) -> bool:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from parllel import cuda
 from parllel.arrays import Array, ArraySpec
-from parllel.arrays.interop import is_tensor
 from parllel.cages import DeviceStep
+from parllel.cages.device.tensors import side_of_tensor
 from parllel.samplers.ahead_copy import nbytes_of_tree
 from parllel.samplers.step_copy import Place, StepCopy
 from parllel.storages import allocate
@@ -170,10 +170,9 @@ class DeviceTransfer:
         return found
 
     def _is_elsewhere(self, rows: Any) -> bool:  # Any: an array of any library
-        if is_tensor(rows):
-            return bool(rows.is_cuda) == self._is_on_host
-        is_for_gpu: bool = getattr(rows, "is_for_gpu", cuda.is_device_array(rows))
-        return is_for_gpu == self._is_on_host
+        if isinstance(rows, Array):
+            return rows.is_on_host != self._is_on_host
+        return (side_of_tensor(rows) == "host") != self._is_on_host
 
     def await_actions(self, t: int) -> None:
         """Do nothing: environments read the action behind what has made it."""
@@ -250,11 +249,11 @@ class DeviceTransfer:
         ends = BatchEnds(*(self._seen[name].to_ndarray() for name in _FLAGS))
         return ends
 
-    def check_final(self, steps: NDArray[np.intp], columns: NDArray[np.intp]) -> None:
-        """Refuse ends of episodes whose last observation was not given.
+    def check_final(self, steps: NDArray[np.intp], columns: NDArray[np.intp]) -> Array | ArrayDict:
+        """Return last observations, [T, B, ...], which mean something where an episode ended.
 
         Args:
-            steps, columns: intp [k], where they are.
+            steps, columns: intp [k], where these are wanted.
 
         Raises:
             RuntimeError: there is none.
@@ -269,12 +268,8 @@ class DeviceTransfer:
                 " the batch, expected its last observation: its episode ended there, and the"
                 " environments say that they keep these"
             )
-
-    def final_rows(self, steps: NDArray[np.intp], columns: NDArray[np.intp]) -> Rows:
-        """Return true last observations, rows [k, ...], in memory of the tree's side."""
         assert self._final is not None  # some were given
-        rows: Rows = self._final[steps, columns]
-        return rows
+        return self._final
 
     def first_rows(self) -> Array | ArrayDict:
         """Return rows [B, ...] in host memory for first observations."""

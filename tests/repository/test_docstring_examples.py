@@ -20,6 +20,8 @@ NEEDED = {
     "parllel.metrics.tensorboard_metrics": "tensorboard",
     "parllel.samplers.trace": "matplotlib",
 }
+# JAX starts threads: tests/cages/test_functional_envs.py runs these in a process of their own.
+IN_A_CHILD = ("parllel.cages.device.functional",)
 
 
 def with_examples() -> list[object]:
@@ -28,6 +30,8 @@ def with_examples() -> list[object]:
         if ">>>" in path.read_text():
             parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
             name = ".".join(part for part in parts if part != "__init__")
+            if name in IN_A_CHILD:
+                continue
             cases.append(pytest.param(name, marks=[needs(NEEDED[name])] if name in NEEDED else []))
     return cases
 

@@ -1,0 +1,225 @@
+"""What a DeviceCage refuses, what it says of what is lost, and what each dialect does with it."""
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from device_cages import DIALECTS, make_device_cage
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from parllel.cages import DeviceCage, DeviceStep
+from parllel.cages.device.functional import Functional
+from parllel.cages.device.isaac_lab import IsaacLab, Mjlab, as_gymnasium
+from parllel.cages.device.known_dialects import dialect_of
+from parllel.cages.device.maniskill import ManiSkill
+from parllel.testing.contracts.cage_calls import idle, reset, step
+from parllel.testing.device_envs import (
+    FakeFunctional,
+    FakeIsaacLab,
+    FakeManiSkill,
+    FakeMjlab,
+)
+from parllel.testing.toy_envs import Clock
+
+B = 3
+each_fake = pytest.mark.parametrize("fake", DIALECTS, ids=lambda fake: fake.__name__)
+LOST = [(FakeIsaacLab, {"compute_final_obs": False}), (FakeMjlab, {"auto_reset": True})]
+each_loss = pytest.mark.parametrize(("fake", "options"), LOST, ids=["Isaac Lab", "mjlab"])
+
+
+# Which one it is
+
+
+def test_the_class_tells_the_dialect() -> None:
+    found = [
+        type(dialect_of(fake([Clock] * B)))
+        for fake in (FakeManiSkill, FakeIsaacLab, FakeMjlab, FakeFunctional)
+    ]
+    assert found == [ManiSkill, IsaacLab, Mjlab, Functional]
+
+
+class Unknown(Clock):
+    num_envs = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_an_unknown_environment_is_refused_by_what_it_lacks() -> None:
+    env = Unknown()
+    with pytest.raises(
+        TypeError, match=r"Unknown with num_envs = 4.*no VectorEnv.*no is_vector_en"
+    ):
+        DeviceCage(lambda: env)
+    assert env.is_closed
+    with pytest.raises(TypeError, match=r"Clock, which has no num_envs.*SerialCage"):
+        DeviceCage(Clock)
+    env.is_vector_env = True
+    with pytest.raises(
+        TypeError, match="Unknown with is_vector_env, which has no device, cfg, sin"
+    ):
+        DeviceCage(lambda: env)
+
+
+def test_a_reset_in_the_next_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="autoreset_mode: got NEXT_STEP, expected SAME_STEP or DI"):
+        DeviceCage(SyncVectorEnv, {"env_fns": [Clock] * 2})
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+def test_gymnasiums_own_keys_are_known(mode: AutoresetMode) -> None:
+    class Tensors(FakeManiSkill):
+        def __init__(self) -> None:
+            super().__init__([Clock] * 2, auto_reset=mode is AutoresetMode.SAME_STEP)
+            self.metadata = {"autoreset_mode": mode}
+
+        def step(self, actions: Any) -> Any:
+            *results, info = super().step(actions)
+            for name in ("final_obs", "_final_obs"):
+                old = name.replace("final_obs", "final_observation")
+                if old in info:
+                    info[name] = info.pop(old)
+            return *results, info
+
+    with DeviceCage(Tensors) as cage:
+        reset(cage)
+        for _ in range(3):
+            step(cage, idle(2))
+        assert {key: value.tolist() for key, value in cage.final_obs.items()} == {
+            0: [0, 3],
+            1: [0, 3],
+        }
+
+
+# Last observations
+
+
+@each_loss
+def test_lost_observations_are_refused_or_said_once(fake: Any, options: dict[str, bool]) -> None:
+    with pytest.raises(ValueError, match=r"final_obs: .* lost: .*(compute_final_obs|auto_reset)"):
+        make_device_cage(fake, Clock, n_envs=B, **options)
+    with pytest.warns(UserWarning, match="are lost: ") as said:
+        cage = make_device_cage(
+            fake, Clock, n_envs=B, cage_options={"lost_final_obs": "previous"}, **options
+        )
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reset(cage)
+        for _ in range(3):
+            step(cage, idle(B))
+    # The observation that the last action followed stands for the lost one.
+    assert [each.tolist() for each in cage.final_obs.values()] == [[0, 2]] * B
+
+
+def test_the_word_for_lost_observations_is_one_of_two() -> None:
+    with pytest.raises(
+        ValueError, match=r"lost_final_obs: got 'value', expected .raise. or .previous."
+    ):
+        make_device_cage(FakeIsaacLab, Clock, cage_options={"lost_final_obs": "value"})
+
+
+def test_a_final_observation_in_the_memory_of_the_next_one_is_found() -> None:
+    with make_device_cage(FakeManiSkill, Clock, n_envs=B, is_aliased=True) as cage:
+        reset(cage)
+        step(cage, idle(B))
+        step(cage, idle(B))
+        with pytest.raises(RuntimeError, match=r"final_observation'\]: it has the memory .* 828"):
+            step(cage, idle(B))
+
+
+class Forgetful(ManiSkill):
+    """Leaves out last observations, or says that it has them where it has not."""
+
+    def __init__(self, env: Any, *, inverts: bool) -> None:
+        super().__init__(env)
+        self._inverts = inverts
+
+    def step(self, action: Any) -> DeviceStep:
+        step = super().step(action)
+        if step.final_obs is None:
+            return step
+        if self._inverts:
+            return step._replace(has_final=~step.has_final)
+        return step._replace(final_obs=None, has_final=None)
+
+
+@pytest.mark.parametrize("inverts", [False, True])
+def test_an_end_without_a_last_observation_is_found(inverts: bool) -> None:
+    options = {"make_dialect": lambda env: Forgetful(env, inverts=inverts)}
+    with make_device_cage(FakeManiSkill, Clock, n_envs=B, cage_options=options) as cage:
+        reset(cage)
+        step(cage, idle(B))
+        step(cage, idle(B))
+        with pytest.raises(
+            RuntimeError, match="final_obs: got nothing for environment 0, expected"
+        ):
+            step(cage, idle(B))
+
+
+# Their own words
+
+
+def test_infos_of_all_environments_are_left_out() -> None:
+    class Logs(FakeIsaacLab):
+        def step(self, action: Any) -> Any:
+            *results, extras = super().step(action)
+            return *results, extras | {"log": {"mean": torch.tensor(3.0)}, "n": 5}
+
+    with DeviceCage(Logs, {"env_fns": [Clock] * 2}) as cage:
+        reset(cage)
+        *_, infos = step(cage, idle(2))
+    assert set(infos[0]) == {"step", "nested", "odd"}
+
+
+def test_observation_groups_are_branches() -> None:
+    with DeviceCage(FakeMjlab, {"env_fns": [Clock] * 2}) as cage:
+        observation, _ = reset(cage)
+        assert cage.observation_space == spaces.Dict({"policy": Clock.observation_space})
+    assert observation["policy"].tolist() == [[0, 0]] * 2
+
+
+def test_spaces_of_mjlab_become_gymnasiums() -> None:
+    box = SimpleNamespace(low=-1.0, high=2.0, shape=(3,))
+    space = as_gymnasium(SimpleNamespace(spaces={"actor": box}))
+    assert space == spaces.Dict({"actor": spaces.Box(-1, 2, (3,))})
+
+
+def test_isaac_lab_takes_the_first_seed_as_one_with_a_sign() -> None:
+    class Seeds(FakeIsaacLab):
+        def reset(self, *, seed: Any = None, **kwargs: Any) -> Any:
+            self.seed = seed
+            return super().reset(**kwargs)
+
+    env = Seeds([Clock] * 2)
+    dialect = IsaacLab(env)
+    dialect.reset([2**32 - 1, 5])
+    assert env.seed == 2**31 - 1
+    dialect.reset(None)
+    assert env.seed is None
+
+
+@each_fake
+def test_a_closed_cage_says_so(fake: Any) -> None:
+    cage = make_device_cage(fake, Clock, n_envs=2)
+    reset(cage)
+    cage.close()
+    cage.close()
+    with pytest.raises(RuntimeError, match="the cage is closed"):
+        cage.start_on_device(torch.zeros(2, dtype=torch.int64))
+
+
+@each_fake
+def test_a_step_on_the_device_needs_a_reset(fake: Any) -> None:
+    with (
+        make_device_cage(fake, Clock, n_envs=2) as cage,
+        pytest.raises(RuntimeError, match="step before reset"),
+    ):
+        cage.start_on_device(torch.zeros(2, dtype=torch.int64))
