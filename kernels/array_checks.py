@@ -59,7 +59,7 @@ def check_is_ndarray(name: str, array: object) -> None:
         )
 
 
-def check_dtype(name: str, array: Shaped, expected: type[np.float32 | np.bool_]) -> None:
+def check_dtype(name: str, array: Shaped, expected: type[np.generic]) -> None:
     """Raise ValueError unless an array has the dtype that is expected."""
     if array.dtype != expected:
         raise ValueError(

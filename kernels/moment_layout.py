@@ -62,28 +62,21 @@ def lay_out(n_rows: int, n_features: int) -> Layout:
 
 
 class Weights(NamedTuple):
-    """Weights of old and new rows in a merge; float32, computed once, in double precision."""
+    """Weights of old and new rows in a merge."""
 
     weight: np.float32  # new / all
-    cross: np.float32  # old * new / all; 0 if and only if there are no old ones
+    cross: np.float32  # old * new / all
     inverse: np.float32  # 1 / all
-    epsilon: np.float32
-
-    @classmethod
-    def of(cls, n_before: int, n_rows: int, epsilon: float) -> "Weights":
-        """Return the weights for merging n_rows into n_before."""
-        n_all = n_before + n_rows
-        numbers = n_rows / n_all, n_before * n_rows / n_all, 1 / n_all, epsilon
-        return cls(*map(np.float32, numbers))
 
 
-def check_update(rows: Shaped, kept: Shaped, scratch: Shaped) -> None:
+def check_update(rows: Shaped, kept: Shaped, counts: Shaped, scratch: Shaped) -> None:
     """Raise ValueError if the shapes of arrays of NumPy or CuPy do not go together."""
     if rows.ndim != 2:
         raise ValueError(f"rows: shape {rows.shape}, expected two axes, (n_rows, F)")
     n_features = rows.shape[1]
     expected = (N_KEPT, count_copies(n_features), n_features)
     check_shape("out_kept", kept, expected, "(N_KEPT, count_copies(F), F)")
+    check_shape("out_counts", counts, (n_features,), "(F,)")
     n_scratch = lay_out(*rows.shape).n_scratch
     if scratch.ndim != 2 or scratch.shape[0] != N_PLANES or scratch.shape[1] < n_scratch:
         raise ValueError(

@@ -35,14 +35,16 @@ from parllel.kernels.moment_layout import (
 from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda, pointer_to
 
 Floats = npt.NDArray[np.float32]
+Counts = npt.NDArray[np.int64]
 
 
 def update_moments(
     rows: Floats,
     *,
-    n_before: int,
+    begins_anew: bool,
     epsilon: float,
     out_kept: Floats,
+    out_counts: Counts,
     out_scratch: Floats,
 ) -> None:
     """Merge mean and variance of rows into those of earlier rows, for each feature.
@@ -63,10 +65,11 @@ def update_moments(
 
     Args:
         rows: float32 [n_rows, F]; with no row or no feature nothing is written.
-        n_before: rows merged into `out_kept` before; 0 begins anew, whatever it holds.
+        begins_anew: whether these rows are the first ones, whatever `out_kept` holds.
         epsilon: float of 0 or more, added to the standard deviation for the scale.
         out_kept: float32 [N_KEPT, count_copies(F), F], updated: SHIFT, OFFSET, M2, SCALE, MEAN,
             VARIANCE of each feature, all copies alike.
+        out_counts: int64 [F], the rows merged before, updated; all alike.
         out_scratch: float32 [N_PLANES, lay_out(n_rows, F).n_scratch or more], overwritten.
 
     Raises:
@@ -85,15 +88,14 @@ def update_moments(
     mismatch = None
     try:
         _, _, width, n_parts, n_groups = lay_out(*rows.shape)
-        by = Weights.of(n_before, len(rows), epsilon)
-        arrays = (rows, out_kept, *out_scratch)
-        is_written = are_native(rows, out_kept, out_scratch) and _ON_CPU.compiled(
-            *arrays, width, n_parts, n_groups, *by
+        arrays = (rows, out_kept, out_counts, *out_scratch)
+        is_written = are_native(rows, out_kept, out_counts, out_scratch) and _ON_CPU.compiled(
+            *arrays, width, n_parts, n_groups, int(begins_anew), np.float32(epsilon)
         )
     except (TypeError, ValueError, AttributeError) as error:  # raised before anything is written
         is_written, mismatch = False, error
     if not is_written:
-        _explain_refusal(rows, out_kept, out_scratch)
+        _explain_refusal(rows, out_kept, out_counts, out_scratch)
         raise AssertionError("the compiled entry refuses what no check finds wrong") from mismatch
 
 
@@ -210,19 +212,49 @@ def merge_lane(parts: Parts, begin: int, stop: int, step: int) -> Part:
     return summarize(n, pivot, total, squares)
 
 
+def weigh(n_before: int, n_rows: int) -> Weights:
+    """Return the weights for merging n_rows rows into n_before."""
+    n_all = np.float32(n_before + n_rows)
+    weight = np.float32(n_rows) / n_all
+    return Weights(weight, np.float32(n_before) * weight, np.float32(1) / n_all)
+
+
+def count_before(counts: Counts, feature: int, begins_anew: int) -> int:
+    """Return how many rows of a feature are merged already."""
+    return 0 if begins_anew else counts[feature]
+
+
+def find_shift(
+    values: Floats, kept: Floats, counts: Counts, feature: int, begins_anew: int
+) -> np.float32:
+    """Return the number that a feature's deviations are counted from: the first one ever seen."""
+    return kept[feature] if count_before(counts, feature, begins_anew) > 0 else values[feature]
+
+
 def update_feature(
-    new: Part, feature: int, n_features: int, width: int, shift: Floats, kept: Floats, by: Weights
+    new: Part,
+    feature: int,
+    n_features: int,
+    width: int,
+    origin: np.float32,
+    kept: Floats,
+    counts: Counts,
+    n_rows: int,
+    begins_anew: int,
+    epsilon: np.float32,
 ) -> None:
     """Merge a feature's new moments into those that are kept, and write all copies of these."""
-    old_offset = kept[OFFSET * width + feature] if by.cross > 0 else np.float32(0)
-    old_m2 = kept[M2 * width + feature] if by.cross > 0 else np.float32(0)
+    n_before = count_before(counts, feature, begins_anew)
+    by = weigh(n_before, n_rows)
+    counts[feature] = n_before + n_rows
+    old_offset = kept[OFFSET * width + feature] if n_before > 0 else np.float32(0)
+    old_m2 = kept[M2 * width + feature] if n_before > 0 else np.float32(0)
     change = new.mean - old_offset
     offset = old_offset + change * by.weight
     m2 = (old_m2 + new.m2) + (change * change) * by.cross
     variance = m2 * by.inverse
-    deviation = np.float32(math.sqrt(variance)) + by.epsilon
+    deviation = np.float32(math.sqrt(variance)) + epsilon
     scale = np.float32(0) if deviation == 0 else np.float32(1) / deviation
-    origin = shift[feature]
     lane = feature
     while lane < width:
         kept[SHIFT * width + lane] = origin
@@ -239,7 +271,9 @@ def measure_on_grid(
     size: int,
     n_features: int,
     width: int,
-    shift: Floats,
+    kept: Floats,
+    counts: Counts,
+    begins_anew: int,
     n: Floats,
     mean: Floats,
     m2: Floats,
@@ -252,7 +286,8 @@ def measure_on_grid(
         stop = min(begin + LENGTH * width, size)
         lane = cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
         while lane < min(width, stop - begin):
-            part = measure_lane(values, begin, stop, width, lane, shift[lane % n_features])
+            shift = find_shift(values, kept, counts, lane % n_features, begins_anew)
+            part = measure_lane(values, begin, stop, width, lane, shift)
             store(parts, block * width + lane, part)
             lane += cuda.gridDim.y * cuda.blockDim.x
         block += cuda.gridDim.x * cuda.blockDim.y
@@ -275,29 +310,33 @@ def update_on_grid(
     stop: int,
     n_features: int,
     width: int,
-    shift: Floats,
+    values: Floats,
     kept: Floats,
-    weight: np.float32,
-    cross: np.float32,
-    inverse: np.float32,
+    counts: Counts,
+    n_rows: int,
+    begins_anew: int,
     epsilon: np.float32,
 ) -> None:
     """Merge the parts from begin to stop into what is kept. A grid with one axis."""
-    parts, by = Parts(n, mean, m2), Weights(weight, cross, inverse, epsilon)
+    parts = Parts(n, mean, m2)
     feature = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while feature < n_features:
         new = merge_lane(parts, begin + feature, stop, n_features)
-        update_feature(new, feature, n_features, width, shift, kept, by)
+        shift = find_shift(values, kept, counts, feature, begins_anew)
+        update_feature(
+            new, feature, n_features, width, shift, kept, counts, n_rows, begins_anew, epsilon
+        )
         feature += cuda.gridDim.x * cuda.blockDim.x
 
 
 _FLOATS = "CPointer(float32)"
 _PARTS = f"{_FLOATS}, {_FLOATS}, {_FLOATS}"
+_KEPT = f"{_FLOATS}, CPointer(int64)"
 MEASURE = DeviceEntry(
     "moments",
     measure_on_grid,
-    f"void({_FLOATS}, int64, int64, int64, {_FLOATS}, {_PARTS})",
-    (summarize, store, measure_lane),
+    f"void({_FLOATS}, int64, int64, int64, {_KEPT}, int64, {_PARTS})",
+    (count_before, find_shift, summarize, store, measure_lane),
 )
 MERGE = DeviceEntry(
     "merge_moments", merge_on_grid, f"void({_PARTS}, int64, int64)", (summarize, store, merge_lane)
@@ -305,49 +344,60 @@ MERGE = DeviceEntry(
 UPDATE = DeviceEntry(
     "update_moments",
     update_on_grid,
-    f"void({_PARTS}, int64, int64, int64, int64, {_FLOATS}, {_FLOATS}, "
-    "float32, float32, float32, float32)",
-    (summarize, merge_lane, update_feature),
+    f"void({_PARTS}, int64, int64, int64, int64, {_FLOATS}, {_KEPT}, int64, int64, float32)",
+    (count_before, find_shift, weigh, summarize, merge_lane, update_feature),
 )
 
 
 def update_checked(
     rows: Floats,
     kept: Floats,
+    counts: Counts,
     n: Floats,
     mean: Floats,
     m2: Floats,
     width: int,
     n_parts: int,
     n_groups: int,
-    weight: np.float32,
-    cross: np.float32,
-    inverse: np.float32,
+    begins_anew: int,
     epsilon: np.float32,
 ) -> bool:
     """Check all that the types leave open, then do what the kernels do; return if checks passed."""
     n_features = rows.shape[1]
-    fits = kept.shape == (N_KEPT, width // n_features, n_features)
+    fits = kept.shape == (N_KEPT, width // n_features, n_features) and counts.size == n_features
     if not (fits and n.size >= n_parts + n_groups):
         return False
     for plane in (n, mean, m2):
-        if not (is_apart(rows, plane) and is_apart(kept, plane)):
+        if not (is_apart(rows, plane) and is_apart(kept, plane) and is_apart(counts, plane)):
             return False
-    if not (is_apart(rows, kept) and is_aligned(rows) and is_aligned(kept) and is_aligned(n)):
+    if not (is_apart(rows, kept) and is_apart(rows, counts) and is_apart(kept, counts)):
+        return False
+    if not (is_aligned(rows) and is_aligned(kept) and is_aligned(counts) and is_aligned(n)):
         return False
     parts = Parts(pointer_to(n), pointer_to(mean), pointer_to(m2))
-    values, kept_at = pointer_to(rows), pointer_to(kept)
-    shift = kept_at if cross > 0 else values
+    values, kept_at, counts_at = pointer_to(rows), pointer_to(kept), pointer_to(counts)
+    shift = kept_at if count_before(counts_at, 0, begins_anew) > 0 else values
     for begin in range(0, rows.size, LENGTH * width):
         stop = min(begin + LENGTH * width, rows.size)
         measure_block(values, begin, stop, width, n_features, shift, parts, begin // LENGTH)
     for group in range(n_groups):
         store(parts, n_parts + group, merge_lane(parts, group, n_parts, n_groups))
     begin = n_parts if n_groups > 0 else 0
-    by = Weights(weight, cross, inverse, epsilon)
     for feature in range(n_features):
         new = merge_lane(parts, begin + feature, n_parts + n_groups, n_features)
-        update_feature(new, feature, n_features, width, shift, kept_at, by)
+        origin = find_shift(values, kept_at, counts_at, feature, begins_anew)
+        update_feature(
+            new,
+            feature,
+            n_features,
+            width,
+            origin,
+            kept_at,
+            counts_at,
+            len(rows),
+            begins_anew,
+            epsilon,
+        )
     return True
 
 
@@ -355,19 +405,22 @@ _PLANE = "Array(float32, 1, 'C')"
 _ON_CPU = CpuKernel(
     update_checked,
     "boolean(Array(float32, 2, 'C', readonly=True), Array(float32, 3, 'C'), "
-    f"{_PLANE}, {_PLANE}, {_PLANE}, int64, int64, int64, float32, float32, float32, float32)",
-    parts=(is_aligned, is_apart, summarize, store, measure_block, merge_lane, update_feature),
+    f"Array(int64, 1, 'C'), {_PLANE}, {_PLANE}, {_PLANE}, int64, int64, int64, int64, float32)",
+    parts=(
+        *(is_aligned, is_apart, count_before, find_shift, weigh),
+        *(summarize, store, measure_block, merge_lane, update_feature),
+    ),
     outputs_are_apart=True,
 )
 
 
-def _explain_refusal(rows: Floats, kept: Floats, scratch: Floats) -> None:
+def _explain_refusal(rows: Floats, kept: Floats, counts: Counts, scratch: Floats) -> None:
     """Raise the error that says what is wrong with the arguments."""
-    arrays = {"rows": rows, "out_kept": kept, "out_scratch": scratch}
+    arrays = {"rows": rows, "out_kept": kept, "out_counts": counts, "out_scratch": scratch}
     for name, array in arrays.items():
         check_is_ndarray(name, array)
-        check_dtype(name, array, np.float32)
+        check_dtype(name, array, np.int64 if name == "out_counts" else np.float32)
         check_layout(name, array)
-    check_update(rows, kept, scratch)
-    check_output("out_kept", arrays)
-    check_output("out_scratch", arrays)
+    check_update(rows, kept, counts, scratch)
+    for name in ("out_kept", "out_counts", "out_scratch"):
+        check_output(name, arrays)

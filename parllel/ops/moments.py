@@ -7,7 +7,7 @@ import numpy as np
 from parllel.cuda import AnyArray, DeviceArray
 from parllel.kernels import moments as kernel
 from parllel.kernels.array_checks import check_dtype
-from parllel.kernels.moment_layout import LENGTH, N_PLANES, Weights, check_update, lay_out
+from parllel.kernels.moment_layout import LENGTH, N_PLANES, check_update, lay_out
 from parllel.ops.launching import (
     check_device_layout,
     check_device_outputs,
@@ -18,20 +18,28 @@ from parllel.ops.sides import common_side_of
 
 
 def update_moments(
-    rows: AnyArray, *, n_before: int, epsilon: float, out_kept: AnyArray, out_scratch: AnyArray
+    rows: AnyArray,
+    *,
+    begins_anew: bool,
+    epsilon: float,
+    out_kept: AnyArray,
+    out_counts: AnyArray,
+    out_scratch: AnyArray,
 ) -> None:
     """Merge rows into moments, as `kernels.moments.update_moments` defines them.
 
     Arrays of NumPy hold the results when this returns. For arrays of CuPy it is two launches for
     up to 8,000 rows and three for more, in the caller's current stream; nothing waits for them,
-    and the arrays must stay as they are until they are done. Nothing is allocated or copied.
+    and the arrays must stay as they are until they are done. Nothing is allocated or copied. The
+    rows seen before are counted on the device: a captured call merges its rows at each replay.
 
     Args:
         rows: float32 [n_rows, F], as all others C-contiguous, and all of one library; with no row
             or no feature nothing is written.
-        n_before: rows merged into `out_kept` before; 0 begins anew.
+        begins_anew: whether these rows are the first ones, whatever `out_kept` holds.
         epsilon: float of 0 or more, added to the standard deviation for the scale.
         out_kept: float32 [N_KEPT, count_copies(F), F], updated.
+        out_counts: int64 [F], the rows merged into `out_kept` before, updated; all alike.
         out_scratch: float32 [N_PLANES, lay_out(n_rows, F).n_scratch or more], overwritten.
 
     Raises:
@@ -39,34 +47,35 @@ def update_moments(
         ValueError: an array has another dtype, shape or layout, or an output overlaps another
             array. Nothing was written or launched then.
     """
-    arrays = {"rows": rows, "out_kept": out_kept, "out_scratch": out_scratch}
+    outputs = {"out_kept": out_kept, "out_counts": out_counts, "out_scratch": out_scratch}
+    arrays = {"rows": rows, **outputs}
     if common_side_of(arrays) == "host":
-        kernel.update_moments(
-            rows, n_before=n_before, epsilon=epsilon, out_kept=out_kept, out_scratch=out_scratch
-        )
+        kernel.update_moments(rows, begins_anew=begins_anew, epsilon=epsilon, **outputs)
         return
     check_device_layout(arrays)
     for name, array in arrays.items():
-        check_dtype(name, array, np.float32)
+        check_dtype(name, array, np.int64 if name == "out_counts" else np.float32)
     if rows.size:
-        check_update(rows, out_kept, out_scratch)
-        check_device_outputs(arrays, "out_kept", "out_scratch")
-        _launch(rows, n_before, epsilon, out_kept, out_scratch)
+        check_update(rows, *outputs.values())
+        check_device_outputs(arrays, *outputs)
+        _launch(rows, begins_anew, epsilon, *outputs.values())
 
 
 def _launch(
     rows: DeviceArray,
-    n_before: int,
+    begins_anew: bool,
     epsilon: float,
     out_kept: DeviceArray,
+    out_counts: DeviceArray,
     out_scratch: DeviceArray,
 ) -> None:
     layout = lay_out(*rows.shape)
     size, n_features, width, n_parts, n_groups = map(np.int64, layout)
-    shift = out_kept if n_before else rows  # the numbers that deviations are counted from
+    begins = np.int64(begins_anew)
     parts = [out_scratch[plane] for plane in range(N_PLANES)]
     n_blocks = -(-layout.size // (LENGTH * layout.width))
-    launch_lines("moments", n_blocks, layout.width, [rows, size, n_features, width, shift, *parts])
+    measured = [rows, size, n_features, width, out_kept, out_counts, begins, *parts]
+    launch_lines("moments", n_blocks, layout.width, measured)
     if n_groups:
         launch_serial("merge_moments", layout.n_groups, [*parts, n_parts, n_groups])
     begin = n_parts if n_groups else np.int64(0)
@@ -74,7 +83,7 @@ def _launch(
         "update_moments",
         layout.n_features,
         [
-            *(*parts, begin, n_parts + n_groups, n_features, width, shift, out_kept),
-            *Weights.of(n_before, len(rows), epsilon),
+            *(*parts, begin, n_parts + n_groups, n_features, width, rows, out_kept, out_counts),
+            *(np.int64(len(rows)), begins, np.float32(epsilon)),
         ],
     )

@@ -261,8 +261,7 @@ class NormalizeAdvantage:
     more than 8,000 advantages); nothing waits for them. Of dictionaries it is as many for each
     agent, and so it is of an axis whose agents are alive in different rows, with two copies more. A
     branch `valid` there is read once for each batch, for which the host waits; without it, a call
-    after the first one can be captured in a CUDA graph, but for the dictionary whose agents are
-    taken together. Equal advantages become zeros.
+    after the first one can be captured in a CUDA graph. Equal advantages become zeros.
 
     >>> import numpy as np
     >>> batch = ArrayDict({"advantage": Array((2, 2), np.float32)})

@@ -44,7 +44,7 @@ class Share(NamedTuple):
     def write(self, moments: RunningMoments, out: Array, *, clip: float = math.inf) -> None:
         """Write normalized rows to their places in an Array like the leaf; 0 if none counts."""
         place = (slice(None), slice(None), *self.at) if self.at else ...
-        if not moments.count:
+        if moments.is_empty:
             out[place] = 0
         elif self.at:
             out[place] = moments.normalize(self.rows, clip=clip)

@@ -28,7 +28,7 @@ from parllel.kernels.moment_layout import (
 from parllel.ops.moments import update_moments
 from parllel.ops.normalize import normalize
 from parllel.ops.row_copy import RowCopy
-from parllel.ops.sides import copy_from_host, copy_to_host
+from parllel.ops.sides import copy_from_host, copy_to_host, fill_rows
 from parllel.storages import Side, storage_for
 from parllel.transforms.transform import contiguous_elements, elements, output_like
 from parllel.tree.valid_rows import as_mask
@@ -50,9 +50,9 @@ class RunningMoments:
 
     In device and managed memory an update is two launches (three for more than 8,000 rows), and
     `normalize` is one, in the caller's current stream, which should be the same one each time.
-    Nothing waits for them, and only rows of a new shape make them allocate. `normalize` can be
-    captured in a CUDA graph; an update can behind a `reset` that is captured, too, as its weights
-    depend on the rows seen before.
+    Nothing waits for them, and only rows of a new shape make them allocate. `normalize`, updates
+    and resets can be captured in a CUDA graph: rows are counted on the device, so each replay
+    merges its rows into all that were seen before it.
 
     >>> rows = Array((2, 2), np.float32, feature_shape=(3,))
     >>> rows[0] = 2
@@ -89,8 +89,8 @@ class RunningMoments:
         if not epsilon >= 0:
             raise ValueError(f"epsilon: got {epsilon}, expected 0 or more")
         self._epsilon = epsilon
-        self._count = 0
-        self._begins_in_graph = False  # whether the last reset was captured
+        self._count: int | None = 0  # None: graphs count, on the device alone
+        self._begins_anew = True  # whatever is kept, and counted in memory
         self._features = tuple(like.feature_shape if feature_shape is None else feature_shape)
         self._n_features = math.prod(self._features)
         self._kept = like.new_array(
@@ -99,13 +99,24 @@ class RunningMoments:
             padding=0,
             full_size=N_KEPT,
         )
+        shape = (max(1, self._n_features),)
+        self._counts = like.new_array(
+            batch_shape=shape, dtype=np.int64, feature_shape=(), padding=0, full_size=shape[0]
+        )
         self._scratch: Array | None = None
         self._normalized: Array | None = None
 
     @property
     def count(self) -> int:
-        """Rows seen."""
+        """Rows seen. Once an update was captured, the host reads it on the device, and waits."""
+        if self._count is None:
+            return int(copy_to_host(elements(self._counts))[0])
         return self._count
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row was seen, without a wait; False once an update or reset was captured."""
+        return self._count == 0
 
     @property
     def mean(self) -> Array:
@@ -127,9 +138,21 @@ class RunningMoments:
         return self._kept.side
 
     def reset(self) -> None:
-        """Forget all rows. No byte moves: the next update begins anew."""
-        self._count = 0
-        self._begins_in_graph = self._side == "gpu" and cuda.is_capturing()
+        """Forget all rows: the next update begins anew.
+
+        No byte moves, unless it is captured in a CUDA graph, or an update was: then it is a write
+        in the caller's current stream.
+
+        Raises:
+            RuntimeError: it is captured, and no update was called since the last reset, or at all.
+        """
+        if self._begins_anew and self._side == "gpu":
+            cuda.refuse_capture("a reset of moments that were not updated since the last one")
+        if self._is_capturing() or self._count is None:
+            fill_rows((), 0, out=elements(self._counts))
+            self._count = None
+        else:
+            self._begins_anew, self._count = True, 0
 
     def update(self, rows: Array, *, valid: Leaf | None = None) -> None:
         """Merge rows into the moments.
@@ -143,13 +166,14 @@ class RunningMoments:
 
         Raises:
             TypeError: `valid` is not of dtype bool.
-            RuntimeError: it is captured in a CUDA graph, and `reset` is not.
+            RuntimeError: it is captured in a CUDA graph, and is the first one of all, or since a
+                `reset` outside of it: each replay would begin anew. Update once before.
             ValueError: the rows have another dtype or other features, or one of rows and moments
                 lives on the host and the other on the device, or `valid` has another shape.
         """
         self._check("rows", rows)
-        if self._side == "gpu" and not (self._begins_in_graph and self._count == 0):
-            cuda.refuse_capture("an update of moments that are not reset in the same graph")
+        if self._begins_anew and self._side == "gpu":
+            cuda.refuse_capture("the first update of moments, or since a reset,")
         lead = rows.shape[: rows.ndim - len(self._features)]
         n_rows, values = math.prod(lead), None
         if valid is not None and not (mask := as_mask("valid", valid)).all():
@@ -164,12 +188,20 @@ class RunningMoments:
                 values = contiguous_elements(rows).reshape(n_rows, self._n_features)
             update_moments(
                 values,
-                n_before=self._count,
+                begins_anew=self._begins_anew,
                 epsilon=self._epsilon,
                 out_kept=elements(self._kept).reshape(N_KEPT, -1, self._n_features),
+                out_counts=elements(self._counts),
                 out_scratch=elements(self._scratch),
             )
-        self._count += n_rows
+            self._begins_anew = False
+        if self._is_capturing():
+            self._count = None
+        elif self._count is not None:
+            self._count += n_rows
+
+    def _is_capturing(self) -> bool:
+        return self._side == "gpu" and cuda.is_capturing()
 
     def _pick(self, rows: Array, numbers: NDArray[np.int64], n_rows: int) -> AnyArray:
         """Return some rows as [len(numbers), F], in memory of their own."""
@@ -201,7 +233,7 @@ class RunningMoments:
         self._check("rows", rows)
         if not clip > 0:
             raise ValueError(f"clip: got {clip}, expected more than 0")
-        if rows.size and not self._count:
+        if rows.size and self.is_empty:
             raise RuntimeError("normalize: no row was seen yet; call update first")
         if out is None:
             out = self._normalized = output_like(rows, self._normalized)
@@ -226,7 +258,7 @@ class RunningMoments:
         """
         kept = copy_to_host(elements(self._kept))[:, 0]
         saved = {name: kept[row].copy() for name, row in _SAVED.items()}
-        return {"count": np.array(self._count), **saved}
+        return {"count": np.array(self.count), **saved}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore moments that `state_dict` returned, of any kind of memory, bit for bit.
@@ -251,7 +283,8 @@ class RunningMoments:
             kept[SCALE] = np.where(deviation == 0, np.float32(0), 1 / deviation)
         copies = np.broadcast_to(kept[:, None], self._kept.shape)
         copy_from_host(np.ascontiguousarray(copies), out=elements(self._kept))
-        self._count = count
+        copy_from_host(np.full(self._counts.shape, count), out=elements(self._counts))
+        self._count, self._begins_anew = count, False
 
     def _check(self, name: str, array: Array) -> None:
         check_dtype(name, array, np.float32)

@@ -21,7 +21,6 @@ from parllel.kernels.moment_layout import (
     SCALE,
     SHIFT,
     VARIANCE,
-    Weights,
     count_copies,
     lay_out,
 )
@@ -42,16 +41,21 @@ def arrays_for(rows: Floats) -> dict[str, Any]:
     n_features = rows.shape[1]
     n_scratch = lay_out(*rows.shape).n_scratch if rows.size else 0
     kept = np.full((N_KEPT, count_copies(n_features), n_features), np.nan, np.float32)
-    return {"out_kept": kept, "out_scratch": np.full((N_PLANES, n_scratch), np.nan, np.float32)}
+    return {
+        "out_kept": kept,
+        "out_counts": np.zeros(n_features, np.int64),
+        "out_scratch": np.full((N_PLANES, n_scratch), np.nan, np.float32),
+    }
 
 
 def moments_of(*batches: Floats, epsilon: float = EPSILON) -> Floats:
     """Return what is kept of each feature after updates with some batches: float32 [N_KEPT, F]."""
-    kept, n_before = arrays_for(batches[0])["out_kept"], 0
+    first = arrays_for(batches[0])
+    kept, counts = first["out_kept"], first["out_counts"]
     for rows in batches:
-        arrays = {**arrays_for(rows), "out_kept": kept}
-        update_moments(rows, n_before=n_before, epsilon=epsilon, **arrays)
-        n_before += len(rows)
+        arrays = {**arrays_for(rows), "out_kept": kept, "out_counts": counts}
+        update_moments(rows, begins_anew=False, epsilon=epsilon, **arrays)
+    assert (counts == sum(map(len, batches))).all()
     for copy in range(kept.shape[1]):
         assert kept[:, copy].tobytes() == kept[:, 0].tobytes()
     result: Floats = kept[:, 0].copy()
@@ -166,8 +170,9 @@ def test_equal_rows_have_no_variance(n_rows: int, n_features: int) -> None:
 def test_nothing_comes_of_no_numbers(shape: tuple[int, int]) -> None:
     rows = np.zeros(shape, np.float32)
     arrays = arrays_for(rows)
-    update_moments(rows, n_before=0, epsilon=EPSILON, **arrays)
+    update_moments(rows, begins_anew=False, epsilon=EPSILON, **arrays)
     assert np.isnan(arrays["out_kept"]).all()
+    assert (arrays["out_counts"] == 0).all()
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
@@ -182,13 +187,14 @@ def test_a_number_that_is_none_spoils_its_own_feature_alone(wrong: float, place:
     assert (kept[:, [0, 2]] == expected[:, [0, 2]]).all()
 
 
-def test_an_update_of_none_before_forgets_what_was_kept() -> None:
+def test_an_update_that_begins_anew_forgets_what_was_kept() -> None:
     rows = np.random.default_rng(0).standard_normal((30, 2), np.float32)
     arrays = arrays_for(rows)
-    update_moments(np.full_like(rows, np.nan), n_before=0, epsilon=EPSILON, **arrays)
+    update_moments(np.full_like(rows, np.nan), begins_anew=True, epsilon=EPSILON, **arrays)
     assert np.isnan(arrays["out_kept"]).all()
-    update_moments(rows, n_before=0, epsilon=EPSILON, **arrays)
+    update_moments(rows, begins_anew=True, epsilon=EPSILON, **arrays)
     assert (arrays["out_kept"][:, 0] == moments_of(rows)).all()
+    assert (arrays["out_counts"] == len(rows)).all()
 
 
 def test_many_small_updates_do_not_lose_the_mean() -> None:
@@ -222,21 +228,20 @@ def test_every_number_is_in_one_part_of_its_feature(n_rows: int, n_features: int
 
 def launch_all(rows: Floats, batches: int, grid: Axes, block: Axes) -> tuple[Floats, Floats]:
     """Run all three kernels as plain Python; return what is kept, and the parts."""
-    arrays, n_before = arrays_for(rows), 0
+    arrays = arrays_for(rows)
     flat = {"grid": Axes(grid.x, 1), "block": Axes(block.x, 1)}  # two of them have one axis
-    kept, planes = arrays["out_kept"].reshape(-1), list(arrays["out_scratch"])
+    kept, counts = arrays["out_kept"].reshape(-1), arrays["out_counts"]
+    planes = list(arrays["out_scratch"])
     for batch in np.array_split(rows, batches):
         layout, values = lay_out(*batch.shape), batch.reshape(-1)
-        shift = kept if n_before else values
-        arguments = (values, *layout[:3], shift, *planes)
+        arguments = (values, *layout[:3], kept, counts, 0, *planes)
         launch_plainly(kernel.MEASURE, arguments, grid=grid, block=block)
         sizes = layout.n_parts, layout.n_groups
         launch_plainly(kernel.MERGE, (*planes, *sizes), **flat)
         span = layout.n_parts if layout.n_groups else 0, layout.n_scratch
-        by = Weights.of(n_before, len(batch), EPSILON)
-        arguments = (*planes, *span, *layout[1:3], shift, kept, *by)
+        numbers = len(batch), 0, np.float32(EPSILON)
+        arguments = (*planes, *span, *layout[1:3], values, kept, counts, *numbers)
         launch_plainly(kernel.UPDATE, arguments, **flat)
-        n_before += len(batch)
     return arrays["out_kept"], arrays["out_scratch"]
 
 
@@ -257,12 +262,11 @@ def test_a_grid_of_any_shape_gives_the_twins_bits(
 ) -> None:
     rows = 9 + np.random.default_rng(shape).standard_normal(shape, np.float32)
     kept, parts = launch_all(rows, batches, grid, block)
-    expected, n_before = arrays_for(rows), 0
+    expected = arrays_for(rows)
     for batch in np.array_split(rows, batches):  # as plain Python, so that nothing is fused
-        layout, by = lay_out(*batch.shape), Weights.of(n_before, len(batch), EPSILON)
-        outputs = expected["out_kept"], *expected["out_scratch"]
-        assert kernel.update_checked(batch, *outputs, *layout[2:], *by)
-        n_before += len(batch)
+        layout = lay_out(*batch.shape)
+        outputs = expected["out_kept"], expected["out_counts"], *expected["out_scratch"]
+        assert kernel.update_checked(batch, *outputs, *layout[2:], 0, np.float32(EPSILON))
     assert kept.tobytes() == expected["out_kept"].tobytes()
     assert parts.tobytes() == expected["out_scratch"].tobytes()
     assert_right(kept[:, 0], rows, n_updates=batches)
@@ -296,6 +300,8 @@ def zeros(*shape: int) -> Floats:
         ("out_kept", zeros(N_KEPT, 3), ValueError, r"out_kept: shape \(6, 3\), expected"),
         ("out_kept", zeros(N_KEPT, 1, 3), ValueError, r"out_kept: .* expected \(6, 42, 3\) = "),
         ("out_kept", None, TypeError, "out_kept: NoneType"),
+        ("out_counts", zeros(3), ValueError, "out_counts: dtype float32, expected int64"),
+        ("out_counts", np.zeros(2, np.int64), ValueError, r"out_counts: shape \(2,\), expected"),
         ("out_scratch", zeros(2, 99), ValueError, r"out_scratch: shape \(2, 99\), expected \(3, "),
         ("out_scratch", zeros(3, 11), ValueError, r"expected \(3, 12\) or longer"),
         ("out_scratch", np.zeros((3, 12)), ValueError, "out_scratch: dtype float64"),
@@ -307,7 +313,7 @@ def test_an_array_that_does_not_fit_is_named(
     rows = zeros(4, 3)
     arrays = {"rows": rows, **arrays_for(rows), name: wrong}
     with pytest.raises(error, match=message):
-        update_moments(n_before=0, epsilon=EPSILON, **arrays)
+        update_moments(begins_anew=True, epsilon=EPSILON, **arrays)
 
 
 def test_another_byte_order_is_refused_whatever_came_before() -> None:
@@ -316,38 +322,46 @@ def test_another_byte_order_is_refused_whatever_came_before() -> None:
         rows = zeros(4, 3).astype(dtype)
         rows.flags.writeable = False
         if dtype == np.float32:
-            update_moments(rows, n_before=0, epsilon=EPSILON, **arrays_for(rows))
+            update_moments(rows, begins_anew=True, epsilon=EPSILON, **arrays_for(rows))
         else:
             with pytest.raises(ValueError, match="rows: dtype >f4, expected float32"):
-                update_moments(rows, n_before=0, epsilon=EPSILON, **arrays_for(rows))
+                update_moments(rows, begins_anew=True, epsilon=EPSILON, **arrays_for(rows))
 
 
-@pytest.mark.parametrize("name", ["rows", "out_kept", "out_scratch"])
+@pytest.mark.parametrize("name", ["rows", "out_kept", "out_counts", "out_scratch"])
 def test_an_array_that_is_not_aligned_is_refused(name: str) -> None:
     rows = zeros(4, 3)
     arrays = {"rows": rows, **arrays_for(rows)}
-    nbytes, shape = arrays[name].nbytes, arrays[name].shape
-    arrays[name] = np.zeros(nbytes + 1, np.uint8)[1:].view(np.float32).reshape(shape)
+    right = arrays[name]
+    arrays[name] = np.zeros(right.nbytes + 1, np.uint8)[1:].view(right.dtype).reshape(right.shape)
     with pytest.raises(ValueError, match=f"{name}: strides .* aligned"):
-        update_moments(n_before=0, epsilon=EPSILON, **arrays)
+        update_moments(begins_anew=True, epsilon=EPSILON, **arrays)
 
 
-@pytest.mark.parametrize("name", ["out_kept", "out_scratch"])
+@pytest.mark.parametrize("name", ["out_kept", "out_counts", "out_scratch"])
 def test_an_output_that_is_read_only_is_refused(name: str) -> None:
     rows = zeros(4, 3)
     arrays = arrays_for(rows)
     arrays[name].flags.writeable = False
     with pytest.raises(ValueError, match=f"{name}: read-only"):
-        update_moments(rows, n_before=0, epsilon=EPSILON, **arrays)
+        update_moments(rows, begins_anew=True, epsilon=EPSILON, **arrays)
 
 
-@pytest.mark.parametrize("pair", [("rows", "out_kept"), ("out_scratch", "rows")])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *(("rows", "out_kept"), ("out_scratch", "rows"), ("out_counts", "rows")),
+        *(("out_counts", "out_kept"), ("out_counts", "out_scratch")),
+    ],
+)
 def test_an_output_that_overlaps_another_array_is_refused(pair: tuple[str, str]) -> None:
     rows = zeros(300, 1)
     arrays = {"rows": rows, **arrays_for(rows)}
-    memory, (first, second) = zeros(4000), (arrays[name] for name in pair)
-    arrays[pair[0]] = memory[: first.size].reshape(first.shape)
-    arrays[pair[1]] = memory[first.size - 1 :][: second.size].reshape(second.shape)
+    memory, (first, second) = np.zeros(20_000, np.uint8), (arrays[name] for name in pair)
+    begin = first.nbytes - 8
+    arrays[pair[0]] = memory[: first.nbytes].view(first.dtype).reshape(first.shape)
+    part = memory[begin : begin + second.nbytes]
+    arrays[pair[1]] = part.view(second.dtype).reshape(second.shape)
     with pytest.raises(ValueError, match="overlaps"):
-        update_moments(n_before=0, epsilon=EPSILON, **arrays)
+        update_moments(begins_anew=True, epsilon=EPSILON, **arrays)
     assert (memory == 0).all()

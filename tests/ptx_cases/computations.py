@@ -206,17 +206,20 @@ def _draw_rows(rng: np.random.Generator, n: int, n_features: int) -> Singles:
 def _update(rng: np.random.Generator, n_rows: list[int], n_features: int) -> None:
     shape = N_KEPT, count_copies(n_features), n_features
     kept_on_host = np.full(shape, np.nan, np.float32)
-    kept = cuda.to_device(kept_on_host)
+    begins_anew = bool(rng.integers(2))  # whatever is counted
+    counts_on_host = np.full(n_features, 77 * begins_anew)
+    kept, counts = cuda.to_device(kept_on_host), cuda.to_device(counts_on_host)
     seen: list[Singles] = []
     for n in n_rows:
         rows = _draw_rows(rng, n, n_features)
-        n_before = sum(map(len, seen))
         scratch = np.full((N_PLANES, lay_out(n, n_features).n_scratch + 1), np.nan, np.float32)
-        numbers = {"n_before": n_before, "epsilon": _EPSILON}
-        given = {"out_kept": kept, "out_scratch": cuda.to_device(scratch)}
+        numbers = {"begins_anew": begins_anew and not seen, "epsilon": _EPSILON}
+        given = {"out_kept": kept, "out_counts": counts, "out_scratch": cuda.to_device(scratch)}
+        own = {"out_kept": kept_on_host, "out_counts": counts_on_host, "out_scratch": scratch}
         update_moments(cuda.to_device(rows), **numbers, **given)
-        update_on_host(rows, **numbers, out_kept=kept_on_host, out_scratch=scratch)
+        update_on_host(rows, **numbers, **own)
         seen.append(rows)
+        assert (cuda.to_host(counts) == sum(map(len, seen))).all(), "counts: differ"
         found = cuda.to_host(kept)
         assert (found == found[:, :1]).all(), "moments: copies differ"
         _assert_moments(found[:, 0], np.concatenate(seen).astype(np.float64), len(seen))

@@ -100,22 +100,91 @@ def test_rows_that_are_not_valid_are_not_captured() -> None:
             estimate(batch)
 
 
-@pytest.mark.parametrize("n_before", [0, 1])
-def test_moments_are_updated_behind_a_captured_reset_alone(n_before: int) -> None:
+@each_schedule
+@pytest.mark.parametrize("n_before", [1, 2])
+@pytest.mark.parametrize("n_rows", [T, 3000])  # of the second one parts are merged in two steps
+def test_replays_merge_their_rows_into_all_before(
+    schedule: str, seed: int, n_before: int, n_rows: int
+) -> None:
+    def numbers(batch: int) -> Any:
+        return np.random.default_rng(batch).standard_normal((n_rows, B)).astype(np.float32)
+
+    def seen(moments: RunningMoments) -> list[Any]:
+        numbers = moments.mean.to_ndarray().tolist(), moments.variance.to_ndarray().tolist()
+        return [moments.count, *numbers]
+
+    expected = []
+    with simulated_cuda(schedule, seed):
+        rows = Array((n_rows, B), np.float32, storage="device")
+        moments = RunningMoments(rows, feature_shape=())
+        for batch in range(6):
+            rows[...] = numbers(batch)
+            moments.update(rows)
+            expected.append(seen(moments))
+    with simulated_cuda(schedule, seed):
+        rows = Array((n_rows, B), np.float32, storage="device")
+        moments, stream = RunningMoments(rows, feature_shape=()), cuda.new_stream()
+        with cuda.use_stream(stream):
+            for batch in range(n_before):
+                rows[...] = numbers(batch)
+                moments.update(rows)
+            stream.begin_capture()
+            moments.update(rows)
+            graph = stream.end_capture()
+            assert moments.count == n_before * n_rows * B
+            for batch in range(n_before, 5):
+                rows[...] = numbers(batch)
+                graph.launch()
+                assert seen(moments) == expected[batch]
+            rows[...] = numbers(5)
+            moments.update(rows)
+            assert seen(moments) == expected[5]
+            saved = moments.state_dict()
+            moments.reset()
+            assert (moments.count, moments.is_empty) == (0, False)
+            rows[...] = numbers(0)
+            graph.launch()
+            assert seen(moments) == expected[0]
+            moments.load_state_dict(saved)
+            assert seen(moments) == expected[5]
+
+
+@each_schedule
+def test_a_captured_reset_forgets_at_each_replay(schedule: str, seed: int) -> None:
+    with simulated_cuda(schedule, seed):
+        rows = make_batch("device")["reward"]
+        moments, stream = RunningMoments(rows, feature_shape=()), cuda.new_stream()
+        with cuda.use_stream(stream):
+            moments.update(rows)
+            stream.begin_capture()
+            moments.reset()
+            for _ in range(2):
+                moments.update(rows)
+            graph = stream.end_capture()
+            for number in (1.0, 5.0):
+                rows[...] = number
+                graph.launch()
+                assert moments.count == 2 * T * B
+                assert moments.mean.to_ndarray() == number
+                assert moments.variance.to_ndarray() == 0
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+def test_a_graph_does_not_begin_behind_a_reset_that_it_lacks(is_used: bool) -> None:
     with simulated_cuda("lazy"):
         rows = make_batch("device")["reward"]
         moments = RunningMoments(rows, feature_shape=())
-        moments.update(rows)
-        moments.reset()
-        for _ in range(n_before):
+        if is_used:
             moments.update(rows)
-        with capturing():
-            with pytest.raises(RuntimeError, match="moments that are not reset in the same graph"):
-                moments.update(rows)
             moments.reset()
-            moments.update(rows)
-            with pytest.raises(RuntimeError, match="moments that are not reset in the same graph"):
+        with capturing():
+            with pytest.raises(RuntimeError, match=r"^the first update of moments, or since"):
                 moments.update(rows)
+            with pytest.raises(RuntimeError, match=r"^a reset of moments that were not updated"):
+                moments.reset()
+        rows[...] = 3
+        moments.update(rows)
+        assert (moments.count, moments.mean.to_ndarray()) == (T * B, 3)
 
 
 def test_a_normalization_reads_the_moments_at_its_replay() -> None:

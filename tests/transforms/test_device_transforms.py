@@ -254,8 +254,9 @@ def advantage_arguments() -> dict[str, Any]:
 
 def moments_arguments() -> dict[str, Any]:
     rows, kept, scratch = on_device((4, 3), (6, 42, 3), (3, 12))
-    arguments = {"rows": rows, "out_kept": kept, "out_scratch": scratch}
-    return {**arguments, "n_before": 0, "epsilon": 1e-8}
+    counts = cuda.to_device(np.zeros(3, np.int64))
+    outputs = {"out_kept": kept, "out_counts": counts, "out_scratch": scratch}
+    return {"rows": rows, **outputs, "begins_anew": False, "epsilon": 1e-8}
 
 
 def normalize_arguments() -> dict[str, Any]:
