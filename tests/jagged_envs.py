@@ -69,6 +69,20 @@ class Shapes(gym.Env):
         return observation, total
 
 
+class PaddedClouds(Shapes):
+    """Show the clouds of `Shapes` at one length, behind a row with the number of points."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__("cloud", **settings)
+        self.observation_space = spaces.Box(-9, 99, (1 + MOST, 3), np.float32)
+
+    def _observe(self) -> tuple[Any, float]:
+        cloud, total = super()._observe()
+        rows = np.zeros((1 + MOST, 3), np.float32)
+        rows[0], rows[1 : 1 + len(cloud)] = len(cloud), cloud
+        return rows, total
+
+
 def space_of(kind: str) -> spaces.Space:
     """Return a new space of a kind of observation."""
     row, pair = spaces.Box(-9, 9, (2,), np.float32), spaces.Discrete(5)

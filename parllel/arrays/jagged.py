@@ -140,6 +140,46 @@ class Jagged:
             f" batch_shape={self.batch_shape}, {self.dtype}, {kind})"
         )
 
+    @property
+    def device(self) -> Any:  # Any: torch's, or CuPy's; NumPy's is "cpu"
+        """The device of the arrays, as their library names it."""
+        return self.values.device
+
+    # The dimensions of the batch, by torch's names
+
+    def flatten(self, start_dim: int, end_dim: int) -> Jagged:
+        """Return the same elements with some dimensions of the batch as one.
+
+        >>> steps = Jagged.of([[1, 2], [3], [], [4]]).unflatten(0, (2, 2))
+        >>> steps.flatten(0, 1).batch_shape
+        (4,)
+
+        Args:
+            start_dim, end_dim: the first and the last of these dimensions, counted from 0.
+        """
+        shape = self.batch_shape
+        if not 0 <= start_dim <= end_dim < len(shape):
+            raise ValueError(
+                f"flatten: got dimensions {start_dim} to {end_dim}, expected some of batch_shape"
+                f" {shape}"
+            )
+        one = math.prod(shape[start_dim : end_dim + 1])
+        return self._shaped((*shape[:start_dim], one, *shape[end_dim + 1 :]))
+
+    def unsqueeze(self, dim: int) -> Jagged:
+        """Return the same elements with one more dimension of the batch, of length 1.
+
+        Args:
+            dim: where it is, from 0 to the number of dimensions.
+        """
+        shape = self.batch_shape
+        if not 0 <= dim <= len(shape):
+            raise ValueError(f"unsqueeze: got dimension {dim}, expected 0 to {len(shape)}")
+        return self._shaped((*shape[:dim], 1, *shape[dim:]))
+
+    def _shaped(self, batch_shape: tuple[int, ...]) -> Jagged:
+        return Jagged(self.values, self.offsets, self.lengths, batch_shape)
+
     # Elements
 
     def __getitem__(self, index: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ class FinalObs:
         """
         leaves = ArrayDict({_BRANCH: observation}).apply(spec_of)
         ring = next(leaf for _, leaf in leaves.walk())
-        specs = leaves.apply(ArraySpec.rows_spec, n_slots)
+        specs = leaves.apply(methodcaller("rows_spec", n_slots))
         specs[_PLACE] = ArraySpec.of((n_slots,), np.int64)
         specs[_SLOT] = ArraySpec.of((ring.full_size, ring.batch_shape[1]), np.int32)
         return specs

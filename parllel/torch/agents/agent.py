@@ -12,7 +12,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 import torch
 from torch import nn
 
-from parllel.arrays import Array, Jagged
+from parllel.arrays import Array
 from parllel.torch.agents.model_file import read_parameters, write_parameters
 from parllel.torch.agents.modes import in_mode
 from parllel.tree import dict_map, leaves_of
@@ -218,7 +218,7 @@ class Agent(ABC, Generic[_Outputs]):
         """
         rows = dict_map(as_tensor, example_obs)
         (_, first), *_ = leaves_of(rows)
-        self._check_device((first.values if isinstance(first, Jagged) else first).device)
+        self._check_device(first.device)
         with in_mode(self.model, training=False):  # one row is enough for batch normalization then
             return self.model(rows), len(first)
 

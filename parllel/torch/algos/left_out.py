@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parllel.arrays import Jagged
 from parllel.tree import dict_map
 
 
@@ -40,13 +41,20 @@ def clear_rows(rows: Any, is_left_out: Tensor) -> Any:  # Any: a tensor, or a tr
     (tensor([1., 0.]), tensor([1, 1], dtype=torch.uint8))
 
     Args:
-        rows: [..., F...] for each leaf of a tree, or of one tensor.
+        rows: [..., F...] for each leaf of a tree, or of one tensor; a Jagged has elements [...].
         is_left_out: bool [...].
     """
     return dict_map(_clear, rows, is_left_out)
 
 
-def _clear(leaf: Tensor, is_left_out: Tensor) -> Tensor:
+def _clear(leaf: Any, is_left_out: Tensor) -> Any:  # Any: a tensor, or a Jagged of tensors
+    if isinstance(leaf, Jagged):
+        if not leaf.dtype.is_floating_point:
+            return leaf
+        packed = leaf.packed()
+        is_cleared = is_left_out.flatten()[packed.segment_ids()]
+        values = _clear(packed.values, is_cleared)
+        return Jagged(values, packed.offsets, None, packed.batch_shape)
     if not leaf.is_floating_point():
         return leaf
     n_more = leaf.ndim - is_left_out.ndim

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from parllel.arrays import Jagged
 from parllel.generator_states import set_generator_state
 from parllel.replays import Minibatches
 from parllel.samplers import RecurrentActor
@@ -450,7 +451,8 @@ def _check_shapes(evaluation: Evaluation, expected: torch.Size) -> None:
 
 def _sum_of_floats(observation: Tensor | ArrayDict, *, like: Tensor) -> Tensor:
     total = torch.zeros_like(like)
-    for _, leaf in leaves_of(observation):
+    for _, each in leaves_of(observation):
+        leaf = each.packed().values if isinstance(each, Jagged) else each
         if leaf.is_floating_point():
             total = total + leaf.sum()
     return total

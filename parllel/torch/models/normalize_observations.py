@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parllel.arrays import Array
+from parllel.arrays import Array, Jagged
 from parllel.storages import storage_for
 from parllel.transforms import Moments, RunningMoments
 from parllel.tree import ArrayDict, TreePath, leaves_of, path_text
@@ -256,7 +256,17 @@ def _chosen(example_obs: Any, names: Sequence[str] | None) -> list[tuple[TreePat
                 f"leaves: got {found}, expected a list of names of the observation: {list(have)}"
             )
         leaves = [(path, leaf) for path, leaf in leaves if path[0] in names]
-    dtypes = {path: as_tensor(leaf).dtype for path, leaf in leaves}
+    rows = {path: as_tensor(leaf) for path, leaf in leaves}
+    dtypes = {path: each.dtype for path, each in rows.items()}
+    jagged = [path for path, each in rows.items() if isinstance(each, Jagged)]
+    if jagged and (names is not None or len(jagged) == len(rows)):
+        raise TypeError(
+            f"{path_text(('observation', *jagged[0]))}: its elements have different lengths,"
+            " expected rows of one shape to be normalized; leave it out (leaves=), or scale it in"
+            " the model"
+        )
+    leaves = [(path, leaf) for path, leaf in leaves if path not in jagged]
+    dtypes = {path: dtype for path, dtype in dtypes.items() if path not in jagged}
     for path, dtype in dtypes.items():
         if dtype != torch.float32 and (names is not None or dtype.is_floating_point):
             raise TypeError(

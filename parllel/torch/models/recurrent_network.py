@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from parllel.arrays import Jagged
 from parllel.torch.models.encoding import Encoding
 from parllel.torch.models.recurrent_core import RecurrentCore, State
 from parllel.tree import dict_map
@@ -92,7 +93,7 @@ class RecurrentNetwork(Encoding):
         first: Any = observation
         while isinstance(first, Mapping):
             first = next(iter(first.values()))
-        n_steps, n_envs = first.shape[:2]
+        n_steps, n_envs = (first.batch_shape if isinstance(first, Jagged) else first.shape)[:2]
         features = self.encode(dict_map(_flatten, observation)).view(n_steps, n_envs, -1)
         if previous is not None:
             features = torch.cat([features, previous], dim=2)
