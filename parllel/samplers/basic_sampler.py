@@ -308,22 +308,22 @@ class BasicSampler(Sampler):
 
     def _complete_ends(self, ends: Ends) -> None:
         """Write the values of truncated ends that no step has told of; tell the replay of ends."""
-        steps, columns, is_cut, _ = ends
-        if self._completes_values and is_cut.any():
-            cut = steps[is_cut], columns[is_cut]
-            value = self._value(ends.rows(is_cut), cut[1].tolist())
-            check_rows("value", value, self.samples["final_value"][cut])
-            self.samples["final_value"][cut] = value
+        if self._completes_values and len(cut := ends.cut()):
+            value = self._value(cut.rows(), cut.columns.tolist())
+            target = self.samples["final_value"]
+            check_rows("value", value, target[cut.steps, cut.columns])
+            cut.write(value, out=target)
         if self.replay is None and self._observed is None:
             return
-        on_host = ends.rows(np.ones_like(is_cut)).to_ndarray()  # once for the batch
+        last = ends.rows().to_ndarray()  # once for the batch
         if self._observed is not None:
-            self._observed.add_final(on_host[row] for row in range(len(steps)))
+            self._observed.add_final(last[row] for row in range(len(ends)))
         if self.replay is not None:
-            kept = np.flatnonzero(is_cut | self._gives_terminated)
-            for t in np.unique(steps[kept]).tolist():
-                of_step = kept[steps[kept] == t]
-                self.replay.add_final_obs(t, {int(columns[row]): on_host[row] for row in of_step})
+            kept = np.flatnonzero(ends.is_cut | self._gives_terminated)
+            for t in np.unique(ends.steps[kept]).tolist():
+                of_step = kept[ends.steps[kept] == t]
+                found = {int(ends.columns[row]): last[row] for row in of_step}
+                self.replay.add_final_obs(t, found)
 
     def _value(self, observation: Rows, columns: Sequence[int] | None = None) -> object:
         """Return the agent's values of rows of observations.

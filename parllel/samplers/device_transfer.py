@@ -90,7 +90,7 @@ class DeviceTransfer:
         self._nothing = dict_map(self._new_rows, samples["env_info"])
         self._gave_final = np.zeros(self._batch_T, bool)
         self._told_final = np.zeros(self._batch_T, bool)  # with a mask
-        self._is_used = cuda.Event() if not self._is_on_host else None
+        self._is_fetched = None if self._is_on_host else cuda.Event()
 
     def _make_block(self) -> ArrayDict:
         """Allocate the rows that the host looks at, in one block, and its twin of the host."""
@@ -119,15 +119,18 @@ class DeviceTransfer:
 
     def settle(self) -> None:
         """Wait until the launches of the last batch ran, which they did unless it was cut short."""
-        if self._is_used is not None and not self._is_used.query():
-            self._is_used.synchronize()
+        for copy in self._copies():
+            copy.settle()
+
+    def _copies(self) -> list[StepCopy]:
+        copies = self._results, self._outputs, self._with_final
+        return [copy for copy in copies if copy is not None]
 
     def move(self) -> bool:
         """Follow the tree's window, and forget the last batch."""
         self.settle()
-        for copy in (self._results, self._outputs, self._with_final):
-            if copy is not None:
-                copy.begin_batch()
+        for copy in self._copies():
+            copy.begin_batch()
         self._gave_final[:] = self._told_final[:] = False
         return False
 
@@ -137,7 +140,6 @@ class DeviceTransfer:
         n_actions = len(values)
         info = self._find_rows(self._samples.get("agent_info", ArrayDict()), agent_info)
         self._results.run(t, [*values, *(info or ())], None if info else n_actions)
-        self._record()
         return info is not None
 
     def _find_action(self, action: object) -> list[Any]:
@@ -203,7 +205,6 @@ class DeviceTransfer:
             self._outputs.run(t, values)
         else:
             self._take_final(t, step, values)
-        self._record()
 
     def _take_final(self, t: int, step: DeviceStep, values: list[Any]) -> None:
         if self._with_final is None:
@@ -231,21 +232,17 @@ class DeviceTransfer:
         rows = leaves_of(self._nothing)
         return [given.get(path, zeros) for path, zeros in rows]
 
-    def _record(self) -> None:
-        if self._is_used is not None:
-            self._is_used.record()
-
     def fetch(self) -> BatchEnds:
         """Return rewards and flags of the batch, when all of its steps are done: one wait.
 
         Raises:
             RuntimeError: a truncated episode's last observation is wanted, and was not given.
         """
-        if self._is_used is not None:
+        if self._is_fetched is not None:
             device, host = self._copied
             cuda.copy_to_host(device, out_host=host)
-            self._is_used.record()
-            self._is_used.synchronize()
+            self._is_fetched.record()
+            self._is_fetched.synchronize()
         ends = BatchEnds(*(self._seen[name].to_ndarray() for name in _FLAGS))
         return ends
 
@@ -288,9 +285,8 @@ class DeviceTransfer:
     def close(self) -> None:
         """Wait until the launches ran, and give back the memory that is not the tree's."""
         self.settle()
-        for copy in (self._results, self._outputs, self._with_final):
-            if copy is not None:
-                copy.close()
+        for copy in self._copies():
+            copy.close()
         self._with_final = self._final = None
 
     def _new_rows(self, leaf: Array) -> Array:

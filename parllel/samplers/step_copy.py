@@ -130,10 +130,14 @@ class StepCopy:
         event.record(stream)
         self._kept.append((event, values))
 
+    def settle(self) -> None:
+        """Wait until all launches ran. They did, unless a batch was cut short."""
+        if self._kept and not self._kept[-1][0].query():
+            self._kept[-1][0].synchronize()
+
     def close(self) -> None:
         """Give back the table, after all launches have run."""
-        for event, _ in self._kept:
-            event.synchronize()
+        self.settle()
         self._kept.clear()
         if not self._is_on_host:
             self._copies.clear()

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +20,8 @@ from gymnasium import spaces
 from gymnasium.wrappers import FrameStackObservation
 
 from parllel import Array, ArrayDict, FrameArray, cuda
-from parllel.cages import SerialCage
+from parllel.cages import DeviceCage, DeviceStep, SerialCage
+from parllel.cages.device.maniskill import ManiSkill
 from parllel.cuda import library, streams
 from parllel.patterns import build_example, build_sample_tree
 from parllel.replays import (
@@ -33,6 +35,7 @@ from parllel.replays import (
 )
 from parllel.samplers import AlternatingSampler, BasicSampler
 from parllel.samplers.ahead_copy import ENGINE_NBYTES
+from parllel.testing.device_envs import FakeManiSkill
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.testing.toy_envs import Clock
 from parllel.transforms import ClipRewards, EstimateAdvantage, NormalizeAdvantage, NormalizeRewards
@@ -162,6 +165,63 @@ class Step:
         return {
             name: int(entry[-1]) for name, entry in zip(table.names, table.entries, strict=True)
         }
+
+
+class Still(ManiSkill):
+    """Returns one step again and again; no time is spent on the host's environments."""
+
+    still: DeviceStep | None = None
+
+    def step(self, action: Any) -> DeviceStep:
+        if self.still is None:
+            self.still = super().step(action)
+        return self.still
+
+
+class ReadingAgent(PolicyAgent):
+    """Reads the rows that it values, all of a batch where each step truncates all episodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._results[T * B] = None, {"value": cuda.to_device(np.zeros(T * B, np.float32))}
+
+    def value(self, observation: Any) -> Any:
+        observation.to_cupy()
+        return super().value(observation)
+
+
+class DeviceStepping:
+    """One step of environments on the device, in the middle of a batch.
+
+    Args:
+        is_cut: whether each step truncates all episodes.
+    """
+
+    def __init__(self, *, is_cut: bool = False) -> None:
+        make_env = partial(Clock, length=1 if is_cut else 99, end="truncated")
+        kwargs = {"env_fns": [make_env] * B, "side": "gpu"}
+        cage = DeviceCage(FakeManiSkill, kwargs, make_dialect=Still)
+        agent = ReadingAgent()
+        samples = build_sample_tree(build_example(Clock), agent, batch_shape=(T, B))
+        self._sampler = BasicSampler([cage], agent, samples)
+        self._sampler.collect_batch()  # allocates
+        self._sampler._rotate()
+
+    def __call__(self) -> None:
+        self.step(0)
+
+    def step(self, t: int) -> None:
+        (group,) = self._sampler._groups
+        group.act(self._sampler.agent, t)
+        group.finish(t)
+
+
+def ending_on_device(*, is_cut: bool) -> Callable[[], Any]:
+    """Return the end of a batch: rewards and flags come to the host, and values are completed."""
+    stepping = DeviceStepping(is_cut=is_cut)
+    for t in range(T):
+        stepping.step(t)
+    return stepping._sampler._complete_batch
 
 
 class AheadStep:
@@ -325,6 +385,12 @@ OPERATIONS: dict[str, Callable[[], Callable[[], Any]]] = {
     "a time step of `BasicSampler`": Step,
     "its step in `AlternatingSampler`, with observations of 2 MB or more": AheadStep,
     "its reset": lambda: make_sampler().reset,
+    "a time step of `BasicSampler` with a `DeviceCage`": DeviceStepping,
+    "the same where episodes end": lambda: DeviceStepping(is_cut=True),
+    "the end of its batch": lambda: ending_on_device(is_cut=False),
+    "the end of its batch where episodes were truncated; the agent's values aside": lambda: (
+        ending_on_device(is_cut=True)
+    ),
     "`tree.to_torch()`": lambda: reading(ArrayDict.to_torch),
     "`tree[t, b].to_torch()`, integer arrays": lambda: reading(
         lambda samples: samples["agent_info"][[0, 2], [1, 3]].to_torch()
