@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -34,11 +34,13 @@ class ActionCheck:
     Args:
         space: the space of a single environment's actions.
         n_envs: number of environments.
+        agents: their names, where actions have an axis of them behind that of environments.
     """
 
-    def __init__(self, space: gym.Space[Any], n_envs: int) -> None:
+    def __init__(self, space: gym.Space[Any], n_envs: int, *, agents: Sequence[str] = ()) -> None:
         self._space = space
         self._n_envs = n_envs
+        self._agents = agents
 
     def check_rows(self, rows: Leaf | ArrayDict) -> None:
         """Compare the tree's branch `action` with the space.
@@ -75,7 +77,7 @@ class ActionCheck:
                 raise_at(path, error)
             _check_shape(path, values.shape, space, "the agent's action", (self._n_envs,))
             _check_kind(path, values.dtype, space)
-            _check_values(path, values, space, bounds=bounds)
+            _check_values(path, values, space, self._agents, bounds=bounds)
 
 
 def _parts(space: gym.Space[Any], rows: Any, path: TreePath) -> list[tuple[TreePath, Any, Any]]:
@@ -138,7 +140,12 @@ def _check_range(path: TreePath, dtype: np.dtype[Any], space: gym.Space[Any]) ->
 
 
 def _check_values(
-    path: TreePath, values: NDArray[Any], space: gym.Space[Any], *, bounds: bool
+    path: TreePath,
+    values: NDArray[Any],
+    space: gym.Space[Any],
+    agents: Sequence[str],
+    *,
+    bounds: bool,
 ) -> None:
     is_wrong = np.zeros(values.shape, np.bool_)
     if values.dtype.kind == "f":
@@ -150,8 +157,10 @@ def _check_values(
             low, high = low.astype(values.dtype), high.astype(values.dtype)
         is_wrong |= (values < low) | (values > high)
     if is_wrong.any():
-        row = int(np.argwhere(is_wrong.reshape(len(values), -1))[0, 0])
+        place = tuple(np.argwhere(is_wrong)[0])[: 2 if agents else 1]
+        origin = f"environment {place[0]} of the agent's action"
+        if agents:
+            origin = f"agent {agents[place[1]]} in {origin}"
         raise ValueError(
-            f"{path_text(path)}: got {values[row]!r} for environment {row} of the agent's action,"
-            f" expected a value of {space}"
+            f"{path_text(path)}: got {values[place]!r} for {origin}, expected a value of {space}"
         )

@@ -93,8 +93,9 @@ class Actor(Protocol):
     If it has an attribute `observes` that is true, it learns of observations as such, as their
     mean and deviation, and a `BasicSampler` tells it of each batch. Before the first step it calls
     `begin_batch()`, and behind the last `observe(observation, valid=, final_obs=)`: the tree's rows
-    [T, B, ...]; which of them are transitions, bool [T, B] on the host, or None for all; and the
-    final observations of episodes, rows [k, ...], or None. An `EvalSampler` calls neither.
+    [T, B, ...]; which of them are transitions, bool [T, B] on the host, or None for all (of several
+    agents who come and go, which of them act, in their form); and the final observations of
+    episodes, rows [k, ...], or None. An `EvalSampler` calls neither.
 
     Example:
         >>> import numpy as np

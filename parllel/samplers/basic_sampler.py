@@ -202,7 +202,8 @@ class BasicSampler(Sampler):
         self._goes_on = False
         agent: Any = self.agent  # it may have more than an Actor needs
         observes = getattr(agent, "observes", False)
-        self._observed = Observed(self.batch_T, self.batch_B) if observes else None
+        shape, agents = (self.batch_T, self.batch_B), self.cages[0].agents
+        self._observed = Observed(*shape, agents) if observes else None
         if observes:
             agent.begin_batch()
         if self.replay is not None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.cages import Cage, Command, TrajInfo
+from parllel.cages import AgentForm, Cage, Command, TrajInfo
 from parllel.cages.cage import Outputs
 from parllel.samplers.action_check import ActionCheck
 from parllel.samplers.agent import Actor, Part, check_rows, check_step
@@ -53,7 +53,6 @@ class Group:
     ) -> None:
         self.cages = list(cages)
         self._check = check
-        self._check_action = ActionCheck(self.cages[0].action_space, len(columns))
         self._checks_action = True  # the first action in any case
         self.columns = columns
         self._samples = samples
@@ -64,6 +63,9 @@ class Group:
         self._has_agent_info = bool(samples.get("agent_info"))
         self._has_valid = "valid" in samples
         self._agents = self.cages[0].agents
+        self._check_action = ActionCheck(
+            self.cages[0].action_space, len(columns), agents=_names_in_axis(self._agents)
+        )
         # Whether agents come and go, so that environments write `valid`.
         self._has_flags = self._agents is not None and self._agents.has_flags
         self.keeps_final = True  # whether last observations are wanted
@@ -318,6 +320,11 @@ def _prepare_step(cage: Cage, rows: ArrayDict, *, has_flags: bool) -> Command:
         out_info=rows["env_info"],
         out_valid=rows.get("valid") if has_flags else None,
     )
+
+
+def _names_in_axis(agents: AgentForm | None) -> Sequence[str]:
+    """Return the names of agents whose actions have an axis of them."""
+    return agents.names if agents is not None and agents.has_flags and agents.is_axis else ()
 
 
 def _parts_of(cages: Sequence[Cage]) -> list[int | slice | None]:

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from parllel.cages import AgentForm
 from parllel.samplers.group import Group
 from parllel.samplers.new_rows import as_rows
-from parllel.tree import Rows
+from parllel.tree import Rows, dict_map, leaves_of
 
 
 class Observed:
@@ -18,18 +18,28 @@ class Observed:
 
     Args:
         n_steps, n_envs: T and B of the batch.
+        agents: the form of agents who come and go; None where there are none.
 
     >>> Observed(4, 2).final_rows(like=None) is None
     True
     """
 
-    def __init__(self, n_steps: int, n_envs: int) -> None:
-        self._valid: NDArray[np.bool_] = np.ones((n_steps, n_envs), np.bool_)
+    def __init__(self, n_steps: int, n_envs: int, agents: AgentForm | None = None) -> None:
+        shape = n_steps, n_envs
+        self._agents = agents if agents is not None and agents.has_flags else None
+        self._valid: Any = (
+            np.ones(shape, np.bool_)
+            if self._agents is None
+            else dict_map(np.ones_like, self._agents.flag_rows(shape))
+        )
         self._final: list[Any] = []
 
     def add(self, t: int, group: Group) -> None:
         """Take what a group's step t has, which has come to its end."""
-        if invalid := group.invalid():
+        if self._agents is not None:
+            columns = slice(group.columns.start, group.columns.stop)
+            self._valid[t, columns] = group.host_rows(t)["valid"].to_ndarray()
+        elif invalid := group.invalid():
             self._valid[t, invalid] = False
         self._final += group.final_obs().values()
 
@@ -38,9 +48,12 @@ class Observed:
         self._final += observations
 
     @property
-    def valid(self) -> NDArray[np.bool_] | None:
-        """Which rows are transitions, bool [T, B]; None for all."""
-        return None if self._valid.all() else self._valid
+    def valid(self) -> Any:
+        """Which rows are transitions, bool [T, B]; None for all.
+
+        Of agents who come and go, which of them act: [T, B, N], or a dictionary of the names.
+        """
+        return None if all(leaf.all() for _, leaf in leaves_of(self._valid)) else self._valid
 
     def final_rows(self, like: Rows) -> Rows | None:
         """Return the final observations as rows [k, ...], by step and column; None for none.
