@@ -11,6 +11,7 @@ from parllel.cages import Cage, Command, DeviceCage
 from parllel.samplers.device_transfer import DeviceTransfer
 from parllel.samplers.ends import Ends
 from parllel.samplers.group import Group
+from parllel.samplers.transfer import batch_shape_of
 from parllel.tree import ArrayDict
 
 
@@ -114,7 +115,7 @@ def group_of(
         cages, samples, columns, options: as for `Group`.
         takes_device_results: whether the sampler asks for what `DeviceGroup.end_batch` returns.
     """
-    is_all = len(columns) == samples["terminated"].batch_shape[1] if cages else False
+    is_all = len(columns) == batch_shape_of(samples)[1] if cages else False
     if takes_device_results and is_all and stays_on_device(cages, samples):
         return DeviceGroup(cages, samples, columns, **options)
     return Group(cages, samples, columns, **options)
