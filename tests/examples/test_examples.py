@@ -135,6 +135,7 @@ PIXELS_PPO = Small("pixels_ppo", STEPS, {**ON_POLICY, "build_cages": make_cages}
 CASES = [
     Small("cartpole_ppo", STEPS, {**ON_POLICY, **TWO_PASSES}),
     PIXELS_PPO,
+    Small("multi_agent_ppo", STEPS, {**ON_POLICY, **TWO_PASSES}, ("mpe2",)),
     Small("memory_ppo", STEPS, {**ON_POLICY, **TWO_PASSES}),
     Small("memory_dqn", STEPS, SEQUENCES),
     Small("pixels_dqn", STEPS, {**OFF_POLICY, "RING": 24, "EVALUATE_EVERY": 32}, ("minatar",)),

@@ -415,7 +415,10 @@ def test_trees_that_do_not_fit_are_refused() -> None:
     goals = {"achieved_goal": tree["observation"], "desired_goal": tree["observation"]}
     with pytest.raises(ValueError, match=r"reward.* expected an Array float32 \(T, B\)"):
         HindsightReplayBuffer(
-            ArrayDict({**tree, "observation": goals}), rng=rng, compute_reward=_no_reward
+            ArrayDict({**tree, "observation": goals}),
+            rng=rng,
+            compute_reward=_no_reward,
+            compute_terminated=_no_reward,
         )
 
 
