@@ -485,8 +485,9 @@ def _with_frames(
         )
     if isinstance(frames, Mapping) or frames not in get_args(Fill):
         raise ValueError(f'frames: got {frames!r} for {text}, expected "first" or "zero"')
-    if not spec.feature_shape:
-        raise ValueError(f"frames: {text} is one number, expected a stack of shape (stack, ...)")
+    if not spec.feature_shape or spec.kind != ArraySpec.kind:
+        got = "one number" if spec.kind == ArraySpec.kind else f"a leaf of the kind {spec.kind!r}"
+        raise ValueError(f"frames: {text} is {got}, expected a stack of shape (stack, ...)")
     return stacked_spec(spec, frames)
 
 

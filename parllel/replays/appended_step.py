@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from parllel.arrays import Array
+from parllel.arrays import Array, Jagged
 from parllel.arrays.interop import side_of, to_host
 from parllel.replays.agent_ends import ends_of_rows
 from parllel.tree import ArrayDict, TreePath, leaves_of, path_text
@@ -106,6 +106,9 @@ def fitted(path: TreePath, rows: Any, value: Any, *, n_lead: int = 1) -> Any:
             name: fitted((*path, name), branch, value[name], n_lead=n_lead)
             for name, branch in rows.items()
         }
+    elements = _fitted_elements(path, rows[(0,) * n_lead], value)
+    if elements is not None:
+        return elements
     shape = rows.shape[n_lead:]
     if n_lead == 1 and hasattr(value, "shape") and side_of(value) == "gpu":
         _check_form(path, value, shape, rows.dtype)
@@ -119,6 +122,39 @@ def fitted(path: TreePath, rows: Any, value: Any, *, n_lead: int = 1) -> Any:
     if path[0] in _FINITE and array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{path_text(path)}: got a NaN or an infinity, expected finite numbers")
     return array
+
+
+def _fitted_elements(path: TreePath, rows: Array, value: Any) -> Any:
+    """Return elements of different lengths for rows that take such; None for any other rows.
+
+    Args:
+        path: names of the leaf.
+        rows: [B, ...]; or those of one environment, for its own element.
+        value: a Jagged or a list of B elements [n, ...]; or one element.
+
+    Raises:
+        ValueError: as for `fitted`.
+    """
+    try:
+        if not rows.check_values(value):  # rows of one shape do not look at it
+            return None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path_text(path)}: {error}") from error
+    host = to_host(value)
+    if rows.batch_shape and isinstance(host, np.ndarray) and host.ndim < len(rows.shape):
+        raise ValueError(
+            f"{path_text(path)}: got one array of shape {host.shape}, expected a Jagged or a list"
+            f" of {len(rows)} elements, one for each environment"
+        )
+    packed = host.packed().values if isinstance(host, Jagged) else host
+    arrays = map(np.asarray, packed if isinstance(packed, list | tuple) else [packed])
+    if path[0] in _FINITE and not all(map(_is_finite, arrays)):
+        raise ValueError(f"{path_text(path)}: got a NaN or an infinity, expected finite numbers")
+    return host
+
+
+def _is_finite(array: Any) -> bool:  # Any: of NumPy
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def check_final_obs(before: Array | ArrayDict, final_obs: Mapping[int, Any]) -> None:

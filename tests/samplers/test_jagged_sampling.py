@@ -9,6 +9,7 @@ import pytest
 import torch
 from jagged_envs import CAPACITY, Shapes
 
+from long_run import all_but_first
 from parllel import Array, ArrayDict, Jagged
 from parllel.cages import Cage, ProcessCage, SerialCage, spawn_seeds
 from parllel.patterns import build_eval_tree, build_example, build_sample_tree
@@ -161,16 +162,23 @@ def test_batches_are_the_same_in_workers_and_in_shared_memory(
 
 @each_schedule
 @pytest.mark.parametrize(
-    ("kind", "make_cages"),
-    [("dict", serial), pytest.param("graph", in_workers, marks=pytest.mark.long)],
+    ("kind", "make_cages", "sampler_type"),
+    all_but_first(
+        [
+            ("dict", serial, BasicSampler),
+            ("graph", in_workers, BasicSampler),
+            ("dict", in_workers, AlternatingSampler),
+        ]
+    ),
 )
-@pytest.mark.parametrize("storage", ["device", "pinned", "managed"])
+@pytest.mark.parametrize("storage", all_but_first(["device", "pinned", "managed"]))
 def test_batches_are_the_same_on_a_device(
-    kind: str, make_cages: Any, storage: str, schedule: str, seed: int
+    kind: str, make_cages: Any, sampler_type: Any, storage: str, schedule: str, seed: int
 ) -> None:
     expected = list(collect(kind, "local"))
     with simulated_cuda(schedule, seed):
-        for one, other in zip(expected, collect(kind, storage, make_cages), strict=True):
+        batches = collect(kind, storage, make_cages, sampler_type)
+        for one, other in zip(expected, batches, strict=True):
             assert_same(one, other)
 
 
@@ -192,6 +200,12 @@ def test_a_ring_keeps_earlier_batches() -> None:
             pairs = [*zip(found[begin : begin + len(expected)], expected, strict=True)]
             for mine, its in pairs[a_row if number == 1 else 0 :]:  # that row follows batch 3 now
                 np.testing.assert_array_equal(mine, its, err_msg=name)
+
+
+def test_frames_of_such_leaves_are_refused() -> None:
+    example = build_example(Shapes, env_kwargs={"kind": "cloud"}, storage="local")
+    with pytest.raises(ValueError, match="observation is a leaf of the kind 'jagged', expected"):
+        build_sample_tree(example, Adder(), batch_shape=(T, B), frames="first")
 
 
 @pytest.mark.parametrize("kind", ["cloud", "graph"])
