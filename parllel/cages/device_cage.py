@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from parllel.cages.seeds import Seed
 from parllel.cages.vector.vector_stepper import VectorStepper
 from parllel.cages.vector_cage import VectorCage
 from parllel.storages import Side
+from parllel.tree import TreePath
 
 
 class DeviceCage(VectorCage):
@@ -140,6 +141,10 @@ class DeviceCage(VectorCage):
             terminated, truncated: bool [T, n].
         """
         self._stepper.sum_up_steps(reward, terminated | truncated)
+
+    def leave_out(self, paths: Iterable[TreePath]) -> None:
+        """Have `take_left_out` tell of entries of infos that are stored nowhere."""
+        self._stepper.left_out.new += paths
 
     def check_sums(self) -> None:
         """Refuse summaries that ask for the steps of each environment on the host.

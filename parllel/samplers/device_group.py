@@ -79,6 +79,9 @@ class DeviceGroup(Group):
         """
         transfer = self.transfer
         reward, terminated, truncated = transfer.fetch()
+        if transfer.left_out:
+            self._cage.leave_out(transfer.left_out)
+            transfer.left_out = []
         self._cage.sum_up(reward, terminated, truncated)
         is_cut = truncated & ~terminated
         steps, columns = np.nonzero(is_cut | terminated if all_ends else is_cut)

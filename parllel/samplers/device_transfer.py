@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from parllel import cuda
 from parllel.arrays import Array, ArraySpec
 from parllel.cages import DeviceStep
-from parllel.cages.device.tensors import side_of_tensor
+from parllel.cages.device.tensors import is_rows, side_of_tensor
 from parllel.samplers.ahead_copy import nbytes_of_tree
 from parllel.samplers.step_copy import Place, StepCopy
 from parllel.storages import allocate
@@ -75,7 +75,7 @@ class DeviceTransfer:
         self.action: Any = None  # what the environments are given
         self._samples = samples
         self._batch_T, self._batch_B = samples["reward"].batch_shape[:2]
-        self._is_on_host = samples["reward"].is_on_host
+        self._is_on_host: bool = samples["reward"].is_on_host
         self._kind = "local" if self._is_on_host else "device"
         self._block = self._make_block()
         self._results = StepCopy(
@@ -88,6 +88,8 @@ class DeviceTransfer:
         self._with_final: StepCopy | None = None
         self._between: Any = None  # rows of an action that is elsewhere, or of another form
         self._nothing = dict_map(self._new_rows, samples["env_info"])
+        self._known = {path for path, _ in leaves_of(samples["env_info"])}
+        self.left_out: list[TreePath] = []  # entries of infos that the tree has no branch for
         self._gave_final = np.zeros(self._batch_T, bool)
         self._told_final = np.zeros(self._batch_T, bool)  # with a mask
         self._is_fetched = None if self._is_on_host else cuda.Event()
@@ -229,8 +231,14 @@ class DeviceTransfer:
     def _find_info(self, info: Mapping[str, Any]) -> list[Any]:
         """Return the entries that the tree has a branch for; zeros for those that are missing."""
         given = _leaves(info)
-        rows = leaves_of(self._nothing)
-        return [given.get(path, zeros) for path, zeros in rows]
+        if not given.keys() <= self._known:
+            self.left_out += [
+                path
+                for path in given.keys() - self._known
+                if is_rows(given[path], self._batch_B) and not _is_mask(path, given)
+            ]
+            self._known |= given.keys()
+        return [given.get(path, zeros) for path, zeros in leaves_of(self._nothing)]
 
     def fetch(self) -> BatchEnds:
         """Return rewards and flags of the batch, when all of its steps are done: one wait.
@@ -319,6 +327,14 @@ def _walk(value: Any, path: TreePath) -> Iterator[tuple[TreePath, Any]]:
         return
     for name, member in value.items():
         yield from _walk(member, (*path, str(name)))
+
+
+def _is_mask(path: TreePath, given: Mapping[TreePath, Any]) -> bool:
+    """Whether an entry tells which environments have another entry, as gymnasium's vectors do."""
+    name = path[-1]
+    return name.startswith("_") and any(
+        other[: len(path)] == (*path[:-1], name[1:]) for other in given
+    )
 
 
 def _members(branch: Rows, value: object, path: TreePath) -> list[Any]:

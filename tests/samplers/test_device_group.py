@@ -1,6 +1,7 @@
 """Batches of environments whose results stay on a device are those of a SerialCage."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from device_cages import DIALECTS, make_device_cage
 
+from long_run import all_but_first
 from parllel import ArrayDict, FrameArray
 from parllel.cages import DeviceStep, MisfitError, SerialCage, TrajInfo
 from parllel.cages.device.maniskill import ManiSkill
@@ -29,6 +31,9 @@ T, B = 6, 4
 on_a_device = pytest.mark.usefixtures("cuda_device")
 
 
+first_fake = pytest.mark.parametrize(  # and the others in the long run
+    "fake", all_but_first(list(DIALECTS)), ids=lambda fake: fake.__name__
+)
 each_fake = pytest.mark.parametrize("fake", DIALECTS, ids=lambda fake: fake.__name__)
 
 
@@ -113,7 +118,7 @@ def batches_of(sampler: BasicSampler, n_batches: int = 4) -> list[Any]:
 
 @on_a_device
 @each_fake
-@pytest.mark.parametrize("window", [{}, {"full_size": 3 * T}])
+@pytest.mark.parametrize("window", all_but_first([{"full_size": 3 * T}, {}]))
 def test_batches_are_those_of_a_serial_cage(fake: type[Fake], window: dict[str, int]) -> None:
     sampler = make_sampler(fake, "gpu", **window)
     assert isinstance(sampler._groups[0], DeviceGroup)
@@ -136,7 +141,7 @@ def test_batches_on_the_host_are_those_of_a_serial_cage(fake: type[Fake]) -> Non
 
 
 @on_a_device
-@each_fake
+@first_fake
 def test_infos_that_come_and_go_are_those_of_a_serial_cage(
     fake: type[Fake], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +155,20 @@ def test_infos_that_come_and_go_are_those_of_a_serial_cage(
         found.append(batches_of(sampler, 2))
     assert found[0] == found[1]
     assert sum(map(sum, found[1][0]["('env_info', 'odd')"])) > 0
+
+
+@on_a_device
+@first_fake
+def test_numbers_of_infos_that_are_not_stored_are_said_once(fake: type[Fake]) -> None:
+    samples = make_tree(Agent("host"), "device")
+    samples["env_info"] = ArrayDict()
+    cage = make_device_cage(fake, Walk, n_envs=B, side="gpu")
+    sampler = BasicSampler([cage], Agent("gpu"), samples)
+    with pytest.warns(UserWarning, match="env_info: the tree has no branch for 'luck' of the env"):
+        sampler.collect_batch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler.collect_batch()
 
 
 # Truncated ends
@@ -313,7 +332,7 @@ def test_a_summary_that_asks_for_each_step_is_refused() -> None:
 
 @on_a_device
 def test_a_tree_on_the_other_side_is_filled_through_the_host() -> None:
-    for side, storage in (("gpu", "local"), ("host", "device"), ("gpu", "pinned")):
+    for side, storage in (("gpu", "local"), ("host", "device")):
         cage = make_device_cage(FakeManiSkill, Walk, n_envs=B, seed=3, side=side)
         samples = make_tree(Agent("host"), storage)
         sampler = BasicSampler([cage], Agent("host"), samples)
@@ -342,7 +361,7 @@ class OtherForm(Agent):
 
 
 @on_a_device
-@each_fake
+@first_fake
 def test_all_steps_may_be_traced_and_the_host_may_look_in_between(fake: type[Fake]) -> None:
     sampler, serial = make_sampler(fake, "gpu"), make_serial()
     for _ in range(2):
