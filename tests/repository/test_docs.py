@@ -20,6 +20,8 @@ README = ROOT / "README.md"
 YOUR_OWN = ROOT / "docs" / "your_own.md"
 SIMULATED_CUDA = ROOT / "docs" / "simulated_cuda.md"
 NOTEBOOK = ROOT / "docs" / "arrays_and_trees.ipynb"
+MANY_AGENTS = ROOT / "docs" / "many_agents.md"
+RUN = (README, YOUR_OWN, SIMULATED_CUDA, MANY_AGENTS)  # whose code is run
 TEXTS = [README, *sorted((ROOT / "docs").glob("*.md")), NOTEBOOK]
 each_text = pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 
@@ -189,17 +191,19 @@ def blocks_of(path: Path) -> list[str]:
 
 
 def all_blocks() -> list[str]:
-    return [block for path in (README, YOUR_OWN, SIMULATED_CUDA) for block in blocks_of(path)]
+    return [block for path in RUN for block in blocks_of(path)]
 
 
 def runs_of_blocks() -> list[object]:
     """All in one process, which imports torch once; and those that play games."""
-    with_games, plain = [], []
+    with_games, with_agents, plain = [], [], []
     for number, block in enumerate(all_blocks()):
-        (with_games if "import AtariVectorEnv" in block else plain).append(number)
+        is_game, has_agents = "import AtariVectorEnv" in block, "from mpe2 import" in block
+        (with_games if is_game else with_agents if has_agents else plain).append(number)
     return [
         pytest.param(plain, id="together"),
         pytest.param(with_games, marks=needs("ale_py"), id="with Atari"),
+        pytest.param(with_agents, marks=needs("mpe2"), id="with mpe2"),
     ]
 
 
