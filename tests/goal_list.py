@@ -11,7 +11,7 @@ from torch import Tensor
 from parllel import ArrayDict
 from parllel.replays import HindsightReplayBuffer
 from parllel.testing.contracts.tree_case import leaves
-from step_list import DISCOUNT, Chances, Model, Shape, Step, show_goals
+from step_list import DISCOUNT, Chances, Model, Shape, Step, check_clouds, show_goals
 
 STRATEGIES = ("future", "final", "episode")
 
@@ -87,7 +87,7 @@ def read_goals(minibatch: ArrayDict, n: int) -> NDArray[np.int64]:
     Returns:
         int64 [n, 2]: the index of each, and the observation that achieves its goal.
     """
-    columns = {path: leaf[:n].cpu() for path, leaf in leaves(minibatch).items()}
+    columns = {path: leaf[:n].cpu() for path, leaf in leaves(check_clouds(minibatch)).items()}
     goal = columns["observation.desired_goal.level"]
     for branch in ("observation", "next_observation"):
         desired = {name: columns[f"{branch}.desired_goal.{name}"] for name in ("at", "level")}

@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from parllel import ArrayDict
-from parllel.arrays import ArraySpec, Fill, FrameSpec
+from parllel import ArrayDict, Jagged, cuda
+from parllel.arrays import ArraySpec, Fill, FrameSpec, JaggedSpec
 from parllel.replays import ReplayBuffer
 from parllel.testing.contracts.tree_case import leaves
 from parllel.tree import allocate_tree
 
+CAPACITY = 4  # points of a cloud
 DISCOUNT = 0.5  # with rewards that are small integers, returns are exact in float32
 
 
@@ -55,6 +57,7 @@ class Shape(NamedTuple):
     fill: Fill = "first"
     has_goals: bool = False  # whether observations have goals, which `show_goals` gives
     has_state: bool = False  # whether the agent's state is kept: the number of the observation
+    has_clouds: bool = False  # whether there are elements of different length, as of `cloud_of`
 
     @property
     def n_older(self) -> int:
@@ -117,6 +120,8 @@ class Model:
         observation = show(number)
         if self.shape.stack:
             observation["camera"] = np.array(self.frames[number], np.int32)[:, None]
+        if self.shape.has_clouds:
+            observation["cloud"] = cloud_of(number)
         if self.shape.has_goals:
             observation = ArrayDict({**observation, **show_goals(number)})
         return observation
@@ -161,6 +166,8 @@ class Model:
             if final_obs:
                 self.replay.add_final_obs(t, final_obs)
         self.replay.end_batch()
+        if self.shape.has_clouds:
+            poison(self.tree)
         full_size, stop = self.shape.T * self.shape.n_windows, len(self.steps[0])
         # The newest next observation took the place of the oldest step's, but for a full lap; and
         # a frame away from the stacks of the rows after it, but not from those of the ring's first.
@@ -179,7 +186,7 @@ class Model:
                 next_observation = observation  # not given: its own stands there
             elif chance(self.chances.not_given):
                 next_observation = observation if terminated else -1
-        action, reward = int(self.rng.integers(100)), int(self.rng.integers(-8, 9))
+        action, reward = int(self.rng.integers(1, 100)), int(self.rng.integers(-8, 9))
         step = Step(observation, action, reward, terminated, truncated, valid, next_observation)
         return step, following
 
@@ -191,6 +198,8 @@ class Model:
             tree["valid"][t, column] = step.valid
         if self.shape.has_state:
             tree["agent_info"]["rnn_state"]["h"][t, column] = step.observation
+        if self.shape.has_clouds:
+            tree["message"][t, column] = message_of(step.observation)
         tree["observation"][t + 1, column] = self.show(following)
 
     def transitions(self) -> dict[int, Transition]:
@@ -234,6 +243,73 @@ def show(number: int) -> ArrayDict:
     return ArrayDict({"state": state, "deep": {"number": np.int32(number)}})
 
 
+def cloud_of(number: int) -> NDArray[np.float32]:
+    """Return the cloud of an observation, of 0 to `CAPACITY` points [number, item, -item]."""
+    n_items = number % (CAPACITY + 1)
+    return np.array([[number, at, -at] for at in range(n_items)], "f4").reshape(n_items, 3)
+
+
+def message_of(number: int) -> NDArray[np.int64]:
+    """Return what is sent in the step from an observation: a few times its number."""
+    return np.full(number % 3, number)
+
+
+def poison(tree: ArrayDict) -> None:
+    """Write numbers that no element has behind all elements of different length."""
+    for _, leaf in tree.walk():
+        parts = leaf.memory_parts
+        if "lengths" in parts:
+            values, lengths = (
+                cuda.to_host(part) if cuda.is_device_array(part) else part
+                for part in (parts["values"], parts["lengths"])
+            )
+            values = values if values.flags.writeable else values.copy()
+            values[np.arange(values.shape[lengths.ndim]) >= lengths[..., None]] = -99
+            if cuda.is_device_array(parts["values"]):
+                cuda.copy_to_device(values, out_device=parts["values"])
+
+
+def check_clouds(minibatch: ArrayDict) -> ArrayDict:
+    """Compare elements of different length with the numbers of their observations.
+
+    Args:
+        minibatch: transitions, or windows with their rows first.
+
+    Returns:
+        The minibatch without these leaves.
+    """
+    rest = ArrayDict(minibatch)
+    for name in ("observation", "next_observation"):
+        if "cloud" in rest.get(name, ()):
+            found = rest[name]["cloud"]
+            numbers = rest[name]["deep"]["number"].cpu().numpy()
+            check_jagged(found, [cloud_of(number) for number in numbers.ravel().tolist()])
+            assert found.batch_shape == numbers.shape
+            branch = {key: leaf for key, leaf in rest[name].items() if key != "cloud"}
+            rest[name] = ArrayDict(branch)
+    if "message" in rest:
+        numbers = rest["observation"]["deep"]["number"].cpu().numpy()
+        found = rest["message"]
+        is_step = np.ones(found.batch_shape, bool)
+        if "mask" in rest:  # a window, whose last observation belongs to no step
+            numbers, is_step = numbers[:-1], rest["action"].cpu().numpy() > 0
+        sent = [
+            message_of(number if there else 0)
+            for number, there in zip(numbers.ravel().tolist(), is_step.ravel(), strict=True)
+        ]
+        check_jagged(found, sent)
+        del rest["message"]
+    return rest
+
+
+def check_jagged(found: Jagged, expected: list[NDArray[Any]]) -> None:
+    """Compare packed elements, of which nothing else may be there."""
+    assert found.is_packed
+    host = found.to_ndarray()
+    assert host.offsets.tolist() == np.cumsum([0, *map(len, expected)]).tolist()
+    np.testing.assert_array_equal(host.values, np.concatenate(expected))
+
+
 def show_goals(number: int) -> dict[str, Any]:
     """Return the goals of an observation, trees: what is achieved there, and what is desired."""
     achieved = {"at": np.array([number, 2 * number], np.float32), "level": np.int64(number)}
@@ -258,6 +334,11 @@ def make_tree(shape: Shape, storage: str = "local") -> ArrayDict:
     }
     if shape.has_valid:
         specs["valid"] = spec(bool)
+    if shape.has_clouds:
+        window = shape.T * shape.n_windows
+        form = (shape.T, shape.B), np.float32, (3,), shape.padding, window, CAPACITY
+        specs["observation"]["cloud"] = JaggedSpec.of(*form)
+        specs["message"] = JaggedSpec.of((shape.T, shape.B), np.int64, (), 0, window, 2)
     if shape.has_state:
         specs["agent_info"] = {"rnn_state": {"h": spec(np.float32, (2,))}}
         specs["initial_rnn_state"] = {"h": ArraySpec.of((shape.B,), np.float32, (2,))}
@@ -286,6 +367,7 @@ def read(
         minibatch: in host memory.
         frames: of each observation, where there are stacks.
     """
+    minibatch = check_clouds(minibatch)
     indices, first = np.unique(minibatch["index"].numpy(), return_index=True)
     columns = {path: leaf.numpy()[first] for path, leaf in leaves(minibatch).items()}
     for name in ("observation", "next_observation"):
@@ -329,6 +411,7 @@ shapes = st.builds(
     fill=st.sampled_from(("first", "zero")),
     has_goals=st.just(False),  # left out, Hypothesis would choose it
     has_state=st.just(False),
+    has_clouds=st.booleans(),
 ).map(_in_ring)
 chances = st.builds(
     Chances,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from parllel import ArrayDict
 from parllel.replays import SequenceReplayBuffer
 from parllel.testing.contracts.tree_case import leaves
-from step_list import Model, Shape, Step
+from step_list import Model, Shape, Step, check_clouds
 
 
 class Form(NamedTuple):
@@ -142,6 +142,7 @@ def cross(model: Model, form: Form, steps: list[Step], number: int, now: int) ->
 
 def read_windows(minibatch: ArrayDict, model: Model, form: Form) -> dict[int, dict[str, Any]]:
     """Return the windows of a minibatch by their index, after a look at all observations."""
+    minibatch = check_clouds(minibatch)
     index, first = np.unique(minibatch["index"].cpu().numpy(), return_index=True)
     found = {
         path: leaf.cpu().numpy() if leaf.ndim == 1 else leaf.cpu().numpy()[:, first]

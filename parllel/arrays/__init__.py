@@ -8,6 +8,7 @@ from parllel.arrays.graph_batch import GraphBatch, batch_graphs
 from parllel.arrays.jagged import Jagged
 from parllel.arrays.jagged_array import JaggedArray, JaggedSpec
 from parllel.arrays.kinds import spec_from_entry, stacked_spec
+from parllel.arrays.packed_array import PackedSpec
 from parllel.arrays.row_writer import RowWriter
 from parllel.arrays.types import Leaf
 
@@ -23,6 +24,7 @@ __all__ = [
     "JaggedSpec",
     "KindSpec",
     "Leaf",
+    "PackedSpec",
     "RowWriter",
     "batch_graphs",
     "spec_from_entry",

@@ -415,7 +415,7 @@ class FrameArray(Array):
         """How many steps before a row its stack reaches back to, `stack - 1`."""
         return self.stack - 1
 
-    def row_source(self, side: Side) -> RowSource:
+    def row_source(self, side: Side, n_axes: int = 2) -> RowSource:
         """Return the frames of the rows that this view shows, as the source of gathers of stacks.
 
         Rows are numbered over all batch dimensions together. The source is this Array's own memory,
@@ -423,6 +423,7 @@ class FrameArray(Array):
 
         Args:
             side: the side that gathers, "host" or "gpu".
+            n_axes: does not matter: rows are counted over all batch dimensions.
 
         Raises:
             TypeError: that side can't use the memory.

@@ -296,6 +296,20 @@ class Jagged:
             source = Jagged(packed.values.clone(), packed.offsets, None, self.batch_shape)
         return torch.nested.nested_tensor_from_jagged(source.values, source.offsets, source.lengths)
 
+    def unflatten(self, dim: int, sizes: tuple[int, ...]) -> Jagged:
+        """Return the same elements with one batch dimension as several, as `torch.unflatten` does.
+
+        Args:
+            dim: 0, the only batch dimension.
+            sizes: what becomes of it.
+        """
+        if dim != 0 or len(self.batch_shape) != 1:
+            raise ValueError(
+                f"unflatten: got dimension {dim} of batch_shape {self.batch_shape}, expected 0 of"
+                " one dimension"
+            )
+        return Jagged(self.values, self.offsets, self.lengths, sizes)
+
     def to_torch(self) -> Jagged:
         """Return the same elements over the same memory as tensors of torch."""
         return self._as(_to_tensor)

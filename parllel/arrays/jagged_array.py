@@ -298,8 +298,13 @@ class JaggedArray(Array):
 
     @property
     def place(self) -> Place | None:
-        """Where the elements lie, as of `Array`; None where they may move, as they do to grow."""
-        return None if self.on_overflow == "grow" else super().place
+        """Where the elements lie, as of `Array`; None where they may move."""
+        return None if self.may_move else super().place
+
+    @property
+    def may_move(self) -> bool:
+        """Whether a write may take new memory: where slots grow."""
+        return self.on_overflow == "grow"
 
     # The parts of rows
 
@@ -386,7 +391,7 @@ class JaggedArray(Array):
             self._numbers = as_range(numbers.ravel())
         return self._numbers
 
-    def row_source(self, side: Side) -> RowSource:
+    def row_source(self, side: Side, n_axes: int = 2) -> RowSource:
         """Return the slots of the elements that this view shows, as the source of gathers.
 
         Elements are numbered over all batch dimensions together. The source is this Array's own
@@ -394,6 +399,7 @@ class JaggedArray(Array):
 
         Args:
             side: the side that gathers, "host" or "gpu".
+            n_axes: does not matter: elements are counted over all batch dimensions.
 
         Raises:
             TypeError: that side can't use the memory.
@@ -410,10 +416,6 @@ class JaggedArray(Array):
 
     def picked_rows(self) -> None:
         """Return None: rows that integer arrays pick are read where they lie."""
-        return
-
-    def _elements(self) -> Any:
-        return self._read(self._buffer.data_side)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if self.batch_shape:

@@ -16,6 +16,7 @@ from parllel.arrays.interop import flat_rows, to_tensor
 from parllel.arrays.location import Location, count_dims, is_gathered, keys, rows_of, shape_of
 from parllel.arrays.row_writer import RowWriter
 from parllel.cuda import AnyArray, DeviceArray
+from parllel.ops.sides import contiguous
 from parllel.ops.stack_gather import RowSource
 from parllel.storages import Memory, Side
 
@@ -361,7 +362,7 @@ class Readable:
         """The number of steps before a row that belong to its sample, too; 0 for a plain Array."""
         return 0
 
-    def row_source(self, side: Side) -> RowSource:
+    def row_source(self, side: Side, n_axes: int = 2) -> RowSource:
         """Return the rows of this view as the source of gathers, with T and B taken together.
 
         The source is this Array's own memory, so that a later gather reads what was written until
@@ -369,13 +370,27 @@ class Readable:
 
         Args:
             side: the side that gathers, "host" or "gpu".
+            n_axes: number of axes that rows are counted over: 2, or 1 for a table of rows.
 
         Raises:
             TypeError: that side can't use the memory.
         """
-        if side == self._buffer.data_side:
-            return RowSource(flat_rows(self._elements()))  # which are looked up once
-        return RowSource(flat_rows(self._pick(self._buffer.on_side(side))))
+        is_own = side == self._buffer.data_side  # whose elements are looked up once
+        rows = self._elements() if is_own else self._pick(self._buffer.on_side(side))
+        return RowSource(flat_rows(rows) if n_axes > 1 else contiguous(rows))
+
+    def gather_output(self, side: Side) -> Any:  # Any: an array, or PackedRows
+        """Return the memory of this Array as gathers write it: an array [n, ...].
+
+        Args:
+            side: the side that gathers, "host" or "gpu".
+        """
+        return self.to_cupy() if side == "gpu" else self.to_ndarray()
+
+    @property
+    def may_move(self) -> bool:
+        """Whether a write may take new memory, so that sources of gathers would be out of date."""
+        return False
 
     @property
     def row_writer(self) -> RowWriter | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cuda import AnyArray, DeviceArray, Stream
+from parllel.kernels.image_shift import NO_IMAGE
 from parllel.kernels.row_table import Rows, RowTable, rows_at
 from parllel.kernels.rows import check_rows, copy_rows
 from parllel.ops.copy_grid import CopyGrid, count_lanes, split_row
+from parllel.ops.ragged import PackedRows, RaggedGather
 from parllel.ops.sides import (
     AnyIndex,
     address_of,
@@ -20,6 +23,8 @@ from parllel.ops.sides import (
     to_side,
 )
 from parllel.ops.stack_gather import RowSource, StackGather
+
+Gather: TypeAlias = Callable[..., None]  # of an index and, where images are shifted, of a seed
 
 
 class RowCopy:
@@ -101,29 +106,59 @@ class RowCopy:
 
 
 def prepare_gather(
-    destination: Sequence[AnyArray],
+    destination: Sequence[AnyArray | PackedRows],
     source: Sequence[AnyArray | RowSource],
     *,
     names: Sequence[str],
-) -> Callable[[AnyIndex], None]:
+) -> Gather:
     """Return a function that gathers the rows of an index to the destination's first rows.
 
     The function may be called many times. It gathers all leaves at once, by one launch for arrays
-    of CuPy: as `RowCopy.run` does, or as `StackGather.run` where a source holds single frames.
+    of CuPy: as `RowCopy.run` does, as `StackGather.run` where a source holds single frames or
+    images that are shifted, or as `RaggedGather.run` where a source's elements have different
+    lengths. Where there are both, it takes two launches.
 
     Args:
-        destination: for each leaf an array [n, ...] for rows, or [n, stack, ...] for stacks.
-        source: for each leaf an array [m, ...] of rows, or the frames that stacks are made of.
+        destination: for each leaf an array [n, ...] for rows, or [n, stack, ...] for stacks, or the
+            memory of elements that are packed.
+        source: for each leaf an array [m, ...] of rows, or the frames that stacks are made of, or
+            slots with lengths.
         names: for each leaf a name, by which errors call it.
 
+    Returns:
+        A function of the index and, where images are shifted, of the seed.
+
     Raises:
-        TypeError, ValueError: as `RowCopy` and `StackGather`.
+        TypeError, ValueError: as `RowCopy`, `StackGather` and `RaggedGather`.
     """
     sources = [leaf if isinstance(leaf, RowSource) else RowSource(leaf) for leaf in source]
+    if any(leaf.lengths is not None for leaf in sources):
+        return _prepare_ragged(destination, sources)
     if not all(leaf.is_plain for leaf in sources):
-        return StackGather(sources, destination).run
+        stacks = StackGather(sources, destination)
+        return lambda index, seed=None: stacks.run(index, seed=seed)
     copy = RowCopy(destination, [leaf.frames for leaf in sources], names=names)
-    return lambda index: copy.run(range(len(index)), index)
+    return lambda index, seed=None: copy.run(range(len(index)), index)
+
+
+def _prepare_ragged(
+    destination: Sequence[AnyArray | PackedRows], sources: Sequence[RowSource]
+) -> Gather:
+    """Return a gather of leaves of which some have elements of different length."""
+    pairs = list(zip(sources, destination, strict=True))
+    rides = [leaf.is_first is None and leaf.image == NO_IMAGE for leaf in sources]
+    ragged = [pair for pair, rides_along in zip(pairs, rides, strict=True) if rides_along]
+    others = [pair for pair, rides_along in zip(pairs, rides, strict=True) if not rides_along]
+    gather = RaggedGather(*zip(*ragged, strict=True))
+    if not others:
+        return lambda index, seed=None: gather.run(index)
+    stacks = StackGather(*zip(*others, strict=True))
+
+    def run(index: AnyIndex, seed: AnyArray | None = None) -> None:
+        gather.run(index)
+        stacks.run(index, seed=seed)
+
+    return run
 
 
 def copy_blocks(

@@ -111,7 +111,7 @@ class RowSource:
 
     def locate(self, destination: int) -> Stacks:
         """Return where all of it lies, for stacks that are written from an address on."""
-        rows = _rows_of(self.frames)
+        rows = rows_of(self.frames)
         return Stacks(
             len(self),
             destination,
@@ -162,7 +162,7 @@ class StackGather:
         side = common_side("stacks", (*self._read, *written))
         for source, output in zip(sources, written, strict=outputs is not None):
             _check_output(output, source)
-        _check_apart(written, self._read)
+        check_apart(written, self._read)
         self._sources, self._outputs = sources, written  # a table of addresses keeps nothing alive
         self._n_outputs = min(map(len, written), default=0)  # rows of the shortest output
         addresses = [0] if outputs is None else [address_of(output) for output in written]
@@ -198,7 +198,7 @@ class StackGather:
         n_outputs, out_address = self._n_outputs, 0
         if out is not None:
             _check_output(out, self._sources[0])
-            _check_apart([out], self._read)
+            check_apart([out], self._read)
             n_outputs, out_address = len(out), address_of(out)
         if len(index) > n_outputs:
             raise ValueError(f"stacks: got {len(index)} rows, expected at most {n_outputs}")
@@ -243,16 +243,21 @@ def _check_output(output: AnyArray, source: RowSource) -> None:
         raise ValueError("stacks: got a read-only output, expected writable memory")
 
 
-def _check_apart(written: Sequence[AnyArray], read: Sequence[AnyArray]) -> None:
+def check_apart(written: Sequence[AnyArray], read: Sequence[AnyArray]) -> None:
     """Refuse an output that shares memory with another one, or with what is read."""
-    taken = [_rows_of(array) for array in read]
-    for output in map(_rows_of, written):
+    taken = [rows_of(array) for array in read]
+    for output in map(rows_of, written):
         if any(output.begin < other.end and other.begin < output.end for other in taken):
             raise ValueError("stacks: an output shares memory with another array, expected its own")
         taken.append(output)
 
 
-def _rows_of(array: AnyArray) -> Rows:
+def rows_of(array: AnyArray) -> Rows:
+    """Return where the rows of an array lie.
+
+    Raises:
+        ValueError: a row is not contiguous.
+    """
     n_rows, *row_shape = array.shape
     if array.flags.c_contiguous:  # its strides may be anything where it is empty
         nbytes = array.itemsize * math.prod(row_shape)

@@ -26,10 +26,13 @@ class MinibatchMemory(Protocol):
     """Memory of one minibatch, which is written again and again."""
 
     tree: ArrayDict
-    tensors: ArrayDict
     batch_size: int
     memory: Memory
     sources: ArrayDict
+
+    @property
+    def tensors(self) -> ArrayDict:
+        """What `present` makes of the tree."""
 
     def present(self, tree: ArrayDict) -> ArrayDict:
         """Return a tree of Arrays like `tree` as the tensors that a caller gets."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parllel.arrays import Array
 from parllel.cuda import AnyArray
+from parllel.ops.ragged import PackedRows
 from parllel.ops.row_copy import prepare_gather
 from parllel.ops.sides import copy_from_host, to_side
-from parllel.ops.stack_gather import RowSource, StackGather
+from parllel.ops.stack_gather import RowSource
 from parllel.storages import Side
 from parllel.tree import ArrayDict
 
@@ -25,11 +26,12 @@ class BatchParts:
     Args:
         batch: the tree of the rows.
         sources: for each leaf its rows, with T and B as one dimension.
-        outputs: for each leaf the memory of a minibatch, as NumPy's or CuPy's arrays.
+        outputs: for each leaf the memory of a minibatch, as gathers write it.
         names: for each leaf a name, by which errors call it.
         rows: int64 [n_rows], the rows to visit.
         rng: generator of the order.
-        tensors: the outputs, as a tree of torch tensors.
+        size: number of rows of a part.
+        present: returns the outputs as a tree of torch tensors.
         side: "host" or "gpu", which of them gathers.
         n_shifted: parts whose images are shifted at random: none, or all of them.
 
@@ -45,27 +47,26 @@ class BatchParts:
         self,
         batch: ArrayDict,
         sources: Sequence[RowSource],
-        outputs: Sequence[AnyArray],
+        outputs: Sequence[AnyArray | PackedRows],
         names: Sequence[str],
         *,
         rows: NDArray[np.int64],
         rng: np.random.Generator,
-        tensors: ArrayDict,
+        size: int,
+        present: Callable[[], ArrayDict],
         side: Side,
         n_shifted: int = 0,
     ) -> None:
         self._windows = [(leaf, leaf.window_begin) for _, leaf in batch.walk() if _is_moving(leaf)]
         self._seeds: AnyArray | None = None  # int64 [n_parts, 3]: a key, and the number of a part
         if n_shifted:
-            self._shifted = StackGather(sources, outputs)
             self._seeds = to_side(np.zeros((n_shifted, 3), np.int64), side)
-        else:
-            self._gather = prepare_gather(outputs, sources, names=names)
+        self._gather = prepare_gather(outputs, sources, names=names)
         self._rows, self._rng, self._side = rows, rng, side
         self._order: AnyArray | None = None
-        self._size = len(outputs[0])
+        self._size = size
         self._n_parts = self._count_parts()
-        self._tensors = tensors
+        self._present = present
 
     def _count_parts(self) -> int:
         return len(self._rows) // self._size
@@ -97,7 +98,8 @@ class BatchParts:
         """Return a part of the batch, in the memory of the part before.
 
         In host memory it is there when this returns; on a device it is one launch in the caller's
-        current stream.
+        current stream. Where elements have different lengths, the host waits for the number of
+        their items.
 
         Args:
             number: which part, from 0 on.
@@ -111,11 +113,8 @@ class BatchParts:
         if not 0 <= number < self._n_parts:
             raise IndexError(f"number: got {number}, expected a part below {self._n_parts}")
         rows = self._order[number * self._size : (number + 1) * self._size]
-        if self._seeds is None:
-            self._gather(rows)
-        else:
-            self._shifted.run(rows, seed=self._seeds[number])
-        return self._tensors
+        self._gather(rows, None if self._seeds is None else self._seeds[number])
+        return self._present()
 
 
 def _is_moving(leaf: object) -> bool:

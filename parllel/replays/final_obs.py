@@ -255,7 +255,7 @@ def _longer(leaf: Array, n_more: int) -> tuple[int, ...]:
 
 
 def _host_rows(leaf: Array, n_rows: int) -> Any:
-    return np.zeros((n_rows, *leaf.shape[1:]), leaf.dtype)
+    return leaf.new_array(batch_shape=(n_rows, *leaf.batch_shape[1:]), storage="local")
 
 
 def _row_of(observation: Any, specs: ArrayDict | ArraySpec) -> Any:  # Any: of an environment

@@ -209,6 +209,11 @@ def check_goals(samples: ArrayDict, sources: ArrayDict) -> None:
     for name, leaves in goals.items():
         for path, source in leaves.items():
             text = path_text(("observation", name, *path[1:]))
+            if source.lengths is not None:
+                raise ValueError(
+                    f"{text}: got elements of different length, expected an Array: a goal is one"
+                    " row of the ring"
+                )
             if source.is_first is not None:
                 raise ValueError(
                     f"{text}: got stacks of frames, expected an Array: a goal is one row of the"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from parllel.arrays import Array, ArraySpec, Leaf
+from parllel.arrays import Array, Leaf
 from parllel.arrays.interop import flat_rows, side_of, to_device
-from parllel.cuda import AnyArray
 from parllel.ops.sides import contiguous
 from parllel.ops.stack_gather import RowSource
 from parllel.replays.batch_parts import BatchParts
 from parllel.replays.env_parts import EnvParts
+from parllel.replays.minibatch_outputs import FixedTensors, output_spec
 from parllel.replays.random_shift import RandomShift, shift_images
 from parllel.storages import Side, storage_for
 from parllel.tree import ArrayDict, allocate_tree, path_text
@@ -81,8 +81,8 @@ class Minibatches:
         self._whole_envs = whole_envs
         self._form: object = None  # of the batches that the outputs fit
         self._names: list[str] = []  # of the leaves
-        self._written: list[AnyArray] = []  # the outputs, as NumPy's or CuPy's arrays
-        self._tensors = ArrayDict()  # the outputs, as torch's
+        self._written: list[Any] = []  # the outputs, as gathers write them
+        self._present: Callable[[], ArrayDict] = ArrayDict  # returns the outputs as tensors
 
     def of(self, batch: ArrayDict, *, n_passes: int = 1) -> Iterator[ArrayDict]:
         """Yield the minibatches of some passes over a batch, each in a new random order.
@@ -94,7 +94,8 @@ class Minibatches:
         Yields:
             Trees of torch tensors [rows, ...], rows = T * B // n_minibatches; of a batch with
             rows that are not valid, the number of the others // n_minibatches. With `whole_envs`
-            [T, environments, ...], environments = B // n_minibatches.
+            [T, environments, ...], environments = B // n_minibatches. Elements of different length
+            are a packed `Jagged`; in memory of a GPU, the host waits to know how many items.
 
         Raises:
             TypeError: a part of the batch is in device memory, and another one where no GPU can
@@ -130,8 +131,9 @@ class Minibatches:
         valid = valid_rows(batch)
         rows = np.arange(n_rows) if valid is None else np.flatnonzero(valid)
         which = "rows of the batch" + (" that are valid" if valid is not None else "")
-        self._fit_outputs(flat, self._size_of_part(len(rows), which), side)
-        return BatchParts(batch, *self._gathered(flat), rows=rows, **self._drawn(side))
+        size = self._size_of_part(len(rows), which)
+        self._fit_outputs(flat, size, side)
+        return BatchParts(batch, *self._gathered(flat), rows=rows, size=size, **self._drawn(side))
 
     def _bind_envs(
         self, batch: ArrayDict, flat: ArrayDict, states: ArrayDict, side: Side
@@ -157,6 +159,7 @@ class Minibatches:
             batch,
             *self._gathered(flat),
             rows=np.arange(n_columns),
+            size=n_steps * n_envs,
             n_steps=n_steps,
             n_envs=n_envs,
             states=[rows for _, rows in states.walk()],
@@ -172,7 +175,7 @@ class Minibatches:
             )
         return size
 
-    def _gathered(self, flat: ArrayDict) -> tuple[list[RowSource], list[AnyArray], list[str]]:
+    def _gathered(self, flat: ArrayDict) -> tuple[list[RowSource], list[Any], list[str]]:
         """Return the rows of all steps, the memory of a minibatch for them, and their names."""
         sources = [rows for _, rows in flat.walk()]
         return sources, self._written[: len(sources)], self._names
@@ -180,7 +183,7 @@ class Minibatches:
     def _drawn(self, side: Side) -> dict[str, Any]:  # Any: arguments of parts
         """Return what all parts are given, whichever rows they have."""
         n_shifted = 0 if self._shift is None else self._n_minibatches
-        return {"rng": self._rng, "tensors": self._tensors, "side": side, "n_shifted": n_shifted}
+        return {"rng": self._rng, "present": self._present, "side": side, "n_shifted": n_shifted}
 
     def _fit_outputs(
         self,
@@ -205,27 +208,31 @@ class Minibatches:
             size,
             n_steps,
             [
-                (path, rows.dtype, rows.shape[1:])
+                (path, rows.dtype, rows.shape[1:], rows.lengths is None)
                 for each in (flat, states)
                 for path, rows in each.walk()
             ],
         )
         if form == self._form:
             return
-        specs = flat.apply(_spec, size)
+        specs = flat.apply(output_spec, size)
         n_envs = size // n_steps if n_steps else 0
         outputs = allocate_tree(
-            ArrayDict({**specs, **states.apply(_spec, n_envs)}), storage_for(side)
+            ArrayDict({**specs, **states.apply(output_spec, n_envs)}), storage_for(side)
         )
-        written = outputs.to_cupy() if side == "gpu" else outputs.to_ndarray()
-        self._written = [array for _, array in written.walk()]
+        self._written = [leaf.gather_output(side) for _, leaf in outputs.walk()]
         self._names = [path_text(path) for path, _ in flat.walk()]
-        tensors = outputs.to_torch()
-        if n_steps:
-            of_steps = ArrayDict({name: tensors[name] for name in flat})
-            shaped = of_steps.apply(_unflatten, (n_steps, n_envs))
-            tensors = ArrayDict({**tensors, **shaped})
-        self._tensors = tensors
+
+        names = list(flat)
+
+        def present(tree: ArrayDict) -> ArrayDict:
+            tensors = tree.to_torch()
+            if not n_steps:
+                return tensors
+            of_steps = ArrayDict({name: tensors[name] for name in names})
+            return tensors.with_branches(of_steps.apply(_unflatten, (n_steps, n_envs)))
+
+        self._present = FixedTensors(outputs, present)
         self._form = form
 
 
@@ -254,10 +261,6 @@ def _batch_shape(batch: ArrayDict) -> tuple[int, int]:
         found = {path_text(path): tuple(leaf.shape[:2]) for path, leaf in batch.walk()}
         raise ValueError(f"batch: got leaves of {found} steps and environments, expected one shape")
     return shapes.pop()
-
-
-def _spec(rows: RowSource, size: int) -> ArraySpec:
-    return ArraySpec.of((size,), rows.dtype, rows.shape[1:])
 
 
 def _count_rows(flat: ArrayDict) -> int:

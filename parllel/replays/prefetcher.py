@@ -14,6 +14,7 @@ import numpy as np
 from parllel import cuda
 from parllel.arrays import Array
 from parllel.replays.base_replay import BaseReplay
+from parllel.replays.minibatch_outputs import FixedTensors
 from parllel.storages import KINDS, allocate, storage_for
 from parllel.tree import ArrayDict
 
@@ -222,7 +223,9 @@ class Prefetcher:
 class PrefetchedBatch(Protocol):
     """The memory of one minibatch, which the thread fills and the caller reads, in turn."""
 
-    tensors: ArrayDict
+    @property
+    def tensors(self) -> ArrayDict:
+        """The minibatch, after `take`."""
 
     def fill(self, replay: BaseReplay[Any]) -> None:
         """Draw a minibatch. The thread calls it, after the caller's `release`."""
@@ -250,7 +253,12 @@ class HostBatch:
 
     def __init__(self, replay: BaseReplay[Any], batch_size: int) -> None:
         self._outputs = replay.make_memory(batch_size)
-        self.tensors = self._outputs.tensors
+
+    @property
+    def tensors(self) -> ArrayDict:
+        """The minibatch."""
+        tensors: ArrayDict = self._outputs.tensors
+        return tensors
 
     def fill(self, replay: BaseReplay[Any]) -> None:
         """Draw and gather."""
@@ -289,12 +297,17 @@ class DeviceBatch:
         nbytes, dtype = self._outputs.memory.nbytes, np.dtype(np.uint8)
         on_device = allocate("device", nbytes)
         self.tree = specs.apply(Array.from_spec, on_device)  # laid out as in the pinned block
-        self.tensors = self._outputs.present(self.tree)
+        self._present = FixedTensors(self.tree, self._outputs.present)
         self._pinned_bytes = self._outputs.memory.array(0, (nbytes,), dtype)
         self._device_bytes = on_device.array(0, (nbytes,), dtype)
         self._stream = stream
         self._is_copied = cuda.Event()
         self._is_free = cuda.Event().record()  # the zeros of the new memory come first
+
+    @property
+    def tensors(self) -> ArrayDict:
+        """The minibatch; for elements of different length, the host waits for their number."""
+        return self._present()
 
     def fill(self, replay: BaseReplay[Any]) -> None:
         """Draw and gather, then queue the copy. Before, the host waits for the last copy."""

@@ -14,12 +14,14 @@ from parllel.arrays import Array, ArraySpec
 from parllel.arrays.interop import may_share_memory
 from parllel.cuda import AnyArray
 from parllel.ops.agent_transitions import earn_of_agents
-from parllel.ops.stack_gather import RowSource, StackGather
+from parllel.ops.row_copy import Gather, prepare_gather
+from parllel.ops.stack_gather import RowSource
 from parllel.ops.transitions import DrawnTransitions, SampledRing
 from parllel.replays.agent_ends import AgentEnds
 from parllel.replays.final_obs import FinalObs
-from parllel.storages import Memory, aligned, allocate
-from parllel.tree import ArrayDict
+from parllel.replays.minibatch_outputs import FixedTensors, output_spec
+from parllel.storages import Memory, Side, aligned, allocate
+from parllel.tree import ArrayDict, path_text
 from parllel.tree.agent_forms import parts_of
 
 # Written when a transition is drawn: they belong to its last step, or to no step alone.
@@ -50,7 +52,6 @@ class TransitionMemory:
     Attributes:
         sources: as given, or as `bind` was given last.
         tree: Arrays [batch_size, ...], with the branches of `sources`, of `DRAWN` and of `extra`.
-        tensors: the same memory as a tree of torch tensors.
         drawn: the arrays that a draw writes: some branches of the tree, and the rows that `gather`
             reads next.
         memory: the block.
@@ -77,7 +78,7 @@ class TransitionMemory:
         agents: AgentEnds | None = None,
         discount: float = 1.0,
     ) -> None:
-        specs = sources.apply(_output_spec, batch_size)
+        specs = sources.apply(output_spec, batch_size)
         for name, dtype in {**DRAWN, **extra}.items():
             specs[name] = ArraySpec.of((batch_size,), dtype)
         of_envs: dict[str, Array] = {}  # what a draw writes of environments, where agents have it
@@ -91,7 +92,7 @@ class TransitionMemory:
                 specs[name] = spec
         self.memory: Memory = allocate(storage, count_bytes(specs))
         self.tree = specs.apply(Array.from_spec, self.memory)
-        self.tensors = self.present(self.tree)
+        self._tensors = FixedTensors(self.tree, ArrayDict.to_torch)
         self.batch_size = batch_size
         first = next(source for _, source in sources.walk())
         self._is_on_gpu = not isinstance(first.frames, np.ndarray)
@@ -131,11 +132,19 @@ class TransitionMemory:
         self.sources = sources
         self._gather = self._prepare(sources, *self._picks)
 
+    @property
+    def tensors(self) -> ArrayDict:
+        """The memory as a tree of torch tensors; of elements of different length, packed `Jagged`.
+
+        Of these the host has to know the number: in memory of a GPU it waits for it.
+        """
+        return self._tensors()
+
     def present(self, tree: ArrayDict) -> ArrayDict:
         """Return a tree of Arrays like `tree` as the tensors of a minibatch."""
         return tree.to_torch()
 
-    def _prepare(self, sources: ArrayDict, rows: AnyArray, next_rows: AnyArray) -> StackGather:
+    def _prepare(self, sources: ArrayDict, rows: AnyArray, next_rows: AnyArray) -> Gather:
         written = dict(self.tree.walk())
         following = dict(ArrayDict({NEXT: sources[NEXT]}).walk())
         leaves = {path: source for path, source in sources.walk() if math.prod(source.shape[1:])}
@@ -143,7 +152,9 @@ class TransitionMemory:
             replace(source, rows=next_rows if path in following else rows)
             for path, source in leaves.items()
         ]
-        return StackGather(picked, [read(written[path], self._is_on_gpu) for path in leaves])
+        side: Side = "gpu" if self._is_on_gpu else "host"
+        outputs = [written[path].gather_output(side) for path in leaves]
+        return prepare_gather(outputs, picked, names=[path_text(path) for path in leaves])
 
     def gather(self, seed: AnyArray | None = None) -> None:
         """Gather the rows that were drawn, for all branches; images are shifted by the seed.
@@ -151,7 +162,7 @@ class TransitionMemory:
         In host memory they are there when this returns. On a device it is one launch in the
         caller's current stream, and one for what several agents earn; the host does not wait.
         """
-        self._gather.run(self._rows, seed=seed)
+        self._gather(self._rows, seed)
         if self._earn is not None:
             self._earn()
 
@@ -177,8 +188,13 @@ def find_sources(samples: ArrayDict, final_obs: FinalObs, *, on_gpu: bool) -> Ar
     before = read(final_obs.place, on_gpu)
 
     def add_table(source: RowSource) -> RowSource:
-        beside = read(next(tables)[1], on_gpu)
-        return replace(source, beside=beside, beside_rows=before if source.stack > 1 else None)
+        table = table_source(next(tables)[1], on_gpu)
+        return replace(
+            source,
+            beside=table.frames,
+            beside_rows=before if source.stack > 1 else None,
+            beside_lengths=table.lengths,
+        )
 
     following = ArrayDict({NEXT: samples["observation"]}).apply(ring_source, 1, on_gpu)
     return ArrayDict({**sources, **following.apply(add_table)})
@@ -227,8 +243,19 @@ def count_bytes(specs: ArrayDict) -> int:
     return sum(aligned(spec.nbytes) for _, spec in specs.walk())
 
 
+def table_source(leaf: Array, on_gpu: bool) -> RowSource:
+    """Return the rows of a table [n, ...]."""
+    return leaf.row_source("gpu" if on_gpu else "host", n_axes=1)
+
+
 def ring_source(leaf: Array, n_behind: int, on_gpu: bool) -> RowSource:
     """Return the rows of a ring and of the padding behind it, with T and B as one dimension."""
+    if leaf.may_move:
+        raise ValueError(
+            f"got a {type(leaf).__name__} whose memory may grow, so that what is written later"
+            ' would be missed; allocate its whole capacity, and choose on_overflow="raise" or'
+            ' "drop"'
+        )
     rows = leaf.full[0 : leaf.full_size + n_behind]
     _check_shared(leaf, rows)
     return rows.row_source("gpu" if on_gpu else "host")
@@ -248,7 +275,3 @@ def _check_shared(leaf: Array, rows: Array) -> None:
 def read(leaf: Array, on_gpu: bool) -> AnyArray:
     """Return a leaf as the array that a side works on: CuPy's for a GPU, else NumPy's."""
     return leaf.to_cupy() if on_gpu else leaf.to_ndarray()
-
-
-def _output_spec(source: RowSource, batch_size: int) -> ArraySpec:
-    return ArraySpec.of((batch_size,), source.dtype, source.shape[1:])

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.kernels import frames, stack_table, windows
+from parllel.kernels import frames, ragged, stack_table, windows
 from parllel.kernels.agent_transitions import (
     EARNED_NUMBERS,
     LEAF_NUMBERS,
@@ -122,6 +122,35 @@ def _check_frames(what: str, leaf: frames.Frames, span: tuple[int, int]) -> None
             check_rows(f"{what}, flags", leaf.is_first, 1, read, 1)
     if leaf.blank:
         check_rows(f"{what}, blank", leaf.blank, 0, (0, 0), leaf.nbytes)
+
+
+def check_ragged_kernel(grid: Sizes, table: Argument, n_rows: Argument, *picks: Argument) -> None:
+    """Check the arguments of `kernels.ragged.DEVICE`."""
+    *numbers, n_wide, n_narrow, _, _, _ = [address_of(each) for each in picks]
+    n_numbers = ragged.ENTRY_NBYTES // INTEGER_NBYTES
+    entries = integers_at(address_of(table), (n_wide + n_narrow) * n_numbers)
+    lowest, highest = _span(int(n_rows), *numbers)
+    for number, entry in enumerate(entries.reshape(-1, n_numbers).tolist()):
+        leaf, what = ragged.RaggedLeaf(*entry), f"ragged, leaf {number}"
+        slots = np.array([lowest, highest])
+        if leaf.rows:
+            at = leaf.rows + lowest * INTEGER_NBYTES
+            slots = integers_at(at, highest - lowest + 1)
+        if leaf.offsets:
+            integers_at(leaf.offsets, int(n_rows) + 1)
+        nbytes = leaf.capacity * leaf.item_nbytes
+        last = int(n_rows) - 1
+        check_rows(f"{what}, written", leaf.destination, nbytes, (0, last), nbytes)
+        beside, places = -1 - slots[slots < 0], slots[slots >= 0] & ((1 << BACK_BITS) - 1)
+        for name, picked, source, stride, lengths in (
+            ("beside", beside, leaf.beside, nbytes, leaf.beside_lengths),
+            ("read", places, leaf.source, leaf.stride, leaf.lengths),
+        ):
+            if picked.size:
+                ends = int(picked.min()), int(picked.max())
+                check_rows(f"{what}, {name}", source, stride, ends, nbytes)
+                if lengths:
+                    check_rows(f"{what}, lengths {name}", lengths, 8, ends, 8)
 
 
 def _span(n_rows: int, vector: int, start: int, step: int) -> tuple[int, int]:
@@ -325,6 +354,7 @@ CHECKS: Mapping[str, Callable[..., None]] = {
     "refresh_windows": check_refresh_windows,
     "update_windows": check_update_windows,
     "refresh_priorities": functools.partial(check_ring_and_sums, "refresh_priorities"),
+    "ragged": check_ragged_kernel,
     "rows": check_rows_kernel,
     "shifted_frames": check_shifted_frames_kernel,
     "update_priorities": check_update_priorities,

@@ -43,6 +43,11 @@ class Source:
         self.block = _tensor_over(self._memory.memory.array(0, (nbytes,), np.dtype(np.uint8)))
         self.state = _tensor_over(replay.draw_state.numbers)
         begin = self.block.data_ptr()
+        if any(leaf.place is None for _, leaf in self._memory.tree.walk()):
+            raise ValueError(
+                "ReplayDraw: got elements of different length, expected rows of fixed shapes, as a"
+                " compiled program has them; pad the elements, or draw with sample()"
+            )
         self.parts = [
             Part(
                 path,
