@@ -118,6 +118,8 @@ class StepCopy:
             pieces = find_pieces(rows.shape, place.leaf.dtype, rows.strides, rows.dtype)
             if pieces is not None:
                 return _Found(rows.address, pieces, value)
+        if (dtype := _dtype_of(value)) is not None:
+            _check_kind(place, dtype)
         between = Array(shape[:1], place.leaf.dtype, feature_shape=shape[1:], storage="device")
         between[...] = value
         return self._locate(place, between)
@@ -148,6 +150,14 @@ class _Found(NamedTuple):
     address: int
     pieces: Pieces
     kept: object
+
+
+def _dtype_of(value: Any) -> np.dtype[Any] | None:
+    """Return the dtype of a value as NumPy's; None for short floats of torch, and for no array."""
+    try:
+        return np.dtype(str(value.dtype).removeprefix("torch."))
+    except (AttributeError, TypeError):
+        return None
 
 
 def _ring_of(leaf: Array) -> Any:  # Any: cupy.ndarray

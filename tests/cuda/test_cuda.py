@@ -748,3 +748,38 @@ def test_torch_and_cupy_have_one_current_device(
     with pytest.raises(RuntimeError, match=r"torch's current one is 1, .*Device\(1\)\.use\(\)"):
         Array((2,), "f4", storage=storage)
     assert cuda_simulation.used_nbytes == 0
+
+
+class Foreign:
+    """An array of a library that shows its memory by DLPack alone, as JAX does, in a stream."""
+
+    def __init__(self, array: Any, stream: Any) -> None:
+        self._array = array
+        self._stream = stream
+        self.n_asked = 0
+
+    def __dlpack__(self, *, stream: Any = None, **kwargs: Any) -> Any:
+        self.n_asked += 1
+        with self._stream:
+            return self._array.__dlpack__(stream=stream, **kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        device: tuple[int, int] = self._array.__dlpack_device__()
+        return device
+
+
+def test_memory_that_comes_by_dlpack_is_read_behind_its_owners_work() -> None:
+    with simulated_cuda("lazy") as simulation:
+        array = cuda.to_device(np.arange(6.0).reshape(3, 2))
+        cuda.synchronize()
+        stream = cuda.library().cuda.Stream(non_blocking=True)
+        foreign = Foreign(array, stream)
+        with cuda.use_stream(stream):
+            array.fill(7)
+        shown = cuda.array_by_dlpack(foreign)
+        assert simulation.n_pending > 0  # the host has not waited
+        assert shown.data.ptr == array.data.ptr
+        assert (shown.shape, shown.strides, shown.dtype) == ((3, 2), (16, 8), np.float64)
+        assert cuda.to_host(shown).tolist() == [[7, 7]] * 3
+        assert foreign.n_asked == 1
+        assert cuda.array_by_dlpack(array) is array

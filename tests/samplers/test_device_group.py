@@ -1,5 +1,6 @@
 """Batches of environments whose results stay on a device are those of a SerialCage."""
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable
@@ -10,8 +11,8 @@ import pytest
 from device_cages import DIALECTS, make_device_cage
 
 from long_run import all_but_first
-from parllel import ArrayDict, FrameArray
-from parllel.cages import DeviceStep, MisfitError, SerialCage, TrajInfo
+from parllel import ArrayDict, FrameArray, cuda
+from parllel.cages import DeviceCage, DeviceStep, Dialect, MisfitError, SerialCage, TrajInfo
 from parllel.cages.device.maniskill import ManiSkill
 from parllel.patterns import build_example, build_sample_tree
 from parllel.replays import ReplayBuffer
@@ -26,6 +27,7 @@ from parllel.testing.device_envs import (
     put_tensor,
 )
 from parllel.testing.toy_envs import Clock, Walk
+from schedules import each_schedule
 
 T, B = 6, 4
 on_a_device = pytest.mark.usefixtures("cuda_device")
@@ -405,3 +407,76 @@ def test_a_batch_that_was_cut_short_is_forgotten() -> None:
         assert all(episode.length <= T for episode in episodes)
         sampler.close()
         sampler.close()
+
+
+# Without a wait
+
+
+class Prepared(Dialect):
+    """Returns arrays of the device that were made before, so that no step of it waits."""
+
+    def __init__(self, env: Any) -> None:
+        space = Walk.observation_space
+        super().__init__(env, B, space, Walk.action_space, "gpu")
+        rng = np.random.default_rng(0)
+        self.rows = [rng.normal(size=(B, 3)).astype(np.float32) for _ in range(4 * T)]
+        self.flags = [rng.random(B) < 0.3 for _ in self.rows]
+        self._steps = [
+            DeviceStep(*map(cuda.to_device, (rows, rows[:, 0], ~flags, flags)), {}, None)
+            for rows, flags in zip(self.rows, self.flags, strict=True)
+        ]
+        self._n_steps = 0
+
+    def reset(self, seeds: Any) -> Any:
+        return self._steps[0].observation, {}
+
+    def step(self, action: Any) -> DeviceStep:
+        step = self._steps[self._n_steps]
+        self._n_steps += 1
+        return step._replace(final_obs=step.observation[::-1].copy())
+
+    def to_action(self, action: Any) -> Any:
+        return action
+
+    def close(self) -> None:
+        pass
+
+
+class PreparedAgent:
+    def __init__(self) -> None:
+        self.actions = [np.random.default_rng(n).integers(0, 4, B) for n in range(4 * T)]
+        self._given = [
+            (cuda.to_device(each), {"value": cuda.to_device(each.astype(np.float32))})
+            for each in self.actions
+        ]
+        self._n_steps = 0
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> Any:
+        self._n_steps += 1
+        return self._given[self._n_steps - 1]
+
+    def value(self, observation: Any) -> Any:
+        return np.zeros(len(observation), np.float32)
+
+
+@each_schedule
+def test_no_step_waits_or_takes_the_table_of_another(schedule: str, seed: int) -> None:
+    with simulated_cuda(schedule, seed):
+        samples = make_tree(Agent("host"), "device")
+        cage = DeviceCage(Walk, make_dialect=Prepared)
+        agent = PreparedAgent()
+        sampler = BasicSampler([cage], agent, samples)
+        for number in range(3):
+            before = copy.copy(cuda.counters)
+            sampler.collect_batch()
+            counts = cuda.counters.since(before)
+            if number:
+                assert (counts.event_synchronizations, counts.copies_to_host) == (1, 1)
+                assert counts.stream_synchronizations == 0
+            steps = slice(number * T, (number + 1) * T)
+            for name, expected in (
+                ("reward", [rows[:, 0] for rows in cage._dialect.rows[steps]]),
+                ("truncated", cage._dialect.flags[steps]),
+                ("action", agent.actions[steps]),
+            ):
+                assert samples[name].to_ndarray().tolist() == np.array(expected).tolist(), name

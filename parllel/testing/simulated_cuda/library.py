@@ -53,6 +53,7 @@ _CUPY = {
     "RawModule": kernels.RawModule,
     "asarray": array_makers.asarray,
     "empty": array_makers.empty,
+    "from_dlpack": array_makers.from_dlpack,
     "get_default_memory_pool": allocators.get_default_memory_pool,
     "may_share_memory": array_makers.may_share_memory,
     "ndarray": array.ndarray,
