@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from parllel import Array, ArrayDict, FrameArray
+from parllel.kernels.breaks import count_integers
 from parllel.kernels.window_search import CROSS, WindowTable
+from parllel.ops.breaks import mark_breaks
 from parllel.ops.sequences import DrawnWindows, SampledWindows, draw_windows
 from parllel.ops.transitions import DrawState, SampledRing
 from parllel.replays import SequenceReplayBuffer
@@ -101,9 +103,11 @@ def make_draw(n_rows: int) -> Callable[[], object]:
         truncated=np.resize(flags[::-1], n_rows),
         valid=None,
         final_slot=np.full(n_rows, -1, np.int32),
+        breaks=np.zeros(count_integers(n_rows // n_envs) * n_envs, np.int64),
         width=n_envs,
         n_steps=1,
     )
+    mark_breaks(ring, 0, n_rows // n_envs)
     windows = SampledWindows(ring, WindowTable(LENGTH, 0, 1, CROSS, 0))
     state = DrawState("host", key=(1, 2), discount=1.0)
     state.write_steps(0, n_rows // n_envs)

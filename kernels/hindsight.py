@@ -7,6 +7,8 @@ gathers rows: the place of that observation in the ring, or -1 - slot of a final
 import numpy as np
 
 from parllel.kernels.addresses import load_int64, store_int64
+from parllel.kernels.breaks import PARTS as BREAK_PARTS
+from parllel.kernels.breaks import count_open, count_open_before
 from parllel.kernels.image_shift import FIRST_STREAM
 from parllel.kernels.philox import draw_below, philox
 from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda
@@ -19,13 +21,7 @@ from parllel.kernels.transitions import (
     read_ring_table,
     read_seed,
 )
-from parllel.kernels.window_search import (
-    count_open,
-    find_following,
-    is_learnable,
-    is_open,
-    place_beside,
-)
+from parllel.kernels.window_search import find_following, is_learnable, row_beside
 
 # Which steps of the episode a goal may be of: the transition's own and all later ones, the last
 # one alone, or all.
@@ -53,19 +49,19 @@ def draw_goal(ring: Ring, seed: Seed, strategy: int, identity: int, item: int) -
     number, column = identity // table.width, identity % table.width
     row = number % table.n_rows
     most = ring.stop - number
-    n_after = count_open(table, row, column, most, 1)
-    if n_after < most and is_learnable(table, place_beside(table, row, column, n_after)):
+    n_after = count_open(table, row, column, most)
+    if n_after < most and is_learnable(table, row_beside(table, row, n_after), column):
         n_after += 1
     n_before = 0
     if strategy == EPISODE:
-        n_before = count_open(table, row - 1, column, number - ring.first, -1)
+        n_before = count_open_before(table, row, column, number - ring.first)
     chosen = n_after - 1
     if strategy != FINAL and n_after > 0:
         words = draw_words(seed, item, GOAL_STREAM)
         chosen = draw_below(words, n_before + n_after) - n_before
     code = row * table.width + column
     if n_after > 0:
-        code = find_following(table, place_beside(table, row, column, chosen))
+        code = find_following(table, row_beside(table, row, chosen), column)
     return code
 
 
@@ -113,9 +109,8 @@ PARTS = (
     philox,
     draw_below,
     draw_words,
-    is_open,
-    place_beside,
-    count_open,
+    *BREAK_PARTS,
+    row_beside,
     is_learnable,
     find_following,
     draw_goal,

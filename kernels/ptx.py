@@ -17,6 +17,7 @@ from numba.cuda.compiler import compile_ptx
 
 from parllel.kernels.addresses import memory_intrinsics, scalar_intrinsics
 from parllel.kernels.inlining import with_shared_scopes
+from parllel.kernels.instructions import instruction_intrinsics
 from parllel.kernels.targets import DeviceEntry, bind, find_entries
 from parllel.kernels.words import word_intrinsics
 
@@ -63,7 +64,7 @@ def compile_entry(kernel: DeviceEntry) -> str:
     names = {"cuda": cuda} | memory_intrinsics(
         intrinsic, address_space=1, is_aligned=True, joins_words=False
     )
-    names |= word_intrinsics(intrinsic, address_space=1)
+    names |= word_intrinsics(intrinsic, address_space=1) | instruction_intrinsics(intrinsic)
     names |= scalar_intrinsics(intrinsic, address_space=1, has_threads=True)
     entry = bind(kernel.entry, kernel.parts, names, njit(inline="always"))
     # By its name: a type checker looks for it in Numba, and not in numba-cuda.

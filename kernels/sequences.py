@@ -8,8 +8,11 @@ below 0.
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from parllel.kernels.addresses import load_byte, load_int64, store_int64, store_uint8
+from parllel.kernels.breaks import count_open, locate_breaks, prefetch_flags
+from parllel.kernels.instructions import prefetch
 from parllel.kernels.philox import draw_below
 from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda
 from parllel.kernels.transitions import (
@@ -28,13 +31,13 @@ from parllel.kernels.window_search import (
     CROSS,
     Window,
     WindowTable,
-    count_open,
     find_following,
     find_window,
     is_learnable,
     may_begin,
     place_beside,
     read_window_table,
+    row_beside,
 )
 from parllel.kernels.window_search import PARTS as SEARCH_PARTS
 
@@ -107,13 +110,14 @@ def write_within(
 ) -> None:
     """Write the rows to learn from, of one episode, and padding behind its end."""
     table = ring.table
-    place = found.row * table.width + found.column
+    row = found.row
     for age in range(found.n_steps):
-        place = place_beside(table, found.row, found.column, age)
+        row = row_beside(table, found.row, age)
+        place = row * table.width + found.column
         is_first = found.begins and found.n_before == 0 and age == 0
         write_observed(out, form, item, n_items, form.burn_in + age, place, is_first)
         write_step(out, item, n_items, form.burn_in + age, place, True)
-    following = find_following(table, place)
+    following = find_following(table, row, found.column)
     for age in range(found.n_steps, form.length + 1):
         write_observed(out, form, item, n_items, form.burn_in + age, following, False)
         if age < form.length:
@@ -140,7 +144,7 @@ def write_crossing(
     at, last = form.burn_in, form.burn_in + form.length
     is_first = found.begins & (found.n_before == 0)
     while at <= last:
-        n_open = count_open(table, row, found.column, last - at, 1)
+        n_open = count_open(table, row, found.column, last - at)
         for _ in range(n_open):
             place = row * table.width + found.column
             write_observed(out, form, item, n_items, at, place, is_first)
@@ -152,8 +156,8 @@ def write_crossing(
         place = row * table.width + found.column
         write_observed(out, form, item, n_items, at, place, is_first)
         if at < last:
-            write_step(out, item, n_items, at, place, is_learnable(table, place))
-            following = find_following(table, place)
+            write_step(out, item, n_items, at, place, is_learnable(table, row, found.column))
+            following = find_following(table, row, found.column)
             is_over = load_byte(table.terminated + place) != 0
             is_ended = is_over | (load_byte(table.truncated + place) != 0)
             # An episode that is over has no row for what follows it, but the window's last one.
@@ -190,15 +194,22 @@ def write_window(
 
 
 def draw_window(
-    ring: Ring, form: WindowTable, seed: Seed, out: Windows, item: int, n_items: int
+    ring: Ring, form: WindowTable, seed: Seed, drawn: int, out: Windows, item: int, n_items: int
 ) -> bool:
     """Write a window that can be sampled, each with the same probability.
 
     Steps are drawn until one is found, as `transitions.draw_transition` does it. If none can be
     sampled, the item is a window without steps, and False is returned.
+
+    Args:
+        ring, form: what to draw from.
+        seed: key and counter of the minibatch.
+        drawn: number of the step to try first, counted from the oldest that is there.
+        out: where windows are written.
+        item: index of the window in the minibatch.
+        n_items: number of windows.
     """
     width, n_drawn_from = ring.table.width, (ring.stop - ring.first) * ring.table.width
-    drawn = draw_below(draw_words(seed, item, 0), n_drawn_from)
     nothing = Window(ring.first, ring.first % ring.table.n_rows, 0, False, 0, False, 0)
     found = nothing
     tried = 0
@@ -227,20 +238,56 @@ def draw_windows_on_grid(
     n_threads = cuda.gridDim.x * cuda.blockDim.x
     item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while item < n_items:
-        draw_window(ring, shape, seed, out, item, n_items)
+        limit = (ring.stop - ring.first) * ring.table.width
+        drawn = draw_below(draw_words(seed, item, 0), limit)
+        draw_window(ring, shape, seed, drawn, out, item, n_items)
         item += n_threads
     count_draw(state, n_threads)
 
 
+def prefetch_breaks(ring: Ring, form: WindowTable, drawn: int) -> None:
+    """Let a CPU bring the bits by which the window is found that a step names."""
+    table = ring.table
+    row, column = (ring.first + drawn // table.width) % table.n_rows, drawn % table.width
+    for steps in (-form.burn_in - 1, 0, form.length):
+        prefetch(locate_breaks(table, row_beside(table, row, steps), column))
+
+
+def prefetch_ends(ring: Ring, form: WindowTable, drawn: int) -> None:
+    """Let a CPU bring the flags of the breaks in the window that a step names."""
+    table, at = ring.table, 0
+    row, column = (ring.first + drawn // table.width) % table.n_rows, drawn % table.width
+    while at < form.length:
+        at += count_open(table, row_beside(table, row, at), column, form.length - at)
+        if at < form.length:
+            prefetch_flags(table, place_beside(table, row, column, at))
+        at += 1
+
+
 def draw_windows_in_turn(
-    ring_table: int, state: int, discount: np.float32, form: int, n_items: int, windows: int
+    ring_table: int,
+    state: int,
+    discount: np.float32,
+    form: int,
+    n_items: int,
+    windows: int,
+    scratch: npt.NDArray[np.int64],
 ) -> int:
-    """Draw all windows on a CPU; return for how many there was none that can be sampled."""
+    """Draw all windows on a CPU; return for how many there was none that can be sampled.
+
+    A large ring lies in memory that takes long to answer. So it is asked for all windows at once.
+    """
     ring, seed = read_ring(ring_table, state, discount), read_seed(state)
     shape, out = read_window_table(form), read_windows(windows)
+    for item in range(n_items):
+        limit = (ring.stop - ring.first) * ring.table.width
+        scratch[item] = draw_below(draw_words(seed, item, 0), limit)
+        prefetch_breaks(ring, shape, scratch[item])
+    for item in range(n_items):
+        prefetch_ends(ring, shape, scratch[item])
     n_missing = 0
     for item in range(n_items):
-        if not draw_window(ring, shape, seed, out, item, n_items):
+        if not draw_window(ring, shape, seed, scratch[item], out, item, n_items):
             n_missing += 1
     count_draw(state, 1)
     return n_missing
@@ -267,6 +314,6 @@ DEVICE = DeviceEntry(
 # Compiled, it checks nothing.
 ON_CPU = CpuKernel(
     draw_windows_in_turn,
-    f"int64({RING}, int64, int64, int64)",
-    parts=(*PARTS, draw_window),
+    f"int64({RING}, int64, int64, int64, Array(int64, 1, 'C'))",
+    parts=(*PARTS, draw_window, prefetch_flags, prefetch_breaks, prefetch_ends),
 )

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parllel.kernels.addresses import memory_intrinsics, scalar_intrinsics
+from parllel.kernels.instructions import instruction_intrinsics
 from parllel.kernels.words import word_intrinsics
 
 if TYPE_CHECKING:
@@ -313,5 +314,5 @@ def _memory_intrinsics() -> dict[str, object]:
     from numba.extending import intrinsic
 
     copies = memory_intrinsics(intrinsic, address_space=0, is_aligned=False, joins_words=True)
-    words = word_intrinsics(intrinsic, address_space=0)
+    words = word_intrinsics(intrinsic, address_space=0) | instruction_intrinsics(intrinsic)
     return copies | words | scalar_intrinsics(intrinsic, address_space=0, has_threads=False)

@@ -45,6 +45,7 @@ class RingTable(NamedTuple):
     truncated: int  # uint8
     valid: int  # uint8; a single flag that is set, where `valid_stride` is 0
     final_slot: int  # int32. Where an episode ended: of its final observation; NOT_GIVEN, REFUSED
+    breaks: int  # int64 [integers, width], bits of steps (`breaks`); 0 where they are not kept
     valid_stride: int
     n_rows: int
     width: int
@@ -126,6 +127,7 @@ def read_ring_table(table: int) -> RingTable:
         load_int64(table + 48),
         load_int64(table + 56),
         load_int64(table + 64),
+        load_int64(table + 72),
     )
 
 

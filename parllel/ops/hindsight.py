@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 
 from parllel.cuda import AnyArray
 from parllel.kernels import hindsight as kernel
+from parllel.ops.breaks import check_breaks
 from parllel.ops.launching import launch_items
 from parllel.ops.sides import as_argument, common_side
 from parllel.ops.transitions import DrawState, SampledRing
@@ -32,7 +33,7 @@ def draw_goals(
     On a GPU it is one launch in the caller's current stream, and nothing waits for it.
 
     Args:
-        ring: what the transitions were drawn from.
+        ring: what the transitions were drawn from; it has `breaks`.
         state: the state that their draw has counted up. It is read, and not counted up again, so
             that goals are a function of the same key and number as the transitions.
         strategy: "future" for the transition's own step and all later ones that are there,
@@ -45,8 +46,9 @@ def draw_goals(
 
     Raises:
         TypeError: some arrays are NumPy's and some are CuPy's.
-        ValueError: there are not as many numbers as codes.
+        ValueError: there are not as many numbers as codes, or the ring has no breaks.
     """
+    check_breaks(ring)
     common_side("goals", (identity, out_code))
     if len(identity) != len(out_code):
         raise ValueError(f"goals: got {len(identity)} transitions and {len(out_code)} codes")

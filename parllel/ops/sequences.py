@@ -12,6 +12,7 @@ from parllel.kernels import windows as gather
 from parllel.kernels.sequences import Windows
 from parllel.kernels.window_search import WindowTable
 from parllel.kernels.windows import WindowLeaf, WindowRows, leaf_bits
+from parllel.ops.breaks import check_breaks
 from parllel.ops.copy_grid import CopyGrid, count_lanes
 from parllel.ops.launching import launch_items
 from parllel.ops.sides import address_of, as_argument, common_side, make_table, to_side
@@ -23,7 +24,7 @@ class SampledWindows:
     """A ring of samples with the form of the windows that are drawn from it, as kernels read it.
 
     Args:
-        ring: the leaves of the ring; its `n_steps` does not matter here.
+        ring: the leaves of the ring; it has `breaks`; its `n_steps` does not matter here.
         form: the form of all windows (`kernels.window_search.WindowTable`).
 
     Attributes:
@@ -33,6 +34,7 @@ class SampledWindows:
     """
 
     def __init__(self, ring: SampledRing, form: WindowTable) -> None:
+        check_breaks(ring)
         self.side, self.ring, self.form = ring.side, ring, form
         self._table = make_table(form, ring.side)
         self.argument = as_argument(self._table)
@@ -98,7 +100,7 @@ def draw_windows(windows: SampledWindows, state: DrawState, out: DrawnWindows) -
     if windows.side == "gpu":
         launch_items(kernel.DEVICE.name, out.n_items, arguments)
         return 0
-    return kernel.ON_CPU.compiled(*arguments)
+    return kernel.ON_CPU.compiled(*arguments, out.scratch)
 
 
 @dataclass(frozen=True, slots=True)

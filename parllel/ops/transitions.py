@@ -39,11 +39,14 @@ class SampledRing:
         final_slot: int32 [n_rows * width]. Where an episode ended, the row of its final
             observation in their table; `NOT_GIVEN`, with which an episode that terminated can be
             sampled and one that was truncated can't; or `REFUSED`, with which neither can.
+        breaks: int64 [count_integers(n_rows) * width], the bits of steps that `mark_breaks` writes;
+            None where no windows and no goals are drawn, which need them.
         width: columns of a row, one for each environment.
         n_steps: steps of a transition.
 
     Attributes:
         side: "host" or "gpu", which of them draws.
+        has_breaks: whether there are the bits of steps.
         argument: what kernels are given for the table.
     """
 
@@ -55,6 +58,7 @@ class SampledRing:
         truncated: AnyArray,
         valid: AnyArray | None,
         final_slot: AnyArray,
+        breaks: AnyArray | None = None,
         width: int,
         n_steps: int,
     ) -> None:
@@ -64,7 +68,8 @@ class SampledRing:
             valid, valid_stride = to_side(np.ones(1, np.bool_), self.side), 0
         else:
             valid_stride = 1
-        self._arrays = (reward, terminated, truncated, valid, final_slot)  # kept alive
+        self.has_breaks = breaks is not None
+        self._arrays = (reward, terminated, truncated, valid, final_slot, breaks)  # kept alive
         self.width = width
         table = RingTable(
             address_of(reward),
@@ -72,6 +77,7 @@ class SampledRing:
             address_of(truncated),
             address_of(valid),
             address_of(final_slot),
+            address_of(breaks),
             valid_stride,
             len(reward) // width,
             width,

@@ -9,17 +9,29 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from parllel import cuda
+from parllel.arrays import Array, ArraySpec
 from parllel.cuda import AnyArray
+from parllel.kernels.breaks import count_integers
 from parllel.kernels.transitions import REFUSED
-from parllel.ops.transitions import DrawState
+from parllel.ops.breaks import mark_breaks
+from parllel.ops.transitions import DrawState, SampledRing
 from parllel.replays.agent_ends import ENDS
 from parllel.replays.final_obs import FinalObs
 from parllel.replays.ring_record import RingRecord, most_final_obs
 from parllel.replays.saved_numbers import check_integer, check_keys, check_range, check_real
+from parllel.replays.transition_memory import find_ring
 from parllel.storages import Memory
-from parllel.tree import ArrayDict, SavedTree, TreeDescription, open_tree, save_tree
+from parllel.tree import (
+    ArrayDict,
+    SavedTree,
+    TreeDescription,
+    allocate_tree,
+    open_tree,
+    save_tree,
+)
 
 _MOST_STEPS = 2**62  # of all environments together: kernels count in int64
+_BREAKS = "breaks"
 
 
 class MinibatchMemory(Protocol):
@@ -67,8 +79,11 @@ class BaseReplay(RingRecord, Generic[M]):
     _extra: ClassVar[Mapping[str, np.dtype[Any]]] = {}  # further branches of minibatches
     _setting_names: ClassVar[tuple[str, ...]] = ()  # of `_settings`, without optional ones
     _optional_names: ClassVar[tuple[str, ...]] = ()  # all of these, or none
+    # Whether draws look for the ends of episodes: then there is a bit for each step.
+    _keeps_breaks: ClassVar[bool] = False
 
     _sources: ArrayDict
+    _ring: SampledRing
 
     def __init__(
         self,
@@ -80,11 +95,31 @@ class BaseReplay(RingRecord, Generic[M]):
         discount: float = 1.0,
     ) -> None:
         super().__init__(samples, n_steps=n_steps, n_final_obs=n_final_obs)
+        self._breaks: Array | None = None
+        if self._keeps_breaks:
+            specs = _specs_of_breaks(self.final_obs.slot.spec)
+            self._breaks = allocate_tree(specs, self.storage)[_BREAKS]
         self._bind_table()
         self._key = (int(rng.integers(2**32)), int(rng.integers(2**32)))
         self._draws = DrawState(self.side, key=self._key, discount=discount)
         self._outputs: M | None = None
         self._captured: list[M] = []  # graphs write it: it stays
+
+    @classmethod
+    def make_specs(cls, samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
+        """Return the specs of the memory that a buffer allocates beside a tree (`RingRecord`)."""
+        specs = super().make_specs(samples, n_final_obs)
+        return specs.with_branches(_specs_of_breaks(specs["slot"]) if cls._keeps_breaks else {})
+
+    @property
+    def _memory(self) -> ArrayDict:
+        """What `make_specs` has announced."""
+        breaks = {} if self._breaks is None else {_BREAKS: self._breaks}
+        return self.final_obs.tree.with_branches({**self._ends(), **breaks})
+
+    def _ends(self) -> dict[str, ArrayDict]:
+        """Return the branch of the ends of environments with several agents."""
+        return {} if self.agents is None else {ENDS: self.agents.tree}
 
     @property
     def _n_drawn(self) -> int:
@@ -96,12 +131,7 @@ class BaseReplay(RingRecord, Generic[M]):
 
         The memory of minibatches comes on top.
         """
-        replay = {**self.final_obs.tree, **self._ends()}
-        return ArrayDict({"samples": self.samples, "replay": replay}).describe()
-
-    def _ends(self) -> dict[str, ArrayDict]:
-        """Return the branch of the ends of environments with several agents."""
-        return {} if self.agents is None else {ENDS: self.agents.tree}
+        return ArrayDict({"samples": self.samples, "replay": self._memory}).describe()
 
     # Read by an algorithm
 
@@ -180,6 +210,24 @@ class BaseReplay(RingRecord, Generic[M]):
             self._captured.append(outputs)
         self.final_obs.most_slots = len(self.final_obs.owner)
 
+    def _find_ring(self, steps: ArrayDict) -> SampledRing:
+        """Return the leaves of the ring by which is drawn, as kernels read them."""
+        return find_ring(
+            steps,
+            self.final_obs,
+            self._breaks,
+            on_gpu=self._is_on_gpu,
+            n_steps=self.n_steps,
+            agents=self.agents,
+        )
+
+    def _change_flags(self, begin: int, stop: int) -> None:
+        if self._breaks is not None:
+            begin, end = begin % self.full_size, begin % self.full_size + stop - begin
+            mark_breaks(self._ring, begin, min(end, self.full_size))
+            if end > self.full_size:
+                mark_breaks(self._ring, 0, end - self.full_size)
+
     def _change_steps(self, begin: int, stop: int) -> None:
         self._draws.write_steps(self._first, self._stop)
 
@@ -235,8 +283,9 @@ class BaseReplay(RingRecord, Generic[M]):
         """Return a saved buffer over the files of its ring, which are read when they are used.
 
         Rows that are written to the ring stay in this process: the files never change. What the
-        buffer draws by, its own tables, is compared with its checksums. The ring is not read, and
-        so not compared; `tree.open_tree(folder).check()` reads it all. A file that another program
+        buffer draws by, its own tables, is compared with its checksums. The ring is not read
+        (but for its flags, where windows or goals are drawn), and so not compared;
+        `tree.open_tree(folder).check()` reads it all. A file that another program
         cuts off meanwhile ends this process (SIGBUS).
 
         Raises:
@@ -310,6 +359,7 @@ class BaseReplay(RingRecord, Generic[M]):
         self._key = (state["key"][0], state["key"][1])
         self._draws.write_seed(self._key, state["n_drawn"])
         self._draws.write_steps(self._first, self._stop)
+        self._change_flags(0, self.full_size)
         self._is_writing, self._n_appended = False, None
 
     def _check_saved(self, saved: SavedTree) -> None:
@@ -393,8 +443,7 @@ class BaseReplay(RingRecord, Generic[M]):
         for watcher in list(self.watchers):
             watcher.close()
         self._is_closed = True
-        for branch in (self.final_obs.tree, *self._ends().values()):
-            branch.close()
+        self._memory.close()
         for outputs in (self._outputs, *self._captured):
             if outputs is not None:
                 outputs.close()
@@ -402,6 +451,16 @@ class BaseReplay(RingRecord, Generic[M]):
 
 def _count_final_obs(saved: SavedTree) -> int:
     return saved.read_leaf("replay", "owner").size
+
+
+def _specs_of_breaks(slot: ArraySpec) -> ArrayDict:
+    """Return the spec of the bits by which ends of episodes are found: 1 for each step.
+
+    Args:
+        slot: the spec of an Array [full_size, B].
+    """
+    n_rows, n_columns = slot.batch_shape
+    return ArrayDict({_BREAKS: ArraySpec.of((count_integers(n_rows), n_columns), np.int64)})
 
 
 def check_names(samples: ArrayDict, own: Iterable[str]) -> None:

@@ -14,7 +14,6 @@ from parllel.kernels.sum_tree import pack_largest, unpack_largest
 from parllel.ops.priorities import NO_UPDATE, Priorities, count_numbers
 from parllel.replays.base_replay import BaseReplay, MinibatchMemory
 from parllel.replays.final_obs import FinalObs
-from parllel.replays.ring_record import RingRecord
 from parllel.replays.saved_numbers import (
     check_integer,
     check_range,
@@ -22,7 +21,7 @@ from parllel.replays.saved_numbers import (
     check_sums,
     find_most,
 )
-from parllel.tree import ArrayDict, SavedTree, TreeDescription, allocate_tree
+from parllel.tree import ArrayDict, SavedTree, allocate_tree
 
 _logger = logging.getLogger(__name__)
 
@@ -59,10 +58,10 @@ class ByPriority(BaseReplay[M]):
         n_places = self.full_size * self.batch_B
         self._priorities = Priorities(read["sums"], read["largest"], n_places)
 
-    @staticmethod
-    def make_specs(samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
+    @classmethod
+    def make_specs(cls, samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
         """Return the specs of the memory that a buffer allocates beside a tree (`ReplayBuffer`)."""
-        specs = RingRecord.make_specs(samples, n_final_obs)
+        specs = super().make_specs(samples, n_final_obs)
         n_numbers = count_numbers(math.prod(specs["slot"].batch_shape))
         specs["priorities"] = ArrayDict(
             {
@@ -96,10 +95,9 @@ class ByPriority(BaseReplay[M]):
                 n_errors,
             )
 
-    def describe(self) -> TreeDescription:
-        """Return the memory of the sample tree, of the buffer and of its priorities."""
-        replay = ArrayDict({**self.final_obs.tree, **self._ends(), "priorities": self.priorities})
-        return ArrayDict({"samples": self.samples, "replay": replay}).describe()
+    @property
+    def _memory(self) -> ArrayDict:
+        return ArrayDict({**super()._memory, "priorities": self.priorities})
 
     def close(self) -> None:
         """Free the buffer's memory, as `ReplayBuffer.close` does. The sample tree stays open."""

@@ -14,7 +14,6 @@ from parllel.replays.transition_memory import (
     DRAWN,
     NEXT,
     TransitionMemory,
-    find_ring,
     find_sources,
 )
 from parllel.tree import ArrayDict
@@ -123,13 +122,7 @@ class ReplayBuffer(BaseReplay[TransitionMemory]):
         self._sources = find_sources(self.samples, self.final_obs, on_gpu=self._is_on_gpu)
         if self._shift is not None:
             self._sources = shift_images(self._sources, self._shift, _STREAMS)
-        self._ring = find_ring(
-            self.samples,
-            self.final_obs,
-            on_gpu=self._is_on_gpu,
-            n_steps=self.n_steps,
-            agents=self.agents,
-        )
+        self._ring = self._find_ring(self.samples)
 
     # Read by an algorithm
 

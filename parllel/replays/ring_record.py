@@ -112,12 +112,13 @@ class RingRecord:
         self._is_closed = False
         self._n_appended: int | None = None  # steps of the batch; None: reset first
 
-    @staticmethod
-    def make_specs(samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
+    @classmethod
+    def make_specs(cls, samples: ArrayDict, n_final_obs: int | None = None) -> ArrayDict:
         """Return the specs of the memory that a buffer allocates beside a tree.
 
         It is of the tree's kind. In host memory, 12 bytes for each final observation come on top.
-        The table of final observations may grow later, if no number is given for it.
+        The table of final observations may grow later, if no number is given for it. Where windows
+        or goals are drawn, there is a bit for each step, `breaks`.
 
         Args:
             samples: the sample tree, with Arrays or with specs as leaves.
@@ -326,6 +327,7 @@ class RingRecord:
         if self.agents is not None:
             self.agents.join(row, self.batch_T)
         self._stop += self.batch_T
+        self._change_flags(self._stop - self.batch_T, self._stop)
         self._change_steps(self._stop - self.batch_T - self.n_steps + 1, self._stop)
 
     def _written(self) -> ArrayDict:
@@ -376,6 +378,9 @@ class RingRecord:
         if self._first > former:
             self._change_steps(former, self._first)
 
+    def _change_flags(self, begin: int, stop: int) -> None:
+        """React to flags of the steps from `begin` to `stop` that were written."""
+
     def _change_steps(self, begin: int, stop: int) -> None:
         """React to steps from `begin` to `stop` that can be sampled now, or not any more."""
 
@@ -404,6 +409,7 @@ class RingRecord:
                 self.final_obs.refuse(0)
                 self._truncate(number % self.full_size)
             self.final_obs.end()
+        self._change_flags(max(last, self._first), self._stop)
         self._change_steps(last - self.n_steps + 1, self._stop)
 
     def _cut_episodes_at(self, number: int) -> None:

@@ -13,7 +13,6 @@ from parllel.ops.sequences import SampledWindows, draw_windows
 from parllel.ops.transitions import DrawState
 from parllel.replays.base_replay import BaseReplay, check_names
 from parllel.replays.sequence_memory import DRAWN, INITIAL, SequenceMemory, find_window_sources
-from parllel.replays.transition_memory import find_ring
 from parllel.tree import ArrayDict
 
 EpisodeEnd: TypeAlias = Literal["stop", "pad", "cross"]
@@ -101,6 +100,7 @@ class SequenceReplayBuffer(BaseReplay[SequenceMemory]):
 
     _not_steps: ClassVar[tuple[str, ...]] = (INITIAL, "bootstrap_value")
     _n_steps_name: ClassVar[str] = "burn_in + length + 1"
+    _keeps_breaks: ClassVar[bool] = True
     _setting_names: ClassVar[tuple[str, ...]] = ("length", "burn_in", "stride", "episode_end")
 
     def __init__(
@@ -133,10 +133,10 @@ class SequenceReplayBuffer(BaseReplay[SequenceMemory]):
     def _bind_table(self) -> None:
         on_gpu = self._is_on_gpu
         self._sources = find_window_sources(self._steps, self.final_obs, on_gpu=on_gpu)
-        ring = find_ring(self._steps, self.final_obs, on_gpu=on_gpu, n_steps=1)
+        self._ring = self._find_ring(self._steps)
         ends = _ENDS.index(self.episode_end)
         form = WindowTable(self.length, self.burn_in, self.stride, ends, self._n_older)
-        self._windows = SampledWindows(ring, form)
+        self._windows = SampledWindows(self._ring, form)
 
     # Read by an algorithm
 

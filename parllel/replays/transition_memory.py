@@ -209,6 +209,7 @@ def ring_of(leaf: Array, *, on_gpu: bool) -> AnyArray:
 def find_ring(
     samples: ArrayDict,
     final_obs: FinalObs,
+    breaks: Array | None,
     *,
     on_gpu: bool,
     n_steps: int,
@@ -219,6 +220,7 @@ def find_ring(
     Args:
         samples: the sample tree.
         final_obs: the final observations beside its ring.
+        breaks: the bits of its steps, if there are any.
         on_gpu: whether a GPU draws.
         n_steps: steps of a transition.
         agents: the ends of environments with several agents; None for one agent.
@@ -235,7 +237,8 @@ def find_ring(
         reward = next(iter(parts_of(samples["reward"]).values()))
         rewards = ring_of(reward, on_gpu=on_gpu).reshape(-1)[: reward.full_size * width]
         rings |= {"reward": rewards, **agents.flags}
-    return SampledRing(**{"valid": None, **rings}, width=width, n_steps=n_steps)
+    bits = None if breaks is None else read(breaks, on_gpu).reshape(-1)
+    return SampledRing(**{"valid": None, **rings}, breaks=bits, width=width, n_steps=n_steps)
 
 
 def count_bytes(specs: ArrayDict) -> int:

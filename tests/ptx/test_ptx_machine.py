@@ -147,6 +147,11 @@ def test_bits_are_shifted_and_inserted(a: int, b: int, n: int) -> None:
     assert (
         compute("bfi.b64", a, b, position, length) == (b & ~mask | (a << position) & mask) % 2**64
     )
+    short = a >> n % 65  # with zeros at its upper end
+    for bits in (32, 64):
+        digits = f"{short % 2**bits:0{bits}b}"
+        assert compute(f"clz.b{bits}", short % 2**bits) == len(digits) - len(digits.lstrip("0"))
+        assert compute(f"popc.b{bits}", short % 2**bits) == digits.count("1")
 
 
 @pytest.mark.parametrize(

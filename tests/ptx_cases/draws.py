@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from parllel import cuda
 from parllel.kernels.transitions import N_TRIES, NOT_GIVEN, Seed
@@ -82,7 +83,9 @@ class Ring:
         shape: tuple[int, int] | None = None,
         only: list[int] | None = None,
     ) -> None:
-        self.n_rows, self.width = shape or (int(rng.integers(2, 30)), int(rng.integers(1, 6)))
+        # Bits of breaks: of a ring in one integer, or on both sides of the ends of some.
+        n_rows = rng.integers(2, 30) if rng.random() < 0.6 else rng.choice([63, 64, 65, 80, 130])
+        self.n_rows, self.width = shape or (int(n_rows), int(rng.integers(1, 6)))
         self.n_steps = n_steps
         n = self.n_rows * self.width
         self.reward = rng.standard_normal(n, np.float32)
@@ -91,20 +94,32 @@ class Ring:
         if only is not None:
             self.valid = np.isin(np.arange(n), only)
         self.final_slot = rng.integers(-2, 6, n).astype(np.int32)
-        first = int(rng.choice([0, 3, self.n_rows - 2, self.n_rows * 7 + 1]))
+        first = int(rng.choice([0, 3, 50, self.n_rows - 2, self.n_rows * 7 + 1]))
         most = min(self.n_rows, _MOST_STEPS)
         stop = first + (most if rng.random() < 0.3 else int(rng.integers(1, most + 1)))
         self.steps = _Steps(first, stop, np.float32(rng.choice([0, 0.9, 1])))
         optional = None if self.valid is None else cuda.to_device(self.valid)
+        self.breaks = cuda.to_device(self.bits())
         self.on_device = SampledRing(
             reward=cuda.to_device(self.reward),
             terminated=cuda.to_device(self.terminated),
             truncated=cuda.to_device(self.truncated),
             valid=optional,
             final_slot=cuda.to_device(self.final_slot),
+            breaks=self.breaks,
             width=self.width,
             n_steps=n_steps,
         )
+
+    def bits(self) -> npt.NDArray[np.int64]:
+        """Return the bits of breaks: a set one for each step, some behind the last row too."""
+        is_break = self.terminated | self.truncated
+        if self.valid is not None:
+            is_break |= ~self.valid
+        rows = np.ones((-(-self.n_rows // 64) * 64, self.width), np.uint8)
+        rows[: self.n_rows] = is_break.reshape(self.n_rows, self.width)
+        packed = np.packbits(rows.reshape(-1, 64, self.width), axis=1, bitorder="little")
+        return np.ascontiguousarray(packed.swapaxes(1, 2)).view(np.int64).reshape(-1)
 
     def make_state(self, seed: Seed, *, beta: float = 1.0) -> DrawState:
         """Return what draws of the device are given beside the ring."""

@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ptx_cases import agents, computations, copies, draws, goals, priorities, windows
+from ptx_cases import agents, breaks, computations, copies, draws, goals, priorities, windows
 
 Run: TypeAlias = Callable[[np.random.Generator], None]
 
@@ -37,6 +37,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "frames": (Case(copies.gather_stacks, 100),),
     "gather_windows": (Case(windows.gather_rows, 160),),
     "join_agent_ends": (Case(agents.join, 40),),
+    "mark_breaks": (Case(breaks.mark, 60),),
     "merge_moments": (Case(computations.measure_many, 4),),
     "moments": (Case(computations.measure, 8),),
     "normalize": (Case(computations.scale_values, 12),),

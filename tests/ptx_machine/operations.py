@@ -110,6 +110,8 @@ def _bits() -> Named:
     for kind in ("b32", "b64"):
         whole = DTYPES[kind]
         yield f"bfi.{kind}", Operation(_insert_field, whole, (whole, whole, _U32, _U32))
+        yield f"clz.{kind}", Operation(_count_high_zeros, _U32, (whole,))
+        yield f"popc.{kind}", Operation(_count_ones, _U32, (whole,))
     for kind in (*_BITS, *_INTEGERS, "f32"):
         select = Operation(_select, DTYPES[kind], (DTYPES[kind], DTYPES[kind], _PRED))
         yield f"selp.{kind}", select
@@ -136,6 +138,20 @@ def _insert_field(a: Values, b: Values, position: Values, length: Values) -> Val
     one = np.array([1], a.dtype)
     mask = _shift_left(_shift_left(one, length & 0xFF) - one, position & 0xFF)
     return (b & ~mask) | (_shift_left(a, position & 0xFF) & mask)
+
+
+def _count_high_zeros(a: Values) -> Values:
+    return (_bits_of(a).cumsum(-1) == 0).sum(-1).astype(np.uint32)
+
+
+def _count_ones(a: Values) -> Values:
+    return _bits_of(a).sum(-1).astype(np.uint32)
+
+
+def _bits_of(a: Values) -> Values:
+    """Return the bits of each integer, the highest first."""
+    numbers = np.ascontiguousarray(a).astype(f">u{a.itemsize}")
+    return np.unpackbits(numbers[..., None].view(np.uint8), axis=-1)
 
 
 def _select(a: Values, b: Values, is_first: Values) -> Values:

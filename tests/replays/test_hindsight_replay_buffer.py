@@ -96,6 +96,20 @@ def test_goals_are_those_that_the_list_has(
         assert_holds_the_list(model)
 
 
+@each_strategy
+def test_goals_of_long_episodes_are_those_that_the_list_has(strategy: str) -> None:
+    shape = Shape(T=35, B=1, n_windows=5)  # 175 rows: bits in two integers, and a half
+    model = make_model(shape, Chances(terminated=0, truncated=0), seed=1, strategy=strategy)
+    for number in range(8):
+        if number % 3 == 2:
+            model.reset()
+        model.write_batch()
+        goals = goals_of(model, strategy)
+        assert max(map(len, goals.values())) > 64 or number % 3 != 1 or strategy == "final"
+        found = read_goals(model.replay.sample(1000), 800)
+        assert all(goal in goals[index] for index, goal in found.tolist())
+
+
 def test_steps_that_are_being_overwritten_give_no_goals() -> None:
     model = filled_model(
         Shape(T=3, n_windows=4), seed=1, fraction=40_000 / 40_100, strategy="episode"

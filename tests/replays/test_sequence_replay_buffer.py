@@ -90,6 +90,20 @@ def test_steps_that_are_being_overwritten_are_not_sampled(end: str) -> None:
     assert_holds_the_list(model, form)
 
 
+@pytest.mark.parametrize("end", ENDS)
+def test_breaks_are_found_over_the_ends_of_integers_that_have_their_bits(end: str) -> None:
+    form = Form(length=70, burn_in=9, stride=7, episode_end=end)
+    shape = Shape(T=45, B=1, n_windows=5)  # 225 rows: three integers, and a half
+    chances = Chances(terminated=0, truncated=0, reset=3)
+    model = Model(shape, chances, seed=2, kind=make_kind(form))
+    for number in range(9):
+        if number % 3 == 2:
+            model.reset()
+        model.write_batch()
+        if number > 1:
+            assert_holds_the_list(model, form)
+
+
 @pytest.mark.parametrize(("end", "stride"), [("stop", 3), ("pad", 3), ("cross", 3)])
 def test_all_windows_come_equally_often(end: str, stride: int) -> None:
     form = Form(length=4, burn_in=2, stride=stride, episode_end=end)

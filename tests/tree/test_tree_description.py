@@ -1,12 +1,14 @@
 """What a tree says of its memory: before it is allocated, and after."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from parllel import Array, ArrayDict, cuda
 from parllel.arrays import ArraySpec, FrameSpec
-from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
+from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer, SequenceReplayBuffer
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.tree import allocate_tree
 
@@ -56,21 +58,24 @@ def test_the_bytes_that_are_promised_are_those_that_a_device_gives(storage: str)
 
 
 @pytest.mark.parametrize(
-    ("kind", "numbers"),
-    # Tables of addresses and the state of draws; and where the levels of 300 priorities begin: 304,
-    # 32, 16 and 1.
-    [(ReplayBuffer, 9 + 8), (PrioritizedReplayBuffer, 9 + 8 + 4 + 4)],
+    ("kind", "tables"),
+    # Tables of addresses and the state of draws; where the levels of 300 priorities begin: 304, 32,
+    # 16 and 1; the form of windows, and a row of zeros for each leaf but observations.
+    [
+        (ReplayBuffer, 8 * (10 + 8)),
+        (PrioritizedReplayBuffer, 8 * (10 + 8 + 4 + 4)),
+        (SequenceReplayBuffer, 8 * (10 + 8 + 5) + 9 + 4 + 1 + 1),
+    ],
 )
-def test_a_replay_buffer_promises_its_own_memory_too(
-    kind: type[ReplayBuffer], numbers: int
-) -> None:
+def test_a_replay_buffer_promises_its_own_memory_too(kind: Any, tables: int) -> None:
     specs = make_specs()
     with simulated_cuda("lazy") as simulation:
         plan = ArrayDict({"samples": specs, "replay": kind.make_specs(specs, 20)})
         promised, before = plan.describe("device"), simulation.used_nbytes
         samples = allocate_tree(specs, "device")
-        small = FRAME_TABLE + 8 * numbers + 1  # and one flag for all steps in place of `valid`
-        replay = kind(samples, rng=np.random.default_rng(0), n_final_obs=20)
+        small = FRAME_TABLE + tables + 1  # and one flag for all steps in place of `valid`
+        form = {"length": 2} if kind is SequenceReplayBuffer else {}
+        replay = kind(samples, rng=np.random.default_rng(0), n_final_obs=20, **form)
         assert simulation.used_nbytes - before == promised.nbytes + small
         assert replay.describe() == promised
 

@@ -20,6 +20,8 @@ from parllel.kernels.agent_transitions import (
     TABLE_NUMBERS,
     AgentsTable,
 )
+from parllel.kernels.breaks import count_integers
+from parllel.kernels.instructions import N_BITS
 from parllel.kernels.sequences import BACK_BITS, Windows
 from parllel.kernels.sum_tree import SumTree
 from parllel.kernels.transitions import STATE_NUMBERS, RingTable
@@ -277,8 +279,21 @@ def check_ring_and_sums(what: str, grid: Sizes, *arguments: Argument) -> None:
     _check_sums(what, tree)
 
 
+def check_mark_breaks(grid: Sizes, *arguments: Argument) -> None:
+    """Check the arguments of `kernels.breaks.DEVICE`."""
+    ring, begin, end, n_items = arguments
+    table = _check_leaves("mark_breaks", ring)
+    n_integers = count_integers(int(end)) - int(begin) // N_BITS
+    assert 0 <= begin < end <= table.n_rows
+    assert n_items == n_integers * table.width
+
+
 def _check_ring(what: str, table: Argument, state: Argument) -> None:
     integers_at(address_of(state), STATE_NUMBERS)
+    _check_leaves(what, table)
+
+
+def _check_leaves(what: str, table: Argument) -> RingTable:
     numbers = integers_at(address_of(table), len(RingTable._fields))
     leaves = RingTable(*numbers.tolist())
     n = leaves.n_rows * leaves.width
@@ -290,6 +305,9 @@ def _check_ring(what: str, table: Argument, state: Argument) -> None:
         (leaves.final_slot, 4 * n),
     ):
         check_rows(what, address, nbytes, (0, 0), nbytes)
+    if leaves.breaks:
+        integers_at(leaves.breaks, count_integers(leaves.n_rows) * leaves.width)
+    return leaves
 
 
 def _check_sums(what: str, table: Argument) -> None:
@@ -351,6 +369,7 @@ CHECKS: Mapping[str, Callable[..., None]] = {
     "draw_windows_by_priority": check_draw_windows_by_priority,
     "frames": check_frames_kernel,
     "gather_windows": check_gather_windows,
+    "mark_breaks": check_mark_breaks,
     "refresh_windows": check_refresh_windows,
     "update_windows": check_update_windows,
     "refresh_priorities": functools.partial(check_ring_and_sums, "refresh_priorities"),
