@@ -44,7 +44,8 @@ def random_lives(rng: np.random.Generator, shape: Shape) -> tuple[NDArray[np.boo
             terminated[t, b] = ends & (how & 1 > 0)
             truncated[t, b] = ends & (how & 2 > 0) | ~acted
             state[ends] = 2
-            state[(state == 0) & (rng.random(N) < 0.3) & (state == 1).any()] = 1
+            born = (state == 0) & (rng.random(N) < 0.3)  # also where all others have just ended
+            state[born], truncated[t, b, born] = 1, False
             if not (state == 1).any():
                 state = np.where(rng.random(N) < 0.7, 1, 0)
                 state[int(rng.integers(N))] = 1

@@ -46,7 +46,9 @@ class ParallelAgents(gym.Env[Any, Any]):
     An agent acts in a step if it is one of the environment's `agents` before it: it is alive. Its
     last step has its own flags and shows its own final observation. In steps in which a slot is
     empty, its reward is 0, it counts as truncated and not terminated, and its action goes nowhere.
-    Its observation is zeros; but with the step that ends the life of all agents, each slot shows
+    With the step that an agent comes with, its slot does not count as truncated any more: so the
+    environment's episode ends in the one step in which each slot has a flag. The observation of an
+    empty slot is zeros; but with the step that ends the life of all agents, each slot shows
     the final observation of its agent. An agent may come later in an episode, and live once in it.
 
     Masks of actions in observations (`action_mask`) allow all actions to empty slots, which take
@@ -167,7 +169,7 @@ class ParallelAgents(gym.Env[Any, Any]):
         living = tuple(self.parallel_env.agents)
         ended = {agent for agent, slot in self._slots.items() if self._has_ended[slot]}
         results = as_agent_step(result, acted, living, ended, self._agents)
-        reward, terminated, truncated = self._outcome(results, acted)
+        reward, terminated, truncated = self._outcome(results, acted, living)
         self._alive[:] = False
         self._alive[[self._slots[agent] for agent in living]] = True
         observation = self._observe(results.observation, results.info)
@@ -183,12 +185,14 @@ class ParallelAgents(gym.Env[Any, Any]):
         return action[self.agent_form.names[slot]]
 
     def _outcome(
-        self, results: AgentResults, acted: Sequence[Any]
+        self, results: AgentResults, acted: Sequence[Any], living: Sequence[Any]
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
         """Return rewards and flags of all slots, [N] each."""
         n_agents = len(self._slots)
         reward, terminated = np.zeros(n_agents), np.zeros(n_agents, np.bool_)
         truncated = np.ones(n_agents, np.bool_)  # as in all rows that are no transitions
+        # Else the environment's episode would seem to end where new agents take over from all.
+        truncated[[self._slots[agent] for agent in living]] = False
         for agent in acted:
             slot = self._slots[agent]
             reward[slot] = results.reward[agent]

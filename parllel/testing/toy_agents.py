@@ -133,7 +133,6 @@ class Relay:
         }
         born = [name for name, life in self._now.items() if life.first == self._step + 1]
         self.agents = [name for name in acted if name not in ended]
-        born = born if self.agents else []  # nobody is left to meet
         self.agents = [name for name in self._now if name in (*self.agents, *born)]
         observations = {name: self._observe(name, actions.get(name, 0)) for name in (*acted, *born)}
         return observations, rewards, flags[0], flags[1], self._infos(acted)

@@ -16,6 +16,7 @@ from optional import needs
 from parllel import Array, ArrayDict
 from parllel.cages import Cage, SerialCage
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
+from parllel.replays import ReplayBuffer
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler, RecurrentSampler
 from parllel.testing.contracts.relay_rows import (
     NAMES,
@@ -164,6 +165,32 @@ def test_agents_may_come_and_go_at_any_time(
 def test_an_agent_truncated_in_the_last_step_of_a_batch_has_its_own_final_value() -> None:
     found = {"ada": Life(1, T, "truncated"), "bob": Life(1, T + 3, "terminated")}
     check_batches({"lives": {**found, "cyd": Life(1, 1, "both")}}, n_batches=2)
+
+
+@any_form
+def test_agents_who_take_over_from_all_others_end_no_episode(differ: bool) -> None:
+    """Steps between them are sampled by a replay, too: the next row has their final observations."""
+    ends = ["truncated", "truncated", "terminated"]
+    found = {name: Life(2 * i + 1, 2 * i + 2, ends[i]) for i, name in enumerate(NAMES)}
+    kwargs = {"lives": found, "differ": differ}
+    check_batches(kwargs, n_envs=1)
+    samples = make_tree(kwargs, Agents(), 1, full_size=4 * T)
+    replay = ReplayBuffer(samples, rng=np.random.default_rng(0))
+    with cages_of(0, kwargs, 1) as cages:
+        sampler = BasicSampler(cages, Agents(), samples, replay=replay)
+        for _ in range(3):
+            sampler.collect_batch()
+    drawn = replay.sample(500)
+    assert set(drawn["index"].tolist()) == set(range(3 * T))
+    for slot, name in enumerate(NAMES):
+        shown, after, valid, terminated = (
+            drawn[branch][name] if differ else drawn[branch][:, slot]
+            for branch in ("observation", "next_observation", "valid", "terminated")
+        )
+        steps = shown[:, 1]
+        assert set(steps[valid].tolist()) == {2 * slot, 2 * slot + 1}
+        has_next = valid & ~terminated
+        torch.testing.assert_close(after[has_next][:, 1], steps[has_next] + 1)
 
 
 # The same bits in all cages and kinds of memory

@@ -81,7 +81,7 @@ def _play_one(env: Relay, seed: int, n_steps: int) -> list[Row]:
                 {name: before.get(name) for name in names},
                 {name: reward.get(name, 0.0) for name in names},
                 {name: terminated.get(name, False) for name in names},
-                {name: truncated.get(name, True) for name in names},
+                {name: truncated.get(name, name not in env.agents) for name in names},
                 {name: name in living for name in names},
                 {name: after.get(name) for name in names},
                 is_end,
@@ -128,7 +128,7 @@ def leaf(tree: Any, name: str) -> Any:
 def lives(draw: st.DrawFn) -> dict[str, Life]:
     """Return lives of three agents, of whom one acts from the first step on.
 
-    One that would begin when no other is left never comes: the episode has ended.
+    One that would begin after a step in which no agent acts never comes: the episode has ended.
     """
     found: dict[str, Life] = {}
     for name in draw(st.permutations(NAMES)):
