@@ -1,9 +1,12 @@
 """Parallel environments that break a law of PettingZoo or fail, and two of other packages."""
 
+import os
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from gymnasium import spaces
 
 from parllel.testing.toy_agents import Relay
 
@@ -180,3 +183,43 @@ def make_knights() -> Any:
         return knights_archers_zombies_v11.parallel_env(
             spawn_delay=1, max_zombies=200, line_death=True, max_cycles=150
         )
+
+
+class Deadly(Relay):
+    """A relay whose process ends in step 3 of the first episode of an environment."""
+
+    def __init__(self, file: str, differ: bool = False) -> None:
+        super().__init__(differ=differ)
+        self._file = Path(file)
+
+    def step(self, actions: Any) -> Any:
+        if self._step == 2 and not self._file.exists():
+            self._file.touch()
+            os._exit(3)
+        return super().step(actions)
+
+
+class Films(Relay):
+    """A relay whose agents see stacks of their last 3 frames, each (episode, step).
+
+    Before an agent's first frame, a stack is filled up with zeros, or with that frame.
+    """
+
+    def __init__(self, fill: str) -> None:
+        super().__init__(is_random=True)
+        self._fill = fill
+        self._stacks: dict[str, Any] = {}
+
+    def observation_space(self, agent: str) -> Any:
+        return spaces.Box(-np.inf, np.inf, (3, 2), np.float32)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self._stacks = {}
+        return super().reset(seed, options)
+
+    def _observe(self, name: str, action: Any) -> Any:
+        frame = np.array([self._episode, self._step], np.float32)
+        filling = frame if self._fill == "first" else np.zeros_like(frame)
+        before = self._stacks.get(name, np.stack([filling] * 3))
+        self._stacks[name] = np.concatenate([before[1:], frame[None]])
+        return self._stacks[name]

@@ -46,7 +46,8 @@ class Relay:
         is_random: whether each reset draws other last steps for the agents, from the generator that
             `reset(seed=)` seeds, and other flags for their ends.
         differ: whether the agents have spaces of different sizes.
-        reuses_buffer: whether an agent's observations are all the same array.
+        reuses_buffer: whether an agent's observations are all the same array, which is filled with
+            -1 where the agent is gone.
 
     Example:
         >>> relay = Relay()
@@ -134,6 +135,8 @@ class Relay:
         born = [name for name, life in self._now.items() if life.first == self._step + 1]
         self.agents = [name for name in acted if name not in ended]
         self.agents = [name for name in self._now if name in (*self.agents, *born)]
+        for name in self._now.keys() - {*acted, *born}:
+            self._buffers[name][:] = -1  # who keeps an observation copies it
         observations = {name: self._observe(name, actions.get(name, 0)) for name in (*acted, *born)}
         return observations, rewards, flags[0], flags[1], self._infos(acted)
 

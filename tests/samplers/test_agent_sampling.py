@@ -3,18 +3,19 @@
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from agent_envs import Fragile, make_knights, make_spread
+from agent_envs import Deadly, Films, Fragile, make_knights, make_spread
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optional import needs
 from parllel import Array, ArrayDict
-from parllel.cages import Cage, SerialCage
+from parllel.cages import Cage, ParallelAgents, SerialCage
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
 from parllel.replays import ReplayBuffer
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler, RecurrentSampler
@@ -255,7 +256,7 @@ def test_groups_that_take_turns_collect_the_same(schedule: str, seed: int, diffe
 
 
 def check_batches_of_turns(differ: bool) -> None:
-    kwargs = {"is_random": True, "differ": differ}
+    kwargs = {"differ": differ}  # agents of both groups are cut off in the same step
     rows = play(kwargs, 3, B, T)
     with cages_of(2, kwargs) as cages:
         batch, _ = AlternatingSampler(cages, Agents(), make_tree(kwargs, Agents())).collect_batch()
@@ -380,6 +381,54 @@ def test_of_an_environment_made_anew_no_agent_is_learned_from(differ: bool) -> N
     assert episodes == []
 
 
+@any_form
+def test_of_a_lost_worker_no_agent_is_learned_from(differ: bool, tmp_path: Path) -> None:
+    kwargs = {"differ": differ, "file": str(tmp_path / "dead")}
+    cages = build_cages(
+        Deadly, 2, env_kwargs=kwargs, n_workers=1, seed=3, on_worker_error="restart"
+    )
+    samples = make_tree({"differ": differ}, Agents(), 2)
+    batch, episodes = BasicSampler(cages, Agents(), samples).collect_batch()
+    for cage in cages:
+        cage.close()
+    for name in NAMES:
+        assert not leaf(batch["valid"], name)[2].any()
+        assert leaf(batch["truncated"], name)[2].all()
+        assert leaf(batch["valid"], name)[3].all() == (name != "cyd")
+    assert episodes == []
+
+
+# Frames
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("fill", ["zero", "first"])
+def test_frames_of_each_agent_are_stored_once(fill: str, n_workers: int) -> None:
+    def make_env() -> Any:
+        return ParallelAgents(Films(fill), "dictionary")
+
+    class Idle:
+        def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+            n = len(observation["ada"])
+            return {name: np.zeros(n, np.int64) for name in NAMES}, {}
+
+    example = build_example(make_env, storage="local", info=INFO)
+    batches = []
+    for frames in (None, dict.fromkeys(NAMES, fill)):
+        samples = build_sample_tree(example, Idle(), batch_shape=(T, B), frames=frames)
+        cages = build_cages(make_env, B, n_workers=n_workers, seed=3)
+        sampler = BasicSampler(cages, Idle(), samples)
+        found = []
+        for _ in range(4):
+            observation = sampler.collect_batch()[0]["observation"]
+            found.append([np.array(observation[name].to_ndarray()) for name in NAMES])
+        batches.append(np.array(found))
+        for cage in cages:
+            cage.close()
+    np.testing.assert_array_equal(batches[1], batches[0])
+    assert (batches[0] > 0).any()
+
+
 # What does not fit
 
 
@@ -406,6 +455,59 @@ def test_a_tree_without_valid_gets_it() -> None:
         with cages_of(0, {"differ": differ}, n_envs=1) as cages:
             batch, _ = BasicSampler(cages, Agents(), samples).collect_batch()
         assert leaf(batch["valid"], "cyd")[:, 0].tolist() == [False, True, True, True, True]
+
+
+def test_a_replay_needs_a_tree_with_valid() -> None:
+    samples = make_tree({}, Agents(), n_envs=1)
+    del samples["valid"]
+
+    class Replay:
+        pass
+
+    replay: Any = Replay()
+    replay.samples = samples
+    with (
+        cages_of(0, {}, n_envs=1) as cages,
+        pytest.raises(ValueError, match="there is no valid, and agents come and go"),
+    ):
+        BasicSampler(cages, Agents(), samples, replay=replay)
+
+
+@any_form
+def test_a_wrong_action_names_its_agent(differ: bool) -> None:
+    class Wrong(Agents):
+        def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+            action, agent_info = super().step(observation)
+            own = action["bob"] if differ else action[:, 1]
+            own[2] = 9
+            return action, agent_info
+
+    match = r"action\.bob: got .*9.* environment 2" if differ else r"9.* for agent bob in env.* 2"
+    kwargs = {"differ": differ}
+    samples = make_tree(kwargs, Agents())
+    with cages_of(0, kwargs) as cages, pytest.raises(ValueError, match=match):
+        BasicSampler(cages, Wrong(), samples).collect_batch()
+
+
+@any_form
+def test_agents_that_observe_are_told_who_acted(differ: bool) -> None:
+    told: list[Any] = []
+
+    class Watching(Agents):
+        observes = True
+
+        def begin_batch(self) -> None:
+            pass
+
+        def observe(self, observation: Any, *, valid: Any, final_obs: Any) -> None:
+            told.append(valid)
+
+    kwargs = {"differ": differ}
+    with cages_of(2, kwargs) as cages:
+        samples = make_tree(kwargs, Watching())
+        batch, _ = AlternatingSampler(cages, Watching(), samples).collect_batch()
+    for name in NAMES:
+        np.testing.assert_array_equal(leaf(told[0], name), leaf(batch["valid"], name))
 
 
 def test_masks_in_infos_are_warned_of() -> None:

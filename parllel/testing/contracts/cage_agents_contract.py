@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from parllel.cages import Cage, SerialCage
-from parllel.testing.contracts.cage_calls import assert_same, idle, random_step, reset, step
+from parllel.testing.contracts.cage_calls import Told, assert_same, idle, random_step, reset, step
 from parllel.testing.contracts.cage_results_contract import CageResultsContract, any_number
 from parllel.testing.contracts.relay_rows import NAMES, compare, play
 from parllel.testing.toy_agents import Masked, Relay, Team
@@ -72,6 +72,25 @@ class CageAgentsContract(CageResultsContract):
             assert results[-1] == others[-1]
         assert episodes == expected[2]
         assert [traj.returns for traj in episodes] == [traj.returns for traj in expected[2]]
+
+    @any_form
+    def test_a_summary_of_a_class_of_its_own_is_told_the_rewards_of_agents(
+        self, differ: bool
+    ) -> None:
+        kwargs = {"differ": differ}
+        with self.make_cage(Relay, kwargs, make_traj_info=Told, seed=1) as cage:
+            reset(cage)
+            for _ in range(6):
+                random_step(cage)
+            (traj,) = cage.take_completed()
+        assert isinstance(traj, Told)
+        rewards, flags = traj.rewards, traj.flags
+        if differ:
+            rewards = [list(reward.values()) for reward in rewards]
+            flags = [list(flag.values()) for flag in flags]
+        expected = list(traj.returns.values())
+        np.testing.assert_allclose(np.sum(rewards, axis=0), expected)
+        assert np.array(flags)[:, 0].tolist() == [False, True, *[False] * 4]
 
     @any_form
     def test_random_actions_are_those_that_each_agent_may_take(self, differ: bool) -> None:

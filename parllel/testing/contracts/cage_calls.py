@@ -43,6 +43,20 @@ class DiaryInfo(TrajInfo):
         self.entries.append(told)
 
 
+@dataclass
+class Told(TrajInfo):
+    """A TrajInfo that keeps rewards and flags as it is told them."""
+
+    rewards: list[Any] = field(default_factory=list, init=False)
+    flags: list[Any] = field(default_factory=list, init=False)
+
+    def step(self, *told: Any) -> None:
+        """Take in one step."""
+        TrajInfo.step(self, *told)
+        self.rewards.append(told[2])
+        self.flags.append(told[3])
+
+
 def reset(cage: Cage, **outputs: Any) -> Any:
     """Reset and wait."""
     cage.reset_async(**outputs)

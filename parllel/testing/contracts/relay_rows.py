@@ -119,7 +119,8 @@ def observations(rows: list[list[Row]], name: str, size: int) -> NDArray[np.floa
 def leaf(tree: Any, name: str) -> Any:
     """Return one agent's part of a quantity in either form, on the host: [T, B, ...]."""
     if isinstance(tree, ArrayDict):
-        return np.asarray(tree[name].to_ndarray())
+        own = tree[name]
+        return np.asarray(own.to_ndarray() if isinstance(own, Array) else own)
     values = tree.to_ndarray() if isinstance(tree, Array) else tree
     return np.asarray(values)[:, :, NAMES.index(name)]
 
