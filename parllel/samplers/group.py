@@ -165,10 +165,9 @@ class Group:
     def _collect(self, t: int) -> None:
         for cage in self.cages:
             cage.await_step()
-        if self._has_valid:
+        if self._has_valid and not self._has_flags:
             valid = self.host_rows(t)["valid"].to_ndarray()
-            if not self._has_flags:
-                valid[...] = True
+            valid[...] = True
             for column in self.invalid():
                 valid[column - self.columns.start] = False
         self.transfer.start_outputs(t)

@@ -142,6 +142,7 @@ class Relay:
 
     def _observe(self, name: str, action: Any) -> NDArray[np.float32]:
         observation = self._buffers[name]
+        observation[:] = 0
         observation[:3] = self._episode, self._step, action
         return observation if self._reuses_buffer else observation.copy()
 
