@@ -160,8 +160,8 @@ def earn(
     row, column = place // table.width, place % table.width
     total, factor = np.float32(0), np.float32(1)
     alive = load_byte(leaf.valid + place * leaf.valid_stride) != 0
-    has_terminated, was_truncated, is_last = False, False, False
-    goes_on, is_ended, step = True, not alive, 0
+    has_terminated, was_truncated, is_last, goes_on = False, False, False, True
+    is_ended, step = not alive, 0
     while step < table.n_steps and goes_on:
         at = row * table.width + column
         is_alive = load_byte(leaf.valid + at * leaf.valid_stride) != 0
@@ -172,8 +172,7 @@ def earn(
             factor *= discount
             has_terminated = load_byte(leaf.terminated + at * leaf.terminated_stride) != 0
             was_truncated = load_byte(leaf.truncated + at * leaf.truncated_stride) != 0
-            is_ended = has_terminated or was_truncated
-            is_last = True
+            is_ended, is_last = has_terminated or was_truncated, True
         else:
             is_last = False
         goes_on = load_byte(table.terminated + at) == 0 and load_byte(table.truncated + at) == 0

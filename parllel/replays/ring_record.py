@@ -16,10 +16,11 @@ from parllel.kernels.transitions import NOT_GIVEN, REFUSED
 from parllel.replays.agent_ends import AgentEnds, ends_of_rows
 from parllel.replays.appended_step import AppendedStep, check_final_obs, fitted, value_at
 from parllel.replays.final_obs import FinalObs, spec_of
+from parllel.replays.ring_checks import check_tree
 from parllel.storages import Side, storage_for
 from parllel.tree import ArrayDict, dict_map, leaves_of, path_text
-from parllel.tree.agent_forms import N_BATCH, has_agents, part_for, parts_of
-from parllel.tree.leaves import as_ndarray, describe_leaf
+from parllel.tree.agent_forms import N_BATCH, parts_of
+from parllel.tree.leaves import as_ndarray
 from parllel.tree.not_finite import refuse_not_finite
 
 # Of the table's usual size: episodes may be that short on average.
@@ -89,7 +90,7 @@ class RingRecord:
         self._steps = ArrayDict(
             {name: branch for name, branch in samples.items() if name not in self._not_steps}
         )
-        _check_tree(self._steps, takes_agents=self._takes_agents)
+        check_tree(self._steps, takes_agents=self._takes_agents)
         self._reward: Array = next(iter(parts_of(samples["reward"]).values()))
         self.samples = samples
         # Steps before one that are a part of its samples, and so no other step's alone.
@@ -458,57 +459,6 @@ def _check_finite(t: int, column: int, observation: Any, like: Array | ArrayDict
                 f" environment {column}, where its episode ended; find out why the environment gave"
                 " it"
             )
-
-
-def _check_tree(samples: ArrayDict, *, takes_agents: bool) -> None:
-    """Raise unless a tree has the branches, the ring and the padding that a buffer reads."""
-    missing = [
-        name for name in ("observation", "reward", "terminated", "truncated") if name not in samples
-    ]
-    if missing:
-        raise ValueError(f"samples: branches {missing} are missing")
-    for path, leaf in samples.walk():
-        if not isinstance(leaf, Array):
-            raise TypeError(f"{path_text(path)}: got a {type(leaf).__name__}, expected an Array")
-    _check_steps(samples, takes_agents=takes_agents)
-    rings = {
-        path_text(path): (*leaf.shape[:N_BATCH], leaf.full_size) for path, leaf in samples.walk()
-    }
-    if len(set(rings.values())) != 1:
-        raise ValueError(f"samples: got (T, B, full_size) of {rings}, expected the same for all")
-    for path, leaf in samples.walk():
-        if leaf.n_older_steps and len(leaf.batch_shape) != 2:
-            raise ValueError(
-                f"{path_text(path)}: got stacks of batch dimensions {leaf.batch_shape}, expected"
-                " (T, B); make the others a part of the frame: its feature_shape"
-            )
-    for path, leaf in leaves_of(samples["observation"]):
-        if leaf.padding < 1:
-            text = path_text(("observation", *path))
-            raise ValueError(
-                f"{text}: got padding 0, expected 1 or more: the last step's next observation lies"
-                " behind the ring"
-            )
-
-
-def _check_steps(samples: ArrayDict, *, takes_agents: bool) -> None:
-    """Raise where a kernel can't read a leaf: its dtype and dimensions are fixed."""
-    rewards = parts_of(samples["reward"])
-    is_of_agents = has_agents(samples["reward"])
-    for name in ("reward", "terminated", "truncated", *(["valid"] if "valid" in samples else [])):
-        dtype = np.dtype(np.float32 if name == "reward" else bool)
-        for path, reward in rewards.items():
-            leaf = part_for(name, samples[name], path) if is_of_agents else samples[name]
-            shapes = [reward.shape, reward.shape[:N_BATCH]] if takes_agents else []
-            is_alike = isinstance(leaf, Array) and leaf.shape in shapes and leaf.dtype == dtype
-            is_plain = isinstance(leaf, Array) and leaf.ndim == N_BATCH and leaf.dtype == dtype
-            if not is_alike and (not is_plain or is_of_agents):
-                found = " ".join(describe_leaf(leaf)[:2])
-                more = " or (T, B, N), as reward has" if takes_agents else ""
-                raise ValueError(
-                    f"{path_text((name, *path))}: got {found}, expected an Array {dtype} (T, B)"
-                    + more
-                )
 
 
 def _size_up(samples: ArrayDict) -> tuple[int, int, bool]:

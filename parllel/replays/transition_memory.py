@@ -58,8 +58,7 @@ class TransitionMemory:
 
     A replay buffer makes it: `ReplayBuffer.make_memory`.
 
-    >>> from parllel.ops.agent_transitions import earn_of_agents
-    from parllel.ops.stack_gather import RowSource
+    >>> from parllel.ops.stack_gather import RowSource
     >>> rewards = np.float32([5, 6, 7])
     >>> sources = ArrayDict({"reward": RowSource(rewards), NEXT: RowSource(rewards)})
     >>> memory = TransitionMemory(sources, 2, "local", extra={})
@@ -78,41 +77,28 @@ class TransitionMemory:
         agents: AgentEnds | None = None,
         discount: float = 1.0,
     ) -> None:
-        specs = sources.apply(output_spec, batch_size)
-        for name, dtype in {**DRAWN, **extra}.items():
-            specs[name] = ArraySpec.of((batch_size,), dtype)
-        of_envs: dict[str, Array] = {}  # what a draw writes of environments, where agents have it
-        if agents is not None:
-            on_gpu = not isinstance(next(source for _, source in sources.walk()).frames, np.ndarray)
-            place = storage if on_gpu else "local"
-            of_envs = {
-                name: Array.from_spec(specs[name], place) for name in DRAWN if name != "index"
-            }
-            for name, spec in agents.make_specs_of(batch_size).items():
-                specs[name] = spec
+        first = next(source for _, source in sources.walk())
+        self._is_on_gpu = not isinstance(first.frames, np.ndarray)
+        own = storage if self._is_on_gpu else "local"
+        specs, hidden = _specs_of(sources, batch_size, {**DRAWN, **extra}, agents)
+        of_envs = {name: Array.from_spec(spec, own) for name, spec in hidden.items()}
         self.memory: Memory = allocate(storage, count_bytes(specs))
         self.tree = specs.apply(Array.from_spec, self.memory)
         self._tensors = FixedTensors(self.tree, ArrayDict.to_torch)
         self.batch_size = batch_size
-        first = next(source for _, source in sources.walk())
-        self._is_on_gpu = not isinstance(first.frames, np.ndarray)
         # The row and the next row of each transition, and what else a draw needs for each.
-        vectors = Array((3, batch_size), np.int64, storage=storage if self._is_on_gpu else "local")
+        vectors = Array((3, batch_size), np.int64, storage=own)
         rows, next_rows, scratch = (read(vectors[number], self._is_on_gpu) for number in range(3))
         branches = {
             name: read(of_envs.get(name, self.tree[name]), self._is_on_gpu)
             for name in (*DRAWN, *extra)
         }
         self.drawn = DrawnTransitions(
-            identity=branches["index"],
+            identity=branches.pop("index"),
             row=rows,
             next_row=next_rows,
-            n_step_return=branches["n_step_return"],
-            n_step_discount=branches["n_step_discount"],
-            terminated=branches["terminated"],
-            truncated=branches["truncated"],
             scratch=scratch,
-            **{name: branches[name] for name in extra},
+            **branches,
         )
         self._earn: Callable[[], None] | None = None
         if agents is not None:
@@ -169,6 +155,27 @@ class TransitionMemory:
     def close(self) -> None:
         """Free the memory. Tensors that were taken before stay valid."""
         self.tree.close()
+
+
+def _specs_of(
+    sources: ArrayDict,
+    batch_size: int,
+    drawn: Mapping[str, np.dtype[Any]],
+    agents: AgentEnds | None,
+) -> tuple[ArrayDict, dict[str, ArraySpec]]:
+    """Return the specs of a minibatch, and of what a draw writes that the minibatch has not.
+
+    Of several agents, numbers of environments are not in it: agents have their own by that name.
+    """
+    specs, hidden = sources.apply(output_spec, batch_size), {}
+    for name, dtype in drawn.items():
+        specs[name] = ArraySpec.of((batch_size,), dtype)
+    if agents is not None:
+        for name, spec in agents.make_specs_of(batch_size).items():
+            if name in drawn:
+                hidden[name] = specs[name]
+            specs[name] = spec
+    return specs, hidden
 
 
 def find_sources(samples: ArrayDict, final_obs: FinalObs, *, on_gpu: bool) -> ArrayDict:

@@ -36,7 +36,7 @@ class RunningReturns:
     [1.0, 1.5, 1.75]
     >>> returns.keep()
     >>> returns.begin_on_host()
-    array([0.875], dtype=float32)
+    array([1.75], dtype=float32)
     """
 
     def __init__(self, discount: float, begin: object = None) -> None:
