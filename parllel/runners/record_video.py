@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cages import Seed, SerialCage
+from parllel.cages.parallel_agents import as_single_env
 from parllel.patterns import MakeEnv
 from parllel.runners.generators import unchanged_generators
 from parllel.runners.video_file import AddFrame, FilmColumn, encoded, enlarged, side_by_side
@@ -165,7 +166,7 @@ def _play(
 def _make_filmed(make_env: MakeEnv, add: AddFrame) -> gym.Env[Any, Any]:
     if isinstance(make_env, str):
         make_env = partial(gym.make, make_env, render_mode=_RENDER_MODE)
-    env: Any = make_env()  # Any: what a user's function returns
+    env: Any = as_single_env(make_env())  # Any: what a user's function returns
     if not isinstance(env, gym.Env):
         return env  # type: ignore[no-any-return]  # the cage says what is wrong
     mode = env.render_mode

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from agent_envs import LIES, Liar, make_one_liar
@@ -9,6 +10,7 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optional import needs
 from parllel.cages import MisfitError, ParallelAgents, ProcessCage, SerialCage, WorkerError
 from parllel.testing.contracts.cage_calls import random_step, reset, step
 from parllel.testing.contracts.relay_rows import compare, lives, play
@@ -173,3 +175,59 @@ def test_each_agent_gets_an_action_of_its_own_kind() -> None:
         assert space.contains(own)
         assert own["gear"] == action["gear"][slot]
         np.testing.assert_array_equal(own["push"][0], action["push"]["0"][slot])
+
+
+# Wrappers
+
+
+class Doubled(gym.Wrapper[Any, Any, Any, Any]):
+    """Show twice what agents are shown."""
+
+    def reset(self, **options: Any) -> Any:
+        observation, info = self.env.reset(**options)
+        return 2 * observation, info
+
+    def step(self, action: Any) -> Any:
+        observation, *others = self.env.step(action)
+        return 2 * observation, *others
+
+
+@pytest.mark.parametrize("make_cage", [SerialCage, ProcessCage])
+def test_wrappers_are_looked_through(make_cage: Any) -> None:
+    with (
+        make_cage(lambda: Doubled(ParallelAgents(Relay())), seed=1) as cage,
+        SerialCage(Relay, seed=1) as plain,
+    ):
+        assert cage.agents == plain.agents
+        reset(cage)
+        reset(plain)
+        states, plain_states = cage.get_state(), plain.get_state()
+        for _ in range(7):
+            found, expected = random_step(cage), random_step(plain)
+            np.testing.assert_array_equal(found[1], 2 * expected[1])
+            np.testing.assert_array_equal(found[2], expected[2])
+        cage.set_state(states)
+        plain.set_state(plain_states)
+        assert random_step(cage)[2].tolist() == random_step(plain)[2].tolist()
+
+
+def test_a_wrapper_with_one_flag_is_refused() -> None:
+    with SerialCage(lambda: gym.wrappers.TimeLimit(ParallelAgents(Relay()), 2), seed=1) as cage:
+        reset(cage)
+        random_step(cage)
+        message = r"truncated: environment 0 of this cage gave bool True, expected numbers of shape"
+        with pytest.raises(MisfitError, match=message):
+            random_step(cage)
+
+
+@needs("pettingzoo")
+def test_wrappers_of_pettingzoo_are_parallel_environments() -> None:
+    from pettingzoo.utils import BaseParallelWrapper
+
+    def make_env() -> Any:
+        return BaseParallelWrapper(Relay(is_random=True))
+
+    rows = play({"is_random": True}, 2, n_envs=2, n_steps=9)
+    with SerialCage(make_env, n_envs=2, seed=2) as cage:
+        cage.check_state()
+        compare(cage, rows)

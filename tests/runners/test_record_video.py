@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from optional import needs
 from parllel.runners import record_side_by_side, record_video
+from parllel.testing.toy_agents import Relay
 
 pytestmark = needs("imageio", "imageio_ffmpeg")
 
@@ -124,6 +125,32 @@ def test_a_video_shows_what_the_agent_saw_and_the_end(
     odd = scale * SIZE[0] % 2 if path.suffix == ".mp4" else 0
     assert frames.shape[1:] == (scale * SIZE[0] + odd, scale * SIZE[1], 3)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+class Filmed(Relay):
+    """Agents who come and go, with the pictures of `Marked`: of all of them together."""
+
+    metadata = {"render_fps": 20}  # noqa: RUF012 - as PettingZoo has it
+    render_mode: Any = "rgb_array"
+
+    def render(self) -> Any:
+        marked = Marked()
+        marked.episode, marked.steps = self._episode, self._step
+        return marked.render()
+
+
+class Idle:
+    """Three agents that do nothing."""
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> Any:
+        return np.zeros((len(observation), 3), np.int64), {}
+
+
+def test_a_video_shows_all_agents_of_an_environment(tmp_path: Path) -> None:
+    path = tmp_path / "a.gif"
+    (mean_return,) = record_video(Idle(), Filmed, path, n_episodes=1)
+    assert mean_return == pytest.approx((3 + 100 + 2000) / 3)
+    assert numbers(frames_of(path)) == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_a_video_has_the_speed_of_the_environment_or_the_given_one(tmp_path: Path) -> None:

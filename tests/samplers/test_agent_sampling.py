@@ -170,7 +170,7 @@ def test_an_agent_truncated_in_the_last_step_of_a_batch_has_its_own_final_value(
 
 @any_form
 def test_agents_who_take_over_from_all_others_end_no_episode(differ: bool) -> None:
-    """Steps between them are sampled by a replay, too: the next row has their final observations."""
+    """Replays sample steps between them, too: the next row has their final observations."""
     ends = ["truncated", "truncated", "terminated"]
     found = {name: Life(2 * i + 1, 2 * i + 2, ends[i]) for i, name in enumerate(NAMES)}
     kwargs = {"lives": found, "differ": differ}
