@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from parllel import ArrayDict, default_storage
+from parllel import Array, ArrayDict, default_storage
 from parllel.cages import MaskInObservation
 from parllel.metrics import Metrics
 from parllel.patterns import build_cages, build_example, build_sample_tree
@@ -389,3 +389,27 @@ def test_it_learns_to_go_to_the_end(kind: Any) -> None:
     # Discounted once for each step that is left: 0.9**3, 0.9**2, 0.9 and 1.
     values = agent.action_values(torch.eye(5)[:4]).amax(-1)
     torch.testing.assert_close(values, 0.9 ** torch.arange(3.0, -1, -1), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("form", ["axis", "dictionary"])
+def test_a_replay_of_several_agents_is_refused(form: str) -> None:
+    """Q-values of an axis would fit, and be learned where no agent is, too."""
+    shape, feature = (4, 3), ((3,) if form == "axis" else ())
+
+    def make(dtype: Any, **options: Any) -> Any:
+        leaf = Array(shape, dtype, feature_shape=feature, **options)
+        return leaf if form == "axis" else {name: leaf.new_array() for name in ("pinky", "inky")}
+
+    flags = {name: make(bool) for name in ("terminated", "truncated", "valid")}
+    samples = ArrayDict(
+        {
+            "observation": Array(shape, np.float32, feature_shape=(3, 2), padding=1),
+            "action": make(np.int64),
+            "reward": make(np.float32),
+            **flags,
+        }
+    )
+    replay = ReplayBuffer(samples, rng=np.random.default_rng(0))
+    agent = QAgent(Values(), torch.zeros(1, 2), 0.5)
+    with pytest.raises(ValueError, match="replay: its rewards are those of several agents"):
+        DQN(agent, replay, torch.optim.SGD(agent.model.parameters(), lr=1.0))

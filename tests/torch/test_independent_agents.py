@@ -203,6 +203,22 @@ def test_both_forms_learn_the_same_bits(order: list[int], dies: bool) -> None:
     assert found[0][0][0] != found[0][0][1]
 
 
+@each_form
+def test_several_objects_with_one_model_share_its_loss(form: str, tmp_path: Path) -> None:
+    batch = estimated(random_numbers(3, Shape(16, 3, 3)), form)
+    one, other = make_agent(0), make_agent(0)
+    around = [PgAgent(other.model, Categorical(N_ACTIONS), torch.zeros(1, N_OBS)) for _ in range(2)]
+    expected, found = together(form, [one] * 3), together(form, [other, *around])
+    assert len(found.shared_by) == 1
+    assert len(found.shared_by[0]) == 3
+    numbers = zip(learn(found, batch), learn(expected, batch), strict=True)
+    for mine, own in numbers:  # rows of one object go through the model together: other last bits
+        assert mine == pytest.approx(own, rel=1e-4, abs=1e-6)
+    assert found.model.state_dict().keys() == expected.model.state_dict().keys()
+    found.save(tmp_path / "model.safetensors")
+    expected.load(tmp_path / "model.safetensors")
+
+
 def by_loops(
     numbers: Numbers, agents: list[PgAgent], groups: list[list[int]], batch: ArrayDict
 ) -> dict[str, float]:

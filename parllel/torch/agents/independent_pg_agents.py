@@ -37,7 +37,8 @@ class IndependentPgAgents(Agent[Any]):
     Args:
         agents: `PgAgent` by role, or for each place of the agent axis.
         critic: a function of observations of all agents, as the sampler gives them, that returns
-            values: [B] for each name, or [B, N]; or one [B] for all. None for the agents' own.
+            values: [B] for each name, or [B, N] in the order of `agents`; or one [B] for all. None
+            for the agents' own.
 
     Raises:
         TypeError: an agent is none, keeps a state from step to step, or observes as it acts.
@@ -83,7 +84,9 @@ class IndependentPgAgents(Agent[Any]):
         # Each agent with its roles, in the order in which they were given.
         self._roles = [(members[names[0]], names) for names in roles.values()]
         self._critic = critic
-        super().__init__(_Models([agent.model for agent, _ in self._roles], critic))
+        # Agents may also be several objects with one model, as of different distributions.
+        self._models = {id(agent.model): agent.model for agent, _ in self._roles}
+        super().__init__(_Models(list(self._models.values()), critic))
 
     @property
     def agents(self) -> dict[str | int, PgAgent]:
@@ -93,7 +96,10 @@ class IndependentPgAgents(Agent[Any]):
     @property
     def shared_by(self) -> list[list[str | int]]:
         """For each model the agents that share it: PPO averages their losses together."""
-        return [list(names) for _, names in self._roles]
+        return [
+            [name for name, agent in self._members.items() if agent.model is model]
+            for model in self._models.values()
+        ]
 
     def bind_actions(self, space: spaces.Space[Any]) -> None:
         """Learn which actions environments take (`PgAgent.bind_actions`).

@@ -18,6 +18,7 @@ from parllel.torch.algos.replay_draws import ReplayDraws
 from parllel.torch.algos.settings import check_counts, check_number
 from parllel.torch.algos.target_network import TargetNetwork
 from parllel.tree import ArrayDict
+from parllel.tree.agent_forms import has_agents
 
 
 def check_replay_settings(settings: object) -> None:
@@ -56,7 +57,8 @@ class ReplayLearner(Learner[_Agent]):
 
     Raises:
         ValueError: there is a `beta` for a buffer without priorities, the prefetcher has another
-            buffer, or the optimizer has no parameter of the model.
+            buffer, or the optimizer has no parameter of the model. Or the buffer has several
+            agents, and the subclass does not say `_takes_agents`.
 
     Example:
         >>> from types import SimpleNamespace
@@ -79,6 +81,7 @@ class ReplayLearner(Learner[_Agent]):
     """
 
     _reported: ClassVar[tuple[str, ...]]
+    _takes_agents: ClassVar[bool] = False  # whether it learns by `valid`, where agents are alive
 
     def __init__(
         self,
@@ -90,12 +93,25 @@ class ReplayLearner(Learner[_Agent]):
         followed: nn.Module,
         prefetcher: Prefetcher | None = None,
     ) -> None:
+        if not self._takes_agents:
+            self._refuse_agents(replay)
         super().__init__(agent, optimizer, settings)
         self._draws = ReplayDraws(
             replay, settings.batch_size, beta=settings.beta, prefetcher=prefetcher
         )
         self._target = TargetNetwork(followed)
         self._n_updates = 0
+
+    def _refuse_agents(self, replay: object) -> None:
+        """Refuse minibatches of several agents, which would be learned from also where none is."""
+        samples: Mapping[str, Any] = getattr(replay, "samples", {})
+        if "reward" in samples and has_agents(samples["reward"]):
+            raise ValueError(
+                "replay: its rewards are those of several agents, expected one:"
+                f" {type(self).__name__} would learn from rows without an agent, too; learn with"
+                " PPO and IndependentPgAgents, or write a ReplayLearner that reads the minibatch's"
+                " valid"
+            )
 
     def optimize(self, batch: ArrayDict) -> dict[str, float]:
         """Make the updates that follow one batch of the sampler, which the buffer has already.
