@@ -33,6 +33,7 @@ LIES = {
     "no reward": Lie(1, r"reward\.bob: .* gave nothing for an agent that acted"),
     "a reward of the dead": Lie(4, r"reward\.ada: .* gave float 5.0 for an agent that did not act"),
     "a reward of the unborn": Lie(1, r"reward\.cyd: .* gave float 5.0 for an agent that did not"),
+    "an array as a reward of the dead": Lie(4, r"reward\.ada: .* gave \(2,\), float64 for an"),
     "a text as a reward": Lie(1, r"reward\.bob: .* gave str 'much', expected a number"),
     "an array as a reward": Lie(1, r"reward\.bob: .* gave \(1,\), float64, expected a number"),
     "no terminated": Lie(1, r"terminated\.bob: .* gave nothing for an agent that acted"),
@@ -120,6 +121,8 @@ class Liar(Relay):
                 del rewards["bob"]
             case "a reward of the dead":
                 rewards["ada"] = 5.0
+            case "an array as a reward of the dead":
+                rewards["ada"] = np.zeros(2)
             case "a reward of the unborn":
                 rewards["cyd"] = 5.0
             case "a reward of the unknown":

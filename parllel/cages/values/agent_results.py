@@ -105,7 +105,7 @@ def as_agent_step(
     present = [*acted, *(agent for agent in living if agent not in acted)]
     _check_observations(results.observation, present, known)
     for agent, reward in results.reward.items():
-        if agent not in acted and reward != 0:
+        if agent not in acted and not (is_number(reward) and reward == 0):
             got = f"{describe(reward)} for an agent that did not act"
             _refuse(("reward", names[agent]), got, "no reward, or 0")
     return results
