@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from parllel import Array, ArrayDict
+from parllel import Array, ArrayDict, cuda
 from parllel.arrays import FrameArray
 from parllel.replays import (
     HindsightReplayBuffer,
+    Prefetcher,
     PrioritizedReplayBuffer,
     ReplayBuffer,
     SequenceReplayBuffer,
@@ -424,3 +425,45 @@ def test_trees_that_do_not_fit_are_refused() -> None:
 
 def _no_reward(achieved: Any, desired: Any) -> Any:
     raise NotImplementedError
+
+
+@pytest.mark.simulation("they launch captured graphs of the simulation")
+@each_schedule
+@each_form
+def test_a_captured_draw_is_the_next_one_each_time(form: str, schedule: str, seed: int) -> None:
+    def draw(capture: bool) -> list[dict[str, bytes]]:
+        found, graph = [], None
+        with simulated_cuda(schedule, seed=seed):
+            stream = cuda.new_stream()
+            with cuda.use_stream(stream):
+                world = World(form, Shape(T, 2, 3), n_steps=2, storage="device", seed=7)
+                world.write(2)
+                minibatch = world.replay.sample(8)
+                if capture:
+                    stream.begin_capture()
+                    world.replay.sample(8)
+                    graph = stream.end_capture()
+                for _ in range(3):
+                    if graph is None:
+                        world.replay.sample(8)
+                    else:
+                        graph.launch()
+                    found.append(
+                        {name: by_agent(minibatch[name], _host).tobytes() for name in minibatch}
+                    )
+                    world.write(1)
+        return found
+
+    assert draw(capture=True) == draw(capture=False)
+
+
+@each_form
+def test_minibatches_that_are_drawn_ahead_are_the_same(form: str) -> None:
+    world, other = (World(form, Shape(T, 2, 3), n_steps=2, seed=8) for _ in range(2))
+    world.write(2)
+    other.write(2)
+    with Prefetcher(other.replay, batch_size=8) as prefetcher:
+        for _ in range(3):
+            expected, found = world.replay.sample(8), prefetcher.next()
+            for name in expected:
+                assert (by_agent(expected[name], _host) == by_agent(found[name], _host)).all(), name

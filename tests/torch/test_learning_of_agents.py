@@ -189,15 +189,15 @@ def test_both_forms_train_with_equal_losses() -> None:
 
 
 def make_archers() -> Any:
-    from pettingzoo.butterfly import knights_archers_zombies_v10
+    from pettingzoo.butterfly import knights_archers_zombies_v11
 
-    return knights_archers_zombies_v10.parallel_env(max_cycles=60, spawn_rate=2, max_zombies=20)
+    return knights_archers_zombies_v11.parallel_env(max_cycles=60, spawn_rate=2, max_zombies=20)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("make_env", [make_archers])
 def test_knights_and_archers_who_die_are_learned_from(make_env: Callable[[], Any]) -> None:
-    pytest.importorskip("pettingzoo.butterfly.knights_archers_zombies_v10")
+    pytest.importorskip("pettingzoo.butterfly.knights_archers_zombies_v11")
     cages = build_cages(make_env, 2, seed=0, n_workers="serial")
     example = build_example(make_env, storage="local")
     _, n_agents, *shape = example["observation"].shape
