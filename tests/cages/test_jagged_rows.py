@@ -9,6 +9,7 @@ from gymnasium import spaces
 from gymnasium.spaces import GraphInstance
 from jagged_envs import CAPACITY, MOST, Shapes, arrays_of
 
+from long_run import all_but_first
 from parllel import ArrayDict, Jagged
 from parllel.arrays import JaggedArray
 from parllel.cages import (
@@ -72,7 +73,8 @@ def keep(env: Any) -> Callable[[], Any]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("n_workers", "storage"), [(0, "local"), (2, "shared"), (1, "local"), (3, "shared")]
+    ("n_workers", "storage"),
+    all_but_first([(0, "local"), (2, "shared"), (1, "local"), (3, "shared")], n_short=2),
 )
 def test_rows_hold_what_environments_gave_step_after_step(
     kind: str, n_workers: int, storage: str

@@ -142,15 +142,17 @@ def sums(batch: dict[str, Any], kind: str) -> Any:
     )
 
 
-@pytest.mark.parametrize("kind", ["cloud", "dict"])
+@pytest.mark.parametrize("kind", all_but_first(["dict", "cloud"]))
 @pytest.mark.parametrize(
     ("make_cages", "storage", "sampler_type"),
-    [
-        (in_workers, "shared", BasicSampler),
-        (in_workers, "local", BasicSampler),
-        (serial, "inherited", BasicSampler),
-        (in_workers, "shared", AlternatingSampler),
-    ],
+    all_but_first(
+        [
+            (in_workers, "shared", BasicSampler),
+            (in_workers, "local", BasicSampler),
+            (serial, "inherited", BasicSampler),
+            (in_workers, "shared", AlternatingSampler),
+        ]
+    ),
 )
 def test_batches_are_the_same_in_workers_and_in_shared_memory(
     kind: str, make_cages: Any, storage: str, sampler_type: Any

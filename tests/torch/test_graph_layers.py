@@ -94,8 +94,14 @@ def test_a_round_of_messages_of_the_example_is_a_graph_conv() -> None:
         layer.lin_rel.bias.data = heard.bias
         expected = layer(expected, as_batch(graphs).edge_index).relu()
     torch.testing.assert_close(hidden, expected)
-    # And the model is made of these rounds: what it gives changes with the last of them.
+    # And the model is made of these rounds: it judges what they tell of the halls behind doors.
     before = model(observation).dist_params.logits
+    for number, graph in enumerate(graphs):
+        first = sum(len(each.nodes) for each in graphs[:number])
+        for door, (one, other) in zip(graph.edges, graph.edge_links, strict=True):
+            if graph.nodes[one, 0]:
+                judged = model.policy(hidden[first + other])[0]
+                torch.testing.assert_close(before[number, door], judged)
     with torch.no_grad():
         model.heard[-1].weight += 1
     assert not torch.equal(before, model(observation).dist_params.logits)
