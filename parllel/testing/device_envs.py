@@ -181,7 +181,7 @@ class FakeManiSkill(Fake, VectorEnv[Any, Any, Any]):
 
 
 class FakeIsaacLab(Fake, gym.Env[Any, Any]):
-    """Environments with one observation group, and buffers that each step overwrites.
+    """Environments with one observation group, and buffers that steps and resets overwrite.
 
     >>> from parllel.testing.toy_envs import Clock
     >>> envs = FakeIsaacLab([lambda: Clock(length=2)] * 2)
@@ -216,6 +216,7 @@ class FakeIsaacLab(Fake, gym.Env[Any, Any]):
             space = self._envs.single_observation_space
             self.single_observation_space = gym.spaces.Dict({group: space})
         self._buffers: Any = None
+        self._observation: Any = None
 
     def reset(
         self, *, seed: Any = None, env_ids: Any = None, options: dict[str, Any] | None = None
@@ -227,7 +228,9 @@ class FakeIsaacLab(Fake, gym.Env[Any, Any]):
             chosen = np.zeros(self.num_envs, bool)
             chosen[to_numpy(env_ids)] = True
             observation, info = self._reset_some(chosen)
-        return self._grouped(observation), self._put(info)
+            for flags in self._buffers[1:]:
+                flags[env_ids] = False
+        return self._shown(observation), self._put(info)
 
     def step(self, action: Tensors) -> Any:
         """Step, and reset those whose episode ended."""
@@ -239,7 +242,7 @@ class FakeIsaacLab(Fake, gym.Env[Any, Any]):
                 extras["final_obs"] = self._grouped(observation)
             if ended.any():
                 observation, _ = self._reset_some(ended)
-        return self._grouped(observation), *self._in_buffers(results), extras
+        return self._shown(observation), *self._in_buffers(results), extras
 
     _resets_itself = True
 
@@ -254,6 +257,14 @@ class FakeIsaacLab(Fake, gym.Env[Any, Any]):
             buffer.copy_(torch.from_numpy(np.array(values)))
         buffers: Sequence[torch.Tensor] = self._buffers
         return buffers
+
+    def _shown(self, observation: Any) -> Tensors:
+        """Return observations in the buffers that steps and resets overwrite."""
+        tensors = self._grouped(observation)
+        if self._observation is None:
+            self._observation = tensors
+        map_tensors(lambda buffer, values: buffer.copy_(values), self._observation, tensors)
+        return self._observation
 
     def _grouped(self, observation: Any) -> Tensors:
         tensors = self._put(observation)
