@@ -44,14 +44,19 @@ def batch_graphs(nodes: Jagged, edge_links: Jagged) -> GraphBatch:
         Arrays of NumPy, or tensors for values of torch or CuPy. What is packed is not copied.
 
     Raises:
-        TypeError: links are no integers.
-        ValueError: there are other numbers of graphs and links, or links have another shape; or,
+        TypeError: links are no integers, or of another library.
+        ValueError: nodes and links have another batch shape, or links have other items; or,
             where the host can read them at once, a link leads to a node that its graph has not.
     """
-    if len(nodes.offsets) != len(edge_links.offsets):
+    if nodes.batch_shape != edge_links.batch_shape:
         raise ValueError(
-            f"edge_links: got those of {len(edge_links.offsets) - 1} graphs, expected"
-            f" {len(nodes.offsets) - 1}, as there are of nodes"
+            f"edge_links: got those of graphs {edge_links.batch_shape}, expected"
+            f" {nodes.batch_shape}, as the nodes have"
+        )
+    if type(nodes.values) is not type(edge_links.values):
+        raise TypeError(
+            f"edge_links: got {type(edge_links.values)}, expected {type(nodes.values)}, as the"
+            " nodes are; to_torch() and to_ndarray() convert them"
         )
     if edge_links.feature_shape != (2,):
         raise ValueError(

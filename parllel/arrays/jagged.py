@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike
 
 from parllel import cuda
 from parllel.arrays.interop import is_tensor, to_host, to_tensor
+from parllel.arrays.jagged_writer import fit_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -78,24 +79,34 @@ class Jagged:
         """Pack arrays of any library, and return them as a Jagged over new memory of NumPy.
 
         Args:
-            elements: arrays [n, *feature_shape], at least one, of one feature shape.
-            dtype: type of the values; by default NumPy's common type of the elements.
+            elements: arrays [n, *feature_shape], at least one, of one feature shape; an empty list
+                is an element without rows.
+            dtype: type of the values, for which floats may be rounded, and nothing else is lost; by
+                default NumPy's common type of the elements.
 
         Raises:
-            ValueError: there is no element; or an element is a single number, or has another
-                feature shape than the first one.
+            ValueError: there is no element; or an element is a single number, has another feature
+                shape than the first one, or a number that the dtype can't hold.
         """
         arrays = [np.asarray(to_host(element)) for element in elements]
         if not arrays:
             raise ValueError("elements: got none, expected at least one, which tells the features")
-        features = arrays[0].shape[1:]
-        for number, array in enumerate(arrays):
-            if array.ndim == 0 or array.shape[1:] != features:
+        # NumPy gives an empty list the dtype float64, which says nothing of the others.
+        is_bare = [isinstance(each, list | tuple) and not len(each) for each in elements]
+        given = [array for array, bare in zip(arrays, is_bare, strict=True) if not bare] or arrays
+        features = given[0].shape[1:]
+        kind = np.result_type(*given) if dtype is None else np.dtype(dtype)
+        for number, (array, bare) in enumerate(zip(arrays, is_bare, strict=True)):
+            if bare:
+                arrays[number] = np.empty((0, *features), kind)
+            elif array.ndim == 0 or array.shape[1:] != features:
                 raise ValueError(
                     f"element {number}: got shape {array.shape}, expected (n, *{features})"
                 )
+            else:
+                arrays[number] = fit_dtype(array, kind, f"element {number}")
         ends = np.cumsum([len(array) for array in arrays], dtype=np.int64)
-        return cls(np.concatenate(arrays, dtype=dtype), np.concatenate([[0], ends]))
+        return cls(np.concatenate(arrays), np.concatenate([[0], ends]))
 
     # What it looks like
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex, get_args
+from typing import Any, Self, SupportsIndex, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -30,9 +30,6 @@ from parllel.arrays.location import Location, row_numbers, shape_of
 from parllel.arrays.readable import Place
 from parllel.ops.stack_gather import RowSource, as_range
 from parllel.storages import KINDS, Memory, Side
-
-if TYPE_CHECKING:
-    pass
 
 _GROWING = ("local", "device", "managed")  # kinds of memory that no other process writes
 
@@ -178,7 +175,8 @@ class JaggedArray(Array):
     A JaggedArray is used as an Array, with these differences:
 
     - `to_ndarray`, `to_torch` and `to_cupy` of one element give an array [n, *feature_shape], and
-      of several elements a `Jagged`, which has them in other forms; neither is a copy.
+      of several elements a `Jagged`, which has them in other forms; neither is a copy, but where
+      integer arrays, a mask or a step backward pick the elements (`is_gathered`).
     - Indices are those of the batch dimensions. The items of an element are indexed as it is read.
     - What is written is one element, which all elements become; or a nested list of elements as
       the batch dimensions are, a `Jagged` or JaggedArray of the same batch shape, or an array
@@ -292,7 +290,7 @@ class JaggedArray(Array):
 
     @property
     def is_gathered(self) -> bool:
-        """Whether reading it copies lengths, so that it does not show what is written later."""
+        """Whether what is read of it is a copy, which does not show what is written later."""
         numbers = self._find_numbers()
         return not isinstance(numbers, range) or numbers.step < 1
 
@@ -346,9 +344,9 @@ class JaggedArray(Array):
     # Reading
 
     def to_ndarray(self) -> Any:  # Any: NumPy's array of an element, a Jagged of several
-        """Return one element as an array [n, *item_shape], or several as a `Jagged`; no copies.
+        """Return one element as an array [n, *item_shape], or several as a `Jagged`.
 
-        Of device memory it is a copy of whole slots, for which the host waits.
+        There is a copy where `is_gathered`, and of device memory, for which the host waits.
         """
         if self._buffer.is_on_host:
             return self._read("host")
@@ -366,7 +364,7 @@ class JaggedArray(Array):
         return self._read("gpu")
 
     def to_torch(self) -> Any:  # Any: a tensor of an element, a Jagged of several
-        """Return one element as a tensor [n, *item_shape], or several as a `Jagged`; no copies.
+        """Return one element as a tensor [n, *item_shape], or several as a `Jagged`.
 
         It waits as `to_cupy` does where the memory is the device's, and otherwise for nothing.
         """
@@ -513,15 +511,15 @@ class JaggedView(JaggedArray, ArrayView):
         shape = self.batch_shape
         found = self.to_ndarray()
         values = found.packed() if isinstance(found, Jagged) else found.copy()
-        return _copy_of, (values, self._buffer.form, shape, self.storage)
+        dropped = None if self.dropped is None else self.dropped.to_ndarray().copy()
+        return _copy_of, (values, dropped, self._buffer.form, shape, self.storage)
 
 
-def _copy_of(
-    elements: Any, form: ElementForm, batch_shape: tuple[int, ...], kind: str
-) -> JaggedArray:
+def _copy_of(elements: Any, dropped: Any, form: ElementForm, shape: Any, kind: str) -> JaggedArray:
     """Return a view of elements that another process sent."""
-    spec = JaggedSpec.of_form(batch_shape or (1,), form)
-    array = spec.make(kind if kind in KINDS else "local")
-    view = array[...] if batch_shape else array[0]
+    array = JaggedSpec.of_form(shape or (1,), form).make(kind if kind in KINDS else "local")
+    view = array[...] if shape else array[0]
     view[...] = elements
+    if view.dropped is not None:
+        view.dropped[...] = dropped
     return view

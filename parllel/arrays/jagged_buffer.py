@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from parllel import cuda
 from parllel.arrays.buffer import Buffer
-from parllel.arrays.interop import PLAIN, put_on_device, to_device, to_host
+from parllel.arrays.interop import PLAIN, apart_from, put_on_device, to_device, to_host
 from parllel.arrays.jagged import Jagged
 from parllel.arrays.jagged_elements import DeviceElements
 from parllel.arrays.jagged_writer import (
@@ -139,9 +139,9 @@ class JaggedBuffer(Buffer):
         return part.reshape(math.prod(part.shape[:n_axes]), *part.shape[n_axes:])
 
     def read(self, numbers: Numbers, side: Side) -> Jagged:
-        """Return the elements of some slots, which are not copied.
+        """Return the elements of some slots: over their memory where the numbers step forward.
 
-        Their lengths are copied where the numbers have no one step forward.
+        Otherwise they are a copy, of whole slots and of lengths, as NumPy's indexing makes one.
 
         Args:
             numbers: the slots, in the order of the elements.
@@ -151,14 +151,18 @@ class JaggedBuffer(Buffer):
             ValueError: in host memory, a length is none of a slot.
         """
         slots, lengths = (self.flat(name, side) for name in (VALUES, LENGTHS))
-        n_slots, capacity, *item_shape = slots.shape
-        items = slots.reshape(n_slots * capacity, *item_shape)
         if not len(numbers):
             numbers = range(0)
+        if isinstance(numbers, range) and numbers.step > 0:
+            lengths = lengths[numbers.start : numbers.stop : numbers.step]
+        else:  # a length that is read now, and items that are written later, would not agree
+            slots, lengths = _pick(slots, numbers), _pick(lengths, numbers)
+            numbers = range(len(numbers))
+        n_slots, capacity, *item_shape = slots.shape
+        items = slots.reshape(n_slots * capacity, *item_shape)
         begins = np.asarray(numbers, np.int64) * capacity
         lowest = int(begins.min(initial=n_slots * capacity))
         end = int(begins.max(initial=lowest - capacity)) + capacity
-        lengths = _pick(lengths, numbers)
         if isinstance(lengths, np.ndarray):
             check_lengths(lengths, capacity)
         offsets = np.append(begins, end) - lowest
@@ -188,7 +192,9 @@ class JaggedBuffer(Buffer):
         self._count_dropped(numbers, [each.n_dropped for each in elements])
         if self.is_on_host:
             slots = self.flat(VALUES, "host")
-            for number, (items, _) in zip(numbers, elements, strict=True):
+            # A slot may be read for a later element after an earlier one is written to it.
+            apart = [apart_from(slots, items) for items, _ in elements]
+            for number, items in zip(numbers, apart, strict=True):
                 slots[number, : len(items)] = items
         else:
             rows = np.zeros((len(elements), *self.flat(VALUES, "gpu").shape[1:]), self.dtype)
@@ -299,12 +305,10 @@ def check_lengths(lengths: NDArray[np.int64], capacity: int) -> None:
         )
 
 
-def _pick(lengths: AnyArray, numbers: Numbers) -> AnyArray:
-    """Return the lengths of some slots: a view where they have one step forward, else a copy."""
-    if isinstance(numbers, range) and numbers.step > 0:
-        return lengths[numbers.start : numbers.stop : numbers.step]
+def _pick(rows: AnyArray, numbers: Numbers) -> AnyArray:
+    """Return a copy of some rows of an array of NumPy or CuPy."""
     picked = np.asarray(numbers, np.int64)
-    if isinstance(lengths, np.ndarray):
-        return lengths[picked]
+    if isinstance(rows, np.ndarray):
+        return rows[picked]
     with cuda.use_stream():
-        return lengths[cuda.to_device(picked)]
+        return rows[cuda.to_device(picked)]

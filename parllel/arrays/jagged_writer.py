@@ -89,7 +89,7 @@ class ElementForm:
             items = items[: self.capacity]
         else:
             n_dropped = 0
-        return Fitted(self._as_dtype(items, name), n_dropped)
+        return Fitted(fit_dtype(items, self.dtype, name), n_dropped)
 
     def _as_array(self, element: object, name: str) -> NDArray[Any]:
         try:
@@ -101,25 +101,38 @@ class ElementForm:
             raise ValueError(f"{name}: got {_describe(items)}, expected {self}")
         return items
 
-    def _as_dtype(self, items: NDArray[Any], name: str) -> NDArray[Any]:
-        """Return items of the form's dtype; floats may be rounded, nothing else is lost."""
-        source, target = items.dtype, self.dtype
-        if source == target:
-            return items
-        if not (source.kind in _NUMBERS and target.kind in _NUMBERS):
-            if np.can_cast(source, target, "same_kind"):
-                return items.astype(target)
-            raise ValueError(f"{name}: got dtype {source}, expected {target}")
-        with np.errstate(all="ignore"):
-            fitted = items.astype(target)
-            if source.kind == "f" and target.kind == "f":
-                is_held = np.isfinite(fitted) | ~np.isfinite(items)
-            else:
-                is_held = (fitted.astype(source) == items) & ((fitted < 0) == (items < 0))
-        if not is_held.all():
-            lost = items[~is_held].flat[0]
-            raise ValueError(f"{name}: got {lost} of {source}, expected a number of {target}")
-        return fitted
+
+def fit_dtype(items: NDArray[Any], target: np.dtype[Any], name: str) -> NDArray[Any]:
+    """Return items of another dtype; floats may be rounded, nothing else is lost.
+
+    >>> fit_dtype(np.array([1, 2]), np.dtype("uint8"), "element 0")
+    array([1, 2], dtype=uint8)
+
+    Args:
+        items: array.
+        target: the dtype.
+        name: what errors call the items.
+
+    Raises:
+        ValueError: the dtype can't hold one of the numbers, or the items are no numbers.
+    """
+    source = items.dtype
+    if source == target:
+        return items
+    if not (source.kind in _NUMBERS and target.kind in _NUMBERS):
+        if np.can_cast(source, target, "same_kind"):
+            return items.astype(target)
+        raise ValueError(f"{name}: got dtype {source}, expected {target}")
+    with np.errstate(all="ignore"):
+        fitted = items.astype(target)
+        if source.kind == "f" and target.kind == "f":
+            is_held = np.isfinite(fitted) | ~np.isfinite(items)
+        else:
+            is_held = (fitted.astype(source) == items) & ((fitted < 0) == (items < 0))
+    if not is_held.all():
+        lost = items[~is_held].flat[0]
+        raise ValueError(f"{name}: got {lost} of {source}, expected a number of {target}")
+    return fitted
 
 
 def warn_of_dropped(name: str, n_dropped: int, form: ElementForm) -> None:
