@@ -191,7 +191,9 @@ def test_both_forms_train_with_equal_losses() -> None:
 def make_archers() -> Any:
     from pettingzoo.butterfly import knights_archers_zombies_v11
 
-    return knights_archers_zombies_v11.parallel_env(max_cycles=60, spawn_rate=2, max_zombies=20)
+    return knights_archers_zombies_v11.parallel_env(
+        max_cycles=90, spawn_delay=2, max_zombies=20, line_death=True
+    )
 
 
 @pytest.mark.long
