@@ -13,6 +13,7 @@ from agent_envs import Deadly, Films, Fragile, make_knights, make_spread
 from hypothesis import given
 from hypothesis import strategies as st
 
+from long_run import all_but, all_but_first
 from optional import needs
 from parllel import Array, ArrayDict
 from parllel.cages import Cage, ParallelAgents, SerialCage
@@ -155,7 +156,7 @@ def test_batches_are_those_of_a_loop_by_hand(n_workers: int, differ: bool) -> No
     check_batches(kwargs, n_batches=5, n_workers=n_workers)
 
 
-@fewer_examples(4)
+@fewer_examples(8)
 @given(found=lives(), differ=st.booleans(), n_envs=st.integers(1, 2))
 def test_agents_may_come_and_go_at_any_time(
     found: dict[str, Life], differ: bool, n_envs: int
@@ -237,8 +238,13 @@ def test_device_memory_holds_the_same(
         compare(collect(BasicSampler, kwargs, n_workers, "device"), expected)
 
 
-@any_form
-@pytest.mark.parametrize("storage", ["local", "shared"])
+@pytest.mark.parametrize(
+    ("storage", "differ"),
+    all_but(
+        [(storage, differ) for storage in ("local", "shared") for differ in (False, True)],
+        [("local", True), ("shared", False)],
+    ),
+)
 def test_workers_write_the_same(storage: str, differ: bool) -> None:
     kwargs = {"is_random": True, "differ": differ}
     expected = collect(BasicSampler, kwargs, 0, "local")
@@ -401,8 +407,10 @@ def test_of_a_lost_worker_no_agent_is_learned_from(differ: bool, tmp_path: Path)
 # Frames
 
 
-@pytest.mark.parametrize("n_workers", [0, 2])
-@pytest.mark.parametrize("fill", ["zero", "first"])
+@pytest.mark.parametrize(
+    ("fill", "n_workers"),
+    all_but([(fill, n) for fill in ("zero", "first") for n in (0, 2)], [("zero", 0), ("first", 2)]),
+)
 def test_frames_of_each_agent_are_stored_once(fill: str, n_workers: int) -> None:
     def make_env() -> Any:
         return ParallelAgents(Films(fill), "dictionary")
@@ -563,7 +571,7 @@ class Drawing:
 
 
 @needs("mpe2")
-@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("n_workers", all_but_first([0, 2]))
 def test_simple_spread_is_cut_off_for_all_agents_together(n_workers: int) -> None:
     agent = Drawing(3, 5)
     samples = build_sample_tree(
@@ -582,7 +590,7 @@ def test_simple_spread_is_cut_off_for_all_agents_together(n_workers: int) -> Non
 
 
 @needs("pettingzoo", "pygame")
-def testmake_knights_and_archers_die_one_after_the_other() -> None:
+def test_knights_and_archers_die_one_after_the_other() -> None:
     agent = Drawing(4, 6)
     example = build_example(make_knights, storage="local")
     samples = build_sample_tree(example, agent, batch_shape=(150, 1))
