@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -236,6 +237,23 @@ def test_an_end_without_a_last_observation_is_found(side: str, change: Any) -> N
     message = r"got nothing for environment \d at step \d of the batch"
     with pytest.raises(RuntimeError, match=message):
         batches_of(sampler)
+
+
+@pytest.mark.parametrize("change", [without_final, with_inverted_mask])
+def test_last_observations_of_the_batch_before_do_not_count(
+    change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Agent, "n_actions", 2)
+    n_steps = itertools.count()
+
+    def change_late(step: DeviceStep) -> DeviceStep:
+        return step if next(n_steps) < 2 * T else change(step)
+
+    make_env = functools.partial(Clock, length=T, end="truncated")  # each batch ends at its end
+    sampler = make_sampler(FakeManiSkill, "host", make_env, fake_options=wrong(change_late))
+    batches_of(sampler, 2)
+    with pytest.raises(RuntimeError, match="got nothing for environment 0 at step 5 of the batch"):
+        sampler.collect_batch()
 
 
 @on_a_device
