@@ -397,13 +397,19 @@ class JaggedArray(Array):
 
         Args:
             side: the side that gathers, "host" or "gpu".
-            n_axes: does not matter: elements are counted over all batch dimensions.
+            n_axes: number of axes that elements are counted over: all batch dimensions.
 
         Raises:
             TypeError: that side can't use the memory.
-            ValueError: the elements do not follow each other in memory.
+            ValueError: the elements do not follow each other in memory, or there are other batch
+                dimensions.
         """
         numbers = self._find_numbers()
+        if len(self.batch_shape) != n_axes:
+            raise ValueError(
+                f"row_source: got elements of batch_shape {self.batch_shape}, expected {n_axes}"
+                " dimensions; give several agents a branch each, and no dimension"
+            )
         if not isinstance(numbers, range) or (len(numbers) > 1 and numbers.step != 1):
             raise ValueError(
                 "row_source: got a view with gaps between its rows, expected whole time steps, as"

@@ -87,8 +87,8 @@ class DeviceElements(NamedTuple):
     """Elements on a device, at one length.
 
     Args:
-        rows: tensor [*batch_shape, longest, *item_shape].
-        lengths: tensor of int64 [*batch_shape].
+        rows: tensor [k, longest, *item_shape].
+        lengths: tensor of int64 [k].
         longest: length of the longest one.
         dropped: the number of items that each element lost.
     """
@@ -124,21 +124,18 @@ def device_elements(value: Any, form: ElementForm, batch_shape: tuple[int, ...])
         raise ValueError(
             f"writing a Jagged of batch_shape {jagged.batch_shape}, expected {batch_shape}"
         )
-    rows, mask = jagged.padded()
+    n_elements = math.prod(jagged.batch_shape)
+    rows, mask = Jagged(jagged.values, jagged.offsets, jagged.lengths, (n_elements,)).padded()
     counts = to_host(jagged.counts)
-    longest = rows.shape[len(jagged.batch_shape)]
+    longest = rows.shape[1]
     dropped = np.zeros(len(counts), np.int64)
     if longest > form.capacity and form.on_overflow != "grow":
         if form.on_overflow == "raise":
             form.fit(np.empty((longest, *form.item_shape), form.dtype), "element")
         dropped = np.maximum(counts - form.capacity, 0)
         longest = form.capacity
-        before = (slice(None),) * len(jagged.batch_shape)
-        rows, mask = rows[(*before, slice(0, longest))], mask[..., :longest]
-    lengths = mask.sum(-1)
-    if not batch_shape:
-        rows, lengths = rows[0], lengths[0]
-    return DeviceElements(rows, lengths, int(longest), dropped.tolist())
+        rows, mask = rows[:, :longest], mask[:, :longest]
+    return DeviceElements(rows, mask.sum(-1), int(longest), dropped.tolist())
 
 
 def _dense(value: Any, form: ElementForm, batch_shape: tuple[int, ...]) -> Jagged:

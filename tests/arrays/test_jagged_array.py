@@ -1,19 +1,29 @@
 """JaggedArray against lists of arrays; what slots hold behind their elements is poison."""
 
+import copy
+import logging
+import multiprocessing
+import pickle
 from collections.abc import Callable
+from operator import setitem
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
-from parllel import Array, Jagged, JaggedArray, cuda
-from parllel.testing.simulated_cuda.fixture import cuda_simulation
-
-__all__ = ["cuda_simulation"]  # a fixture
+from long_run import all_but_first
+from parllel import Array, ArrayDict, Jagged, JaggedArray, cuda
+from parllel.arrays import JaggedSpec, spec_from_entry
+from parllel.arrays.interop import to_host
+from parllel.testing.simulated_cuda import simulated_cuda
+from parllel.tree import open_tree, save_tree
+from profiles import fewer_examples
 
 T, B, CAPACITY = 3, 2, 4
 HOST = ("local", "shared", "inherited")
@@ -49,7 +59,7 @@ def cuda_synchronize(array: JaggedArray) -> None:
 def check_elements(found: Any, expected: list[Element]) -> None:
     """Compare an element, or a Jagged of any library, with a list of arrays."""
     if not isinstance(found, Jagged):
-        assert_array_equal(np.asarray(found), expected[0], strict=True)
+        assert_array_equal(np.asarray(to_host(found)), expected[0], strict=True)
         return
     assert len(found.offsets) - 1 == len(expected)
     packed = found.to_ndarray().packed()
@@ -199,9 +209,265 @@ def test_it_is_a_list_of_arrays(padding: int, n_windows: int, taken: list[Any], 
 
 
 @pytest.mark.parametrize("storage", ["shared", "inherited"])
-@settings(max_examples=10)
+@fewer_examples(8)
 @given(*sequences)
 def test_it_is_a_list_in_memory_of_several_processes(
     storage: str, padding: int, n_windows: int, taken: list[Any], seed: int
 ) -> None:
     follow(storage, padding, n_windows, taken, seed)
+
+
+@pytest.mark.parametrize("storage", all_but_first(DEVICE[::-1]))
+@fewer_examples(8)
+@given(*sequences)
+def test_it_is_a_list_in_memory_of_a_gpu(
+    storage: str, padding: int, n_windows: int, taken: list[Any], seed: int
+) -> None:
+    schedule = ("lazy", "eager", "random")[seed % 3]
+    with simulated_cuda(schedule, seed):
+        follow(storage, padding, n_windows, taken, seed)
+
+
+@pytest.mark.parametrize("storage", ["local", "device"])
+def test_elements_are_copied_between_memories(storage: str, cuda_device: torch.device) -> None:
+    rng = np.random.default_rng(0)
+    written = [elements(B, rng) for _ in range(T)]
+    array = JaggedArray(
+        (T, B), "f4", feature_shape=(2,), capacity=CAPACITY, storage=storage, padding=1
+    )
+    array[...] = written
+    poison(array)
+    flat = [element for row in written for element in row]
+    other = array.to("shared" if storage == "local" else "local")
+    assert isinstance(other, JaggedArray)
+    assert other.spec == array.spec
+    check_elements(other.to_ndarray(), flat)
+    check_elements(array[1].to("local").to_ndarray(), written[1])
+    check_elements(copy.deepcopy(array[1, 0]).to_ndarray(), [written[1][0]])
+    wider = JaggedArray((T, B), "f4", feature_shape=(2,), capacity=9, storage=storage)
+    wider[...] = array  # the rows of another JaggedArray
+    wider[0] = array[2].to_torch()
+    wider[1, 1] = array[0, 0].to_torch()
+    expected = [*written[2], written[1][0], written[0][0], *written[2]]
+    check_elements(wider.to_ndarray(), expected)
+    wider[0] = array[1, 0].to_torch()  # one element for both
+    check_elements(wider[0].to_ndarray(), [written[1][0]] * 2)
+    array[1:3] = array[0:2]  # rows that overlap
+    check_elements(array.to_ndarray(), [*written[0], *written[0], *written[1]])
+    narrow = JaggedArray((B,), "f4", feature_shape=(2,), capacity=1, storage=storage)
+    long = torch.zeros((2, 2), device=array.to_torch().values.device)
+    with pytest.raises(ValueError, match="got 2 items, expected up to 1"):
+        narrow[...] = long
+    for each in (array, other, wider, narrow):
+        each.close()
+
+
+def write_one(array: JaggedArray, value: Any) -> None:
+    array[1, 1] = value
+
+
+@pytest.mark.parametrize("storage", ["local", "device"])
+def test_longer_elements_grow_all_slots(storage: str, cuda_device: torch.device) -> None:
+    options: dict[str, Any] = {"padding": 1, "storage": storage}
+    array = JaggedArray((T, B), "i4", capacity=2, on_overflow="grow", **options)
+    array[...] = [[[t, b] for b in range(B)] for t in range(T)]
+    before = array[0]
+    array[1] = [[7] * 5, [8]]
+    assert array.capacity == 8
+    assert array.spec.nbytes == JaggedSpec.of((T, B), "i4", (), 1, T, 8, "grow").nbytes
+    flat = [element.tolist() for row in array.to_ndarray() for element in row]
+    assert flat == [[0, 0], [0, 1], [7] * 5, [8], [2, 0], [2, 1]]
+    assert [element.tolist() for element in before.to_ndarray()] == [[0, 0], [0, 1]]
+    before[0] = [9]
+    assert array[0, 0].to_ndarray().tolist() == [9]
+    assert array.place is None
+    array.close()
+
+
+@pytest.mark.parametrize("storage", ["shared", "inherited"])
+def test_memory_of_several_processes_does_not_grow(storage: str) -> None:
+    with pytest.raises(ValueError, match=f'"grow" in {storage} memory, which other processes'):
+        JaggedArray((T, B), "i4", capacity=2, on_overflow="grow", storage=storage)
+
+
+@pytest.mark.parametrize("storage", ["local", "device"])
+def test_items_are_dropped_told_once_and_counted(
+    storage: str, cuda_device: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    array = JaggedArray((T, B), "i4", capacity=2, on_overflow="drop", storage=storage)
+    with caplog.at_level(logging.WARNING):
+        array[1] = [[1, 2], [3, 4, 5]]
+        array[2] = [[1, 2, 3, 4], []]
+    assert [record.message for record in caplog.records] == [
+        "element 1 of 2: 1 items were dropped, as it has more than 2; later ones are dropped"
+        " without a word, and counted: JaggedArray.dropped"
+    ]
+    assert array.dropped is not None
+    assert array.dropped.to_ndarray().tolist() == [[0, 0], [0, 1], [2, 0]]
+    assert array[1, 1].to_ndarray().tolist() == [3, 4]
+    array[1] = [[1], [2]]
+    assert array.dropped[1].to_ndarray().tolist() == [0, 0]
+    array.close()
+
+
+def test_elements_as_long_as_a_slot_fit() -> None:
+    array = JaggedArray((T, B), "i4", capacity=2)
+    write_one(array, [1, 2])
+    assert array[1, 1].to_ndarray().tolist() == [1, 2]
+    with pytest.raises(ValueError, match="element: got 3 items, expected up to 2, the capacity"):
+        write_one(array, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([[1, 2, 3]], r"element: got \(1, 3\), int64, expected \(n, 2\), int32, with n from 0 to"),
+        ([1, 2], r"element: got \(2,\), int64, expected \(n, 2\), int32"),
+        (3, r"element: got \(\), int64, expected \(n, 2\), int32"),
+        ([[np.nan, 1]], "element: got nan of float64, expected a number of int32"),
+        ([[0.5, 1]], "element: got 0.5 of float64, expected a number of int32"),
+        ([[2**40, 1]], f"element: got {2**40} of int64, expected a number of int32"),
+        ([["a", "b"]], "element: got dtype <U1, expected int32"),
+        ([[1, 2], [3]], "element: got list: setting an array element with a sequence"),
+        (np.array([[None, 1]]), r"element: got \(1, 2\), object, expected"),
+        (np.zeros((1, 2)).T, r"element: got \(2, 1\), float64"),
+    ],
+)
+def test_an_element_that_does_not_fit_is_refused(value: Any, message: str) -> None:
+    array = JaggedArray((T, B), "i4", feature_shape=(2,), capacity=4)
+    array[...] = np.ones((1, 2))
+    with pytest.raises(ValueError, match=message):
+        write_one(array, value)
+    assert array.lengths.to_ndarray().tolist() == [[1] * B] * T
+    tree = ArrayDict({"reward": Array((T, B), "f4"), "cloud": array})
+    with pytest.raises(ValueError, match=f"cloud: .*{message}"):
+        tree[1, 1] = {"reward": 5, "cloud": value}
+    assert not tree["reward"].to_ndarray().any()  # nothing was written
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([[[1]]], "got a list of 1 at depth 0, expected 3 entries"),
+        ([[[1], [2]], [[1], [2], [3]], [[], []]], "got a list of 3 at depth 1, expected 2"),
+        ([[[1], [2]], 5, [[1], [2]]], "got int at depth 1, expected 2 entries"),
+        (np.zeros((2, 2, 1)), r"writing a value of shape \(2, 2, 1\), expected one element"),
+        (Jagged.of([[1]] * 6), r"a Jagged of batch_shape \(6,\), expected \(3, 2\)"),
+        ([[[1], [2]], [[3], [1, 2, 3, 4, 5]], [[], []]], r"element \(1, 1\): got 5 items"),
+    ],
+)
+def test_elements_of_another_batch_are_refused(value: Any, message: str) -> None:
+    array = JaggedArray((T, B), "i4", capacity=4)
+    with pytest.raises(ValueError, match=message):
+        array[...] = value
+    assert not array.lengths.to_ndarray().any()
+
+
+def test_items_are_not_indexed() -> None:
+    array = JaggedArray((T, B), "i4", capacity=4)
+    with pytest.raises(IndexError, match="too many indices: got 3, expected at most 2"):
+        array[0, 0, 0]
+    with pytest.raises(TypeError, match="no single array"):
+        np.asarray(array)
+    with pytest.raises(TypeError, match="no single array"):
+        np.asarray(array.to_ndarray())
+    with pytest.raises(BufferError, match="not exported by DLPack"):
+        np.from_dlpack(array)
+    assert not hasattr(array, "__cuda_array_interface__")
+    assert np.asarray(array[0, 0]).shape == (0,)
+
+
+def test_a_length_that_is_none_of_a_slot_is_told() -> None:
+    array = JaggedArray((T, B), "i4", capacity=4)
+    for wrong in (5, -1):
+        array.lengths[1, 1] = wrong
+        with pytest.raises(ValueError, match=f"a length of {wrong}, expected 0 to 4"):
+            array.to_ndarray()
+        with pytest.raises(ValueError, match=f"a length of {wrong}, expected 0 to 4"):
+            array[1, 1].to_ndarray()
+
+
+@pytest.mark.parametrize("view", [..., 1, (1, 1), ([0, 2], [1, 0]), slice(None, None, 2)])
+def test_pickles_hold_values_or_memory(view: Any) -> None:
+    rng = np.random.default_rng(1)
+    local, shared = (
+        JaggedArray((T, B), "f4", feature_shape=(2,), capacity=CAPACITY, storage=storage)
+        for storage in ("local", "shared")
+    )
+    for array in (local, shared):
+        array[...] = [elements(B, rng) for _ in range(T)]
+        poison(array)
+        found = array[view]
+        again = pickle.loads(pickle.dumps(found))
+        assert isinstance(again, JaggedArray)
+        one = found.to_ndarray()
+        expected = [one]
+        if isinstance(one, Jagged):
+            expected = list(one.flatten(0, len(one.batch_shape) - 1))
+        expected = [element.copy() for element in expected]
+        check_elements(again.to_ndarray(), expected)
+        again[...] = np.full((1, 2), 7)
+        same = (array[view].lengths.to_ndarray() == 1).all()
+        assert same == (array is shared)
+
+
+def test_other_processes_write_in_place() -> None:
+    array = JaggedArray((T, B), "i4", capacity=4, storage="shared")
+    picked = array[np.array([1, 2]), np.array([0, 1])]
+    process = multiprocessing.get_context("fork").Process(
+        target=setitem, args=(picked, ..., [[1, 2, 3], [4]])
+    )
+    process.start()
+    process.join()
+    assert array[1, 0].to_ndarray().tolist() == [1, 2, 3]
+    assert array.lengths.to_ndarray().tolist() == [[0, 0], [3, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("overflow", ["raise", "drop", "grow"])
+def test_it_is_saved_and_read_back(overflow: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"padding": 1, "full_size": 2 * T, "on_overflow": overflow}
+    array, other = (
+        JaggedArray((T, B), "f4", feature_shape=(2,), capacity=CAPACITY, **options)
+        for _ in range(2)
+    )
+    rng = np.random.default_rng(2)
+    written = [elements(B, rng) for _ in range(T)]
+    array.rotate()
+    array[...] = written
+    poison(array)
+    entry = array.spec.to_entry()
+    assert spec_from_entry(entry, np.dtype("f4")) == array.spec
+    save_tree(ArrayDict({"cloud": array}), tmp_path, {})
+    open_tree(tmp_path).load_into(ArrayDict({"cloud": other}))
+    mapped = open_tree(tmp_path).map()["cloud"]
+    for found in (other, mapped):
+        assert found.spec == array.spec
+        check_elements(found.to_ndarray(), [each for row in written for each in row])
+
+
+def test_memory_is_told_before_it_is_taken() -> None:
+    spec = JaggedSpec.of((T, B), "f4", (3,), padding=1, capacity=10)
+    with spec.make() as array:
+        n_slots = (T + 2) * B
+        assert array.allocated_nbytes == n_slots * (10 * 3 * 4 + 8)
+        assert spec.nbytes >= array.allocated_nbytes
+        described = ArrayDict({"cloud": array}).describe()
+        assert described.leaves[0].nbytes >= spec.nbytes
+        assert described.leaves[0].shape == str((T, B, 10, 3))
+    assert "closed" in repr(array)
+
+
+def test_trees_index_apply_and_copy_it() -> None:
+    array = JaggedArray((T, B), "i4", capacity=4)
+    array[...] = [[[t] * b for b in range(B)] for t in range(T)]
+    tree = ArrayDict({"cloud": array, "reward": Array((T, B), "f4")})
+    assert [each.tolist() for each in tree[2].to_ndarray()["cloud"]] == [[], [2]]
+    picked = tree[np.array([2, 1]), np.array([1, 1])].to_torch()["cloud"]
+    assert [each.tolist() for each in picked] == [[2], [1]]
+    copied = tree.to("shared")
+    assert copied["cloud"].storage == "shared"
+    assert copied["cloud"][1, 1].to_ndarray().tolist() == [1]
+    assert isinstance(tree.new_array()["cloud"], JaggedArray)
+    tree[0] = {"cloud": [[5], [6, 7]], "reward": [1, 2]}
+    tree[np.array([1])] = tree[np.array([0])].to_ndarray()
+    assert array[1, 1].to_ndarray().tolist() == [6, 7]

@@ -46,7 +46,7 @@ class _Side:
         self.host_rows = np.ndarray(shape, np.uint8, self.host, first, strides)
 
 
-def _pick(
+def pick(
     rng: np.random.Generator, count: int, limit: int, *, twice: bool
 ) -> range | npt.NDArray[Any]:
     """Return rows below a limit, as a range, or as integers of the host or the device."""
@@ -57,7 +57,8 @@ def _pick(
     return rows.astype(np.int64)
 
 
-def _somewhere(rng: np.random.Generator, index: range | npt.NDArray[Any]) -> Any:
+def somewhere(rng: np.random.Generator, index: range | npt.NDArray[Any]) -> Any:
+    """Return an index of the host, or integers of it on the device."""
     is_sent = isinstance(index, np.ndarray) and rng.random() < 0.5
     return cuda.to_device(index) if is_sent else index
 
@@ -66,8 +67,8 @@ def copy_rows(rng: np.random.Generator) -> None:
     """Rows of several leaves, at any address, forwards and backwards; all bytes around them."""
     n_written, n_read = (int(n) for n in rng.integers(1, 40, 2))
     count = int(rng.choice([0, 1, rng.integers(0, n_written + 1), n_written]))
-    written = _pick(rng, count, n_written, twice=False)
-    read = _pick(rng, count, n_read, twice=True)
+    written = pick(rng, count, n_written, twice=False)
+    read = pick(rng, count, n_read, twice=True)
     lengths = rng.choice(_SHORT, int(rng.integers(1, 6))).tolist()
     if rng.random() < 0.5:
         lengths.append(int(rng.choice(_LONG)))
@@ -77,7 +78,7 @@ def copy_rows(rng: np.random.Generator) -> None:
         for nbytes, is_aligned in zip(lengths, are_aligned, strict=True)
     ]
     copy = RowCopy([leaf[0].rows for leaf in leaves], [leaf[1].rows for leaf in leaves])
-    copy.run(_somewhere(rng, written), _somewhere(rng, read))
+    copy.run(somewhere(rng, written), somewhere(rng, read))
     for destination, source in leaves:
         destination.host_rows[np.asarray(written, int)] = source.host_rows[np.asarray(read, int)]
         assert_bits("rows", destination.block, destination.host)
@@ -187,8 +188,8 @@ def gather_stacks(rng: np.random.Generator) -> None:
         for source, film in zip(sources, films, strict=True)
     ]
     outputs = [place(each, film.out_offset) for each, film in zip(expected, films, strict=True)]
-    index = _pick(rng, count, limit, twice=True)
-    StackGather(sources, outputs).run(_somewhere(rng, index))
+    index = pick(rng, count, limit, twice=True)
+    StackGather(sources, outputs).run(somewhere(rng, index))
     for film, output, rows in zip(films, outputs, expected, strict=True):
         for number, row in enumerate(index):
             rows[number] = film.stack_of(int(row))
@@ -243,7 +244,7 @@ def gather_shifted(rng: np.random.Generator) -> None:
                 stack.append(np.concatenate([frames[older], beside[-1 - row][None]]))
         stacks.append(np.array(stack))
         outputs.append(cuda.to_device(np.zeros((count, *sources[-1].shape[1:]), np.uint8)))
-    StackGather(sources, outputs).run(_somewhere(rng, index), seed=cuda.to_device(seed))
+    StackGather(sources, outputs).run(somewhere(rng, index), seed=cuda.to_device(seed))
     for source, output, expected in zip(sources, outputs, stacks, strict=True):
         for item in range(count if source.image.most else 0):
             expected[item] = _shift(expected[item], source.image, Seed(*seed.tolist()), item)

@@ -5,7 +5,17 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ptx_cases import agents, breaks, computations, copies, draws, goals, priorities, windows
+from ptx_cases import (
+    agents,
+    breaks,
+    computations,
+    copies,
+    draws,
+    elements,
+    goals,
+    priorities,
+    windows,
+)
 
 Run: TypeAlias = Callable[[np.random.Generator], None]
 
@@ -41,6 +51,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "merge_moments": (Case(computations.measure_many, 4),),
     "moments": (Case(computations.measure, 8),),
     "normalize": (Case(computations.scale_values, 12),),
+    "ragged": (Case(elements.pack, 120),),
     "refresh_priorities": (Case(priorities.refresh_leaves, 30),),
     "refresh_windows": (Case(windows.refresh_leaves, 40),),
     "rows": (Case(copies.copy_rows, 80),),
