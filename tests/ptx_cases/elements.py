@@ -22,6 +22,8 @@ _ITEMS = (
     ("f8", (2,)),
 )
 _CAPACITIES = (1, 3, 16, 40, 200, 1500)
+# Slots of which a lane has all eight words at once, and bytes of which few lanes copy both ends.
+_LONG = (("f4", (4,), 1024), ("u1", (16,), 8), ("u1", (16,), 127), ("u1", (1,), 128))
 _N_BESIDE = 3
 _OLDER = 1 << 48  # a number of rows may have more bits above those that name its slot
 
@@ -31,8 +33,11 @@ class _Leaf:
 
     def __init__(self, rng: np.random.Generator, n_slots: int, codes: npt.NDArray[Any] | None):
         name, shape = _ITEMS[rng.integers(len(_ITEMS))]
-        dtype = np.dtype(name)
         self.capacity = int(rng.choice(_CAPACITIES, p=(0.15, 0.2, 0.25, 0.2, 0.15, 0.05)))
+        is_long = bool(rng.random() < 0.3)
+        if is_long:
+            name, shape, self.capacity = _LONG[rng.integers(len(_LONG))]
+        dtype = np.dtype(name)
         self.is_jagged = bool(rng.random() < 0.8)
         if not self.is_jagged:
             self.capacity = 1
@@ -40,6 +45,8 @@ class _Leaf:
         slots = (n_slots + _N_BESIDE, self.capacity, *shape)
         self.slots = rng.integers(0, 200, slots).astype(dtype)
         self.lengths = rng.integers(0, self.capacity + 1, len(self.slots))
+        if is_long:
+            self.lengths[rng.random(len(self.lengths)) < 0.7] = self.capacity
         offset, self.out_offset = (rng.choice([0, 0, 1, 4], 2) * dtype.itemsize).tolist()
         parts = np.split(self.slots if self.is_jagged else self.slots[:, 0], [n_slots])
         frames, beside = (place(part, offset) for part in parts)
