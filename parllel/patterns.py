@@ -368,7 +368,7 @@ def build_sample_tree(
         TypeError: `frames` is one word for a tree; or the agent's step returns no pair of actions
             and a mapping.
         ValueError: `frames` names a leaf that the observation does not have or that is no stack,
-            or is another word.
+            or is another word; or observations have an axis of agents.
 
     Example:
         >>> from parllel.testing.toy_envs import Clock
@@ -397,6 +397,7 @@ def build_sample_tree(
     specs = rows.apply(_spec, tuple(batch_shape), full_size)
     specs["observation"] = dict_map(_padded, specs["observation"])
     if frames is not None:
+        _refuse_axis(example)
         specs["observation"] = _with_frames(("observation",), specs["observation"], frames)
     if "value" in agent_info:
         specs["final_value"] = specs["agent_info"]["value"]
@@ -465,6 +466,16 @@ def _spec(row: Leaf, batch_shape: tuple[int, ...], full_size: int | None) -> Arr
 
 def _padded(spec: ArraySpec) -> ArraySpec:
     return spec.changed(padding=1)
+
+
+def _refuse_axis(example: ArrayDict) -> None:
+    """Refuse to store frames once where the axis behind environments is that of agents."""
+    valid = example.get("valid")
+    if isinstance(valid, Array) and valid.ndim > 1:
+        raise ValueError(
+            "frames: observations have an axis of agents, expected stacks behind the environments;"
+            ' make them a dictionary of agents, as by cages.ParallelAgents(env, "dictionary")'
+        )
 
 
 def _with_frames(

@@ -437,6 +437,13 @@ def test_frames_of_each_agent_are_stored_once(fill: str, n_workers: int) -> None
     assert (batches[0] > 0).any()
 
 
+def test_frames_behind_an_axis_of_agents_are_refused() -> None:
+    example = build_example(lambda: Films("zero"), storage="local", info=INFO)
+    agent = Drawing(3, 4)
+    with pytest.raises(ValueError, match=r'frames: .* an axis of agents, .* "dictionary"'):
+        build_sample_tree(example, agent, batch_shape=(T, B), frames="zero")
+
+
 # What does not fit
 
 
