@@ -17,7 +17,8 @@ from parllel.tree import ArrayDict, dict_map, leaves_of, path_text
 class Ends:
     """Ends of episodes in a batch whose observations are wanted, by step and column.
 
-    >>> last = Array.from_numpy(np.arange(6.0).reshape(3, 2), n_batch_dims=2)
+    >>> last = Array((3, 2), np.float32)
+    >>> last[...] = np.arange(6.0).reshape(3, 2)
     >>> ends = Ends(np.array([0, 2]), np.array([1, 0]), np.array([False, True]), last)
     >>> ends.rows().to_ndarray().tolist()
     [1.0, 4.0]

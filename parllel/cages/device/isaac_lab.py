@@ -84,7 +84,7 @@ class Mjlab(IsaacLab):
         >>> from parllel.testing.toy_envs import Clock
         >>> dialect = Mjlab(FakeMjlab([lambda: Clock(length=1)] * 2))
         >>> _ = dialect.reset([0, 1])
-        >>> step = dialect.step(dialect.to_action(dialect.action_space.sample().reshape(1)))
+        >>> step = dialect.step(dialect.to_action(np.array([0, 1])))
         >>> step.observation["policy"].tolist(), step.final_obs["policy"].tolist()
         ([[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]])
     """

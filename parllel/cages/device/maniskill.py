@@ -27,11 +27,12 @@ class ManiSkill(Dialect):
         ValueError: it resets in the step after (NEXT_STEP), which costs a row and is not done here.
 
     Example:
+        >>> import numpy as np
         >>> from parllel.testing.device_envs import FakeManiSkill
         >>> from parllel.testing.toy_envs import Clock
         >>> dialect = ManiSkill(FakeManiSkill([lambda: Clock(length=1)] * 2))
         >>> _ = dialect.reset([0, 1])
-        >>> step = dialect.step(dialect.to_action(dialect.action_space.sample().reshape(1)))
+        >>> step = dialect.step(dialect.to_action(np.array([0, 1])))
         >>> step.observation.tolist(), step.final_obs.tolist()
         ([[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]])
     """
