@@ -130,7 +130,7 @@ def ends_of_rows(rows: Mapping[str, Any]) -> tuple[NDArray[np.bool_], NDArray[np
     >>> ends_of_rows(flags)[0]
     array([False,  True])
     """
-    given = {name: _as_flags(rows[name]) for name in _FLAGS if name in rows}
+    given = {name: as_flags(rows[name]) for name in _FLAGS if name in rows}
     trees = [each for each in given.values() if isinstance(each, ArrayDict)]
     if not trees and all(each.ndim == 1 for each in given.values()):
         return given["terminated"], given["truncated"]
@@ -150,9 +150,10 @@ def ends_of_rows(rows: Mapping[str, Any]) -> tuple[NDArray[np.bool_], NDArray[np
     return has_terminated, is_over & ~has_terminated
 
 
-def _as_flags(rows: Any) -> Any:  # Any: a leaf of any library or a tree; arrays of NumPy
+def as_flags(rows: Any) -> Any:  # Any: a leaf of any library or a tree; arrays of NumPy
+    """Return flags of any library on the host, for which it waits for a device: bool, or a tree."""
     if isinstance(rows, Mapping):
-        return ArrayDict({name: _as_flags(each) for name, each in rows.items()})
+        return ArrayDict({name: as_flags(each) for name, each in rows.items()})
     return np.asarray(as_ndarray(rows) if isinstance(rows, Array) else to_host(rows)).astype(bool)
 
 

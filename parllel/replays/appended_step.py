@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from parllel.arrays import Array, Jagged
 from parllel.arrays.interop import side_of, to_host
-from parllel.replays.agent_ends import ends_of_rows
+from parllel.replays.agent_ends import as_flags, ends_of_rows
 from parllel.tree import ArrayDict, TreePath, leaves_of, path_text
 from parllel.tree.fitting import MisfitError, fit
 
@@ -78,7 +78,7 @@ class AppendedStep(NamedTuple):
         }
         before = samples["observation"][row]
         _check_follows(before, after, "next_observation")
-        check_final_obs(before, final)
+        check_final_obs(before, final, rows.get("valid"))
         return cls(rows, after, final)
 
 
@@ -157,23 +157,35 @@ def _is_finite(array: Any) -> bool:  # Any: of NumPy
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
-def check_final_obs(before: Array | ArrayDict, final_obs: Mapping[int, Any]) -> None:
+def check_final_obs(
+    before: Array | ArrayDict, final_obs: Mapping[int, Any], valid: Any = None
+) -> None:
     """Refuse final observations that can't be stored behind those that were acted on.
+
+    Agents that had ended before show once more what they saw last, which goes on with nothing.
 
     Args:
         before: rows [B, ...] of the observations that were acted on.
         final_obs: values of single environments, by their numbers.
+        valid: rows of the branch `valid`, bool [B] or those of agents; None where there is none.
 
     Raises:
         ValueError: a stack of frames does not go on with the one before.
     """
     if any(leaf.row_writer is not None for _, leaf in leaves_of(before)):
+        alive = as_flags(valid) if isinstance(valid, Mapping) else {}
         for column, value in final_obs.items():
-            _check_follows(before, value, "final_obs", column=column)
+            gone = {name for name, rows in alive.items() if not rows[column]}
+            _check_follows(before, value, "final_obs", column=column, gone=gone)
 
 
 def _check_follows(
-    before: Array | ArrayDict, after: Any, what: str, *, column: int | None = None
+    before: Array | ArrayDict,
+    after: Any,
+    what: str,
+    *,
+    column: int | None = None,
+    gone: Collection[str] = (),
 ) -> None:
     """Refuse stacks of frames that can't be stored by their newest frames alone.
 
@@ -183,13 +195,14 @@ def _check_follows(
         what: what these are, for errors.
         column: given, `after` is the last observation of this environment's episode alone, and so
             does not begin one.
+        gone: names of agents whose stacks are not looked at.
 
     Raises:
         ValueError: a stack neither goes on with the one before nor begins an episode.
     """
     begins = " nor begins an episode" if column is None else ""
     for path, leaf in leaves_of(before):
-        if (writer := leaf.row_writer) is None:
+        if (writer := leaf.row_writer) is None or (path and path[0] in gone):
             continue
         old, new = leaf, to_host(value_at(after, path))
         if column is not None:

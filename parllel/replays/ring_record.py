@@ -291,7 +291,8 @@ class RingRecord:
                 for column, each in final_obs.items()
                 if self.keeps_terminated or not is_over[column]
             }
-            check_final_obs(self.samples["observation"][t], needed)
+            valid = self.samples["valid"][t] if "valid" in self.samples else None
+            check_final_obs(self.samples["observation"][t], needed, valid)
         self._add_final_obs(t, final_obs)
 
     def _add_final_obs(self, t: int, final_obs: Mapping[int, Any]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from agent_envs import Deadly, Films, Fragile, make_knights, make_spread
+from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -193,6 +194,61 @@ def test_agents_who_take_over_from_all_others_end_no_episode(differ: bool) -> No
         assert set(steps[valid].tolist()) == {2 * slot, 2 * slot + 1}
         has_next = valid & ~terminated
         torch.testing.assert_close(after[has_next][:, 1], steps[has_next] + 1)
+
+
+class Stacks(Relay):
+    """Show the last three frames of the numbers that a relay shows, the first one repeated."""
+
+    def observation_space(self, agent: str) -> spaces.Box:
+        return spaces.Box(-np.inf, np.inf, (3, 3), np.float32)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self._stacks: dict[str, list[Any]] = {}
+        return super().reset(seed, options)
+
+    def _observe(self, name: str, action: Any) -> Any:
+        frame = np.float32([self._episode, self._step, action])
+        self._stacks[name] = [*self._stacks.get(name, [frame] * 3), frame][-3:]
+        return np.stack(self._stacks[name])
+
+
+def test_frames_of_agents_who_end_before_others_are_stored_once() -> None:
+    """Where the environment is cut off, who had ended before is shown its last stack once more."""
+    found = {"ada": Life(1, 2, "truncated"), "bob": Life(1, 4, "terminated")}
+    kwargs = {"lives": {**found, "cyd": Life(2, 5, "truncated")}}
+
+    def make_env() -> ParallelAgents:
+        return ParallelAgents(Stacks(**kwargs), "dictionary")
+
+    class Still:
+        def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+            return {name: np.zeros(1, np.int64) for name in NAMES}, {}
+
+    example = build_example(make_env, storage="local", info=INFO)
+    frames = dict.fromkeys(NAMES, "first")
+    samples = build_sample_tree(example, Still(), batch_shape=(T, 1), full_size=15, frames=frames)
+    replay = ReplayBuffer(samples, rng=np.random.default_rng(0))
+    with SerialCage(make_env, {}) as cage:
+        sampler = BasicSampler([cage], Still(), samples, replay=replay)
+        for _ in range(3):
+            sampler.collect_batch()
+    drawn, env = replay.sample(400), Stacks(**kwargs)
+    stacks: dict[tuple[str, int], Any] = {}
+    for episode in range(3):
+        shown = env.reset()[0]
+        for step in range(6):
+            stacks |= {(name, episode * 6 + step): each for name, each in shown.items()}
+            shown = env.step(dict.fromkeys(env.agents, 0))[0] if step < 5 else {}
+    for name in NAMES:
+        own = {branch: drawn[branch][name] for branch in ("observation", "next_observation")}
+        valid, terminated = drawn["valid"][name], drawn["terminated"][name]
+        assert valid.any()
+        for i in np.flatnonzero(valid):
+            number = int(drawn["index"][i])
+            number += number // T  # of observations: an episode has one more than steps
+            assert (own["observation"][i].numpy() == stacks[name, number]).all()
+            after = own["next_observation"][i].numpy()
+            assert terminated[i] or (after == stacks[name, number + 1]).all()
 
 
 # The same bits in all cages and kinds of memory
