@@ -147,7 +147,8 @@ def _fitted_elements(path: TreePath, rows: Array, value: Any) -> Any:
             f" of {len(rows)} elements, one for each environment"
         )
     packed = host.packed().values if isinstance(host, Jagged) else host
-    arrays = map(np.asarray, packed if isinstance(packed, list | tuple) else [packed])
+    given = packed if isinstance(packed, list | tuple) else [packed]
+    arrays = (np.asarray(to_host(each)) for each in given)
     if path[0] in _FINITE and not all(map(_is_finite, arrays)):
         raise ValueError(f"{path_text(path)}: got a NaN or an infinity, expected finite numbers")
     return host
@@ -206,7 +207,8 @@ def _check_follows(
             continue
         old, new = leaf, to_host(value_at(after, path))
         if column is not None:
-            old, new = leaf[column : column + 1], new[None]
+            old = leaf[column : column + 1]
+            new = new[None] if isinstance(new, np.ndarray) else [new]  # a list is an element, too
         fits = writer.follow(old.to_ndarray(), new, may_begin=column is None)
         if not fits.all():
             number = int(fits.argmin()) if column is None else column

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from parllel.arrays import Array, Leaf
+from parllel.arrays import Array, Jagged, Leaf
 from parllel.arrays.interop import flat_rows, side_of, to_device
 from parllel.ops.sides import contiguous
 from parllel.ops.stack_gather import RowSource
@@ -103,7 +103,7 @@ class Minibatches:
             ValueError: the batch has fewer valid rows (or environments) than minibatches, no leaf,
                 or leaves with different numbers of rows; or no images that can be shifted.
         """
-        parts = self.bind(batch)
+        parts = self._bind(batch)
         for _ in range(n_passes):
             parts.shuffle()
             for number in range(self._n_minibatches):
@@ -116,8 +116,17 @@ class Minibatches:
             batch: as for `of`. Its rows have to stay where they are; their values may change.
 
         Raises:
-            TypeError, ValueError: as for `of`.
+            TypeError, ValueError: as for `of`; or a leaf's memory may grow.
         """
+        for path, leaf in batch.walk():
+            if isinstance(leaf, Array) and leaf.may_move:
+                raise ValueError(
+                    f"{path_text(path)}: got a {type(leaf).__name__} whose memory may grow, so that"
+                    ' what is written later would be missed; choose on_overflow="raise" or "drop"'
+                )
+        return self._bind(batch)
+
+    def _bind(self, batch: ArrayDict) -> BatchParts:
         side: Side = "gpu" if any(side_of(leaf) == "gpu" for _, leaf in batch.walk()) else "host"
         has_state = self._whole_envs and _STATE in batch
         states = ArrayDict({_STATE: batch[_STATE]} if has_state else {})
@@ -236,10 +245,12 @@ class Minibatches:
         self._form = form
 
 
-def _flatten(leaf: Leaf, side: Side) -> RowSource:
+def _flatten(leaf: Leaf | Jagged, side: Side) -> RowSource:
     """Return the rows of a leaf of any library, with T and B as one dimension."""
     if isinstance(leaf, Array):
         return leaf.row_source(side)
+    if isinstance(leaf, Jagged):
+        raise TypeError("got a Jagged, which is only read; expected an Array, such as JaggedArray")
     return RowSource(flat_rows(to_device(leaf) if side == "gpu" else as_ndarray(leaf)))
 
 

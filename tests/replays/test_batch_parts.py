@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch  # noqa: F401  # before a simulation, which gives its operations their order
 
-from parllel import Array, ArrayDict, FrameArray, cuda
+from parllel import Array, ArrayDict, FrameArray, Jagged, JaggedArray, cuda
 from parllel.replays import Minibatches
 from parllel.testing.simulated_cuda import simulated_cuda
 from schedules import each_schedule
@@ -93,3 +93,24 @@ def test_a_part_has_an_order_and_a_number() -> None:
     for number in (-1, N):
         with pytest.raises(IndexError, match=f"got {number}, expected a part below {N}"):
             parts.gather(number)
+
+
+def test_parts_of_memory_that_may_grow_are_refused() -> None:
+    """Bound rows would stay those of the memory before; a pass by `of` finds the new ones."""
+    clouds = JaggedArray((3, 2), "float32", capacity=1, on_overflow="grow")
+    batch = ArrayDict({"cloud": clouds, "number": Array((3, 2), "int64")})
+    batch["number"][...] = np.arange(6).reshape(3, 2)
+    with pytest.raises(ValueError, match="cloud: got a JaggedArray whose memory may grow"):
+        Minibatches(2, np.random.default_rng(0)).bind(batch)
+    passes = Minibatches(2, np.random.default_rng(0))
+    for n_items in (1, 5, 20):
+        clouds[...] = [[[t * 2 + b] * n_items for b in range(2)] for t in range(3)]
+        for part in passes.of(batch):
+            expected = [[number] * n_items for number in part["number"].tolist()]
+            assert [each.tolist() for each in part["cloud"]] == expected
+
+
+def test_a_jagged_is_no_leaf_of_a_batch() -> None:
+    batch = ArrayDict({"cloud": Jagged.of([[1], [2, 3]]).unsqueeze(0)})
+    with pytest.raises(TypeError, match="cloud: got a Jagged, which is only read; expected an Arr"):
+        next(Minibatches(2, np.random.default_rng(0)).of(batch))

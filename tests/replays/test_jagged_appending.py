@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from parllel import Array, ArrayDict, Jagged
 from parllel.arrays import JaggedArray
@@ -58,6 +59,20 @@ def test_steps_that_were_appended_are_drawn_with_their_clouds(form: Any) -> None
         n_cut += is_cut
     assert n_cut
     assert len(set(step.tolist())) > 4
+
+
+@pytest.mark.parametrize("final", [[[7.0, 8.0]], [], torch.ones((2, 2), requires_grad=True)])
+def test_lists_and_tensors_with_gradients_are_elements(final: Any) -> None:
+    replay = make_replay()
+    replay.reset([[], [[1, 2]], torch.zeros((1, 2), requires_grad=True)])
+    truncated = np.array([True, False, False])
+    tensors = [torch.full((n, 2), 3.0, requires_grad=True) for n in range(B)]
+    append(replay, 1, tensors, truncated=truncated, final_obs={0: final})
+    drawn = replay.sample(20)
+    rows = {int(drawn["reward"][row]) - 100: row for row in range(20)}
+    assert drawn["observation"][rows[1]].tolist() == [[1, 2]]
+    assert drawn["next_observation"][rows[0]].tolist() == torch.as_tensor(final).tolist()
+    assert drawn["next_observation"][rows[2]].tolist() == [[3, 3]] * 2
 
 
 @pytest.mark.parametrize(
