@@ -18,7 +18,8 @@ from support.timing import interleave, ratio
 
 BATCH_SIZE = 256
 N_ENVS = 8
-CAPACITIES = {64: 20_000, 512: 4_000}  # points of the largest cloud, and clouds of the ring
+# Points of the largest cloud, and clouds of the ring.
+CAPACITIES = {64: 20_000, 512: 4_000, 2_048: 2_000}
 N_FEATURES = 3  # x, y, z
 N_MINIBATCHES = 16  # taken in turn: the clouds of one are out of the caches when it comes again
 REPEATS = 15  # in each place
@@ -140,7 +141,7 @@ def measure_twins(folder: Path) -> None:
         "Elements of different length packed into minibatches, CPU twin, no GPU, one thread",
         [
             f"{BATCH_SIZE} point clouds of 0 to n points of {N_FEATURES} float32, from"
-            f" {' and '.join(f'{n:,}' for n in CAPACITIES.values())} clouds",
+            f" {', '.join(f'{n:,}' for n in CAPACITIES.values())} clouds",
             f"{REPEATS * N_PLACES} interleaved rounds; ratios are medians over the rounds.",
             f"'{COPY}' copies as many bytes from one place; '{LOOP}' appends clouds one by one,",
             f"'{ONCE}' all at once; both read arrays of their own, and make new memory.",

@@ -36,6 +36,7 @@ import bench_cages
 import bench_frames
 import bench_index
 import bench_pixels
+import bench_ragged
 import bench_replay
 import bench_rows
 import bench_sampling
@@ -167,6 +168,19 @@ def test_windows_of_steps_are_reported(
     content = read_results(tmp_path, "sequences_cpu")
     check_tables(content, capsys.readouterr().out, n_samples=2)
     assert [len(table["contestants"]) for table in content["tables"]] == [4, 2]
+    assert len(content["targets"]) == 2
+
+
+def test_packing_of_elements_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"CAPACITIES": {4: 80}, "BATCH_SIZE": 16, "REPEATS": 2, "N_PLACES": 1}
+    for name, number in sizes.items():
+        monkeypatch.setattr(bench_ragged, name, number)
+    bench_ragged.measure_twins(tmp_path)
+    content = read_results(tmp_path, "ragged_cpu")
+    check_tables(content, capsys.readouterr().out, n_samples=2)
+    assert [len(table["contestants"]) for table in content["tables"]] == [4]
     assert len(content["targets"]) == 2
 
 
