@@ -14,7 +14,7 @@ from parllel.cages.cage import Command
 from parllel.cages.device.device_backend import DeviceBackend
 from parllel.cages.device.dialect import DeviceStep, Dialect
 from parllel.cages.device.known_dialects import dialect_of
-from parllel.cages.device.tensors import Tensors
+from parllel.cages.device.tensors import Tensors, as_action_form
 from parllel.cages.episodes import TrajInfo
 from parllel.cages.seeds import Seed
 from parllel.cages.vector.vector_stepper import VectorStepper
@@ -117,6 +117,7 @@ class DeviceCage(VectorCage):
         self._backend.check_open()
         self._stepper.check_is_reset()
         begin_s = time.perf_counter()
+        action = as_action_form(action, self.action_space)
         self._step = self._dialect.step(self._dialect.to_action(action))
         self.busy_span = begin_s, time.perf_counter()
 

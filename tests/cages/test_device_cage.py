@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import pytest
 import torch
-from device_cages import make_device_cage
 
+from device_cages import make_device_cage
 from parllel.cages import Cage, Seed, TrajInfo
 from parllel.testing.contracts.cage_contract import CageContract
 from parllel.testing.device_envs import (

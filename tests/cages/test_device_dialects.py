@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from device_cages import DIALECTS, make_device_cage
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from device_cages import DIALECTS, make_device_cage
 from parllel.cages import DeviceCage, DeviceStep
 from parllel.cages.device.functional import Functional
 from parllel.cages.device.isaac_lab import IsaacLab, Mjlab, as_gymnasium

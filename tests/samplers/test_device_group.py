@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from device_cages import DIALECTS, make_device_cage
+from gymnasium import spaces
 
+from device_cages import DIALECTS, make_device_cage
 from long_run import all_but_first
 from parllel import ArrayDict, FrameArray, cuda
 from parllel.cages import DeviceCage, DeviceStep, Dialect, MisfitError, SerialCage, TrajInfo
@@ -22,12 +23,13 @@ from parllel.samplers.device_group import DeviceGroup
 from parllel.testing import simulated_cuda
 from parllel.testing.device_envs import (
     Fake,
+    FakeFunctional,
     FakeIsaacLab,
     FakeManiSkill,
     FakeMjlab,
     put_tensor,
 )
-from parllel.testing.toy_envs import Clock, Walk
+from parllel.testing.toy_envs import Clock, Echo, Walk
 from schedules import each_schedule
 
 T, B = 6, 4
@@ -498,3 +500,39 @@ def test_no_step_waits_or_takes_the_table_of_another(schedule: str, seed: int) -
                 ("action", agent.actions[steps]),
             ):
                 assert samples[name].to_ndarray().tolist() == np.array(expected).tolist(), name
+
+
+class EchoAgent:
+    """Acts at random in a space of parts, with results on a side or in plain lists."""
+
+    def __init__(self, side: str, n_envs: int, as_leaf: Any = None) -> None:
+        self._rng, self._n_envs = np.random.default_rng(5), n_envs
+        self._as_leaf = as_leaf or (lambda values: put_tensor(values, side))
+
+    def step(self, observation: Any, *, deterministic: bool = False) -> Any:
+        first, second = (self._rng.integers(0, n, self._n_envs) for n in (3, 4))
+        return {"0": self._as_leaf(first), "1": {"x": self._as_leaf(second)}}, {}
+
+
+@on_a_device
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("as_leaf", [None, np.ndarray.tolist], ids=["tensors", "lists"])
+def test_actions_of_parts_come_in_the_spaces_own_form(n_envs: int, as_leaf: Any) -> None:
+    parts = spaces.Tuple((spaces.Discrete(3), spaces.Dict({"x": spaces.Discrete(4)})))
+    make_env = functools.partial(Echo, parts, length=4)
+    example, found = build_example(make_env, storage="local"), []
+    for fake, side in ((FakeManiSkill, "gpu"), (FakeFunctional, "host"), (None, "host")):
+        agent = EchoAgent(side, n_envs, as_leaf)
+        cage = (
+            make_device_cage(fake, make_env, n_envs=n_envs, seed=2, side=side)
+            if fake
+            else SerialCage(make_env, n_envs=n_envs, seed=2)
+        )
+        tree = build_sample_tree(example, EchoAgent("host", 1), batch_shape=(T, n_envs))
+        samples = tree.new_array(storage="device" if side == "gpu" else "local")
+        sampler = BasicSampler([cage], agent, samples)
+        assert isinstance(sampler._groups[0], DeviceGroup) == bool(fake)
+        for _ in range(2):
+            sampler.collect_batch()
+        found.append({str(path): leaf.to_ndarray().tolist() for path, leaf in samples.walk()})
+    assert found[0] == found[1] == found[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from parllel import cuda
@@ -50,6 +51,20 @@ def walk_tensors(tree: Tensors, path: TreePath = ()) -> Iterator[tuple[TreePath,
         return
     for name, branch in tree.items():
         yield from walk_tensors(branch, (*path, str(name)))
+
+
+def as_action_form(tree: Tensors, space: gym.Space[Any]) -> Tensors:
+    """Return rows of actions in the form that environments of a space take: tuples for Tuple.
+
+    >>> space = gym.spaces.Tuple((gym.spaces.Discrete(2), gym.spaces.Discrete(3)))
+    >>> as_action_form({"0": [1, 0], "1": [2, 2]}, space)
+    ([1, 0], [2, 2])
+    """
+    if isinstance(space, gym.spaces.Dict):
+        return {name: as_action_form(tree[name], part) for name, part in space.items()}
+    if isinstance(space, gym.spaces.Tuple) and isinstance(tree, Mapping):
+        return tuple(as_action_form(tree[str(number)], part) for number, part in enumerate(space))
+    return tree
 
 
 def is_rows(value: object, n_envs: int) -> bool:
