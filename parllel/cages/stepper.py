@@ -195,8 +195,8 @@ class Stepper:
         Raises:
             RuntimeError: the environments were never reset, or are closed.
         """
-        self._check_open()
-        if not self._is_reset:
+        if self._is_closed or not self._is_reset:  # one look, in most steps
+            self._check_open()
             raise RuntimeError("step before reset: call reset_async() and await_step() first")
         self.final_obs = {}
         results: list[Any] = []
