@@ -92,6 +92,7 @@ class DeviceTransfer:
         self.left_out: list[TreePath] = []  # entries of infos that the tree has no branch for
         self._gave_final = np.zeros(self._batch_T, bool)
         self._told_final = np.zeros(self._batch_T, bool)  # with a mask
+        self._is_closed = False
         self._is_fetched = None if self._is_on_host else cuda.Event()
 
     def _make_block(self) -> ArrayDict:
@@ -295,6 +296,12 @@ class DeviceTransfer:
         self.settle()
         for copy in self._copies():
             copy.close()
+        if not self._is_closed:
+            self._is_closed = True
+            self._seen.close()
+            if not self._is_on_host:
+                self._block.close()
+                del self._copied  # arrays over the same memory
         self._with_final = self._final = None
 
     def _new_rows(self, leaf: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -69,6 +70,9 @@ class StepCopy:
         n_pieces = sum(most_pieces(place.leaf.shape[1:], place.leaf.dtype) for place in places)
         spec = ArraySpec.of((n_steps, n_pieces, ENTRY_NUMBERS), np.int64)
         self._table = Array.from_spec(spec, "pinned")
+        # It keeps the table until the GPU has read it, though nothing else does.
+        finalizer = weakref.finalize(self, _wait_for, self._kept, self._table)
+        finalizer.atexit = False  # the process takes its memory with it
         self._copies: dict[tuple[int, tuple[Pieces, ...]], TableCopy] = {}
         self._step_nbytes = np.array([_ring_of(place.leaf).strides[0] for place in places])
         self._rings = np.array([_ring_of(place.leaf).data.ptr for place in places])
@@ -134,8 +138,7 @@ class StepCopy:
 
     def settle(self) -> None:
         """Wait until all launches ran. They did, unless a batch was cut short."""
-        if self._kept and not self._kept[-1][0].query():
-            self._kept[-1][0].synchronize()
+        _wait_for(self._kept, None)
 
     def close(self) -> None:
         """Give back the table, after all launches have run."""
@@ -144,6 +147,12 @@ class StepCopy:
         if not self._is_on_host:
             self._copies.clear()
             self._table.close()
+
+
+def _wait_for(kept: Sequence[tuple[cuda.Event, Any]], used: object) -> None:
+    """Wait for the last launch; the caller holds what it uses until then."""
+    if kept and not kept[-1][0].query():
+        kept[-1][0].synchronize()
 
 
 class _Found(NamedTuple):

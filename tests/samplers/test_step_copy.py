@@ -108,3 +108,13 @@ def test_a_place_follows_its_window() -> None:
         rows = [leaf[t].to_ndarray()[0] for t in range(1, T + 1)]
         assert rows == [10 * batch + t for t in range(T)]
     copy.close()
+
+
+def test_a_table_stays_until_the_launch_has_read_it() -> None:
+    with simulated_cuda("lazy"):
+        leaf, copy = make_copy()
+        value = cuda.to_device(np.full((B, 2), 5, np.float32))
+        copy.run(0, [value])
+        del copy  # and the table with it
+        gc.collect()
+        assert leaf[0].to_ndarray().tolist() == [[5, 5]] * B
