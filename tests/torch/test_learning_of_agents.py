@@ -183,7 +183,7 @@ def test_training_on_the_device_has_the_hosts_losses(form: str, schedule: str, s
 
 
 def test_both_forms_train_with_equal_losses() -> None:
-    """To what moments of an axis and of single leaves differ by."""
+    """Bit for bit: agents live in rows of their own, so that their moments are found one by one."""
     found = [train(form, "shared", n_batches=2)[1] for form in ("axis", "dictionary")]
     assert found[0] == found[1]
 
