@@ -110,11 +110,12 @@ def test_a_place_follows_its_window() -> None:
     copy.close()
 
 
-def test_a_table_stays_until_the_launch_has_read_it() -> None:
-    with simulated_cuda("lazy"):
+def test_a_table_goes_when_the_launch_has_read_it() -> None:
+    with simulated_cuda("lazy") as simulation:
         leaf, copy = make_copy()
-        value = cuda.to_device(np.full((B, 2), 5, np.float32))
-        copy.run(0, [value])
-        del copy  # and the table with it
+        copy.run(0, [cuda.to_device(np.full((B, 2), 5, np.float32))])
+        assert simulation.n_pending > 0
+        del copy
         gc.collect()
+        assert simulation.n_pending == 0  # before the page-locked memory is given back
         assert leaf[0].to_ndarray().tolist() == [[5, 5]] * B
