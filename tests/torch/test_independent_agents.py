@@ -13,15 +13,16 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from parllel import ArrayDict
+from parllel import Array, ArrayDict, Jagged, JaggedArray
 from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.torch.agents import (
     Evaluation,
     IndependentPgAgents,
+    ModelOutputs,
     PgAgent,
 )
 from parllel.torch.algos import PPO, PPOSettings
-from parllel.torch.distributions import Categorical
+from parllel.torch.distributions import Categorical, DistParams
 from parllel.torch.models import ActorCritic, Lstm, Mlp
 from parllel.transforms import EstimateAdvantage, NormalizeAdvantage
 from schedules import each_schedule
@@ -319,6 +320,49 @@ def test_a_batch_on_the_device_is_learned_from_with_equal_losses(
         batch = EstimateAdvantage()(make_batch(numbers, form).to("device"))
         found = learn(together(form, [make_agent(0)] * 3), batch)
     assert found == expected
+
+
+class Sizes(nn.Module):
+    """A model of the sum of an agent's points, of which each observation has its own number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pi, self.value = nn.Linear(2, N_ACTIONS), nn.Linear(2, 1)
+
+    def forward(self, rows: Any) -> ModelOutputs:
+        points = rows.padded()[0] if isinstance(rows, Jagged) else rows  # of points more, zeros
+        features = points.tanh().sum(dim=1)
+        return ModelOutputs(DistParams(logits=self.pi(features)), self.value(features).squeeze(-1))
+
+
+@pytest.mark.parametrize("order", [[0, 0, 0], [0, 1, 0], [0, 1, 2]])
+def test_agents_with_clouds_of_points_learn_as_with_padded_rows(order: list[int]) -> None:
+    """The dead see NaN, which is not learned from; agents that share a model are run together."""
+
+    numbers, rng = random_numbers(7, Shape(10, 3, 3)), np.random.default_rng(7)
+    batch, T, B = estimated(numbers, "dictionary"), 10, 3
+    clouds, padded = {}, {}
+    for i, name in enumerate(NAMES):
+        alive = numbers["valid"][..., i]
+        padded[name] = Array((T, B), np.float32, feature_shape=(4, 2), padding=1)
+        clouds[name] = JaggedArray((T, B), np.float32, feature_shape=(2,), capacity=4, padding=1)
+        for t, b in np.ndindex(T, B):
+            points = rng.standard_normal((int(rng.integers(5)), 2)).astype(np.float32)
+            points[...] = points if alive[t, b] else np.nan
+            clouds[name][t, b] = points
+            padded[name][t, b, : len(points)] = points
+    found = []
+    for kind, example in (
+        (clouds, Jagged.of([torch.zeros(1, 2)])),
+        (padded, torch.zeros(1, 4, 2)),
+    ):
+        torch.manual_seed(0)
+        made = [PgAgent(Sizes(), Categorical(N_ACTIONS), example) for _ in range(3)]
+        agents = together("dictionary", [made[i] for i in order])
+        found.append(learn(agents, batch.with_branches({"observation": ArrayDict(kind)})))
+        assert all(torch.isfinite(each).all() for each in agents.model.parameters())
+    for mine, own in zip(*found, strict=True):
+        assert mine == pytest.approx(own, rel=1e-4, abs=1e-5)
 
 
 # Saved, refused

@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from parllel.arrays import Jagged
 from parllel.samplers import RecurrentActor
 from parllel.torch.agents.agent import Agent, in_inference_mode
 from parllel.torch.agents.agent_space import space_of
@@ -320,6 +321,12 @@ def _concatenated(parts: Sequence[Any]) -> Any:  # Any: as above
         return first
     if isinstance(first, Mapping):
         return ArrayDict({key: _concatenated([each[key] for each in parts]) for key in first})
+    if isinstance(first, Jagged):
+        packed = [each.packed() for each in parts]
+        ends = [first.offsets.new_zeros(1)]
+        for each in packed:  # no row after it: the last offset is the number of rows
+            ends.append(ends[-1][-1:] + each.offsets[1:])
+        return Jagged(torch.cat([each.values for each in packed]), torch.cat(ends))
     return torch.cat(list(parts))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +21,10 @@ def finite_rows(rows: Any, is_left_out: Tensor) -> Any:  # Any: as for `clear_ro
     return dict_map(_make_finite, rows, is_left_out)
 
 
-def _make_finite(leaf: Tensor, is_left_out: Tensor) -> Tensor:
+def _make_finite(leaf: Any, is_left_out: Tensor) -> Any:  # Any: a tensor, or a Jagged of them
+    if isinstance(leaf, Jagged):
+        is_alike = leaf.batch_shape == is_left_out.shape
+        return _of_elements(_make_finite, leaf, is_left_out) if is_alike else leaf
     if not leaf.is_floating_point() or leaf.shape[: is_left_out.ndim] != is_left_out.shape:
         return leaf
     n_more = leaf.ndim - is_left_out.ndim
@@ -49,16 +53,20 @@ def clear_rows(rows: Any, is_left_out: Tensor) -> Any:  # Any: a tensor, or a tr
 
 def _clear(leaf: Any, is_left_out: Tensor) -> Any:  # Any: a tensor, or a Jagged of tensors
     if isinstance(leaf, Jagged):
-        if not leaf.dtype.is_floating_point:
-            return leaf
-        packed = leaf.packed()
-        is_cleared = is_left_out.flatten()[packed.segment_ids()]
-        values = _clear(packed.values, is_cleared)
-        return Jagged(values, packed.offsets, None, packed.batch_shape)
+        return _of_elements(_clear, leaf, is_left_out)
     if not leaf.is_floating_point():
         return leaf
     n_more = leaf.ndim - is_left_out.ndim
     return leaf.masked_fill(is_left_out.reshape(*is_left_out.shape, *[1] * n_more), 0)
+
+
+def _of_elements(change: Callable[[Any, Tensor], Any], leaf: Jagged, is_left_out: Tensor) -> Jagged:
+    """Change the rows of the elements [...] of a Jagged that are left out."""
+    if not leaf.dtype.is_floating_point:
+        return leaf
+    packed = leaf.packed()
+    values = change(packed.values, is_left_out.flatten()[packed.segment_ids()])
+    return Jagged(values, packed.offsets, None, packed.batch_shape)
 
 
 def where_valid(valid: Tensor | None, numbers: Tensor) -> Tensor:
