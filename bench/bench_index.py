@@ -14,6 +14,8 @@ MOST_TIMES = {  # ours / by hand
     "array[t] = x": 5.0,
     "array[t].to_ndarray()": 15.0,
     "tree[t] = {...}": 5.0,
+    "array[2:9]": 12.0,
+    "tree[t].to_ndarray()": 3.1,  # 5 us where NumPy takes 1.6
 }
 # The leaves of a policy-gradient sample tree: dtype and feature shape.
 LEAVES: dict[str, tuple[type, tuple[int, ...]]] = {
@@ -55,7 +57,14 @@ def contestants_of_parllel() -> dict[str, Callable[[], object]]:
     def write_tree() -> None:
         tree[5] = values
 
-    return dict(zip(MOST_TIMES, (write_row, write_step, read_step, write_tree), strict=True))
+    def take_rows() -> object:
+        return array[2:9]
+
+    def read_tree() -> object:
+        return tree[5].to_ndarray()
+
+    functions = write_row, write_step, read_step, write_tree, take_rows, read_tree
+    return dict(zip(MOST_TIMES, functions, strict=True))
 
 
 def contestants_by_hand() -> dict[str, Callable[[], object]]:
@@ -81,7 +90,14 @@ def contestants_by_hand() -> dict[str, Callable[[], object]]:
         truncated[5] = values["truncated"]
         value[5] = values["value"]
 
-    return dict(zip(MOST_TIMES, (write_row, write_step, read_step, write_leaves), strict=True))
+    def take_rows() -> object:
+        return array[2:9]
+
+    def read_leaves() -> object:
+        return {name: leaf[5] for name, leaf in leaves.items()}
+
+    functions = write_row, write_step, read_step, write_leaves, take_rows, read_leaves
+    return dict(zip(MOST_TIMES, functions, strict=True))
 
 
 def new_values() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:

@@ -56,6 +56,10 @@ def locate(location: Location, extents: Sequence[int], index: object) -> Locatio
             another shape, arrays don't broadcast, or an index has another type; or the view was
             made with integer arrays, and the index is not `...`.
     """
+    if index.__class__ is slice and location and not is_gathered(location):
+        axis = location[0]
+        if axis.__class__ is range:  # soon: the most frequent slice (bench_index.py)
+            return (_locate_slice(axis, extents[0], index), *location[1:])
     basic = _locate_basic(location, extents, index)
     if basic is not None:
         return basic
@@ -288,6 +292,11 @@ def _locate_slice(axis: range, extent: int, entry: slice) -> range:
     Ends are cut off as indices. As positions they would be cut off at the base buffer's ends, which
     another grid may have: rows 1, 3, ... begin at index 0, and index -1 is no row 0.
     """
+    if entry.step is None and axis.step == 1:  # as nearly all are
+        first = axis.start if entry.start is None else axis.start + operator.index(entry.start)
+        end = axis.start + (len(axis) if entry.stop is None else operator.index(entry.stop))
+        first = 0 if first < 0 else min(first, extent)
+        return range(first, 0 if end < 0 else min(end, extent))
     step = 1 if entry.step is None else operator.index(entry.step)
     if step == 0:
         raise ValueError("slice step: got 0, expected any other integer")

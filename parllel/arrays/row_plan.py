@@ -1,17 +1,18 @@
-"""RowPlan, write_whole, find_write: writes to Arrays in host memory that surely fit."""
+"""RowPlan, PlannedRows, write_whole, find_write: rows of Arrays in host memory, found at once."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import repeat
-from operator import attrgetter, is_, setitem
-from typing import Any
+from operator import attrgetter, getitem, is_, setitem
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parllel.arrays.array import Array, ArrayView
+from parllel.arrays.buffer import Buffer
 
 _NUMBERS = "biuf"  # kinds of dtypes between which NumPy converts any number: bool, integers, floats
 
@@ -19,6 +20,41 @@ _SET: Callable[[Any, Any, Any], None] = setitem
 _LEAD = attrgetter("_lead")  # changes where an Array's window moves, and where it closes
 _consume = deque[None](maxlen=0).extend  # runs an iterator, faster than a loop
 _FORM = attrgetter("__class__", "shape", "dtype")
+_GET: Callable[[Any, Any], Any] = getitem
+_IS_CLOSED = attrgetter("is_closed")
+
+
+class PlannedRows(NamedTuple):
+    """The rows of several Arrays, as they were when they were found: their windows may move.
+
+    Args:
+        names: of the Arrays.
+        buffers: their memory.
+        leads: what an integer index needs, of each.
+        rows: their rows, from the window's first one on.
+        has_scalars: whether a row is a number, which NumPy gives as an array where it is asked to.
+    """
+
+    names: list[str]
+    buffers: list[Buffer]
+    leads: list[Any]
+    rows: list[NDArray[Any]]
+    has_scalars: bool
+
+    def views(self, index: int) -> dict[str, Any]:
+        """Return the views that `array[index]` is of each Array."""
+        return {
+            name: ArrayView(buffer, (*lead[5], lead[1] + index, *lead[6]), rows[index, ...])
+            for name, buffer, lead, rows in zip(*self[:4], strict=True)
+        }
+
+    def arrays(self, index: int) -> dict[str, NDArray[Any]] | None:
+        """Return `array[index].to_ndarray()` of each Array; None where one was closed."""
+        names, buffers, _, rows, has_scalars = self
+        if any(map(_IS_CLOSED, buffers)):
+            return None
+        key = repeat((index, ...) if has_scalars else index)
+        return dict(zip(names, map(_GET, rows, key)))  # noqa: B905  # it takes time
 
 
 class RowPlan:
@@ -33,18 +69,20 @@ class RowPlan:
     (True, False)
 
     Args:
-        arrays: leaves by name. Where one is no plain Array of host memory, or where their windows
-            differ, the plan writes nothing.
+        arrays: leaves by name. Where one is no plain Array of host memory, the plan writes nothing.
     """
 
     def __init__(self, arrays: Mapping[str, Any]) -> None:
         self._arrays = arrays.values()
-        is_possible = all(type(each) is Array for each in self._arrays)
-        self._names = list(arrays) if is_possible else [None]  # which no values have
+        self._is_possible = bool(arrays) and all(
+            type(each) is Array and each.is_on_host for each in self._arrays
+        )
+        # Without a plan, a name that no values have.
+        self._names: list[Any] = list(arrays) if self._is_possible else [None]
         self._leads: list[Any] = [self] * len(self._arrays)  # which no Array has
-        self._rows: list[NDArray[Any]] = []
         self._forms: list[Any] = []
-        self._steps = (0, 0, 0)  # start, step and number of the rows
+        self._found = PlannedRows([], [], [], [], True)
+        self._n_rows = 0  # that all Arrays have
 
     def write(
         self,
@@ -69,28 +107,39 @@ class RowPlan:
                 return False
         except AttributeError:  # a number, a list
             return False
-        start, step, n_rows = self._steps
-        row = start + index * step
-        if not 0 <= row < n_rows:
+        if not 0 <= index < self._n_rows:
             return False
         if out_writes is None:
-            _consume(map(_SET, self._rows, repeat(row), values.values()))
+            _consume(map(_SET, self._found.rows, repeat(index), values.values()))
         else:
-            out_writes.extend(zip(self._rows, repeat(row), values.values(), strict=False))
+            out_writes.extend(zip(self._found.rows, repeat(index), values.values(), strict=False))
         return True
+
+    def find(self, index: int) -> PlannedRows | None:
+        """Return the rows of all Arrays; None where this one has to be looked for in each.
+
+        Args:
+            index: index of the row.
+        """
+        if not self._is_possible:
+            return None
+        is_known = all(map(is_, map(_LEAD, self._arrays), self._leads)) or self._look()
+        return self._found if is_known and 0 <= index < self._n_rows else None
 
     def _look(self) -> bool:
         """Find the rows of all Arrays; tell whether a plan can write them."""
         if any(each._buffer.is_closed for each in self._arrays):
             return False
-        leads = [each._lead or each._find_lead() for each in self._arrays]
-        rows = [lead[0] for lead in leads]
-        steps = {lead[1:4] for lead in leads}
-        if len(steps) > 1 or not all(
-            isinstance(each, np.ndarray) and each.flags.writeable for each in rows
-        ):
-            return False
-        self._leads, self._rows, [self._steps] = leads, rows, steps
+        self._leads = [each._lead or each._find_lead() for each in self._arrays]
+        rows: list[NDArray[Any]] = []
+        for every, start, step, n_rows, *_ in self._leads:
+            if not n_rows or step != 1 or not every.flags.writeable:
+                self._n_rows = 0  # the next look at these leads is this one
+                return True
+            rows.append(every[start:])
+        buffers, has_scalars = [each._buffer for each in self._arrays], min(map(np.ndim, rows)) == 1
+        self._found = PlannedRows(self._names, buffers, self._leads, rows, has_scalars)
+        self._n_rows = min(map(len, rows))
         self._forms = [(np.ndarray, each.shape[1:], each.dtype) for each in rows]
         return True
 

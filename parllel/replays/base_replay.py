@@ -212,13 +212,9 @@ class BaseReplay(RingRecord, Generic[M]):
 
     def _find_ring(self, steps: ArrayDict) -> SampledRing:
         """Return the leaves of the ring by which is drawn, as kernels read them."""
+        agents, on_gpu = self.agents, self._is_on_gpu
         return find_ring(
-            steps,
-            self.final_obs,
-            self._breaks,
-            on_gpu=self._is_on_gpu,
-            n_steps=self.n_steps,
-            agents=self.agents,
+            steps, self.final_obs, self._breaks, on_gpu=on_gpu, n_steps=self.n_steps, agents=agents
         )
 
     def _change_flags(self, begin: int, stop: int) -> None:

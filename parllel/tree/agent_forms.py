@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from parllel.arrays import Leaf
-from parllel.tree.array_dict import ArrayDict, Rows, leaves_of
+from parllel.tree.array_dict import ArrayDict
+from parllel.tree.dict_map import Rows, leaves_of
 from parllel.tree.path import TreePath, path_text
 
 N_BATCH = 2  # dimensions of a batch, T and B; agents come behind

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
-from parllel.arrays import Array, ArraySpec, Leaf
-from parllel.arrays.row_plan import RowPlan, find_write, write_whole
+from parllel.arrays import Array, ArraySpec
+from parllel.arrays.row_plan import PlannedRows, RowPlan, find_write, write_whole
 from parllel.storages import KINDS, Memory, aligned, allocate
 from parllel.tree.errors import raise_at
 from parllel.tree.gathers import gather, has_arrays, scatter
@@ -24,7 +24,7 @@ from parllel.tree.leaves import (
 )
 from parllel.tree.path import TreePath, path_text
 from parllel.tree.rotating import rotate_leaves
-from parllel.tree.tree_description import TreeDescription, describe_tree, html_table
+from parllel.tree.tree_description import TreeDescription, describe_tree, html_table, text_of
 
 
 class ArrayDict(MutableMapping[str, Any]):
@@ -60,15 +60,16 @@ class ArrayDict(MutableMapping[str, Any]):
     [('reward',), ('observation', 'camera')]
     """
 
-    __slots__ = ("__weakref__", "_items", "_origin", "_plan")
+    __slots__ = ("__weakref__", "_items", "_origin", "_plan", "_rows")
 
-    _items: dict[str, Any]
-    _origin: tuple[ArrayDict, object] | None  # of `tree[index]`: the tree and the index
-    _plan: RowPlan | None  # of writes to one row; None until the first, and where branches change
+    _items: dict[str, Any]  # not there yet where `_rows` are: `__getattr__` makes them
+    _origin: tuple[ArrayDict, Any] | None  # of `tree[index]`: tree and index
+    _plan: RowPlan | None  # of one row; None until the first use, and where branches change
+    _rows: PlannedRows | None  # of `tree[t]`, whose views are made when they are asked for
 
     def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] | None = None) -> None:
         self._items = {}
-        self._origin = self._plan = None
+        self._origin = self._plan = self._rows = None
         for name, value in dict({} if items is None else items).items():
             self._set_branch(name, value)
 
@@ -125,6 +126,12 @@ class ArrayDict(MutableMapping[str, Any]):
                 return self._items[index]
             except KeyError:
                 return self._branch(index)
+        if index.__class__ is int:
+            rows = (self._plan or self._make_plan()).find(index)
+            if rows is not None:
+                tree = ArrayDict.__new__(ArrayDict)
+                tree._origin, tree._plan, tree._rows = (self, index), None, rows
+                return tree
         name, items = "", {}
         try:
             for name, item in self._items.items():
@@ -289,6 +296,9 @@ class ArrayDict(MutableMapping[str, Any]):
         return tree
 
     def __getattr__(self, name: str) -> ArrayDict:
+        if name == "_items" and self._rows is not None:  # the slot is empty
+            self._items, self._rows = self._rows.views(self._origin[1]), None  # type: ignore[index]
+            return self._items  # type: ignore[return-value]  # of a slot, not of the leaves
         if name.startswith("_"):  # protocols probe for these: a tree has none of its leaves'
             raise AttributeError(f"ArrayDict has no attribute {name!r}")
         return self.apply(getattr, name)
@@ -303,6 +313,8 @@ class ArrayDict(MutableMapping[str, Any]):
         Leaves in device memory become read-only copies, for which the host waits
         (`Array.to_ndarray`); rows that integer arrays pick become read-only copies too.
         """
+        if self._rows is not None and (row := self._rows.arrays(self._origin[1])):  # type: ignore[index]
+            return _tree_of(row)
         source = self._gathered()
         quick = arrays_over(self._items) if source is self and type(self) is ArrayDict else None
         if quick is not None:
@@ -403,11 +415,7 @@ class ArrayDict(MutableMapping[str, Any]):
         return describe_tree(list(self.walk()), storage)
 
     def __repr__(self) -> str:
-        lines = [
-            f"    {name!r}: {repr(item).replace(chr(10), chr(10) + '    ')},\n"
-            for name, item in self._items.items()
-        ]
-        return "ArrayDict({" + ("\n" if lines else "") + "".join(lines) + "})"
+        return text_of(self._items)
 
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows."""
@@ -420,52 +428,14 @@ class ArrayDict(MutableMapping[str, Any]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._items = state["items"]
-        self._origin = self._plan = None
+        self._origin = self._plan = self._rows = None
 
 
 def _tree_of(items: dict[str, Any], origin: tuple[ArrayDict, object] | None = None) -> ArrayDict:
     """Return a tree of these very branches, which nothing looks at."""
     tree = ArrayDict.__new__(ArrayDict)
-    tree._items, tree._origin, tree._plan = items, origin, None
+    tree._items, tree._origin, tree._plan, tree._rows = items, origin, None, None
     return tree
-
-
-Rows: TypeAlias = "Leaf | ArrayDict"
-"""A leaf, or a tree of leaves: what one branch of a sample tree may be."""
-
-
-def dict_map(function: Callable[..., Any], tree: object, *args: object, **kwargs: object) -> Any:
-    """Call `function(leaf, *args, **kwargs)` for a leaf, or for all leaves of a tree.
-
-    Args:
-        function: the function to call.
-        tree: an ArrayDict or another mapping, for which an ArrayDict of results is returned; any
-            other value is a leaf, and its result is returned.
-        args, kwargs: further arguments of each call.
-
-    >>> dict_map(lambda leaf, n: leaf + n, {"a": 1, "b": {"c": 2}}, 10)
-    ArrayDict({
-        'a': 11,
-        'b': ArrayDict({
-            'c': 12,
-        }),
-    })
-    """
-    if isinstance(tree, Array):  # asked first: it is the common case, and quickly told
-        return function(tree, *args, **kwargs)
-    if isinstance(tree, Mapping):
-        tree = tree if isinstance(tree, ArrayDict) else ArrayDict(tree)
-        return tree.apply(function, *args, **kwargs)
-    return function(tree, *args, **kwargs)
-
-
-def leaves_of(value: object) -> list[tuple[TreePath, Any]]:
-    """Return the leaves of a tree with their paths, or a single leaf with the path `()`.
-
-    Args:
-        value: an ArrayDict; any other value is a leaf.
-    """
-    return list(value.walk()) if isinstance(value, ArrayDict) else [((), value)]
 
 
 def allocate_tree(specs: ArrayDict, storage: str = "local") -> ArrayDict:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from parllel.arrays import Array, Jagged, Leaf
 from parllel.arrays.interop import side_of
 from parllel.tree.agent_forms import N_BATCH, parts_of
-from parllel.tree.array_dict import ArrayDict, leaves_of
+from parllel.tree.array_dict import ArrayDict
+from parllel.tree.dict_map import leaves_of
 from parllel.tree.leaves import as_ndarray
 from parllel.tree.path import TreePath, path_text
 from parllel.tree.row_parts import written_rows

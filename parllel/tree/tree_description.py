@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -142,3 +142,12 @@ def _is_on_gpu(storage: str) -> bool:
 
 def _justify(column: int, cell: str, width: int) -> str:
     return cell.rjust(width) if _TITLES[column] in ("rows", "bytes") else cell.ljust(width)
+
+
+def text_of(items: Mapping[str, object]) -> str:
+    """Return the text that `repr` of a tree is, of its branches by name."""
+    lines = [
+        f"    {name!r}: {repr(item).replace(chr(10), chr(10) + '    ')},\n"
+        for name, item in items.items()
+    ]
+    return "ArrayDict({" + ("\n" if lines else "") + "".join(lines) + "})"
