@@ -303,7 +303,7 @@ def test_gradients_of_all_models_are_cut_down_together() -> None:
         estimated(numbers, "axis")
     )
     moved = [
-        (after - each).flatten()
+        (after.detach() - each).flatten()
         for after, each in zip(agents.model.parameters(), before, strict=True)
     ]
     assert float(torch.cat(moved).norm()) == pytest.approx(0.01, rel=1e-3)
