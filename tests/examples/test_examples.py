@@ -146,7 +146,7 @@ CASES = [
     ATARI_PQN,
     ATARI_DQN,
     Small("pointcloud_ppo", STEPS, {**ON_POLICY, **TWO_PASSES}),
-    Small("graph_ppo", STEPS, {**ON_POLICY, **TWO_PASSES}),
+    Small("graph_ppo", STEPS, {**ON_POLICY, **TWO_PASSES, "N_STEPS": 6}),
     Small("loop_by_hand", STEPS, {**LOOP, "BATCH_SIZE": 8, "EXPLORE_STEPS": 96, "LOG_EVERY": 16}),
     PIXELS_PPO._replace(constants=ON_POLICY, is_long="with workers"),
     PIXELS_SAC._replace(
