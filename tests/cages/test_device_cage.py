@@ -61,6 +61,7 @@ class TestFunctional(OverFake):
     fake = FakeFunctional
 
 
+@pytest.mark.long
 class TestOnTheHost(OverFake):
     fake = FakeManiSkill
     side = "host"

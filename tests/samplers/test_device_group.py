@@ -138,7 +138,7 @@ def test_environments_that_are_reset_by_numbers_give_the_same() -> None:
     assert batches_of(sampler) == batches_of(make_serial())
 
 
-@each_fake
+@first_fake
 def test_batches_on_the_host_are_those_of_a_serial_cage(fake: type[Fake]) -> None:
     sampler = make_sampler(fake, "host")
     assert isinstance(sampler._groups[0], DeviceGroup)
@@ -232,7 +232,7 @@ def with_inverted_mask(step: DeviceStep) -> DeviceStep:
 
 
 @on_a_device
-@pytest.mark.parametrize("side", ["gpu", "host"])
+@pytest.mark.parametrize("side", all_but_first(["gpu", "host"]))
 @pytest.mark.parametrize("change", [without_final, with_inverted_mask])
 def test_an_end_without_a_last_observation_is_found(side: str, change: Any) -> None:
     sampler = make_sampler(FakeManiSkill, side, fake_options=wrong(change))
@@ -259,7 +259,7 @@ def test_last_observations_of_the_batch_before_do_not_count(
 
 
 @on_a_device
-@pytest.mark.parametrize("side", ["gpu", "host"])
+@pytest.mark.parametrize("side", all_but_first(["gpu", "host"]))
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -290,7 +290,7 @@ def test_results_that_do_not_fit_are_refused(side: str, change: Any, message: st
 
 
 @on_a_device
-@pytest.mark.parametrize("side", ["gpu", "host"])
+@pytest.mark.parametrize("side", all_but_first(["gpu", "host"]))
 def test_a_replay_is_told_of_the_same_ends(side: str) -> None:
     found = []
     for fake in (FakeManiSkill, None):
@@ -327,7 +327,7 @@ class Observer(Agent):
 
 
 @on_a_device
-@pytest.mark.parametrize("side", ["gpu", "host"])
+@pytest.mark.parametrize("side", all_but_first(["gpu", "host"]))
 def test_an_agent_that_observes_sees_the_same(side: str) -> None:
     found = []
     for sampler in (make_sampler(FakeIsaacLab, side), make_serial()):
@@ -363,7 +363,7 @@ def test_a_tree_on_the_other_side_is_filled_through_the_host() -> None:
 
 
 @on_a_device
-@pytest.mark.parametrize("form", [np.ndarray.tolist, np.array, np.int32])
+@pytest.mark.parametrize("form", all_but_first([np.ndarray.tolist, np.array, np.int32]))
 def test_actions_of_the_host_come_to_the_device(form: Any) -> None:
     sampler = make_sampler(FakeManiSkill, "gpu")
     sampler.agent = OtherForm(form)
@@ -515,7 +515,7 @@ class EchoAgent:
 
 
 @on_a_device
-@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("n_envs", all_but_first([3, 1]))
 @pytest.mark.parametrize("as_leaf", [None, np.ndarray.tolist], ids=["tensors", "lists"])
 def test_actions_of_parts_come_in_the_spaces_own_form(n_envs: int, as_leaf: Any) -> None:
     parts = spaces.Tuple((spaces.Discrete(3), spaces.Dict({"x": spaces.Discrete(4)})))
