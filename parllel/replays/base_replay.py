@@ -15,7 +15,6 @@ from parllel.kernels.breaks import count_integers
 from parllel.kernels.transitions import REFUSED
 from parllel.ops.breaks import mark_breaks
 from parllel.ops.transitions import DrawState, SampledRing
-from parllel.replays.agent_ends import ENDS
 from parllel.replays.final_obs import FinalObs
 from parllel.replays.ring_record import RingRecord, most_final_obs
 from parllel.replays.saved_numbers import check_integer, check_keys, check_range, check_real
@@ -116,10 +115,6 @@ class BaseReplay(RingRecord, Generic[M]):
         """What `make_specs` has announced."""
         breaks = {} if self._breaks is None else {_BREAKS: self._breaks}
         return self.final_obs.tree.with_branches({**self._ends(), **breaks})
-
-    def _ends(self) -> dict[str, ArrayDict]:
-        """Return the branch of the ends of environments with several agents."""
-        return {} if self.agents is None else {ENDS: self.agents.tree}
 
     @property
     def _n_drawn(self) -> int:

@@ -13,7 +13,7 @@ from parllel import cuda
 from parllel.arrays import Array
 from parllel.arrays.interop import side_of
 from parllel.kernels.transitions import NOT_GIVEN, REFUSED
-from parllel.replays.agent_ends import AgentEnds, ends_of_rows
+from parllel.replays.agent_ends import ENDS, AgentEnds, ends_of_rows
 from parllel.replays.appended_step import AppendedStep, check_final_obs, fitted, value_at
 from parllel.replays.final_obs import FinalObs, spec_of
 from parllel.replays.ring_checks import check_tree
@@ -432,6 +432,10 @@ class RingRecord:
             leaf.full[row, columns] = True
         if self.agents is not None:
             self.agents.join(row, 1)
+
+    def _ends(self) -> dict[str, ArrayDict]:
+        """Return the branch of the ends of environments with several agents."""
+        return {} if self.agents is None else {ENDS: self.agents.tree}
 
     @property
     def _flag_names(self) -> list[str]:

@@ -334,6 +334,7 @@ def test_a_restart_truncates_all_agents_and_keeps_their_observations(form: str) 
     world.steps.valid[:] = True
     world.write(1)
     world.replay.restart()
+    world._put("observation", T, np.zeros((1, 3, 2), np.float32))  # as the reset does it
     minibatch = world.replay.sample(50)
     last = (_host(minibatch["index"]) == T - 1).nonzero()[0][0]
     assert by_agent(minibatch["truncated"], _host)[last].all()
