@@ -4,8 +4,7 @@ Three kernels, for one thing: the moments of many parts of the rows (`MEASURE`),
 larger parts (`MERGE`, where there are many), and the merge into what is kept (`UPDATE`).
 """
 
-import math
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,23 +18,23 @@ from parllel.kernels.array_checks import (
     is_aligned,
     is_apart,
 )
-from parllel.kernels.moment_layout import (
-    LENGTH,
-    M2,
-    MEAN,
-    N_KEPT,
-    OFFSET,
-    SCALE,
-    SHIFT,
-    VARIANCE,
-    Weights,
-    check_update,
-    lay_out,
+from parllel.kernels.moment_layout import LENGTH, N_KEPT, check_update, lay_out
+from parllel.kernels.moment_parts import (
+    Counts,
+    Floats,
+    Kept,
+    NewRows,
+    Part,
+    Parts,
+    count_before,
+    find_shift,
+    merge_lane,
+    store,
+    summarize,
+    update_feature,
+    weigh,
 )
 from parllel.kernels.targets import CpuKernel, DeviceEntry, cuda, pointer_to
-
-Floats = npt.NDArray[np.float32]
-Counts = npt.NDArray[np.int64]
 
 
 def update_moments(
@@ -97,36 +96,6 @@ def update_moments(
     if not is_written:
         _explain_refusal(rows, out_kept, out_counts, out_scratch)
         raise AssertionError("the compiled entry refuses what no check finds wrong") from mismatch
-
-
-class Parts(NamedTuple):
-    """Pointers to the moments of parts."""
-
-    n: Floats  # numbers of the part
-    mean: Floats  # minus SHIFT
-    m2: Floats
-
-
-class Part(NamedTuple):
-    """The moments of one part."""
-
-    n: np.float32
-    mean: np.float32
-    m2: np.float32
-
-
-def summarize(n: np.float32, pivot: np.float32, total: np.float32, squares: np.float32) -> Part:
-    """Return moments; `total` and `squares` are of deviations from the pivot."""
-    inverse = np.float32(1) / n
-    # No product is used twice: compilers would differ in whether they fuse it with a sum.
-    return Part(n, pivot + total * inverse, squares - (total * total) * inverse)
-
-
-def store(parts: Parts, at: int, part: Part) -> None:
-    """Write a part to its place."""
-    parts.n[at] = part.n
-    parts.mean[at] = part.mean
-    parts.m2[at] = part.m2
 
 
 def measure_lane(
@@ -191,81 +160,6 @@ def measure_block(
         store(parts, at, summarize(n, pivot, parts.n[at], parts.m2[at]))
 
 
-def merge_lane(parts: Parts, begin: int, stop: int, step: int) -> Part:
-    """Return the moments of every step-th part from begin to stop together."""
-    n = np.float32(0)
-    total = np.float32(0)
-    at = begin
-    while at < stop:
-        n += parts.n[at]
-        total += parts.n[at] * parts.mean[at]
-        at += step
-    pivot = total * (np.float32(1) / n)
-    total = np.float32(0)
-    squares = np.float32(0)
-    at = begin
-    while at < stop:
-        deviation = parts.mean[at] - pivot
-        total += parts.n[at] * deviation
-        squares += parts.m2[at] + parts.n[at] * (deviation * deviation)
-        at += step
-    return summarize(n, pivot, total, squares)
-
-
-def weigh(n_before: int, n_rows: int) -> Weights:
-    """Return the weights for merging n_rows rows into n_before."""
-    n_all = np.float32(n_before + n_rows)
-    weight = np.float32(n_rows) / n_all
-    return Weights(weight, np.float32(n_before) * weight, np.float32(1) / n_all)
-
-
-def count_before(counts: Counts, feature: int, begins_anew: int) -> int:
-    """Return how many rows of a feature are merged already."""
-    return 0 if begins_anew else counts[feature]
-
-
-def find_shift(
-    values: Floats, kept: Floats, counts: Counts, feature: int, begins_anew: int
-) -> np.float32:
-    """Return the number that a feature's deviations are counted from: the first one ever seen."""
-    return kept[feature] if count_before(counts, feature, begins_anew) > 0 else values[feature]
-
-
-def update_feature(
-    new: Part,
-    feature: int,
-    n_features: int,
-    width: int,
-    origin: np.float32,
-    kept: Floats,
-    counts: Counts,
-    n_rows: int,
-    begins_anew: int,
-    epsilon: np.float32,
-) -> None:
-    """Merge a feature's new moments into those that are kept, and write all copies of these."""
-    n_before = count_before(counts, feature, begins_anew)
-    by = weigh(n_before, n_rows)
-    counts[feature] = n_before + n_rows
-    old_offset = kept[OFFSET * width + feature] if n_before > 0 else np.float32(0)
-    old_m2 = kept[M2 * width + feature] if n_before > 0 else np.float32(0)
-    change = new.mean - old_offset
-    offset = old_offset + change * by.weight
-    m2 = (old_m2 + new.m2) + (change * change) * by.cross
-    variance = m2 * by.inverse
-    deviation = np.float32(math.sqrt(variance)) + epsilon
-    scale = np.float32(0) if deviation == 0 else np.float32(1) / deviation
-    lane = feature
-    while lane < width:
-        kept[SHIFT * width + lane] = origin
-        kept[OFFSET * width + lane] = offset
-        kept[M2 * width + lane] = m2
-        kept[SCALE * width + lane] = scale
-        kept[MEAN * width + lane] = origin + offset
-        kept[VARIANCE * width + lane] = variance
-        lane += n_features
-
-
 def measure_on_grid(
     values: Floats,
     size: int,
@@ -279,14 +173,14 @@ def measure_on_grid(
     m2: Floats,
 ) -> None:
     """Write the moments of all parts. Grid (blocks, lanes), block (lanes, blocks of numbers)."""
-    parts = Parts(n, mean, m2)
+    parts, known = Parts(n, mean, m2), Kept(kept, counts, begins_anew)
     block = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
     while block * LENGTH * width < size:
         begin = block * LENGTH * width
         stop = min(begin + LENGTH * width, size)
         lane = cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
         while lane < min(width, stop - begin):
-            shift = find_shift(values, kept, counts, lane % n_features, begins_anew)
+            shift = find_shift(values, known, lane % n_features)
             part = measure_lane(values, begin, stop, width, lane, shift)
             store(parts, block * width + lane, part)
             lane += cuda.gridDim.y * cuda.blockDim.x
@@ -318,14 +212,12 @@ def update_on_grid(
     epsilon: np.float32,
 ) -> None:
     """Merge the parts from begin to stop into what is kept. A grid with one axis."""
-    parts = Parts(n, mean, m2)
+    parts, known = Parts(n, mean, m2), Kept(kept, counts, begins_anew)
+    rows = NewRows(values, n_rows, epsilon)
     feature = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     while feature < n_features:
         new = merge_lane(parts, begin + feature, stop, n_features)
-        shift = find_shift(values, kept, counts, feature, begins_anew)
-        update_feature(
-            new, feature, n_features, width, shift, kept, counts, n_rows, begins_anew, epsilon
-        )
+        update_feature(new, feature, n_features, width, known, rows)
         feature += cuda.gridDim.x * cuda.blockDim.x
 
 
@@ -375,29 +267,19 @@ def update_checked(
     if not (is_aligned(rows) and is_aligned(kept) and is_aligned(counts) and is_aligned(n)):
         return False
     parts = Parts(pointer_to(n), pointer_to(mean), pointer_to(m2))
-    values, kept_at, counts_at = pointer_to(rows), pointer_to(kept), pointer_to(counts)
-    shift = kept_at if count_before(counts_at, 0, begins_anew) > 0 else values
+    values = pointer_to(rows)
+    known = Kept(pointer_to(kept), pointer_to(counts), begins_anew)
+    shift = known.numbers if count_before(known, 0) > 0 else values
     for begin in range(0, rows.size, LENGTH * width):
         stop = min(begin + LENGTH * width, rows.size)
         measure_block(values, begin, stop, width, n_features, shift, parts, begin // LENGTH)
     for group in range(n_groups):
         store(parts, n_parts + group, merge_lane(parts, group, n_parts, n_groups))
     begin = n_parts if n_groups > 0 else 0
+    new_rows = NewRows(values, len(rows), epsilon)
     for feature in range(n_features):
         new = merge_lane(parts, begin + feature, n_parts + n_groups, n_features)
-        origin = find_shift(values, kept_at, counts_at, feature, begins_anew)
-        update_feature(
-            new,
-            feature,
-            n_features,
-            width,
-            origin,
-            kept_at,
-            counts_at,
-            len(rows),
-            begins_anew,
-            epsilon,
-        )
+        update_feature(new, feature, n_features, width, known, new_rows)
     return True
 
 
@@ -416,7 +298,8 @@ _ON_CPU = CpuKernel(
 
 def _explain_refusal(rows: Floats, kept: Floats, counts: Counts, scratch: Floats) -> None:
     """Raise the error that says what is wrong with the arguments."""
-    arrays = {"rows": rows, "out_kept": kept, "out_counts": counts, "out_scratch": scratch}
+    arrays: dict[str, npt.NDArray[Any]] = {"rows": rows, "out_kept": kept}
+    arrays |= {"out_counts": counts, "out_scratch": scratch}
     for name, array in arrays.items():
         check_is_ndarray(name, array)
         check_dtype(name, array, np.int64 if name == "out_counts" else np.float32)
