@@ -34,7 +34,7 @@ N_STEPS, N_ROUNDS = 20, 6  # of an episode; and of messages between halls
 class Config(RunConfig):
     """Train PPO with messages between nodes to find ways through graphs."""
 
-    steps: int = 60_000
+    steps: int = 30_000
 
 
 class Maze(gym.Env):

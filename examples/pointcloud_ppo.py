@@ -34,7 +34,7 @@ TURN, N_TURNS = np.pi / 8, 20  # the angle of a turn, and how many an episode ha
 class Config(RunConfig):
     """Train PPO with a PointNet to grasp bars and mugs."""
 
-    steps: int = 80_000
+    steps: int = 60_000
 
 
 class Grasp(gym.Env):

@@ -21,7 +21,8 @@ YOUR_OWN = ROOT / "docs" / "your_own.md"
 SIMULATED_CUDA = ROOT / "docs" / "simulated_cuda.md"
 NOTEBOOK = ROOT / "docs" / "arrays_and_trees.ipynb"
 MANY_AGENTS = ROOT / "docs" / "many_agents.md"
-RUN = (README, YOUR_OWN, SIMULATED_CUDA, MANY_AGENTS)  # whose code is run
+CLOUDS_AND_GRAPHS = ROOT / "docs" / "point_clouds_and_graphs.md"
+RUN = (README, YOUR_OWN, SIMULATED_CUDA, MANY_AGENTS, CLOUDS_AND_GRAPHS)  # whose code is run
 TEXTS = [README, *sorted((ROOT / "docs").glob("*.md")), NOTEBOOK]
 each_text = pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 
