@@ -490,9 +490,6 @@ class JaggedArray(Array):
         )
         return f"JaggedArray(lengths={lengths}, {about})"
 
-    def _describe(self) -> str:
-        return f"a JaggedArray of batch_shape {self.batch_shape}, elements {self._buffer.form}"
-
 
 class JaggedView(JaggedArray, ArrayView):
     """A part of a JaggedArray, always of the same rows.

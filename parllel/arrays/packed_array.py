@@ -83,6 +83,7 @@ class PackedSpec(KindSpec):
 class PackedBuffer(Buffer):
     """Values of elements, one after the other, and their offsets in a buffer of their own.
 
+    >>> import numpy as np
     >>> from parllel.storages import allocate
     >>> memory = allocate("local", 512)
     >>> values = Buffer.allocate(memory, (6, 2), np.dtype(np.float32), 1)
