@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, SupportsIndex, get_args
+from typing import Any, Self, SupportsIndex, cast, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -198,7 +198,7 @@ class JaggedArray(Array):
         on_overflow: what happens to a longer element: "raise" refuses it, "drop" leaves out its
             last items (which is logged once, and counted in `dropped`), "grow" takes new memory of
             twice the capacity, or more, for all elements. Only memory of one process grows, and
-            not where environments write in place.
+            not where environments write in place. What was read before shows the memory before.
         storage, padding, full_size: as for `Array`.
 
     Raises:
@@ -451,9 +451,7 @@ class JaggedArray(Array):
         return self._lead
 
     def __getitem__(self, index: Any) -> JaggedArray:
-        view = super().__getitem__(index)
-        assert isinstance(view, JaggedArray)
-        return view
+        return cast("JaggedArray", super().__getitem__(index))
 
     def __setitem__(self, index: Any, value: object) -> None:
         view, buffer = self if index is Ellipsis else self[index], self._buffer

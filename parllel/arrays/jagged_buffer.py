@@ -26,7 +26,7 @@ from parllel.arrays.jagged_writer import (
 )
 from parllel.arrays.window import Window
 from parllel.cuda import AnyArray
-from parllel.storages import Memory, Side, aligned, allocate, nbytes_of
+from parllel.storages import KINDS, Memory, Side, aligned, allocate, nbytes_of
 
 Numbers: TypeAlias = "range | NDArray[np.int64]"
 """Numbers of slots, over all batch dimensions together."""
@@ -251,7 +251,10 @@ class JaggedBuffer(Buffer):
             capacity *= 2
         batch_shape = self.lengths.extents
         shape = (*batch_shape, capacity, *form.item_shape)
-        new = Buffer.allocate(self.kind, shape, self.dtype, self.n_batch_axes)
+        kind = (
+            self.kind if self.kind in KINDS else "local"
+        )  # files that are mapped stay as they are
+        new = Buffer.allocate(kind, shape, self.dtype, self.n_batch_axes)
         kept = (*[slice(None)] * self.n_batch_axes, slice(0, form.capacity))
         with self.in_order():
             new.data[kept] = old.data

@@ -200,6 +200,11 @@ class JaggedWriter(RowWriter):
                 written. A slot that is written in place can't grow.
         """
         values, lengths, dropped = parts[VALUES], parts[LENGTHS], parts.get(DROPPED)
+        if values.shape[1:] != self.sample_form[0]:  # items would spread over other rows
+            raise ValueError(
+                f"rows of elements: got slots of shape {values.shape[1:]}, expected"
+                f" {self.sample_form[0]}; rows of a single environment have no axis for it"
+            )
         for row, sample in enumerate(samples):
             name = f"observation of environment {row}"
             items, n_dropped = self.form.fit(sample, name)

@@ -48,21 +48,23 @@ class Mapped(Memory):
         begins = list(accumulate((aligned(array.nbytes) for array in arrays), initial=0))
         super().__init__(np.zeros(0, np.uint8))
         self.nbytes = begins.pop()
-        self._files: dict[int, NDArray[Any]] = dict(zip(begins, arrays, strict=True))
+        # Arrays without elements begin where the next one does, too.
+        self._files: dict[int, list[NDArray[Any]]] = {begin: [] for begin in begins}
+        for begin, array in zip(begins, arrays, strict=True):
+            self._files[begin].append(array)
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return the array of the file that begins at an offset of the block."""
         if self.is_closed:
             raise ValueError(f"{self.kind} memory: it is closed")
-        file = self._files.get(offset)
-        if file is None:
+        files = self._files.get(offset)
+        if not files:
             raise ValueError(f"{self.kind} memory: no file begins at byte {offset:,}")
-        if (file.shape, file.dtype) != (shape, dtype):
-            raise ValueError(
-                f"{self.kind} memory: the file has {file.dtype} {file.shape}, expected {dtype}"
-                f" {shape}"
-            )
-        return file
+        for file in files:
+            if (file.shape, file.dtype) == (shape, dtype):
+                return file
+        found = " or ".join(f"{file.dtype} {file.shape}" for file in files)
+        raise ValueError(f"{self.kind} memory: the file has {found}, expected {dtype} {shape}")
 
     def offset_of(self, part: NDArray[Any]) -> int | None:
         """Return None: no other process gets parts of this block."""

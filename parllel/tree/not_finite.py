@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,6 @@ from parllel.tree.array_dict import ArrayDict
 from parllel.tree.dict_map import leaves_of
 from parllel.tree.leaves import as_ndarray
 from parllel.tree.path import TreePath, path_text
-from parllel.tree.row_parts import written_rows
 from parllel.tree.valid_rows import as_mask, over_agents
 
 # Causes first: a reward that is NaN makes NaN of advantages.
@@ -48,7 +48,9 @@ def refuse_not_finite(batch: ArrayDict) -> None:
 
 
 def _is_finite(leaf: Leaf) -> bool:
-    rows = written_rows(leaf) if isinstance(leaf, Array) else leaf  # each frame once, not stacks
+    rows: Any = leaf  # Any: a leaf, or a tree of its parts
+    if isinstance(leaf, Array) and leaf.row_writer is not None:
+        rows = ArrayDict(leaf.row_parts())  # each frame once, not stacks
     return all(bool(np.isfinite(as_ndarray(part)).all()) for _, part in leaves_of(rows))
 
 

@@ -70,8 +70,16 @@ def written_rows(leaf: Array, *, checked: bool = False) -> Array | RowParts:
     Args:
         leaf: rows of an Array of any kind.
         checked: whether to add the parts that a writer only reads, to check samples.
+
+    Raises:
+        ValueError: the leaf may take new memory, while environments write to that of before.
     """
     writer = leaf.row_writer
+    if leaf.may_move:
+        raise ValueError(
+            f"got a {type(leaf).__name__} whose memory may grow, expected one that stays where it"
+            ' is, as environments write in place; choose on_overflow="raise" or "drop"'
+        )
     return leaf if writer is None else RowParts(leaf.row_parts(checked=checked), writer)
 
 

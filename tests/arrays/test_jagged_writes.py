@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parllel import Jagged, JaggedArray
+from parllel import ArrayDict, Jagged, JaggedArray
 from parllel.arrays import batch_graphs
 from parllel.testing.simulated_cuda import simulated_cuda
+from parllel.tree.saving import open_tree, save_tree
 
 FIRST = [[1], [2, 2], [3, 3, 3], []]
 
@@ -119,3 +121,24 @@ def test_graphs_of_another_batch_shape_or_library_are_refused() -> None:
         batch_graphs(nodes, links.unflatten(0, (3, 2)))
     with pytest.raises(TypeError, match=r"edge_links: got .*Tensor.*to_ndarray\(\)"):
         batch_graphs(nodes, links.unflatten(0, (2, 3)).to_torch())
+
+
+@pytest.mark.parametrize("sizes", [(0, 2), (3, 0), (0, 0)])
+def test_slots_without_bytes_are_saved_and_read_back(sizes: Any, tmp_path: Path) -> None:
+    def make() -> JaggedArray:
+        return JaggedArray((2,), "f4", capacity=sizes[0], feature_shape=(sizes[1],))
+
+    array, other = make(), make()
+    array[0] = np.zeros((sizes[0], sizes[1]))
+    save_tree(ArrayDict({"cloud": array}), tmp_path, {})
+    open_tree(tmp_path).load_into(ArrayDict({"cloud": other}))
+    for found in (other, open_tree(tmp_path).map()["cloud"]):
+        assert [each.shape for each in found.to_ndarray()] == [sizes, (0, sizes[1])]
+
+
+def test_a_tree_over_files_grows_into_memory_of_its_own(tmp_path: Path) -> None:
+    save_tree(ArrayDict({"cloud": filled(on_overflow="grow")}), tmp_path, {})
+    mapped = open_tree(tmp_path).map()["cloud"]
+    mapped[0] = [7] * 9
+    assert lists(mapped) == [[7] * 9, *FIRST[1:]]
+    assert lists(open_tree(tmp_path).map()["cloud"]) == FIRST

@@ -248,3 +248,22 @@ def test_capacities_that_are_missing_or_wrong_say_how_to_give_them(
         capacity = {**CAPACITY["dict"], **capacity}
     with pytest.raises(error, match=message):
         build_example(Shapes, env_kwargs={"kind": kind}, storage="local", capacity=capacity)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_memory_that_may_grow_is_refused_where_environments_write(n_envs: int) -> None:
+    """Environments would go on to write to the memory before."""
+    rows = JaggedArray((n_envs,), "f4", feature_shape=(3,), capacity=MOST, on_overflow="grow")
+    with (
+        SerialCage(Shapes, {"kind": "cloud"}, n_envs=n_envs) as cage,
+        pytest.raises(ValueError, match="JaggedArray whose memory may grow"),
+    ):
+        cage.reset_async(out_obs=rows)
+
+
+def test_rows_of_one_environment_with_an_axis_too_many_are_refused() -> None:
+    with (
+        SerialCage(Shapes, {"kind": "cloud"}, n_envs=1) as cage,
+        pytest.raises(ValueError, match=r"slots of shape \(1, 12, 3\), expected \(12, 3\)"),
+    ):
+        cage.reset_async(out_obs=rows_of("cloud", n_rows=1))
