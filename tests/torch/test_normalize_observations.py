@@ -437,3 +437,19 @@ def test_it_reads_rows_without_a_copy_and_writes_none() -> None:
     result: Tensor = normalize(torch.from_numpy(rows))
     assert (rows == before).all()
     assert result.data_ptr() != rows.ctypes.data
+
+
+def test_agents_who_are_not_alive_count_for_nothing_or_are_refused() -> None:
+    rows = make_rows(1, (6, 3, 2))
+    alive = np.random.default_rng(0).random((6, 3, 2)) < 0.5
+    shared, of_each = make((4,)), make((2, 4))
+    shared.observe(rows, valid=alive)
+    np.testing.assert_allclose(shared.moments().mean.numpy(), rows[alive].mean(axis=0), rtol=1e-5)
+    match = "observation: got rows in which some agents are not alive, .* moments that agents share"
+    with pytest.raises(ValueError, match=match):
+        of_each.observe(rows, valid=alive)
+    of_each.observe(rows)  # of teams in which all agents live
+    by_name = NormalizeObservations({name: torch.zeros(1, 4) for name in ("pinky", "inky")})
+    tree = ArrayDict({"pinky": rows[:, :, 0], "inky": rows[:, :, 1]})
+    with pytest.raises(ValueError, match=r"observation\.pinky: got rows in which some agents are"):
+        by_name.observe(tree, valid=ArrayDict({"pinky": alive[..., 0], "inky": alive[..., 1]}))

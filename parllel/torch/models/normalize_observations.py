@@ -129,13 +129,15 @@ class NormalizeObservations(nn.Module):
         Args:
             observation: rows [..., F...], all leading dimensions of which count observations:
                 Arrays or arrays of NumPy, or a tree of them, float32 where they are normalized.
-            valid: bool [...], the rows that count; all by default.
+            valid: bool [...], the rows that count; all by default. It may have a dimension of
+                agents where these are a leading dimension of the rows.
             final_obs: more rows [k, F...]; none by default.
 
         Raises:
             TypeError: the module's buffers were converted, as by `model.half()`.
-            ValueError: an observation is NaN or infinite, or so large that its square is; or a leaf
-                has another dtype or shape. What was seen is what it was.
+            ValueError: an observation is NaN or infinite, or so large that its square is; a leaf
+                has another dtype or shape; or rows differ in which agents are alive, and features
+                have an axis of agents. What was seen is what it was.
         """
         if self.is_frozen:
             return
@@ -200,6 +202,16 @@ class NormalizeObservations(nn.Module):
             shape = tuple(self.get_buffer(f"{self._names[path]}mean").shape)
             like = Array((1,), np.float32, feature_shape=shape, storage=place)
             moments = self._in_batch[path] = RunningMoments(like)
+        n_lead = parts[0].ndim - len(moments.mean.shape)
+        if (
+            isinstance(valid, Mapping) or getattr(valid, "ndim", 0) > n_lead
+        ):  # it has a dimension of agents
+            raise ValueError(
+                f"{path_text(('observation', *path))}: got rows in which some agents are not alive,"
+                f" expected all alive, or moments that agents share: those of"
+                f" {tuple(moments.mean.shape)} would count the rows of the dead. Normalize one"
+                " agent's features (example_obs), or scale observations in the environment"
+            )
         moments.reset()
         for rows in parts:
             moments.update(rows, valid=valid)
