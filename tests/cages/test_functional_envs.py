@@ -43,6 +43,8 @@ def test_functions_of_jax_are_environments() -> None:
 
 
 @pytest.mark.long
+# Not among the packages of `dev`: gymnax 1.0.1 asks for gymnasium below 1.4. Beside it,
+# `pip install --no-deps gymnax flax optax orbax-checkpoint ...` into a folder on PYTHONPATH serves.
 @needs("gymnax")
 def test_ppo_learns_cartpole_of_gymnax() -> None:
     in_a_child("learn_cartpole")
