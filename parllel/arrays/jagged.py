@@ -67,7 +67,7 @@ class Jagged:
         _check_forms(self)
         n_elements = len(self.offsets) - 1
         shape = tuple(map(int, self.batch_shape)) or (n_elements,)
-        if math.prod(shape) != n_elements:
+        if math.prod(shape) != n_elements or min(shape) < 0:
             raise ValueError(
                 f"batch_shape: got {shape}, expected a shape of {n_elements} elements in all"
             )
@@ -255,10 +255,11 @@ class Jagged:
             [*batch_shape, longest], True where a row is an element's own.
 
         Raises:
-            ValueError: an element is longer than `longest`.
+            ValueError: an element is longer than `longest`, or the dtype can't hold `fill`.
         """
         if cuda.is_device_array(self.values):
             return self.to_torch().padded(longest, fill)
+        _check_fill(fill, self.dtype)
         counts = self.counts
         most = int(counts.max()) if len(counts) else 0
         if longest is None:
@@ -423,6 +424,15 @@ def _repeat(array: _Values, counts: _Values) -> _Values:
     return (
         array.repeat(counts) if isinstance(array, np.ndarray) else array.repeat_interleave(counts)
     )
+
+
+def _check_fill(fill: float, dtype: Any) -> None:
+    """Raise where a dtype of NumPy or torch would hold another number."""
+    try:
+        kind = np.dtype(str(dtype).removeprefix("torch."))
+    except TypeError:  # NumPy has no such dtype
+        return
+    fit_dtype(np.array([fill]), kind, "fill")
 
 
 def _where(mask: _Values, rows: _Values, fill: float) -> _Values:

@@ -11,6 +11,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from parllel.arrays.jagged_writer import fit_dtype
+
 
 class PointCloud(gym.Space[NDArray[Any]]):
     """The space of arrays [n, *feature_shape] of n points, from `min_points` to `max_points`.
@@ -37,7 +39,7 @@ class PointCloud(gym.Space[NDArray[Any]]):
     Raises:
         TypeError: a number of points is no integer, or the dtype is none of numbers.
         ValueError: min_points is negative, or larger than max_points; or the bounds have another
-            shape.
+            shape, or are no numbers of the dtype.
     """
 
     def __init__(
@@ -64,7 +66,10 @@ class PointCloud(gym.Space[NDArray[Any]]):
         low = (limits.min if is_whole else -np.inf) if low is None else low
         high = (limits.max if is_whole else np.inf) if high is None else high
         shape = tuple(feature_shape)
-        lowest, highest = (np.broadcast_to(np.asarray(each, kind), shape) for each in (low, high))
+        lowest, highest = (
+            np.broadcast_to(fit_dtype(np.asarray(each), kind, name), shape)
+            for name, each in (("low", low), ("high", high))
+        )
         self.point_space: spaces.Box[Any] = spaces.Box(lowest, highest, dtype=kind.type)
         super().__init__(None, kind, seed)
 

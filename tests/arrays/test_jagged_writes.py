@@ -142,3 +142,22 @@ def test_a_tree_over_files_grows_into_memory_of_its_own(tmp_path: Path) -> None:
     mapped[0] = [7] * 9
     assert lists(mapped) == [[7] * 9, *FIRST[1:]]
     assert lists(open_tree(tmp_path).map()["cloud"]) == FIRST
+
+
+@pytest.mark.parametrize("convert", [Jagged.to_ndarray, Jagged.to_torch])
+@pytest.mark.parametrize(
+    ("dtype", "fill"),
+    [("uint8", -1), ("uint8", 300), ("int64", 0.5), ("int32", np.nan), ("float32", 1e300)],
+)
+def test_a_fill_that_the_values_cannot_hold_is_refused(
+    convert: Any, dtype: str, fill: float
+) -> None:
+    jagged = convert(Jagged.of([[1, 2], [3]], dtype))
+    with pytest.raises(ValueError, match=f"fill: got .*expected a number of {dtype}"):
+        jagged.padded(fill=fill)
+    assert jagged.padded(fill=7)[0].tolist() == [[1, 2], [3, 7]]
+
+
+def test_a_batch_shape_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch_shape: got \(-1, -2\), expected a shape of 2"):
+        Jagged.of([[1], [2]]).unflatten(0, (-1, -2))

@@ -5,6 +5,8 @@ import json
 import pickle
 
 import gymnasium as gym
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -106,3 +108,13 @@ def test_wrong_arguments_are_refused() -> None:
         PointCloud(6, (2,), low=[0, 0, 0])
     with pytest.raises(ValueError, match="mask"):
         PointCloud(6).sample(mask=np.ones(3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "bound"),
+    [("int32", "low", 0.5), ("uint8", "low", -1), ("float32", "high", 1e300)],
+)
+def test_bounds_that_the_dtype_cannot_hold_are_refused(dtype: str, name: str, bound: float) -> None:
+    bounds: Any = {name: bound}
+    with pytest.raises(ValueError, match=f"{name}: got .*expected a number of {dtype}"):
+        PointCloud(6, (2,), dtype, **bounds)
