@@ -16,6 +16,7 @@ from parllel.cages.states.attributes import pack, unpack
 from parllel.cages.values.agent_forms import AgentForm, names_of, told_of
 from parllel.cages.values.agent_results import AgentResults, as_agent_reset, as_agent_step
 from parllel.cages.values.agent_spaces import (
+    as_observed,
     batch_of,
     can_batch,
     empty_value,
@@ -270,7 +271,8 @@ class ParallelAgents(gym.Env[Any, Any]):
             unpack(state["np_random"], self._generator(), ("np_random",))
         self._alive[:] = state["alive"]
         self._has_ended[:] = state["has_ended"]
-        self._last = {int(slot): value for slot, value in state["last"].items()}
+        last = {int(slot): value for slot, value in state["last"].items()}
+        self._last = {slot: as_observed(self._spaces[slot], own) for slot, own in last.items()}
 
     def _generator(self) -> np.random.Generator | None:
         base = getattr(self.parallel_env, "unwrapped", self.parallel_env)

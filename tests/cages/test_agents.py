@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from optional import needs
 from parllel.cages import MisfitError, ParallelAgents, ProcessCage, SerialCage, WorkerError
 from parllel.testing.contracts.cage_calls import random_step, reset, step
-from parllel.testing.contracts.relay_rows import compare, lives, play
+from parllel.testing.contracts.relay_rows import NAMES, compare, lives, play
 from parllel.testing.toy_agents import Life, Masked, Relay
 from profiles import fewer_examples
 
@@ -175,6 +175,42 @@ def test_each_agent_gets_an_action_of_its_own_kind() -> None:
         assert space.contains(own)
         assert own["gear"] == action["gear"][slot]
         np.testing.assert_array_equal(own["push"][0], action["push"]["0"][slot])
+
+
+# States
+
+
+def test_final_graphs_of_agents_who_have_ended_are_those_of_a_saved_state() -> None:
+    class Graphs(Relay):
+        def observation_space(self, agent: str) -> Any:
+            if not hasattr(self, "_buffers"):  # it is being made, by the size of what it shows
+                return super().observation_space(agent)
+            graph = spaces.Graph(spaces.Box(-np.inf, np.inf, (1,)), None)
+            return spaces.Dict(map=spaces.Tuple((graph,)))
+
+        def _observe(self, name: str, action: Any) -> Any:
+            nodes = np.full((1 + self._step, 1), self._step, np.float32)
+            return {"map": (spaces.GraphInstance(nodes, None, np.zeros((0, 2), np.int64)),)}
+
+    envs = [ParallelAgents(Graphs(), "dictionary") for _ in range(2)]
+    for env in envs:
+        env.reset(seed=0)
+    for _ in range(3):
+        envs[0].step(dict.fromkeys(NAMES, 0))
+    state = envs[0].get_state()
+    # A file has tuples and dictionaries, and no other types.
+    state["last"] = {
+        slot: {"map": (tuple(shown["map"][0]),)} for slot, shown in state["last"].items()
+    }
+    assert list(state["last"]) == [0]  # ada
+    envs[1].set_state(state)
+    for env in envs:
+        for _ in range(3):
+            shown = env.step(dict.fromkeys(NAMES, 0))[0]
+        for name, last in zip(NAMES, (2, 4, 6), strict=True):
+            graph = shown[name]["map"][0]
+            assert isinstance(graph, spaces.GraphInstance)
+            np.testing.assert_array_equal(graph.nodes, np.full((1 + last, 1), last))
 
 
 # Wrappers

@@ -117,6 +117,19 @@ def empty_value(space: spaces.Space[Any], action_space: spaces.Space[Any]) -> An
     return unmasked(space, action_space, _zeros(space))
 
 
+def as_observed(space: spaces.Space[Any], value: Any) -> Any:
+    """Return an observation that was saved as plain data, with the types that its space has.
+
+    >>> as_observed(spaces.Graph(spaces.Discrete(9), None), (np.array([4]), None, None)).nodes
+    array([4])
+    """
+    if isinstance(space, spaces.Dict):
+        return {name: as_observed(part, value[name]) for name, part in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(as_observed(*each) for each in zip(space, value, strict=True))
+    return spaces.GraphInstance(*value) if isinstance(space, spaces.Graph) else value
+
+
 def _zeros(space: spaces.Space[Any]) -> Any:
     """Return a value of zeros; of jagged spaces as short a one as there is."""
     if isinstance(space, spaces.Dict):
