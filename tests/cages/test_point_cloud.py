@@ -3,10 +3,9 @@
 import copy
 import json
 import pickle
-
-import gymnasium as gym
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
