@@ -22,9 +22,15 @@ def fit_elements(value: Any, form: ElementForm, batch_shape: tuple[int, ...]) ->
         form: what elements are.
         batch_shape: batch dimensions of the slots; () for one slot.
 
+    What elements of a JaggedArray lost before still counts as dropped.
+
     Raises:
         ValueError: an element does not fit, or there are others than the slots' batch dimensions.
     """
+    lost = _lost_before(value)
+    if lost is not None:
+        pairs = zip(fit_elements(value.to_ndarray(), form, batch_shape), lost, strict=True)
+        return [each._replace(n_dropped=each.n_dropped + n) for each, n in pairs]
     if not isinstance(value, Jagged | list | tuple):
         value = to_host(value)
     n_elements = math.prod(batch_shape)
@@ -54,6 +60,12 @@ def fit_elements(value: Any, form: ElementForm, batch_shape: tuple[int, ...]) ->
     if len(fitted) != n_elements:
         raise ValueError(f"got {len(fitted)} elements, expected {n_elements}")
     return fitted
+
+
+def _lost_before(value: Any) -> list[int] | None:
+    """Return the number of items that each element of a JaggedArray has lost; None of others."""
+    dropped = getattr(value, "dropped", None)
+    return None if dropped is None else np.ravel(dropped.to_ndarray()).tolist()
 
 
 def _elements_of(jagged: Jagged) -> Iterator[Any]:
@@ -111,6 +123,7 @@ def device_elements(value: Any, form: ElementForm, batch_shape: tuple[int, ...])
         ValueError: the elements have other items or another dtype, there are others than the
             slots' batch dimensions, or one is too long.
     """
+    lost = _lost_before(value)
     jagged = value.to_torch() if hasattr(value, "to_torch") else value
     if not isinstance(jagged, Jagged):
         jagged = _dense(jagged, form, batch_shape)
@@ -135,6 +148,8 @@ def device_elements(value: Any, form: ElementForm, batch_shape: tuple[int, ...])
         dropped = np.maximum(counts - form.capacity, 0)
         longest = form.capacity
         rows, mask = rows[:, :longest], mask[:, :longest]
+    if lost is not None:
+        dropped = dropped + lost
     return DeviceElements(rows, mask.sum(-1), int(longest), dropped.tolist())
 
 

@@ -28,6 +28,12 @@ def lists(array: JaggedArray) -> list[list[float]]:
     return [element.tolist() for element in array.to_ndarray()]
 
 
+def dropped_by(array: JaggedArray) -> list[int]:
+    assert array.dropped is not None
+    counts: list[int] = array.dropped.to_ndarray().tolist()
+    return counts
+
+
 orders = st.permutations(range(4))
 
 
@@ -88,6 +94,22 @@ def test_copies_know_what_was_dropped() -> None:
         assert lists(other) == [[1, 2], [1]]
     one = pickle.loads(pickle.dumps(array[0]))
     assert (one.to_ndarray().tolist(), int(one.dropped)) == ([1, 2], 1)
+
+
+@pytest.mark.parametrize("storage", ["local", "device"])
+def test_what_elements_lost_counts_in_other_arrays_too(storage: str) -> None:
+    with simulated_cuda("lazy"):
+        first, second, third = (
+            JaggedArray((2,), "f4", capacity=capacity, storage=storage, on_overflow="drop")
+            for capacity in (3, 2, 3)
+        )
+        first[...] = [[1, 2, 3, 4], [1]]
+        second[...] = first
+        third[0], third[1] = second[0], [1, 2]
+        assert dropped_by(second) == [2, 0]
+        assert dropped_by(third) == [2, 0]
+        third[...] = [[1], [2]]
+        assert dropped_by(third) == [0, 0]
 
 
 @pytest.mark.parametrize(
