@@ -29,7 +29,9 @@ def fit_elements(value: Any, form: ElementForm, batch_shape: tuple[int, ...]) ->
     """
     lost = _lost_before(value)
     if lost is not None:
-        pairs = zip(fit_elements(value.to_ndarray(), form, batch_shape), lost, strict=True)
+        fitted = fit_elements(value.to_ndarray(), form, batch_shape)
+        counts = np.broadcast_to(lost, len(fitted)).tolist()  # one element may become all
+        pairs = zip(fitted, counts, strict=True)
         return [each._replace(n_dropped=each.n_dropped + n) for each, n in pairs]
     if not isinstance(value, Jagged | list | tuple):
         value = to_host(value)

@@ -108,6 +108,8 @@ def test_what_elements_lost_counts_in_other_arrays_too(storage: str) -> None:
         third[0], third[1] = second[0], [1, 2]
         assert dropped_by(second) == [2, 0]
         assert dropped_by(third) == [2, 0]
+        third[...] = first[0]
+        assert dropped_by(third) == [1, 1]
         third[...] = [[1], [2]]
         assert dropped_by(third) == [0, 0]
 
