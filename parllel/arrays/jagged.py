@@ -37,8 +37,9 @@ class Jagged:
     that belong to none of them, as in memory that has room for longer elements. What these rows
     hold has no meaning: read them by the methods, which leave them out, or by `packed().values`.
 
-    A Jagged is a description of memory, and never changes. Elements, and a Jagged that an index
-    leads to, are views of the same memory.
+    A Jagged is a description of memory, and never changes. Elements, and a Jagged of neighbours
+    that an index leads to, are views of the same memory; other elements that an index picks are
+    copied.
 
     With memory of a device, `len`, slices, `nested` and `to_torch` wait for nothing. Integers,
     iteration, `packed` where it copies, `padded` and `segment_ids` read lengths, so that they wait
@@ -194,7 +195,10 @@ class Jagged:
     # Elements
 
     def __getitem__(self, index: Any) -> Any:
-        """Return an element [n, *feature_shape], or a Jagged of some elements; both are views.
+        """Return an element [n, *feature_shape], or a Jagged of some elements.
+
+        Both are views, but where elements that are not neighbours, in order, are picked: these are
+        packed, as NumPy's indexing copies.
 
         Args:
             index: index of the batch, as NumPy has it: integers, slices, integer arrays, masks.
@@ -216,7 +220,8 @@ class Jagged:
         picked = _numbers_like(source.offsets, numbers)
         lengths, begins = source.counts[picked], source.offsets[picked]
         offsets = _concatenate([begins, (begins + lengths)[-1:]])
-        return Jagged(source.values, offsets, lengths, found.shape)
+        # A copy: lengths that are read now, and rows that are written later, would not agree.
+        return Jagged(source.values, offsets, lengths, found.shape).packed()
 
     def __iter__(self) -> Iterator[Any]:
         return (self[number] for number in range(len(self)))

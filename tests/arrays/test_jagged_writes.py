@@ -185,3 +185,13 @@ def test_a_fill_that_the_values_cannot_hold_is_refused(
 def test_a_batch_shape_below_zero_is_refused() -> None:
     with pytest.raises(ValueError, match=r"batch_shape: got \(-1, -2\), expected a shape of 2"):
         Jagged.of([[1], [2]]).unflatten(0, (-1, -2))
+
+
+@pytest.mark.parametrize("convert", [JaggedArray.to_ndarray, JaggedArray.to_torch])
+def test_elements_that_are_picked_of_a_jagged_do_not_change(convert: Any) -> None:
+    array = filled()
+    jagged = convert(array)
+    picked, neighbours = jagged[[2, 0]], jagged[1:3]
+    array[...] = [[9] * n for n in (0, 1, 4, 2)]
+    assert [each.tolist() for each in picked] == [FIRST[2], FIRST[0]]
+    assert [each.tolist() for each in neighbours] == [[9], [9] * 4]
