@@ -13,6 +13,14 @@ from parllel.arrays.jagged import Jagged
 class GraphBatch(NamedTuple):
     """Many graphs as one graph whose parts are not linked; arrays of NumPy or tensors of torch.
 
+    A last graph without nodes shows in none of them: tell layers that pool how many graphs there
+    are, as by torch-geometric's `size=len(nodes)`.
+
+    >>> nodes = Jagged.of([np.zeros((2, 1)), np.zeros((1, 1))], "float32")
+    >>> graphs = batch_graphs(nodes, Jagged.of([[[0, 1]], [[0, 0]]]))
+    >>> graphs.batch.tolist(), graphs.edge_index.tolist()
+    ([0, 0, 1], [[0, 2], [1, 2]])
+
     Args:
         x: [n_nodes, *feature_shape], the nodes of all graphs, one graph after the other.
         batch: int64 [n_nodes], the number of the graph that each node belongs to.
