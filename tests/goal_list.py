@@ -116,7 +116,7 @@ def count_pairs(pairs: NDArray[np.int64]) -> dict[tuple[int, int], int]:
 
 def assert_untouched(minibatch: ArrayDict, n: int, model: Model) -> None:
     """Check that the transitions behind the first n are those of the list."""
-    columns = {path: leaf[n:].cpu() for path, leaf in leaves(minibatch).items()}
+    columns = {path: leaf[n:].cpu() for path, leaf in leaves(check_clouds(minibatch)).items()}
     steps = [
         model.steps[index % model.shape.B][index // model.shape.B]
         for index in columns["index"].tolist()
