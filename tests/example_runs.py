@@ -4,7 +4,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,7 +55,7 @@ def load(name: str) -> ModuleType:
 @contextmanager
 def changed(module: ModuleType, constants: Mapping[str, Any]) -> Iterator[None]:
     """Change constants of a module in a `with` block."""
-    with patch.multiple(module, **constants):
+    with patch.multiple(module, **constants) if constants else nullcontext():
         yield
 
 

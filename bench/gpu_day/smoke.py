@@ -127,13 +127,13 @@ def moments_are_those_of_the_host(rng: np.random.Generator) -> str:
         rows = rng.standard_normal((n_rows, n_features)).astype(np.float32)
         kept = np.zeros((N_KEPT, count_copies(n_features), n_features), np.float32)
         scratch = np.zeros((N_PLANES, lay_out(n_rows, n_features).n_scratch), np.float32)
-        on_device = [cuda.to_device(each) for each in (rows, kept, scratch)]
-        options: Any = {"n_before": 0, "epsilon": 1e-6}
-        update_moments(rows, **options, out_kept=kept, out_scratch=scratch)
-        moments_op.update_moments(
-            on_device[0], **options, out_kept=on_device[1], out_scratch=on_device[2]
-        )
-        found = cuda.to_host(on_device[1])
+        counts = np.zeros(n_features, np.int64)
+        outputs: Any = {"out_kept": kept, "out_counts": counts, "out_scratch": scratch}
+        on_device = {name: cuda.to_device(each) for name, each in outputs.items()}
+        options: Any = {"begins_anew": True, "epsilon": 1e-6}
+        update_moments(rows, **options, **outputs)
+        moments_op.update_moments(cuda.to_device(rows), **options, **on_device)
+        found = cuda.to_host(on_device["out_kept"])
         np.testing.assert_allclose(found, kept, rtol=1e-4, atol=1e-5)
         n_others += int((found != kept).sum())
     return f"{n_others} numbers differ"

@@ -414,7 +414,7 @@ def _numbers_like(array: _Values, numbers: Any) -> _Values:
         return numbers
     import torch
 
-    return torch.from_numpy(numbers).to(array.device)
+    return array.new_empty(numbers.shape, dtype=torch.int64).copy_(torch.from_numpy(numbers))
 
 
 def _concatenate(arrays: list[_Values]) -> _Values:

@@ -172,6 +172,7 @@ def _dense(value: Any, form: ElementForm, batch_shape: tuple[int, ...]) -> Jagge
     else:
         tensor = tensor.reshape(n_elements, *tensor.shape[n_lead:])
     n_items = tensor.shape[1]
-    offsets = torch.arange(n_elements + 1, device=tensor.device) * n_items
+    starts = torch.arange(n_elements + 1) * n_items
+    offsets = tensor.new_empty(n_elements + 1, dtype=torch.int64).copy_(starts)
     values = tensor.reshape(n_elements * n_items, *tensor.shape[2:])
     return Jagged(values, offsets, None, batch_shape or (1,))

@@ -28,12 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 RECIPE = re.compile(r"^test-gpu:.*\n\t\$\(BIN\)/python -m pytest (.*)$", re.MULTILINE)
 
-# The contracts have by far the most tests of a device (tests/storages/test_cuda_memory.py). Here
-# they would take long.
+# The contracts have by far the most tests of a device. Here they would take long.
+CONTRACTS = ("test_cuda_memory.py", "test_device_cage.py")
 OTHERS = [
     path
     for path in TESTS.glob("*/test_*.py")
-    if "cuda_device" in path.read_text() and path.name != "test_cuda_memory.py"
+    if "cuda_device" in path.read_text() and path.name not in CONTRACTS
 ]
 
 

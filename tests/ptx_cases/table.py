@@ -41,7 +41,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case(draws.draw_nothing, 1),
         Case(draws.draw_late, 1),
     ),
-    "draw_windows": (Case(windows.draw_evenly, 40), Case(windows.draw_nothing, 1)),
+    "draw_windows": (Case(windows.draw_evenly, 100), Case(windows.draw_nothing, 1)),
     "draw_windows_by_priority": (Case(windows.draw_shares, 200),),
     "earn_of_agents": (Case(agents.earn, 40),),
     "frames": (Case(copies.gather_stacks, 100),),
