@@ -67,9 +67,10 @@ test: $(INSTALLED)
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --long
 
-# After make test: what test-long adds to it.
+# After make test: what test-long adds to it; one share of it with SHARE=K/N.
+SHARE := 0/1
 test-rest: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --long --rest
+	$(BIN)/python -m pytest -n 2 --long --rest --share $(SHARE)
 
 # In an environment of its own, with the oldest versions that pyproject.toml allows.
 test-oldest: .ci/constraints-oldest.txt

@@ -48,6 +48,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         " examples as whole programs; and try three times as many examples",
     )
     parser.addoption(
+        "--share",
+        default="0/1",
+        metavar="K/N",
+        help="with --rest: run one of N shares of these tests, that with the number K, 0 to N - 1",
+    )
+    parser.addoption(
         "--rest",
         action="store_true",
         help="with --long: leave out the tests that the short run has run in the same way",
@@ -199,7 +205,15 @@ def why_left_out(item: pytest.Function, config: pytest.Config) -> str | None:
         item.get_closest_marker("long") or getattr(item.function, "is_hypothesis_test", False)
     ):
         return "with --rest: the short run has run them"
+    if config.getoption("rest") and not is_of_share(item.nodeid, config.getoption("share")):
+        return "with --share: they are of another share"
     return None
+
+
+def is_of_share(name: str, share: str) -> bool:
+    """Tell whether a test is one of a share "K/N"."""
+    number, _, n_shares = share.partition("/")
+    return zlib.crc32(name.encode()) % int(n_shares) == int(number)
 
 
 def runs_all_folders(config: pytest.Config) -> bool:
