@@ -151,7 +151,7 @@ def earn(
         agents: address of the ring's table.
         earned: address of the table of results.
         discount: for each step.
-        place: of the first step in the ring.
+        place: index of the transition's first step in the ring, row * width + column.
         is_found: whether the step can be sampled; else NaN is written.
         agent: the agent.
         item: index of the transition in the minibatch.

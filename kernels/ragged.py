@@ -43,7 +43,7 @@ class RaggedLeaf(NamedTuple):
     Args:
         destination: address of the first item to write; items follow each other without gaps.
         offsets: address of int64 [n + 1], written: where each element begins, in items, and where
-            the last one ends; 0 where nobody asks.
+            the last one ends. 0 where offsets are not wanted.
         source: address of slot 0.
         stride: bytes from a slot to the next one.
         item_nbytes: bytes of an item.

@@ -111,7 +111,7 @@ ALWAYS_WRONG: list[Fault] = [
     copy_the_final_observation_before_the_reset,
     keep_the_number_of_the_draw_on_the_device,
 ]
-"""The faults that give wrong data on each day, once somebody asserts the right ones."""
+"""The faults that give wrong data under every schedule."""
 
 FAULTS: list[Fault] = [
     wait_for_the_copy_before_a_pinned_buffer_is_written,

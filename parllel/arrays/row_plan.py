@@ -28,10 +28,10 @@ class PlannedRows(NamedTuple):
     """The rows of several Arrays, as they were when they were found: their windows may move.
 
     Args:
-        names: of the Arrays.
-        buffers: their memory.
-        leads: what an integer index needs, of each.
-        rows: their rows, from the window's first one on.
+        names: the name of each Array in its tree.
+        buffers: the memory of each Array.
+        leads: what an integer index needs of each Array.
+        rows: the rows of each Array, from the window's first one on.
         has_scalars: whether a row is a number, which NumPy gives as an array where it is asked to.
     """
 

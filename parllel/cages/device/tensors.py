@@ -135,7 +135,10 @@ _DLPACK_CPU = 1  # kDLCPU
 
 
 def _address_of(leaf: Tensor) -> int | None:
-    """Return where the first element lies; None for what nobody overwrites (JAX), or is empty."""
+    """Return the address of the first element, where there is one; None for JAX's arrays.
+
+    These are never overwritten.
+    """
     if is_tensor(leaf):
         return leaf.data_ptr() if leaf.numel() else None
     if isinstance(leaf, np.ndarray):

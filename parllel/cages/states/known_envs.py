@@ -26,6 +26,10 @@ _ALE_VARIES = 624 * 10
 WAY_OUT = "or let each checkpoint reset all environments (saves_envs=False)"
 
 
+def _refuse_none(env: Any) -> None:
+    """Accept an environment: all of its kind can be saved."""
+
+
 class Access(NamedTuple):
     """How the state of one kind of environment is read and set.
 
@@ -37,7 +41,7 @@ class Access(NamedTuple):
 
     get: Callable[[Any], Any]
     set: Callable[[Any, Any], object]
-    check: Callable[[Any], object] = id  # all of this kind can
+    check: Callable[[Any], object] = _refuse_none
 
 
 def known_access(env: gym.Env[Any, Any]) -> Access | None:
