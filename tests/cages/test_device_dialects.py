@@ -1,9 +1,12 @@
 """What a DeviceCage refuses, what it says of what is lost, and what each dialect does with it."""
 
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -15,6 +18,7 @@ from parllel.cages.device.functional import Functional
 from parllel.cages.device.isaac_lab import IsaacLab, Mjlab, as_gymnasium
 from parllel.cages.device.known_dialects import dialect_of
 from parllel.cages.device.maniskill import ManiSkill
+from parllel.cages.device.tensors import refuse_shared_memory
 from parllel.testing.contracts.cage_calls import idle, reset, step
 from parllel.testing.device_envs import (
     FakeFunctional,
@@ -133,6 +137,33 @@ def test_a_final_observation_in_the_memory_of_the_next_one_is_found() -> None:
         step(cage, idle(B))
         with pytest.raises(RuntimeError, match=r"final_observation'\]: it has the memory .* 828"):
             step(cage, idle(B))
+
+
+@pytest.mark.parametrize("as_library", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@pytest.mark.parametrize(
+    ("kept", "overwritten", "is_shared"),
+    [
+        (np.s_[0:3], np.s_[0:3], True),
+        (np.s_[0:3], np.s_[2:4], True),  # one row of it, which is not the first
+        (np.s_[2:4], np.s_[0:3], True),
+        (np.s_[0:2], np.s_[2:4], False),
+        (np.s_[:, 0], np.s_[:, 1], False),  # columns of one buffer, side by side
+        (np.s_[:, 0:2], np.s_[:, 1], True),
+        (np.s_[0:0], np.s_[0:3], False),
+    ],
+)
+def test_memory_in_common_is_found_wherever_it_begins(
+    as_library: Callable[[Any], Any], kept: Any, overwritten: Any, is_shared: bool
+) -> None:
+    memory = np.zeros((4, 3), np.float32)
+    trees = {"a": np.ones(4), "b": as_library(memory)[kept]}, (as_library(memory)[overwritten],)
+    told = (
+        pytest.raises(RuntimeError, match="final.*b.*: it has the memory")
+        if is_shared
+        else nullcontext()
+    )
+    with told:
+        refuse_shared_memory(*trees, "final", "clone it")
 
 
 class Forgetful(ManiSkill):

@@ -109,11 +109,12 @@ def refuse_shared_memory(kept: Tensors, overwritten: Tensors, what: str, way_out
     """Refuse tensors that have bytes in common with others, which the next step writes.
 
     Raises:
-        RuntimeError: a leaf of the one begins where a leaf of the other does.
+        RuntimeError: a leaf of the one has a byte in which a leaf of the other lies, too.
     """
-    addresses = {_address_of(leaf) for _, leaf in walk_tensors(overwritten)} - {None}
+    others = [place for _, leaf in walk_tensors(overwritten) if (place := _place_of(leaf))]
     for path, leaf in walk_tensors(kept):
-        if _address_of(leaf) in addresses:
+        own = _place_of(leaf)
+        if own is not None and any(own.meets(other) for other in others):
             raise RuntimeError(
                 f"{path_text((what, *path))}: it has the memory of the next observation, expected"
                 f" memory of its own: it is overwritten before anyone reads it; {way_out}"
@@ -134,13 +135,56 @@ def side_of_tensor(value: Tensor) -> Side:
 _DLPACK_CPU = 1  # kDLCPU
 
 
-def _address_of(leaf: Tensor) -> int | None:
-    """Return the address of the first element, where there is one; None for JAX's arrays.
+class _Place:
+    """The bytes in which a tensor lies, on whatever device; nothing reads them.
+
+    Args:
+        address: where the first element lies.
+        shape: lengths of the axes, none of them 0.
+        strides: bytes from one element to the next, on each axis.
+        itemsize: bytes of an element.
+    """
+
+    def __init__(
+        self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int
+    ) -> None:
+        self.__array_interface__ = {
+            "data": (address, True),
+            "shape": shape,
+            "strides": strides,
+            "typestr": f"|V{itemsize}",
+            "version": 3,
+        }
+        reach = [(length - 1) * stride for length, stride in zip(shape, strides, strict=True)]
+        self._begin = address + sum(step for step in reach if step < 0)
+        self._end = address + sum(step for step in reach if step > 0) + itemsize
+
+    def meets(self, other: _Place) -> bool:
+        """Whether a byte belongs to both."""
+        if self._end <= other._begin or other._end <= self._begin:  # most: apart as a whole
+            return False
+        try:
+            return np.shares_memory(self, other, max_work=_MOST_WORK)  # type: ignore[arg-type]
+        except np.exceptions.TooHardError:  # strides that can't be told apart: rather refused
+            return True
+
+
+_MOST_WORK = 10_000  # candidates that are looked at for a byte in common
+
+
+def _place_of(leaf: Tensor) -> _Place | None:
+    """Return where a leaf lies; None for one without elements, and for JAX's arrays.
 
     These are never overwritten.
     """
     if is_tensor(leaf):
-        return leaf.data_ptr() if leaf.numel() else None
+        itemsize, shape = leaf.element_size(), tuple(leaf.shape)
+        strides = tuple(step * itemsize for step in leaf.stride())
+        return _Place(leaf.data_ptr(), shape, strides, itemsize) if leaf.numel() else None
     if isinstance(leaf, np.ndarray):
-        return int(leaf.ctypes.data) if leaf.size else None
-    return int(leaf.data.ptr) if cuda.is_device_array(leaf) and leaf.size else None
+        address = int(leaf.ctypes.data)
+    elif cuda.is_device_array(leaf):
+        address = int(leaf.data.ptr)
+    else:
+        return None
+    return _Place(address, leaf.shape, leaf.strides, leaf.itemsize) if leaf.size else None
