@@ -157,11 +157,8 @@ def test_memory_in_common_is_found_wherever_it_begins(
 ) -> None:
     memory = np.zeros((4, 3), np.float32)
     trees = {"a": np.ones(4), "b": as_library(memory)[kept]}, (as_library(memory)[overwritten],)
-    told = (
-        pytest.raises(RuntimeError, match="final.*b.*: it has the memory")
-        if is_shared
-        else nullcontext()
-    )
+    refused = pytest.raises(RuntimeError, match=r"final.*b.*: it has the memory")
+    told = refused if is_shared else nullcontext()
     with told:
         refuse_shared_memory(*trees, "final", "clone it")
 
