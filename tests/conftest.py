@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from long_run import is_of_share, share_of
 from parllel import cuda
-from schedules import marks_of
+from schedules import find_repetitions, marks_of
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +49,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         " examples as whole programs; and try three times as many examples",
     )
     parser.addoption(
+        "--every-schedule",
+        action="store_true",
+        help="with --long: try each case of each test under all schedules, not only each claim",
+    )
+    parser.addoption(
         "--share",
         default="0/1",
+        type=share_of,
         metavar="K/N",
         help="with --rest: run one of N shares of these tests, that with the number K, 0 to N - 1",
     )
@@ -153,15 +160,20 @@ def device_of_torch() -> torch.device:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
     """Mark what uses the device, before `-m` asks; leave out what this run is not for."""
-    kept, left_out = [], []
-    reasons: Counter[str] = Counter()
     for item in items:
         if "cuda_device" in item.fixturenames:
             item.add_marker("cuda")
         if "cuda_simulation" in item.fixturenames:
             for marker in marks_of(item.callspec.params["cuda_simulation"][0]):
                 item.add_marker(marker)
+    is_whole = config.getoption("every_schedule") or names_tests(config)
+    repetitions = set() if is_whole else find_repetitions(items)
+    kept, left_out = [], []
+    reasons: Counter[str] = Counter()
+    for item in items:
         reason = why_left_out(item, config)
+        if reason is None and item in repetitions:
+            reason = "without --every-schedule: another case of their claim runs under theirs"
         if reason is None:
             kept.append(item)
         else:
@@ -195,7 +207,7 @@ def why_left_out(item: pytest.Function, config: pytest.Config) -> str | None:
         reason = why_simulated(item)
         if reason is not None:
             return f"with --cuda=real: {reason}"
-    is_named = all("::" in argument for argument in config.args)
+    is_named = names_tests(config)
     if item.get_closest_marker("long") and not config.getoption("long") and not is_named:
         return "without --long: they are marked long"
     is_all = config.getoption("long") and not config.getoption("rest")
@@ -210,10 +222,9 @@ def why_left_out(item: pytest.Function, config: pytest.Config) -> str | None:
     return None
 
 
-def is_of_share(name: str, share: str) -> bool:
-    """Tell whether a test is one of a share "K/N"."""
-    number, _, n_shares = share.partition("/")
-    return zlib.crc32(name.encode()) % int(n_shares) == int(number)
+def names_tests(config: pytest.Config) -> bool:
+    """Tell whether each argument names a test, as file.py::test."""
+    return all("::" in argument for argument in config.args)
 
 
 def runs_all_folders(config: pytest.Config) -> bool:

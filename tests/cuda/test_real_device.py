@@ -22,14 +22,13 @@ from parllel import Array, cuda
 from parllel.ops.row_copy import RowCopy
 from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.simulated_cuda import simulated_cuda
+from schedules import CONTRACTS
 from step_list import Chances, Model, Shape, leaves
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 RECIPE = re.compile(r"^test-gpu:.*\n\t\$\(BIN\)/python -m pytest (.*)$", re.MULTILINE)
 
-# The contracts have by far the most tests of a device. Here they would take long.
-CONTRACTS = ("test_cuda_memory.py", "test_device_cage.py")
 OTHERS = [
     path
     for path in TESTS.glob("*/test_*.py")
