@@ -73,6 +73,7 @@ def build_cages(
     timeout_s: float = TIMEOUT_S,
     on_worker_error: OnWorkerError = "raise",
     bind_workers: bool = False,
+    worker_cage: Callable[..., Cage] = ProcessCage,
 ) -> list[Cage]:
     """Make cages that hold `n_envs` environments together, divided as equally as possible.
 
@@ -98,10 +99,13 @@ def build_cages(
             `processor`), of those that this process may use. It gains on an idle machine where
             steps take some 20 us or more, and loses where other programs run; AlternatingSampler
             mostly does better without it.
+        worker_cage: makes the cage of a worker: `ProcessCage`; or `RayCage`, whose workers may be
+            on any machine of a cluster, so that `n_workers` has to be given. Further arguments go
+            by `functools.partial(RayCage, actor_options=...)`.
 
     Raises:
-        ValueError: n_envs is not positive, n_workers is negative, or the number of seeds is not
-            `n_envs`.
+        ValueError: n_envs is not positive, n_workers is negative, the number of seeds is not
+            `n_envs`; or `n_workers` is missing, or `bind_workers` set, where it can't be.
 
     Example:
         >>> from parllel.testing.toy_envs import Clock
@@ -110,6 +114,13 @@ def build_cages(
     """
     seeds = spawn_seeds(seed, n_envs)
     make_env = _maker(make_env)
+    if worker_cage is not ProcessCage and n_workers is None:
+        raise ValueError(
+            "n_workers: got None, expected a number: how many processors there are for workers of"
+            f" {worker_cage!r} is not known here"
+        )
+    if worker_cage is not ProcessCage and bind_workers:
+        raise ValueError("bind_workers: got True, expected False: only a ProcessCage's worker is")
     n_workers, is_default = _number_of_workers(n_workers, n_envs), n_workers is None
     # With "restart", environments that may end their process are wanted in another one.
     if n_workers and is_default and on_worker_error == "raise":
@@ -117,8 +128,9 @@ def build_cages(
     if n_workers == 0:
         return [SerialCage(make_env, env_kwargs, make_traj_info, n_envs=n_envs, seed=seeds)]
 
-    def make_cage(begin: int, end: int, processor: int | None) -> ProcessCage:
-        return ProcessCage(
+    def make_cage(begin: int, end: int, processor: int | None) -> Cage:
+        own: dict[str, Any] = {} if processor is None else {"processor": processor}
+        return worker_cage(
             make_env,
             env_kwargs,
             make_traj_info,
@@ -127,12 +139,12 @@ def build_cages(
             timeout_s=timeout_s,
             on_worker_error=on_worker_error,
             first_env=begin,
-            processor=processor,
+            **own,
         )
 
     ends = [n_envs * number // n_workers for number in range(n_workers + 1)]
-    own = processors_to_bind(n_workers) if bind_workers else [None] * n_workers
-    spans = zip(pairwise(ends), own, strict=True)
+    processors = processors_to_bind(n_workers) if bind_workers else [None] * n_workers
+    spans = zip(pairwise(ends), processors, strict=True)
     return _make_together([partial(make_cage, *span, each) for span, each in spans])
 
 

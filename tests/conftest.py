@@ -153,6 +153,15 @@ def cuda_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
             yield device_of_torch()
 
 
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """A Ray cluster of this machine; its value is the address."""
+    from ray_cluster import small_cluster
+
+    with small_cluster() as address:
+        yield address
+
+
 def device_of_torch() -> torch.device:
     return cuda.tensor_over(cuda.allocate_device(1)).device
 

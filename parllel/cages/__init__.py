@@ -1,8 +1,8 @@
 """Cages: environments behind one contract, stepped in this process or in worker processes.
 
-A cage is written with the files of this folder. `process` holds the machinery of workers, `vector`
-that of vector environments, `device` the dialects of those with tensors, and `states` what is
-saved of environments.
+A cage is written with the files of this folder. `process` holds the machinery of workers, `actors`
+that of Ray, `vector` that of vector environments, `device` the dialects of those with tensors, and
+`states` what is saved of environments.
 """
 
 from parllel.cages.cage import Cage, Command
@@ -13,9 +13,11 @@ from parllel.cages.episodes import TrajInfo
 from parllel.cages.mask_in_observation import MaskInObservation
 from parllel.cages.parallel_agents import ParallelAgents
 from parllel.cages.point_cloud import PointCloud
-from parllel.cages.process.process_cage import TIMEOUT_S, OnWorkerError, ProcessCage
+from parllel.cages.process.process_cage import ProcessCage
 from parllel.cages.process.processors import n_physical_cores
+from parllel.cages.process.worker_cage import TIMEOUT_S, OnWorkerError
 from parllel.cages.process.worker_error import WorkerError
+from parllel.cages.ray_cage import RayCage
 from parllel.cages.seeds import Seed, spawn_seeds
 from parllel.cages.serial_cage import SerialCage
 from parllel.cages.values.agent_forms import AgentForm
@@ -47,6 +49,7 @@ __all__ = [
     "ParallelEnv",
     "PointCloud",
     "ProcessCage",
+    "RayCage",
     "Seed",
     "SerialCage",
     "TrajInfo",

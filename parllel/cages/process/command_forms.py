@@ -59,6 +59,27 @@ class CommandForm(NamedTuple):
     outputs: Outputs
 
 
+class CommandLeaf(NamedTuple):
+    """One array that a command reads or writes, as `command_leaves` yields it.
+
+    >>> CommandLeaf(("out_reward",), None, np.zeros(2), is_read=False, writer=None).rows.shape
+    (2,)
+
+    Args:
+        path: the names that lead to it, as ("out_observation", "camera").
+        given: the leaf as the caller gave it.
+        rows: the array.
+        is_read: whether the worker reads it and does not write it.
+        writer: writes samples to the rows that it is a part of; None where it is no such part.
+    """
+
+    path: TreePath
+    given: object
+    rows: NDArray[Any]
+    is_read: bool
+    writer: RowWriter | None
+
+
 class PackedCommand(NamedTuple):
     """A command as it is sent to a worker.
 
@@ -95,24 +116,15 @@ class _KnownForm(NamedTuple):
     stand_ins: list[_StandIn | None]
 
 
-class _CommandLeaf(NamedTuple):
-    """One array that a command reads or writes.
+class _PlacedLeaf(NamedTuple):
+    """A leaf of a command, with the block that it is in; None where the worker can't reach it.
 
-    Args:
-        path: the names that lead to it, as ("out_observation", "camera").
-        rows: the array.
-        memory: the block that it is in; None where the worker can't reach it.
-        offset: where it begins in the block, in bytes.
-        is_read: whether the worker reads it and does not write it.
-        writer: writes samples to the rows that it is a part of; None where it is no such part.
+    It begins in the block at `offset`, in bytes.
     """
 
-    path: TreePath
-    rows: NDArray[Any]
+    leaf: CommandLeaf
     memory: Memory | None
     offset: int
-    is_read: bool
-    writer: RowWriter | None
 
 
 class CommandForms:
@@ -183,58 +195,38 @@ class CommandForms:
             TypeError: an action or an output holds Python objects.
             MemoryError: there is no memory for a stand-in.
         """
-        leaves = list(self._leaves_of(command, action))
-        has_output = tuple(rows is not None for rows in command.rows)
-        key = (command.kind, has_output, *(self._key_of(leaf) for leaf in leaves))
+        found = command_leaves(command, action)
+        leaves = [_PlacedLeaf(leaf, *self._find(leaf.given, leaf.rows)) for leaf in found]
+        key = (*kind_of(command), *map(self._key_of, leaves))
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._add_form(command, leaves)
         offsets: list[int] = []
         copies_in, copies_out = [], []
-        for leaf, stand_in in zip(leaves, known.stand_ins, strict=True):
-            offsets.append(leaf.offset if stand_in is None else stand_in.offset)
+        for (leaf, _, offset), stand_in in zip(leaves, known.stand_ins, strict=True):
+            offsets.append(offset if stand_in is None else stand_in.offset)
             if stand_in is not None and leaf.is_read:
                 copies_in.append((stand_in.rows, leaf.rows))
             elif stand_in is not None:
                 copies_out.append((leaf.rows, stand_in.rows))
         packed = struct.pack(f"<{len(offsets)}q", *offsets)
-        blocks = [leaf.memory for leaf in leaves if leaf.memory is not None]
+        blocks = [memory for _, memory, _ in leaves if memory is not None]
         return PackedCommand(known.number, packed, copies_in, copies_out, blocks)
 
-    def _add_form(self, command: Command, leaves: list[_CommandLeaf]) -> _KnownForm:
+    def _add_form(self, command: Command, leaves: list[_PlacedLeaf]) -> _KnownForm:
         unreached = iter(self._stand_ins_of([leaf for leaf in leaves if leaf.memory is None]))
         form_leaves: list[FormLeaf] = []
         stand_ins: list[_StandIn | None] = []
-        for leaf in leaves:
-            rows, block, stand_in = leaf.rows, leaf.memory, None
+        for leaf, block, _ in leaves:
+            rows, stand_in = leaf.rows, None
             if block is None:
                 stand_in = next(unreached)
                 rows, block = stand_in.rows, stand_in.memory
             number = self.add_block(block)
             form_leaves.append(FormLeaf(number, rows.shape, rows.strides, rows.dtype))
             stand_ins.append(stand_in)
-        numbers = iter(range(len(leaves)))
-        form = CommandForm(
-            command.kind,
-            tuple(form_leaves),
-            _number(command.action, numbers),
-            Outputs(*(_number(rows, numbers) for rows in command.rows)),
-        )
-        self._forms.append(form)
+        self._forms.append(form_of(command, form_leaves))
         return _KnownForm(len(self._forms) - 1, stand_ins)
-
-    def _leaves_of(self, command: Command, action: Value | None) -> Iterator[_CommandLeaf]:
-        """Yield the leaves of the action, and then those of the outputs in their order."""
-        if command.action is not None:
-            for path, leaf, rows, writer in _walk(("action",), action, command.action):
-                memory, offset = self._find(leaf, rows)
-                yield _CommandLeaf(path, rows, memory, offset, True, writer)
-        for name, given, own in zip(Outputs._fields, command.outputs, command.rows, strict=True):
-            if own is not None:
-                for path, leaf, rows, writer in _walk((f"out_{name}",), given, own):
-                    memory, offset = self._find(leaf, rows)
-                    is_read = writer is not None and path[-1] in writer.only_read
-                    yield _CommandLeaf(path, rows, memory, offset, is_read, writer)
 
     def _find(self, leaf: object, rows: NDArray[Any]) -> tuple[Memory | None, int]:
         """Return the block of a leaf's rows, None where no worker reaches it; and their offset."""
@@ -246,33 +238,31 @@ class CommandForms:
                     return memory, offset
         return None, 0
 
-    def _key_of(self, leaf: _CommandLeaf) -> _Key:
+    def _key_of(self, leaf: _PlacedLeaf) -> _Key:
         """Return the properties that leaves have in common in commands of one form."""
-        rows = leaf.rows
-        key = leaf.path, leaf.writer, rows.shape, rows.dtype
-        return key if leaf.memory is None else (*key, rows.strides, self.add_block(leaf.memory))
+        key = key_of(leaf.leaf)
+        if leaf.memory is None:
+            return key
+        return (*key, leaf.leaf.rows.strides, self.add_block(leaf.memory))
 
-    def _stand_ins_of(self, leaves: list[_CommandLeaf]) -> list[_StandIn]:
+    def _stand_ins_of(self, leaves: list[_PlacedLeaf]) -> list[_StandIn]:
         """Return stand-ins for leaves, which all commands with such leaves use in turn."""
         key = tuple(self._key_of(leaf) for leaf in leaves)
         if leaves and key not in self._stand_ins:
             self._stand_ins[key] = self._allocate(leaves)
         return self._stand_ins[key] if leaves else []
 
-    def _allocate(self, leaves: list[_CommandLeaf]) -> list[_StandIn]:
+    def _allocate(self, leaves: list[_PlacedLeaf]) -> list[_StandIn]:
         """Allocate stand-ins for leaves, all of them in one block of shared memory."""
-        for leaf in leaves:
-            if leaf.rows.dtype.hasobject:
-                raise TypeError(
-                    f"{path_text(leaf.path)}: got Python objects, expected numbers: the worker of a"
-                    " ProcessCage gets no others; a SerialCage takes them"
-                )
-        memory = Shared(sum(aligned(leaf.rows.nbytes) for leaf in leaves))
+        for placed in leaves:
+            check_numbers(placed.leaf)
+        memory = Shared(sum(aligned(placed.leaf.rows.nbytes) for placed in leaves))
         memory.acquire()
         stand_ins = []
-        for leaf in leaves:
-            offset = memory.take(leaf.rows.nbytes)
-            rows = memory.array(offset, leaf.rows.shape, leaf.rows.dtype)
+        for placed in leaves:
+            like = placed.leaf.rows
+            offset = memory.take(like.nbytes)
+            rows = memory.array(offset, like.shape, like.dtype)
             stand_ins.append(_StandIn(memory, offset, rows))
         return stand_ins
 
@@ -282,6 +272,55 @@ class CommandForms:
         while self._stand_ins:
             _, (stand_in, *_) = self._stand_ins.popitem()
             stand_in.memory.release()
+
+
+def command_leaves(command: Command, action: Value | None) -> Iterator[CommandLeaf]:
+    """Yield the leaves of a command's action, and then those of its outputs in their order.
+
+    Args:
+        command: its rows are over the memory of its outputs.
+        action: as the caller gave it; None where the kind takes none.
+    """
+    if command.action is not None:
+        for path, leaf, rows, writer in _walk(("action",), action, command.action):
+            yield CommandLeaf(path, leaf, rows, True, writer)
+    for name, given, own in zip(Outputs._fields, command.outputs, command.rows, strict=True):
+        if own is not None:
+            for path, leaf, rows, writer in _walk((f"out_{name}",), given, own):
+                is_read = writer is not None and path[-1] in writer.only_read
+                yield CommandLeaf(path, leaf, rows, is_read, writer)
+
+
+def kind_of(command: Command) -> _Key:
+    """Return what commands of one form have in common beside their leaves."""
+    return command.kind, tuple(rows is not None for rows in command.rows)
+
+
+def key_of(leaf: CommandLeaf) -> _Key:
+    """Return what leaves have in common in commands of one form."""
+    return leaf.path, leaf.writer, leaf.rows.shape, leaf.rows.dtype
+
+
+def check_numbers(leaf: CommandLeaf) -> None:
+    """Refuse a leaf of Python objects, which can't be sent as bytes."""
+    if leaf.rows.dtype.hasobject:
+        raise TypeError(
+            f"{path_text(leaf.path)}: got Python objects, expected numbers: a worker gets no"
+            " others; a SerialCage takes them"
+        )
+
+
+def form_of(command: Command, leaves: Sequence[FormLeaf]) -> CommandForm:
+    """Return the form of a command.
+
+    Args:
+        command: any command of that form.
+        leaves: where each of its leaves lies, in the order of `command_leaves`.
+    """
+    numbers = iter(range(len(leaves)))
+    action = _number(command.action, numbers)
+    outputs = Outputs(*(_number(rows, numbers) for rows in command.rows))
+    return CommandForm(command.kind, tuple(leaves), action, outputs)
 
 
 def rebuild_command(

@@ -33,14 +33,12 @@ class Surroundings(NamedTuple):
         variables: the process's environment variables, with one thread for each library.
         authkey: the key of `multiprocessing`, without which the worker could not receive shared
             memory in `env_kwargs`.
-        env_specs: the environments that the program has registered with gymnasium.
     """
 
     path: list[str]
     folder: str | None
     variables: Mapping[str, str]
     authkey: bytes
-    env_specs: Mapping[str, EnvSpec]
 
     @classmethod
     def of_this_process(cls) -> Surroundings:
@@ -54,7 +52,6 @@ class Surroundings(NamedTuple):
             folder=folder,
             variables=os.environ | ONE_THREAD,
             authkey=bytes(multiprocessing.current_process().authkey),
-            env_specs=pack_env_specs(),
         )
 
     def take_over(self) -> None:
@@ -67,16 +64,6 @@ class Surroundings(NamedTuple):
         for name in os.environ.keys() - self.variables.keys():
             del os.environ[name]
         multiprocessing.current_process().authkey = self.authkey
-        # A module that registers environments does so again when it is imported here. The program
-        # was told of what is overridden, and -W error would make it an exception.
-        warnings.filterwarnings(
-            "ignore", ".*Overriding environment .* already in registry", UserWarning
-        )
-        self.register()
-
-    def register(self) -> None:
-        """Give the registry of gymnasium the program's environments, whatever it had."""
-        gym.registry.update(self.env_specs)
 
 
 class Task(NamedTuple):
@@ -89,7 +76,8 @@ class Task(NamedTuple):
     ...     make_env, env_kwargs, make_traj_info = unpack(task.calls)
 
     Args:
-        surroundings: the state of the cage's process.
+        surroundings: the state of the cage's process; None where its worker has its own.
+        env_specs: the environments that the program has registered with gymnasium.
         calls: `(make_env, env_kwargs, make_traj_info)`, packed apart from the rest: it can be
             unpacked only after the worker has taken over the surroundings.
         seeds: one for each environment.
@@ -97,11 +85,21 @@ class Task(NamedTuple):
         descriptors: files and sockets that the calls use, which are sent beside the task.
     """
 
-    surroundings: Surroundings
+    surroundings: Surroundings | None
+    env_specs: Mapping[str, EnvSpec]
     calls: bytes
     seeds: Sequence[np.random.SeedSequence]
     restarts: bool
     descriptors: Sequence[int] = ()
+
+    def register(self) -> None:
+        """Give the registry of gymnasium the program's environments, whatever it had."""
+        # A module that registers environments does so again when it is imported here. The program
+        # was told of what is overridden, and -W error would make it an exception.
+        warnings.filterwarnings(
+            "ignore", ".*Overriding environment .* already in registry", UserWarning
+        )
+        gym.registry.update(self.env_specs)
 
 
 @contextmanager
@@ -111,6 +109,7 @@ def packed_task(
     *,
     restarts: bool = False,
     start_method: str = "forkserver",
+    is_near: bool = True,
 ) -> Iterator[Task]:
     """Pack a task for one worker. Its descriptors are those of the program until the context ends.
 
@@ -118,17 +117,36 @@ def packed_task(
         calls: make_env, env_kwargs and make_traj_info by these names.
         seeds, restarts: as for `Task`.
         start_method: as for `ProcessCage`.
+        is_near: whether the worker is a process of this machine, which takes over the surroundings
+            of this one and its descriptors.
 
     Raises:
-        TypeError: one of the calls can't be pickled.
+        TypeError: one of the calls can't be pickled, or has descriptors that can't be sent.
     """
     with packing(start_method) as handles:
         try:
             packed = pack(tuple(calls.values()))
         except Exception as error:
             raise _refusal(calls, error) from error
-        surroundings = Surroundings.of_this_process()
-        yield Task(surroundings, packed, seeds, restarts, handles.descriptors)
+        if handles.descriptors and not is_near:
+            raise TypeError(
+                f"{_holder(calls, start_method)}: it has a file, socket or shared memory of this"
+                " machine, which can't be sent to another one; open it inside of make_env, or use a"
+                " ProcessCage"
+            )
+        surroundings = Surroundings.of_this_process() if is_near else None
+        env_specs = pack_env_specs()
+        yield Task(surroundings, env_specs, packed, seeds, restarts, handles.descriptors)
+
+
+def _holder(calls: Mapping[str, object], start_method: str) -> str:
+    """Return the name of the call that has descriptors."""
+    for name, value in calls.items():
+        with packing(start_method) as handles:
+            pack(value)
+        if handles.descriptors:
+            return name
+    return "environments registered with gymnasium"
 
 
 def _refusal(calls: Mapping[str, object], error: Exception) -> Exception:

@@ -40,6 +40,7 @@ from parllel.cages.process.replies import Failure, dumps
 from parllel.cages.process.status_page import CALL, StatusPage
 from parllel.cages.process.task import Task
 from parllel.cages.process.worker import TRACE_SIGNAL
+from parllel.cages.process.worker_lost_error import WorkerLostError
 from parllel.storages import Shared
 
 StartMethod = Literal["forkserver", "fork"]
@@ -50,25 +51,6 @@ _TRACE_S = 1.0  # longest wait for the traceback of a worker that hangs
 _N_GLANCES = 10  # so often a wait of `timeout_s` looks whether there was progress
 
 _logger = logging.getLogger(__name__)
-
-
-class WorkerLostError(Exception):
-    """A worker has ended or does not reply, and can't be used any more.
-
-    >>> WorkerLostError("the worker was killed", environment=1, trace="").environment
-    1
-
-    Args:
-        what: a sentence that says what happened.
-        environment: the number of the environment that was called last; None where none was.
-        trace: the worker's traceback; empty where it could not be written.
-    """
-
-    def __init__(self, what: str, environment: int | None, trace: str) -> None:
-        super().__init__(what)
-        self.what = what
-        self.environment = environment
-        self.trace = trace
 
 
 class WorkerProcess:
