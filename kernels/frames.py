@@ -42,7 +42,7 @@ from parllel.kernels.rows import (
 from parllel.kernels.stack_table import ENTRY_NBYTES, Stacks, StackTable
 from parllel.kernels.targets import CpuKernel
 
-IMAGE_AT = 11 * 8  # where the last ones are, those of the image
+IMAGE_AT = 12 * 8  # where the last ones are, those of the image
 
 # On a CPU. Small enough that the frames which an observation and the next one share are read from
 # a cache the second time: 0.9 of the time of leaf after leaf (bench/bench_frames.py).
@@ -52,10 +52,12 @@ ROWS_AT_ONCE = 8
 def gather_stacks(table: StackTable, index: Index, *, out_address: int = 0, seed: int = 0) -> None:
     """Gather stacks in host memory, of all leaves: that of row index[i] to output i.
 
-    output[leaf][i, k] = frame[leaf][row - min(n - 1 - k, before) * n_columns],  row = index[i]
+    output[leaf][i, s, k] = frame[leaf][newest - min(n - 1 - k, before) * n_columns]
+    newest = index[i] * n_stacks + s
 
-    where k counts the n frames of a stack, the oldest first, and `before` the frames of the
-    episode before the row's own. With a blank frame, that is output i, k where n - 1 - k > before.
+    where s counts the stacks of a row, k the n frames of a stack, the oldest first, and `before`
+    the frames of the episode before the newest one. With a blank frame, that is output i, s, k
+    where n - 1 - k > before.
     `Stacks` says what a leaf with `rows` and frames beside them gives. Frames of images are shifted
     as `image_shift.draw_shift` says for the seed and i.
 
@@ -107,14 +109,15 @@ class Frames(NamedTuple):
     rows: int
     beside: int
     beside_rows: int
+    n_stacks: int
 
 
 class Newest(NamedTuple):
     """Where a stack is, seen from its newest frame."""
 
     beside: int  # address of the newest frame, where it is beside the rows; else 0
-    row: int  # of the newest frame, or of the one before the newest that is beside
-    before: int  # frames of the same episode before that row's, of `count_before`
+    number: int  # of the newest frame, or of the one before the newest that is beside
+    before: int  # frames of the same episode before that one, of `count_before`
 
 
 def read_frames(table: int, number: int, out: int) -> Frames:
@@ -125,23 +128,24 @@ def read_frames(table: int, number: int, out: int) -> Frames:
     n_frames, n_columns = load_two_int64(at + 32)
     is_first, blank = load_two_int64(at + 48)
     rows, beside = load_two_int64(at + 64)
-    beside_rows = load_int64(at + 80)
+    beside_rows, n_stacks = load_two_int64(at + 80)
     sizes = stride, nbytes, n_frames, n_columns
-    return Frames(out + destination, source, *sizes, is_first, blank, rows, beside, beside_rows)
+    places = is_first, blank, rows, beside, beside_rows
+    return Frames(out + destination, source, *sizes, *places, n_stacks)
 
 
-def count_before(frames: Frames, row: int) -> int:
-    """Return how many frames of the same episode are before a row's; what a stack needs is enough.
+def count_before(frames: Frames, number: int) -> int:
+    """Return how many frames of the same episode are before one; what a stack needs is enough.
 
     The number may be larger than the frames of a stack, and is then not that of the episode.
     """
     needed = frames.n_frames - 1
     count = 0
-    is_same = 1  # whether all rows up to here are of the episode
+    is_same = 1  # whether all frames up to here are of the episode
     while count < needed and is_same != 0:
         # Four flags are loaded before one is looked at: memory is waited for once. Those that a
         # stack does not need are its last one.
-        at = frames.is_first + row - count * frames.n_columns
+        at = frames.is_first + number - count * frames.n_columns
         last = needed - 1 - count
         flags = (
             load_byte(at),
@@ -166,16 +170,17 @@ def bits_of(leaf: Stacks) -> int:
     return frame_bits(Frames(*leaf[1:-1]))
 
 
-def find_newest(frames: Frames, row: int) -> Newest:
-    """Return where the stack is that an index names."""
+def find_newest(frames: Frames, row: int, stack: int) -> Newest:
+    """Return where one of the stacks is of the row that an index names."""
     beside = 0
     if frames.rows != 0:
         row = load_int64(frames.rows + row * 8)
         if row < 0:
-            stack = -1 - row
-            beside = frames.beside + stack * frames.nbytes
-            row = load_int64(frames.beside_rows + stack * 8) if frames.n_frames > 1 else 0
-    return Newest(beside, row, count_before(frames, row))
+            place = -1 - row
+            beside = frames.beside + (place * frames.n_stacks + stack) * frames.nbytes
+            row = load_int64(frames.beside_rows + place * 8) if frames.n_frames > 1 else 0
+    number = row * frames.n_stacks + stack
+    return Newest(beside, number, count_before(frames, number))
 
 
 def find_frame(frames: Frames, newest: Newest, place: int) -> int:
@@ -189,7 +194,7 @@ def find_frame(frames: Frames, newest: Newest, place: int) -> int:
         if frames.blank != 0:
             return frames.blank
         back = newest.before
-    return frames.source + (newest.row - back * frames.n_columns) * frames.stride
+    return frames.source + (newest.number - back * frames.n_columns) * frames.stride
 
 
 def find_row(frames: Frames, row: int) -> int:
@@ -199,6 +204,11 @@ def find_row(frames: Frames, row: int) -> int:
     if row < 0:
         return frames.beside - (row + 1) * frames.nbytes
     return frames.source + row * frames.stride
+
+
+def stacks_nbytes(frames: Frames) -> int:
+    """Return the bytes of all stacks of a row."""
+    return frames.n_stacks * frames.n_frames * frames.nbytes
 
 
 def gather_words(frames: Frames, n_rows: int, picks: Picks) -> None:
@@ -218,13 +228,15 @@ def gather_words(frames: Frames, n_rows: int, picks: Picks) -> None:
 
 def gather_part(frames: Frames, begin: int, end: int, picks: Picks) -> None:
     """Gather the stacks of one leaf from number `begin` on, on a CPU."""
-    destination = frames.destination + begin * frames.n_frames * frames.nbytes
+    destination = frames.destination + begin * stacks_nbytes(frames)
     for at in range(begin, end):
-        newest = find_newest(frames, pick(picks, at))
-        for place in range(frames.n_frames):
-            source = find_frame(frames, newest, place)
-            copy_row(destination, source, frames.nbytes)
-            destination += frames.nbytes
+        row = pick(picks, at)
+        for stack in range(frames.n_stacks):
+            newest = find_newest(frames, row, stack)
+            for place in range(frames.n_frames):
+                source = find_frame(frames, newest, place)
+                copy_row(destination, source, frames.nbytes)
+                destination += frames.nbytes
 
 
 def gather_shifted(
@@ -234,19 +246,22 @@ def gather_shifted(
 
     Apart from it: the compiler makes the loop over plain frames slower beside this one.
     """
-    destination = frames.destination + begin * frames.n_frames * frames.nbytes
+    destination = frames.destination + begin * stacks_nbytes(frames)
     for at in range(begin, end):
-        newest = find_newest(frames, pick(picks, at))
+        row = pick(picks, at)
         shift = draw_shift(image, load_seed(seed), at)
-        for place in range(frames.n_frames):
-            source = find_frame(frames, newest, place)
-            copy_image(destination, source, frames.nbytes, image, shift)
-            destination += frames.nbytes
+        for stack in range(frames.n_stacks):
+            newest = find_newest(frames, row, stack)
+            for place in range(frames.n_frames):
+                source = find_frame(frames, newest, place)
+                copy_image(destination, source, frames.nbytes, image, shift)
+                destination += frames.nbytes
 
 
 def is_of_words(frames: Frames, image: Image) -> bool:
     """Return whether a leaf has rows for which there is a loop of their own."""
-    return frames.n_frames == 1 and image.most == 0 and frames.nbytes in (1, 4, 8, 16)
+    is_one = frames.n_frames == 1 and frames.n_stacks == 1
+    return is_one and image.most == 0 and frames.nbytes in (1, 4, 8, 16)
 
 
 def gather_in_turn(
@@ -304,6 +319,7 @@ PARTS = (
     *(
         *DRAW_PARTS,
         *CPU_PARTS,
+        stacks_nbytes,
         gather_words,
         gather_part,
         gather_shifted,

@@ -34,16 +34,16 @@ class Launch(NamedTuple):
     out: int
     n_rows: int
     picks: Picks
-    most_frames: int  # of a stack; each leaf is given as many
+    most_frames: int  # of all stacks of a row; each leaf is given as many
 
 
 class Copied(NamedTuple):
     """One frame of an output."""
 
-    at: int  # number of the stack
+    at: int  # number of the row that is gathered
     leaf: int
     destination: int
-    source: int  # 0: the stack has no such frame
+    source: int  # 0: the row has no such frame
     nbytes: int
     bits: int  # their low ones are 0 as far as they are in all addresses of the leaf
 
@@ -61,10 +61,15 @@ def find_copied(launch: Launch, first_leaf: int, number: int) -> Copied:
         place += 1
     frames = read_frames(launch.table, leaf, launch.out)
     row = pick(launch.picks, at)
+    n_frames = frames.n_stacks * frames.n_frames
+    destination = frames.destination + (at * n_frames + place) * frames.nbytes
     source = 0
-    if place < frames.n_frames:
-        source = find_frame(frames, find_newest(frames, row), place)
-    destination = frames.destination + (at * frames.n_frames + place) * frames.nbytes
+    if place < n_frames:
+        stack = 0
+        while place >= frames.n_frames:  # at most as often as there are stacks
+            place -= frames.n_frames
+            stack += 1
+        source = find_frame(frames, find_newest(frames, row, stack), place)
     return Copied(at, leaf, destination, source, frames.nbytes, frame_bits(frames))
 
 
@@ -105,8 +110,8 @@ def gather_on_grid(
 ) -> None:
     """Gather all stacks, unshifted. Grid and block have one axis; `Teams` says who copies what.
 
-    Each leaf is given as many frames as the longest stack has, `most_frames`. Any grid gathers
-    everything.
+    Each leaf is given as many frames as the stacks of a row have at most, `most_frames`. Any grid
+    gathers everything.
     """
     share = find_share(Teams(n_wide, n_narrow, wide_bits, narrow_bits, n_riders))
     launch = Launch(table, out, n_rows, Picks(vector, start, step), most_frames)

@@ -84,7 +84,7 @@ def leaf_bits(leaf: WindowLeaf) -> int:
 def find_older_frame(leaf: WindowLeaf, place: int, back: int) -> int:
     """Return the address of a frame of the stack of a place, so many back; the oldest at most."""
     sizes = leaf.stride, leaf.nbytes, leaf.n_frames, leaf.n_columns
-    frames = Frames(0, leaf.source, *sizes, leaf.is_first, leaf.blank, 0, 0, 0)
+    frames = Frames(0, leaf.source, *sizes, leaf.is_first, leaf.blank, 0, 0, 0, 1)
     before = count_before(frames, place)
     back = min(back, leaf.n_frames - 1)
     if back > before and leaf.blank != 0:

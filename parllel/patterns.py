@@ -366,8 +366,8 @@ def build_sample_tree(
             what fills a stack at the beginning of an episode: "first" repeats the first frame, as
             gymnasium's `FrameStackObservation`; "zero" takes zeros, as its padding type "zero"
             and ALE's vector environment. For a tree of observations, a mapping names the leaves
-            that are stacks, as in `{"image": "zero"}`. Writing anything but such stacks raises
-            ValueError.
+            that are stacks, as in `{"image": "zero"}`. Agents in an axis have a stack each,
+            [T, B, N, stack, ...]. Writing anything but such stacks raises ValueError.
 
     Returns:
         The example's branches of shape [T, B, ...] (`observation` with padding 1) and
@@ -380,7 +380,7 @@ def build_sample_tree(
         TypeError: `frames` is one word for a tree; or the agent's step returns no pair of actions
             and a mapping.
         ValueError: `frames` names a leaf that the observation does not have or that is no stack,
-            or is another word; or observations have an axis of agents.
+            or is another word.
 
     Example:
         >>> from parllel.testing.toy_envs import Clock
@@ -409,8 +409,11 @@ def build_sample_tree(
     specs = rows.apply(_spec, tuple(batch_shape), full_size)
     specs["observation"] = dict_map(_padded, specs["observation"])
     if frames is not None:
-        _refuse_axis(example)
-        specs["observation"] = _with_frames(("observation",), specs["observation"], frames)
+        valid = example.get("valid")
+        n_agent_dims = int(isinstance(valid, Array) and valid.ndim > 1)
+        specs["observation"] = _with_frames(
+            ("observation",), specs["observation"], frames, n_agent_dims
+        )
     if "value" in agent_info:
         specs["final_value"] = specs["agent_info"]["value"]
         specs["agent_info"]["value"] = dict_map(_padded, specs["agent_info"]["value"])
@@ -480,26 +483,22 @@ def _padded(spec: ArraySpec) -> ArraySpec:
     return spec.changed(padding=1)
 
 
-def _refuse_axis(example: ArrayDict) -> None:
-    """Refuse to store frames once where the axis behind environments is that of agents."""
-    valid = example.get("valid")
-    if isinstance(valid, Array) and valid.ndim > 1:
-        raise ValueError(
-            "frames: observations have an axis of agents, expected stacks behind the environments;"
-            ' make them a dictionary of agents, as by cages.ParallelAgents(env, "dictionary")'
-        )
-
-
 def _with_frames(
-    path: TreePath, spec: ArraySpec | ArrayDict, frames: FrameFills
+    path: TreePath, spec: ArraySpec | ArrayDict, frames: FrameFills, n_agent_dims: int
 ) -> ArraySpec | ArrayDict:
-    """Return the specs of an observation, with specs of frames for its stacks."""
+    """Return the specs of an observation, with specs of frames for its stacks.
+
+    Samples have the axis of agents, where they have one, before the axis of the stack.
+    """
     text = path_text(path)
     if isinstance(frames, Mapping) and isinstance(spec, ArrayDict):
         unknown = sorted(set(frames) - set(spec))
         if unknown:
             raise ValueError(f"frames: got {unknown}, expected names of {text}: {sorted(spec)}")
-        changed = {name: _with_frames((*path, name), spec[name], frames[name]) for name in frames}
+        changed = {
+            name: _with_frames((*path, name), spec[name], frames[name], n_agent_dims)
+            for name in frames
+        }
         return ArrayDict({**spec, **changed})
     if isinstance(spec, ArrayDict):
         raise TypeError(
@@ -508,10 +507,11 @@ def _with_frames(
         )
     if isinstance(frames, Mapping) or frames not in get_args(Fill):
         raise ValueError(f'frames: got {frames!r} for {text}, expected "first" or "zero"')
-    if not spec.feature_shape or spec.kind != ArraySpec.kind:
+    if len(spec.feature_shape) <= n_agent_dims or spec.kind != ArraySpec.kind:
         got = "one number" if spec.kind == ArraySpec.kind else f"a leaf of the kind {spec.kind!r}"
+        got += " of each agent" if n_agent_dims else ""
         raise ValueError(f"frames: {text} is {got}, expected a stack of shape (stack, ...)")
-    return stacked_spec(spec, frames)
+    return stacked_spec(spec, frames, n_agent_dims)
 
 
 def _eval_spec(leaf: Array, n_envs: int) -> ArraySpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,21 +80,24 @@ class FrameSpec(KindSpec):
         )
 
     @classmethod
-    def of_stacks(cls, spec: ArraySpec, fill: Fill) -> Self:
+    def of_stacks(cls, spec: ArraySpec, fill: Fill, n_agent_dims: int = 0) -> Self:
         """Return the spec of a FrameArray with the same visible shape and window as a plain Array.
 
         Args:
-            spec: spec of the plain Array, whose samples are stacks, [stack, *frame_shape].
+            spec: spec of the plain Array, whose samples are stacks, [stack, *frame_shape], or such
+                of several agents, [N, stack, *frame_shape].
             fill: content of a stack before the beginning of its episode.
+            n_agent_dims: number of dimensions of a sample before those of a stack.
 
         Raises:
             ValueError: samples are single numbers; or fill is another word.
         """
-        if not spec.feature_shape:
+        agents, of_stack = spec.feature_shape[:n_agent_dims], spec.feature_shape[n_agent_dims:]
+        if not of_stack:
             raise ValueError("got one number, expected a stack of shape (stack, ...)")
-        stack, *frame_shape = spec.feature_shape
-        window = spec.padding, spec.full_size
-        return cls.of(spec.batch_shape, spec.dtype, frame_shape, *window, stack, fill)
+        stack, *frame_shape = of_stack
+        window, batch_shape = (spec.padding, spec.full_size), (*spec.batch_shape, *agents)
+        return cls.of(batch_shape, spec.dtype, frame_shape, *window, stack, fill)
 
     def make(self, storage: str | Memory = "local") -> FrameArray:
         """Allocate a FrameArray as this spec describes it.
@@ -123,8 +127,9 @@ class FrameSpec(KindSpec):
         return self.stack - 1
 
     def row_of(self, sample: Any) -> Any:  # Any: the spec's own type of sample, indexed
-        """Return the newest frame of a stack, which is what its row stores."""
-        return sample[-1]
+        """Return the newest frame of a stack, or of each agent's, which is what its row stores."""
+        of_agents = (slice(None),) * len(self.batch_shape[2:])
+        return sample[(*of_agents, -1)] if of_agents else sample[-1]
 
     @property
     def layout(self) -> FrameLayout:
@@ -184,7 +189,8 @@ class FrameArray(Array):
     rounds. All other rows show what was written.
 
     Args:
-        batch_shape: leading dimensions, usually (T, B): steps and environments.
+        batch_shape: leading dimensions, usually (T, B): steps and environments. With (T, B, N) each
+            of N agents has a stack and a flag of its own.
         dtype: type of the elements, any NumPy dtype but object.
         feature_shape: shape of one frame. The attribute of that name has the shape of a sample,
             which is a stack: the visible shape is `batch_shape + (stack, *feature_shape)`.
@@ -302,7 +308,9 @@ class FrameArray(Array):
     @property
     def row_writer(self) -> FrameWriter:
         """The writer for environments, which writes the newest frame of a stack and its flag."""
-        return FrameWriter(self.dtype, self.frame_shape, self.stack, self.fill)
+        behind = self._location[2 : self._buffer.n_batch_axes]
+        agents = tuple(len(axis) for axis in behind if isinstance(axis, range))
+        return FrameWriter(self.dtype, self.frame_shape, self.stack, self.fill, agents)
 
     def row_parts(self, *, checked: bool = False) -> dict[str, Array]:
         """Return the rows' own frames and flags, as `Array` does.
@@ -418,35 +426,41 @@ class FrameArray(Array):
     def row_source(self, side: Side, n_axes: int = 2) -> RowSource:
         """Return the frames of the rows that this view shows, as the source of gathers of stacks.
 
-        Rows are numbered over all batch dimensions together. The source is this Array's own memory,
-        so that a later gather reads what was written until then.
+        The source is this Array's own memory, so that a later gather reads what was written until
+        then.
 
         Args:
             side: the side that gathers, "host" or "gpu".
-            n_axes: does not matter: rows are counted over all batch dimensions.
+            n_axes: number of batch dimensions that rows are counted over. A row has a stack for
+                each place of those behind them, the agents.
 
         Raises:
             TypeError: that side can't use the memory.
             ValueError: the rows do not follow each other in memory, or are parts of stacks.
         """
-        rows, _, key = self._find_shown()
-        if key or not isinstance(rows, range) or (len(rows) > 1 and rows.step != 1):
+        numbers, _, key = self._find_shown()
+        agents, buffer = self.batch_shape[n_axes:], self._buffer
+        n_counted = buffer.n_batch_axes - len(agents)
+        is_whole = agents == buffer.extents[n_counted : buffer.n_batch_axes]
+        is_whole &= isinstance(numbers, range) and (len(numbers) < 2 or numbers.step == 1)
+        if key or not is_whole or not isinstance(numbers, range):
             raise ValueError(
                 "row_source: got a view with gaps between its rows, expected whole time steps, as"
                 " in array, array.full or array[2:5]; gather from them by an index"
             )
-        return self._buffer.source(side)[rows.start : rows.stop]
+        first = numbers.start // max(math.prod(agents), 1)
+        n_rows = math.prod(self.batch_shape[:n_axes])
+        return buffer.source(side, n_counted)[first : first + n_rows]
 
     def picked_rows(self) -> PickedRows | None:
         """Return the stacks that integer arrays picked for this view; None for any other view.
 
-        The rows are a `RowSource`. None is returned as well where the arrays are not on all batch
-        dimensions.
+        The rows are a `RowSource`. None is returned as well where the arrays are on a stack.
         """
-        found = rows_of(self._location, self._buffer.extents)
-        if found is None or found[0] != self._buffer.n_batch_axes:
+        found, buffer = rows_of(self._location, self._buffer.extents), self._buffer
+        if found is None or found[0] > buffer.n_batch_axes:
             return None
-        return PickedRows(self._buffer.source(self._buffer.data_side), found[1])
+        return PickedRows(buffer.source(buffer.data_side, found[0]), found[1])
 
     def _elements(self) -> AnyArray:
         return self._gathered(self._buffer.data_side)

@@ -133,20 +133,27 @@ class FrameBuffer(Buffer):
         """All frames, and all flags."""
         return {"frames": self.frames.data, "is_first": self.is_first.data}
 
-    def source(self, side: Side) -> RowSource:
-        """Return the frames of all rows, as a gather on a given side reads them."""
+    def source(self, side: Side, n_axes: int | None = None) -> RowSource:
+        """Return the frames of all rows, as a gather on a given side reads them.
+
+        Args:
+            side: the side that gathers.
+            n_axes: number of batch dimensions that rows are counted over, by default all of them.
+                A row has as many stacks as the others have places.
+        """
         self.check_open()
         parts = (self.frames, self.is_first)
         frames, flags = (part.on_side(side) for part in parts)
-        rows = frames.reshape(flags.size, *self.frame_shape)  # frames may be empty: no -1
-        blank = rows[:1] if self.fill == "zero" else None
-        n_before = self.n_head * self.n_columns
+        counted = flags.shape[:n_axes]
+        shape = (math.prod(counted), *flags.shape[len(counted) :])
+        rows = frames.reshape(*shape, *self.frame_shape)  # frames may be empty: no -1
+        blank = None
+        if self.fill == "zero":
+            blank = frames.reshape(flags.size, *self.frame_shape)[:1]
+        n_columns = math.prod(counted[1:])
+        n_before = self.n_head * n_columns
         return RowSource(
-            rows[n_before:],
-            flags.reshape(-1)[n_before:],
-            self.n_columns,
-            self.stack,
-            blank,
+            rows[n_before:], flags.reshape(shape)[n_before:], n_columns, self.stack, blank
         )
 
     def read(self, index: AnyIndex, side: Side, *, out: AnyArray | None = None) -> AnyArray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from parllel.arrays.array_spec import ArraySpec
 from parllel.arrays.frame_buffer import Fill
 from parllel.arrays.row_writer import RowWriter
+
+Place: TypeAlias = tuple[int, ...]
+"""The number of a row, and that of an agent where a row has several."""
 
 FRAMES = "frames"
 IS_FIRST = "is_first"
@@ -36,19 +40,22 @@ class FrameWriter(RowWriter):
         frame_shape: shape of one frame.
         stack: number of frames of a stack.
         fill: content of a stack before the beginning of its episode.
+        agents: dimensions of a sample before those of a stack, (N,) of several agents. A flag
+            belongs to each stack: the episodes of agents begin apart.
     """
 
     dtype: np.dtype[Any]
     frame_shape: tuple[int, ...]
     stack: int
     fill: Fill
+    agents: tuple[int, ...] = ()
 
     only_read = frozenset({PREVIOUS})
 
     @property
     def sample_form(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """Shape and dtype of a stack."""
-        return (self.stack, *self.frame_shape), self.dtype
+        """Shape and dtype of a stack, or of the stacks of all agents."""
+        return (*self.agents, self.stack, *self.frame_shape), self.dtype
 
     def part_specs(self, batch_shape: Sequence[int]) -> dict[str, ArraySpec]:
         """Return the specs of frames and flags, for rows in memory of their own."""
@@ -60,12 +67,12 @@ class FrameWriter(RowWriter):
         return {LAST: ArraySpec.of(batch_shape, self.dtype, self.frame_shape)}
 
     def write(self, parts: Mapping[str, NDArray[Any]], samples: Sequence[NDArray[Any]]) -> None:
-        """Write one stack of each environment.
+        """Write one stack of each environment, or those of all its agents.
 
         Args:
-            parts: frames [n, *frame_shape] and flags [n], overwritten; and the frames one step
-                before, `PREVIOUS` or `LAST`, where stacks are compared with them.
-            samples: n stacks [stack, *frame_shape].
+            parts: frames [n, *agents, *frame_shape] and flags [n, *agents], overwritten; and the
+                frames one step before, `PREVIOUS` or `LAST`, where stacks are compared with them.
+            samples: n samples [*agents, stack, *frame_shape].
 
         Raises:
             ValueError: a stack has another number of frames; or it neither begins an episode nor
@@ -73,23 +80,28 @@ class FrameWriter(RowWriter):
         """
         frames, is_first, last = parts[FRAMES], parts[IS_FIRST], parts.get(LAST)
         previous = parts.get(PREVIOUS, last)
-        for row, stack in enumerate(samples):
+        for at, stack in self._stacks_of(samples):
             if len(stack) != self.stack:
                 raise ValueError(
-                    f"observation of environment {row}: got {len(stack)} frames, expected stacks of"
-                    f" {self.stack}"
+                    f"{_name_of(at)}: got {len(stack)} frames, expected stacks of {self.stack}"
                 )
             begins = self._is_first(stack)
-            if not begins and previous is not None and not _are_equal(stack[-2], previous[row]):
+            if not begins and previous is not None and not _are_equal(stack[-2], previous[at]):
                 raise ValueError(
-                    f"observation of environment {row}: it neither goes on with the one before nor"
-                    f" begins an episode as fill={self.fill!r} has it; a FrameArray takes stacks of"
-                    f" the last {self.stack} frames only; use an Array for others"
+                    f"{_name_of(at)}: it neither goes on with the one before nor begins an episode"
+                    f" as fill={self.fill!r} has it; a FrameArray takes stacks of the last"
+                    f" {self.stack} frames only; use an Array for others"
                 )
-            frames[row] = stack[-1]
-            is_first[row] = begins
+            frames[at] = stack[-1]
+            is_first[at] = begins
             if last is not None:
-                last[row] = stack[-1]
+                last[at] = stack[-1]
+
+    def _stacks_of(self, samples: Iterable[NDArray[Any]]) -> Iterator[tuple[Place, NDArray[Any]]]:
+        """Yield all stacks of some samples, each with its place."""
+        for row, sample in enumerate(samples):
+            for agent in product(*map(range, self.agents)):
+                yield (row, *agent), sample[agent] if agent else sample
 
     def kept_of(self, samples: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the newest frame of each stack."""
@@ -99,13 +111,13 @@ class FrameWriter(RowWriter):
     def follow(
         self, before: NDArray[Any], after: NDArray[Any], *, may_begin: bool
     ) -> NDArray[np.bool_]:
-        """Return bool [n], whether stacks have the newest frames of those before, and one more."""
-        pairs = zip(before, after, strict=True)
+        """Return bool [n, *agents], whether stacks go on with those before by one more frame."""
+        pairs = zip(self._stacks_of(before), self._stacks_of(after), strict=True)
         fits = [
             _are_equal(new[:-1], old[1:]) or (may_begin and self._is_first(new))
-            for old, new in pairs
+            for (_, old), (_, new) in pairs
         ]
-        return np.array(fits, bool)
+        return np.array(fits, bool).reshape(len(after), *self.agents)
 
     def _is_first(self, stack: NDArray[Any]) -> bool:
         """Whether a stack begins an episode; for most stacks the second newest frame tells."""
@@ -113,6 +125,11 @@ class FrameWriter(RowWriter):
         if self.fill == "first":
             return all(_are_equal(frame, stack[-1]) for frame in older)
         return all(_are_equal(frame, np.zeros_like(frame)) for frame in older)
+
+
+def _name_of(at: Place) -> str:
+    row, *agent = at
+    return f"observation of environment {row}" + "".join(f", agent {number}" for number in agent)
 
 
 def _are_equal(frame: NDArray[Any], other: NDArray[Any]) -> bool:

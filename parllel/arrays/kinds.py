@@ -39,14 +39,16 @@ def spec_from_entry(
     return known[kind].of(dtype=dtype, **arguments)
 
 
-def stacked_spec(spec: ArraySpec, fill: Fill) -> ArraySpec:
+def stacked_spec(spec: ArraySpec, fill: Fill, n_agent_dims: int = 0) -> ArraySpec:
     """Return the spec of an Array that stores each frame of its stacks once.
 
     Args:
         spec: spec of a plain Array, whose samples are stacks, [stack, *frame_shape].
         fill: content of a stack before the beginning of its episode, "first" or "zero".
+        n_agent_dims: number of dimensions of a sample before those of a stack: 1 where samples are
+            those of several agents, [N, stack, *frame_shape].
 
     Raises:
         ValueError: samples are single numbers; or fill is another word.
     """
-    return FrameSpec.of_stacks(spec, fill)
+    return FrameSpec.of_stacks(spec, fill, n_agent_dims)

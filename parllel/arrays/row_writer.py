@@ -83,7 +83,7 @@ class RowWriter(ABC):
     ) -> NDArray[np.bool_]:
         """Return bool [n], whether samples can be stored in the rows after others.
 
-        By default, all can.
+        By default, all can. Where each of several agents has its own part of a sample, [n, N].
 
         Args:
             before: [n, ...], the samples of one step.

@@ -35,22 +35,25 @@ from parllel.ops.sides import (
 class RowSource:
     """Single frames that stacks are gathered from; without flags, plain rows.
 
-    A stack is made of a row's frame and of those before it, as far as the episode goes back.
+    A stack is made of a row's frame and of those before it, as far as the episode goes back. A row
+    may have several stacks, N of them: one for each agent, whose episodes begin apart.
 
     Args:
-        frames: [n, ...], C-contiguous, a frame for each row. The `stack - 1` time steps before row
-            0 lie before it in memory. Plain rows may have gaps between them.
-        is_first: bool [n], C-contiguous. Whether a row's frame is the first one of an episode. As
-            many flags lie before it. None for plain rows.
+        frames: [n, ...], C-contiguous, a frame for each row; [n, N, ...] of several stacks. The
+            `stack - 1` time steps before row 0 lie before it in memory. Plain rows may have gaps
+            between them.
+        is_first: bool [n] or [n, N], C-contiguous. Whether a frame is the first one of an episode.
+            As many flags lie before it. None for plain rows.
         n_columns: rows of a time step; row i - n_columns is one step earlier.
         stack: frames of a stack, 1 or more.
         blank: [1, ...], the frame that fills a stack before its episode's beginning; None where
             the episode's first frame does.
         rows: int64 [k], C-contiguous. Numbers of rows, among which an index picks; without it an
-            index names rows itself. A number -1 - s stands for the stack s beside the rows. The
+            index names rows itself. A number -1 - s stands for s of those beside the rows. The
             numbers are not checked.
-        beside: [m, ...], C-contiguous. Frames that follow others of the rows, and have no row.
-        beside_rows: int64 [m], C-contiguous. The row whose frame comes before; None for plain rows.
+        beside: [m, ...] or [m, N, ...], C-contiguous. Frames that follow others of the rows, and
+            have no row.
+        beside_rows: int64 [m], C-contiguous. The row whose frames come before; None for plain rows.
         image: how each frame is shifted at random while it is gathered; by default not at all.
         lengths: int64 [n], C-contiguous. How many items at the beginning of each row are its
             element, [n_items, ...] of [capacity, ...]; None for rows of one length. Such rows are
@@ -89,10 +92,11 @@ class RowSource:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of all stacks, [n, stack, ...]; of plain rows [n, ...]."""
-        frame_shape = self.frames.shape[1:]
-        stack = () if self.is_first is None else (self.stack,)
-        return (len(self), *stack, *frame_shape)
+        """Shape of all stacks, [n, stack, ...] or [n, N, stack, ...]; of plain rows [n, ...]."""
+        if self.is_first is None:
+            return (len(self), *self.frames.shape[1:])
+        n_axes = self.is_first.ndim
+        return (len(self), *self.is_first.shape[1:], self.stack, *self.frames.shape[n_axes:])
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -112,19 +116,22 @@ class RowSource:
     def locate(self, destination: int) -> Stacks:
         """Return where all of it lies, for stacks that are written from an address on."""
         rows = rows_of(self.frames)
+        n_stacks = 1 if self.is_first is None else math.prod(self.is_first.shape[1:])
+        parts = max(n_stacks, 1)  # there are none of agents where there is no agent: no byte, too
         return Stacks(
             len(self),
             destination,
             rows.address,
-            rows.stride,
-            rows.nbytes,
+            rows.stride // parts,
+            rows.nbytes // parts,
             self.stack,
-            self.n_columns,
+            self.n_columns * n_stacks,
             address_of(self.is_first),
             address_of(self.blank),
             address_of(self.rows),
             address_of(self.beside),
             address_of(self.beside_rows),
+            n_stacks,
             self.image,
         )
 
@@ -174,7 +181,7 @@ class StackGather:
         if side == "gpu":
             self._grid = CopyGrid([count_lanes(leaf.nbytes, bits_of(leaf)) for leaf in leaves])
             self._device_table = to_side(self._table.entries[self._grid.order], side)
-            self._most_frames = max(leaf.n_frames for leaf in leaves)
+            self._most_frames = max(leaf.n_stacks * leaf.n_frames for leaf in leaves)
 
     def run(
         self, index: AnyIndex, *, out: AnyArray | None = None, seed: AnyArray | None = None

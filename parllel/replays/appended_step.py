@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parllel.arrays import Array, Jagged
 from parllel.arrays.interop import side_of, to_host
@@ -176,7 +177,9 @@ def check_final_obs(
     if any(leaf.row_writer is not None for _, leaf in leaves_of(before)):
         alive = as_flags(valid) if isinstance(valid, Mapping) else {}
         for column, value in final_obs.items():
-            gone = {name for name, rows in alive.items() if not rows[column]}
+            gone: Any = {name for name, rows in alive.items() if not rows[column]}
+            if valid is not None and not isinstance(valid, Mapping):
+                gone = ~as_flags(valid)[column]  # of an axis of agents [N], or of all of them
             _check_follows(before, value, "final_obs", column=column, gone=gone)
 
 
@@ -186,7 +189,7 @@ def _check_follows(
     what: str,
     *,
     column: int | None = None,
-    gone: Collection[str] = (),
+    gone: Collection[str] | NDArray[np.bool_] = (),
 ) -> None:
     """Refuse stacks of frames that can't be stored by their newest frames alone.
 
@@ -196,20 +199,23 @@ def _check_follows(
         what: what these are, for errors.
         column: given, `after` is the last observation of this environment's episode alone, and so
             does not begin one.
-        gone: names of agents whose stacks are not looked at.
+        gone: names of agents whose stacks are not looked at; or bool [N] of an axis of agents.
 
     Raises:
         ValueError: a stack neither goes on with the one before nor begins an episode.
     """
     begins = " nor begins an episode" if column is None else ""
     for path, leaf in leaves_of(before):
-        if (writer := leaf.row_writer) is None or (path and path[0] in gone):
+        is_gone = isinstance(gone, Collection) and path and path[0] in gone
+        if (writer := leaf.row_writer) is None or is_gone:
             continue
         old, new = leaf, to_host(value_at(after, path))
         if column is not None:
             old = leaf[column : column + 1]
             new = new[None] if isinstance(new, np.ndarray) else [new]  # a list is an element, too
         fits = writer.follow(old.to_ndarray(), new, may_begin=column is None)
+        if fits.ndim > 1:  # of an axis of agents
+            fits = (fits | gone if isinstance(gone, np.ndarray) else fits).all(axis=1)
         if not fits.all():
             number = int(fits.argmin()) if column is None else column
             raise ValueError(

@@ -83,7 +83,8 @@ def shift_images(sources: ArrayDict, shift: RandomShift, streams: Mapping[str, i
 
 def _shift_leaf(source: RowSource, shift: RandomShift, stream: int) -> RowSource:
     """Return a leaf's source with its frames shifted, if they are images."""
-    shape, is_bytes = source.frames.shape[1:], source.dtype == np.uint8
+    n_axes = 1 if source.is_first is None else source.is_first.ndim  # of rows and agents
+    shape, is_bytes = source.frames.shape[n_axes:], source.dtype == np.uint8
     if not is_bytes and len(shape) >= 3:
         raise ValueError(
             f"shift: got dtype {source.dtype} and shape {shape}, expected images of uint8; a model"

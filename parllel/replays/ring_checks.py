@@ -40,7 +40,7 @@ def check_tree(samples: ArrayDict, *, takes_agents: bool) -> None:
     if len(set(rings.values())) != 1:
         raise ValueError(f"samples: got (T, B, full_size) of {rings}, expected the same for all")
     for path, leaf in samples.walk():
-        if leaf.n_older_steps and len(leaf.batch_shape) != 2:
+        if leaf.n_older_steps and len(leaf.batch_shape) != N_BATCH and not takes_agents:
             raise ValueError(
                 f"{path_text(path)}: got stacks of batch dimensions {leaf.batch_shape}, expected"
                 " (T, B); make the others a part of the frame: its feature_shape"

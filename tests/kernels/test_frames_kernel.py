@@ -1,7 +1,9 @@
 """The frames kernel: its CPU twin against plain Python, its grid, its boundary and its table."""
 
 import itertools
+import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -59,6 +61,8 @@ def with_history(array: npt.NDArray[Any], n_rows: int) -> npt.NDArray[Any]:
 
 def stack_of(source: RowSource, row: int) -> npt.NDArray[Any]:
     """Return a stack by the definition: walk back until an episode begins."""
+    if source.is_first is not None and source.is_first.ndim > 1:
+        return np.stack([stack_of(alone(source, n), row) for n in range(source.is_first.shape[1])])
     if source.rows is not None:
         row = int(source.rows[row])
     beside = None
@@ -82,6 +86,13 @@ def stack_of(source: RowSource, row: int) -> npt.NDArray[Any]:
             stack.append(frames[at])
     stack = stack[::-1]
     return np.stack(stack if beside is None else [*stack[1:], beside])
+
+
+def alone(source: RowSource, n: int) -> RowSource:
+    """Return the frames of one of the agents that a row has stacks of."""
+    beside = None if source.beside is None else source.beside[:, n]
+    frames, flags = source.frames[:, n], source.is_first[:, n]
+    return replace(source, frames=frames, is_first=flags, beside=beside)
 
 
 def place(array: npt.NDArray[Any], offset: int) -> npt.NDArray[Any]:
@@ -113,10 +124,12 @@ def cases(draw: st.DrawFn, max_steps: int = 8, max_leaves: int = 3) -> Case:
         offset = draw(st.sampled_from([0, 16, 8]))
         stack = draw(st.integers(1, 5))
         n_before = (stack - 1) * n_columns
-        frames = place(random_values(rng, (n_before + n_rows, *shape), dtype), offset)
-        flags = place(rng.random(n_before + n_rows) < draw(st.sampled_from([0, 0.3, 1])), 0)
+        agents = draw(st.sampled_from([(), (), (1,), (2,), (3,)]))
+        n = (n_before + n_rows, *agents)
+        frames = place(random_values(rng, (*n, *shape), dtype), offset)
+        flags = place(rng.random(n) < draw(st.sampled_from([0, 0.3, 1])), 0)
         source = RowSource(frames[n_before:], flags[n_before:], n_columns, stack)
-        if draw(st.booleans()):
+        if not agents and draw(st.booleans()):
             source = RowSource(frames[n_before:])  # plain rows
         elif draw(st.booleans()):
             blank = place(np.zeros((1, *shape), dtype), 0)
@@ -130,7 +143,9 @@ def cases(draw: st.DrawFn, max_steps: int = 8, max_leaves: int = 3) -> Case:
                 source.stack,
                 source.blank,
                 rows=rng.integers(-n_beside, n_rows, n_rows),
-                beside=place(random_values(rng, (n_beside, *shape), dtype), offset),
+                beside=place(
+                    random_values(rng, (n_beside, *source.frames.shape[1:]), dtype), offset
+                ),
                 beside_rows=rng.integers(0, n_rows, n_beside),
             )
         sources.append(source)
@@ -173,7 +188,9 @@ def test_a_grid_of_any_shape_writes_each_byte_once(
 ) -> None:
     expected, table, index = case.expect(), case.table(), case.index
     picks = [0, index.start, index.step] if isinstance(index, range) else [address_of(index), 0, 0]
-    most_frames = max(source.stack for source in case.sources)
+    shapes = [(1,) if each.is_first is None else each.is_first.shape for each in case.sources]
+    stacks = [math.prod(shape[1:]) for shape in shapes]
+    most_frames = max(n * each.stack for n, each in zip(stacks, case.sources, strict=True))
     teams = Teams(1, len(table.entries) - 1, bits, 0, n_riders)
     copied = CopiedBytes()
     launch_plainly(

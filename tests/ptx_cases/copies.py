@@ -101,6 +101,7 @@ class Film:
         rng: draws everything.
         n_columns, n_steps: environments, and steps of each.
         picked: numbers of rows that an index picks from, below 0 for what lies beside; or None.
+        has_agents: whether some films have a stack of each agent.
     """
 
     def __init__(
@@ -109,6 +110,8 @@ class Film:
         n_columns: int,
         n_steps: int,
         picked: npt.NDArray[Any] | None,
+        *,
+        has_agents: bool = False,
     ) -> None:
         shape = _FRAMES[rng.integers(len(_FRAMES))]
         dtype = np.dtype(["u1", "<i2", "f4", "f8"][rng.integers(4)])
@@ -123,15 +126,17 @@ class Film:
         self.is_stacked = bool(rng.random() < 0.7)
         self.n_columns, self.stack = n_columns, int(rng.integers(1, 6)) if self.is_stacked else 1
         self.n_before = (self.stack - 1) * n_columns
-        n = self.n_before + n_columns * n_steps
-        self.frames = rng.integers(0, 200, (n, *shape)).astype(dtype)
+        # Stacks of a row: one, or one of each agent.
+        self.agents = tuple(rng.integers(1, 4, int(has_agents and self.is_stacked)))
+        n = (self.n_before + n_columns * n_steps, *self.agents)
+        self.frames = rng.integers(0, 200, (*n, *shape)).astype(dtype)
         self.is_first = rng.random(n) < rng.choice([0, 0.3, 1])
         is_blank = self.is_stacked and rng.random() < 0.5
         self.blank = rng.integers(0, 200, (1, *shape)).astype(dtype) if is_blank else None
         self.picked = self.beside = self.beside_rows = None
         if picked is not None:
             self.picked = picked
-            self.beside = rng.integers(0, 200, (_N_BESIDE, *shape)).astype(dtype)
+            self.beside = rng.integers(0, 200, (_N_BESIDE, *n[1:], *shape)).astype(dtype)
             if self.is_stacked:
                 rows = rng.integers(0, n_columns * n_steps, _N_BESIDE)
                 self.beside_rows = rows.astype(np.int64)
@@ -150,24 +155,30 @@ class Film:
 
     def stack_of(self, index: int) -> npt.NDArray[Any]:
         """Return the frames that end with a row's, the oldest first; of plain rows the row."""
+        if not self.agents:
+            return self.stack_of_one(index, ())
+        return np.stack([self.stack_of_one(index, (n,)) for n in range(self.agents[0])])
+
+    def stack_of_one(self, index: int, agent: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Return the stack of one agent, or of a row that has none."""
         row = index if self.picked is None else int(self.picked[index])
         if row >= 0:
-            return self.stack_at(row)
-        newest = self.beside[-1 - row]
+            return self.stack_at(row, agent)
+        newest = self.beside[(-1 - row, *agent)]
         if not self.is_stacked:
             return newest
-        older = self.stack_at(int(self.beside_rows[-1 - row]))
+        older = self.stack_at(int(self.beside_rows[-1 - row]), agent)
         return np.concatenate([older, newest[None]])[-self.stack :]
 
-    def stack_at(self, row: int) -> npt.NDArray[Any]:
+    def stack_at(self, row: int, agent: tuple[int, ...]) -> npt.NDArray[Any]:
         """Return the stack of a row of the ring; of plain rows the row."""
         at = row + self.n_before
-        frames, is_begun = [self.frames[at]], bool(self.is_first[at])
+        frames, is_begun = [self.frames[(at, *agent)]], bool(self.is_first[(at, *agent)])
         while len(frames) < self.stack:
             at -= 0 if is_begun else self.n_columns
             is_blank = is_begun and self.blank is not None
-            frames.append(self.blank[0] if is_blank else self.frames[at])
-            is_begun = is_begun or bool(self.is_first[at])
+            frames.append(self.blank[0] if is_blank else self.frames[(at, *agent)])
+            is_begun = is_begun or bool(self.is_first[(at, *agent)])
         return np.stack(frames[::-1]) if self.is_stacked else frames[0]
 
 
@@ -180,7 +191,10 @@ def gather_stacks(rng: np.random.Generator) -> None:
         if rng.random() < 0.7:
             picked[rng.integers(0, 16, 4)] = -1 - rng.integers(0, _N_BESIDE, 4)
         limit = len(picked)
-    films = [Film(rng, n_columns, n_steps, picked) for _ in range(int(rng.integers(1, 5)))]
+    films = [
+        Film(rng, n_columns, n_steps, picked, has_agents=bool(rng.random() < 0.4))
+        for _ in range(int(rng.integers(1, 5)))
+    ]
     sources = [film.to_device() for film in films]
     count = int(rng.integers(0, 20))
     expected = [

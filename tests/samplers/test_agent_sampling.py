@@ -212,24 +212,21 @@ class Stacks(Relay):
         return np.stack(self._stacks[name])
 
 
-def test_frames_of_agents_who_end_before_others_are_stored_once() -> None:
+@pytest.mark.parametrize("form", ["axis", "dictionary"])
+def test_frames_of_agents_who_end_before_others_are_stored_once(form: Any) -> None:
     """Where the environment is cut off, who had ended before is shown its last stack once more."""
     found = {"ada": Life(1, 2, "truncated"), "bob": Life(1, 4, "terminated")}
     kwargs = {"lives": {**found, "cyd": Life(2, 5, "truncated")}}
 
     def make_env() -> ParallelAgents:
-        return ParallelAgents(Stacks(**kwargs), "dictionary")
-
-    class Still:
-        def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
-            return {name: np.zeros(1, np.int64) for name in NAMES}, {}
+        return ParallelAgents(Stacks(**kwargs), form)
 
     example = build_example(make_env, storage="local", info=INFO)
-    frames = dict.fromkeys(NAMES, "first")
-    samples = build_sample_tree(example, Still(), batch_shape=(T, 1), full_size=15, frames=frames)
+    frames: Any = "first" if form == "axis" else dict.fromkeys(NAMES, "first")
+    samples = build_sample_tree(example, Idle(), batch_shape=(T, 1), full_size=15, frames=frames)
     replay = ReplayBuffer(samples, rng=np.random.default_rng(0))
     with SerialCage(make_env, {}) as cage:
-        sampler = BasicSampler([cage], Still(), samples, replay=replay)
+        sampler = BasicSampler([cage], Idle(), samples, replay=replay)
         for _ in range(3):
             sampler.collect_batch()
     drawn, env = replay.sample(400), Stacks(**kwargs)
@@ -239,9 +236,13 @@ def test_frames_of_agents_who_end_before_others_are_stored_once() -> None:
         for step in range(6):
             stacks |= {(name, episode * 6 + step): each for name, each in shown.items()}
             shown = env.step(dict.fromkeys(env.agents, 0))[0] if step < 5 else {}
-    for name in NAMES:
-        own = {branch: drawn[branch][name] for branch in ("observation", "next_observation")}
-        valid, terminated = drawn["valid"][name], drawn["terminated"][name]
+    for slot, name in enumerate(NAMES):
+        own = {
+            branch: rows[name] if form == "dictionary" else rows[:, slot]
+            for branch, rows in drawn.items()
+            if branch in ("observation", "next_observation", "valid", "terminated")
+        }
+        valid, terminated = own["valid"], own["terminated"]
         assert valid.any()
         for i in np.flatnonzero(valid):
             number = int(drawn["index"][i])
@@ -463,41 +464,86 @@ def test_of_a_lost_worker_no_agent_is_learned_from(differ: bool, tmp_path: Path)
 # Frames
 
 
-@pytest.mark.parametrize(
-    ("fill", "n_workers"),
-    all_but([(fill, n) for fill in ("zero", "first") for n in (0, 2)], [("zero", 0), ("first", 2)]),
-)
-def test_frames_of_each_agent_are_stored_once(fill: str, n_workers: int) -> None:
-    def make_env() -> Any:
-        return ParallelAgents(Films(fill), "dictionary")
+class Idle:
+    """Agents of both forms that do nothing."""
 
-    class Idle:
-        def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+    def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+        if isinstance(observation, ArrayDict):
             n = len(observation["ada"])
             return {name: np.zeros(n, np.int64) for name in NAMES}, {}
+        return np.zeros(observation.shape[:2], np.int64), {}
+
+
+def collect_films(form: Any, fill: str, n_workers: int, storage: str, frames: Any) -> Any:
+    """Return the observations of four batches, each agent's by its name, with their padding."""
+
+    def make_env() -> Any:
+        return ParallelAgents(Films(fill), form)
 
     example = build_example(make_env, storage="local", info=INFO)
-    batches = []
-    for frames in (None, dict.fromkeys(NAMES, fill)):
-        samples = build_sample_tree(example, Idle(), batch_shape=(T, B), frames=frames)
-        cages = build_cages(make_env, B, n_workers=n_workers, seed=3)
-        sampler = BasicSampler(cages, Idle(), samples)
-        found = []
-        for _ in range(4):
-            observation = sampler.collect_batch()[0]["observation"]
-            found.append([np.array(observation[name].to_ndarray()) for name in NAMES])
-        batches.append(np.array(found))
-        for cage in cages:
-            cage.close()
-    np.testing.assert_array_equal(batches[1], batches[0])
-    assert (batches[0] > 0).any()
+    samples = build_sample_tree(
+        example, Idle(), batch_shape=(T, B), frames=frames, storage=storage, full_size=2 * T
+    )
+    cages = build_cages(make_env, B, n_workers=n_workers, seed=3)
+    sampler, found = BasicSampler(cages, Idle(), samples), []
+    for _ in range(4):
+        observation = sampler.collect_batch()[0]["observation"][: T + 1].to_ndarray()
+        found.append(
+            np.array(observation)
+            if form == "axis"
+            else np.stack([observation[name] for name in NAMES], 2)
+        )
+    sampler.close()
+    for cage in cages:
+        cage.close()
+    samples.close()
+    return np.array(found)
 
 
-def test_frames_behind_an_axis_of_agents_are_refused() -> None:
+FILMS = all_but(
+    [
+        (form, fill, n, storage)
+        for form in ("axis", "dictionary")
+        for fill in ("zero", "first")
+        for n in (0, 2)
+        for storage in ("local", "device")
+    ],
+    [
+        ("dictionary", "zero", 0, "local"),
+        ("dictionary", "first", 2, "local"),
+        ("axis", "first", 0, "local"),
+        ("axis", "zero", 2, "local"),
+        ("axis", "first", 0, "device"),
+    ],
+)
+
+
+@pytest.mark.parametrize(("form", "fill", "n_workers", "storage"), FILMS)
+def test_frames_of_each_agent_are_stored_once(
+    form: Any, fill: str, n_workers: int, storage: str, cuda_device: Any
+) -> None:
+    frames = fill if form == "axis" else dict.fromkeys(NAMES, fill)
+    whole = collect_films(form, fill, n_workers, "local", None)
+    once = collect_films(form, fill, n_workers, storage, frames)
+    np.testing.assert_array_equal(once, whole)
+    assert (whole > 0).any()
+
+
+def test_frames_of_an_axis_of_agents_are_as_small_as_frames() -> None:
     example = build_example(lambda: Films("zero"), storage="local", info=INFO)
-    agent = Drawing(3, 4)
-    with pytest.raises(ValueError, match=r'frames: .* an axis of agents, .* "dictionary"'):
-        build_sample_tree(example, agent, batch_shape=(T, B), frames="zero")
+    once, whole = (
+        build_sample_tree(example, Idle(), batch_shape=(30, B), frames=frames)["observation"]
+        for frames in ("zero", None)
+    )
+    assert once.shape == whole.shape
+    assert once.allocated_nbytes < whole.allocated_nbytes / 2
+
+
+def test_numbers_of_agents_are_no_frames() -> None:
+    example = build_example(Relay, storage="local", info=INFO)
+    example["observation"] = Array((1, 3), np.float32)
+    with pytest.raises(ValueError, match=r"frames: observation is one number of each agent, exp"):
+        build_sample_tree(example, Idle(), batch_shape=(T, B), frames="zero")
 
 
 # What does not fit

@@ -85,7 +85,7 @@ def check_frames_kernel(
     leaves = entries.reshape(-1, _FRAMES_NUMBERS).tolist()
     for number, leaf in enumerate(map(_as_frames, leaves)):
         if n_rows:
-            nbytes, outputs = leaf.n_frames * leaf.nbytes, (0, int(n_rows) - 1)
+            nbytes, outputs = frames.stacks_nbytes(leaf), (0, int(n_rows) - 1)
             what = f"frames, leaf {number}"
             check_rows(f"{what}, written", begin + leaf.destination, nbytes, outputs, nbytes)
             _check_frames(what, leaf, span)
@@ -114,11 +114,13 @@ def _check_frames(what: str, leaf: frames.Frames, span: tuple[int, int]) -> None
         rows = rows[rows >= 0]
         if beside.size:
             ends = int(beside.min()), int(beside.max())
-            check_rows(f"{what}, beside", leaf.beside, leaf.nbytes, ends, leaf.nbytes)
+            nbytes = leaf.n_stacks * leaf.nbytes
+            check_rows(f"{what}, beside", leaf.beside, nbytes, ends, nbytes)
             if leaf.n_frames > 1:
                 rows = np.concatenate([rows, integers_at(leaf.beside_rows, ends[1] + 1)[beside]])
     if rows.size:
-        read = int(rows.min()) - (leaf.n_frames - 1) * leaf.n_columns, int(rows.max())
+        first, last = int(rows.min()) * leaf.n_stacks, (int(rows.max()) + 1) * leaf.n_stacks - 1
+        read = first - (leaf.n_frames - 1) * leaf.n_columns, last
         check_rows(f"{what}, read", leaf.source, leaf.stride, read, leaf.nbytes)
         if leaf.n_frames > 1:
             check_rows(f"{what}, flags", leaf.is_first, 1, read, 1)
