@@ -276,7 +276,9 @@ def play(storage: str, kind: Any, stack: int, end: str) -> list[dict[str, list[A
     """Return minibatches between batches and updates, as lists."""
     form = Form(length=4, burn_in=2, stride=2, episode_end=end)
     shape = Shape(T=5, n_windows=3, stack=stack, has_valid=True, n_final_obs=None)
-    model, found = make_model(shape, form, seed=0, kind=kind, storage=storage), []
+    # Powers other than 1 may be rounded otherwise on a GPU.
+    exact = {"alpha": 1.0, "beta": 1.0} if kind is PrioritizedSequenceReplayBuffer else {}
+    model, found = make_model(shape, form, seed=0, kind=kind, storage=storage, **exact), []
     for number in range(6):
         if number == 4:
             model.reset()
