@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from parllel.arrays import Array
 from parllel.arrays.readable import Place
+from parllel.cuda import AnyArray
 from parllel.ops.advantage import prepare_advantage
 from parllel.ops.sides import contiguous, fill_rows
+from parllel.ops.valid_steps import clear_steps, cut_episodes
 from parllel.transforms.agent_shares import Share, ShareKey, find_shares
 from parllel.transforms.running_moments import RunningMoments
 from parllel.transforms.spread_flags import SpreadFlags
@@ -24,7 +26,7 @@ from parllel.transforms.transform import (
 )
 from parllel.tree import ArrayDict, TreePath
 from parllel.tree.agent_forms import agents_of, joined, part_for, parts_of
-from parllel.tree.valid_rows import as_mask, over_agents, valid_of
+from parllel.tree.valid_rows import valid_beside, valid_of
 
 
 class EstimateAdvantage:
@@ -42,10 +44,10 @@ class EstimateAdvantage:
     agents. Rows in which an agent is not alive are those that `valid` names.
 
     In device and managed memory it is one launch in the caller's current stream, or three of 256
-    steps or more in few environments; nothing waits for them. Of dictionaries it is as many for
-    each agent; flags for all of an agent axis are another one. A branch `valid` there is read once
-    for each batch, for which the host waits. Without it, a call after the first one can be captured
-    in a CUDA graph, of a batch whose window stays where it is (`full_size` of T).
+    steps or more in few environments, and two more with a branch `valid`; nothing waits for them.
+    Of dictionaries it is as many for each agent; flags for all of an agent axis are another one. A
+    call after the first one can be captured in a CUDA graph, of a batch whose window stays where it
+    is (`full_size` of T). `valid` in memory of the host is copied, which can't be captured.
 
     >>> import numpy as np
     >>> batch = ArrayDict(
@@ -100,7 +102,7 @@ class EstimateAdvantage:
         for path, reward in parts_of(batch["reward"]).items():
             leaves = [part_for(name, quantity, path) for name, quantity in quantities.items()]
             estimate = self._estimates.setdefault(path, _Estimate(self._discount, self._gae_lambda))
-            valid = valid_of(batch, path, agents_of(reward))
+            valid = valid_beside(batch, path, reward)
             advantage[path], return_[path] = estimate(leaves, valid)
         return batch.with_branches({"advantage": joined(advantage), "return_": joined(return_)})
 
@@ -116,11 +118,11 @@ class _Estimate:
         self._discount, self._gae_lambda = discount, gae_lambda
         self._advantage: Array | None = None
         self._return: Array | None = None
+        self._truncated: Array | None = None  # these two where rows are not valid
+        self._final_value: Array | None = None
         self._prepared: _Prepared | None = None
 
-    def __call__(
-        self, leaves: Sequence[Array], valid: NDArray[np.bool_] | None
-    ) -> tuple[Array, Array]:
+    def __call__(self, leaves: Sequence[Array], valid: Array | None) -> tuple[Array, Array]:
         """Return advantages and returns, overwritten by the next call.
 
         Args:
@@ -128,57 +130,72 @@ class _Estimate:
             valid: the rows that are transitions, of all agents or of each; None for all rows.
         """
         refuse_moving("reward", leaves[0])
-        prepared = self._prepared
-        if valid is None and prepared is not None and prepared.is_for(leaves):
-            prepared.run()
-            return prepared.results
-        results = self._estimate(leaves, valid)
         if valid is not None:
-            for output in results:
-                fill_rows(np.nonzero(~valid), 0, out=elements(output))
-        return results
+            refuse_moving("valid", valid)
+            leaves = [*leaves, valid]
+        if self._prepared is None or not self._prepared.is_for(leaves):
+            return self._estimate(leaves)
+        self._prepared.run()
+        return self._prepared.results
 
-    def _estimate(
-        self, leaves: Sequence[Array], valid: NDArray[np.bool_] | None
-    ) -> tuple[Array, Array]:
-        """Return the results, and keep what a batch at the same places needs no more."""
-        reward, value, terminated, truncated, final_value = leaves
-        inputs = {
-            "reward": reward,
-            "value": value[: len(value) + 1],
-            "terminated": terminated,
-            "truncated": truncated,
-            "final_value": final_value,
-        }
+    def _estimate(self, leaves: Sequence[Array]) -> tuple[Array, Array]:
+        """Return the results, and keep what a batch at the same places needs no more.
+
+        Args:
+            leaves: reward, value, terminated, truncated, final_value and, where some rows may be no
+                transitions, valid.
+        """
+        reward, value, *others = leaves
+        inputs = {"reward": reward, "value": value[: len(value) + 1]}
+        inputs |= dict(
+            zip(("terminated", "truncated", "final_value", "valid"), others, strict=False)
+        )
         side_of_leaves(**inputs)
         _check_agents(inputs)
-        spread = SpreadFlags([terminated, truncated], like=reward)
-        inputs |= dict(zip(("terminated", "truncated"), spread.flags, strict=True))
-        spread()
-        if valid is not None:
-            mask = np.broadcast_to(over_agents(valid, reward.shape), reward.shape)
-            inputs |= _cut_before(~mask, **inputs)
+        flags = [name for name, leaf in inputs.items() if leaf.dtype == np.bool_]
+        spread = SpreadFlags([inputs[name] for name in flags], like=reward)
+        inputs |= dict(zip(flags, spread.flags, strict=True))
         self._advantage = output_like(reward, self._advantage)
         self._return = output_like(reward, self._return)
         results = self._advantage, self._return
         given = {name: elements(leaf) for name, leaf in inputs.items()}
+        arrays = {name: as_columns(contiguous(array)) for name, array in given.items()}
+        outputs = {
+            "out_advantage": as_columns(elements(self._advantage)),
+            "out_return": as_columns(elements(self._return)),
+        }
+        steps: list[Callable[[], None]] = [spread]
+        valid = arrays.pop("valid", None)
+        if valid is not None:
+            cut = self._cut(inputs["truncated"], inputs["final_value"])
+            read = {name: array for name, array in arrays.items() if name != "reward"}
+            steps.append(partial(cut_episodes, valid, **read, **cut))
+            arrays |= {"truncated": cut["out_truncated"], "final_value": cut["out_final_value"]}
         estimate = prepare_advantage(
-            **{name: as_columns(contiguous(array)) for name, array in given.items()},
-            discount=self._discount,
-            gae_lambda=self._gae_lambda,
-            out_advantage=as_columns(elements(self._advantage)),
-            out_return=as_columns(elements(self._return)),
+            **arrays, discount=self._discount, gae_lambda=self._gae_lambda, **outputs
         )
-        estimate()
+        steps.append(estimate)
+        if valid is not None:
+            steps.append(partial(clear_steps, valid, **outputs))
 
         def run() -> None:
-            spread()
-            estimate()
+            for step in steps:
+                step()
 
-        read = [*given.values(), elements(terminated), elements(truncated)]
-        are_read = valid is None and all(array.flags.c_contiguous for array in read)
+        sources = [*given.values(), *(elements(leaf) for leaf in others)]
+        are_read = all(array.flags.c_contiguous for array in sources)
+        run()
         self._prepared = _Prepared.of(leaves, run, results) if are_read else None
         return results
+
+    def _cut(self, truncated: Array, final_value: Array) -> dict[str, AnyArray]:
+        """Return memory for flags and values that end episodes before rows that are not valid."""
+        self._truncated = output_like(truncated, self._truncated)
+        self._final_value = output_like(final_value, self._final_value)
+        return {
+            "out_truncated": as_columns(elements(self._truncated)),
+            "out_final_value": as_columns(elements(self._final_value)),
+        }
 
     def __getstate__(self) -> dict[str, Any]:  # Any: as the attributes
         """Return the attributes for a copy, which prepares arrays over its own memory."""
@@ -215,34 +232,8 @@ class _Prepared(NamedTuple):
 
     def is_for(self, leaves: Sequence[Array]) -> bool:
         """Tell whether these leaves, and the outputs, are where they were, in open memory."""
-        return all(map(Array.is_at, (*leaves, *self.results), self.places))
-
-
-def _cut_before(
-    invalid: NDArray[np.bool_],
-    *,
-    value: Array,
-    truncated: Array,
-    final_value: Array,
-    **inputs: Array,
-) -> dict[str, Array]:
-    """Return flags and values that end an episode before each row that is no transition.
-
-    Args:
-        invalid: bool [T, B, ...] on the host, the rows that are no transitions.
-        value: float32 [T + 1, B, ...].
-        truncated, final_value: [T, B, ...], as the batch has them; copied where they change.
-        inputs: the flags `terminated`, and what stays as it is.
-    """
-    done = as_mask("truncated", truncated) | as_mask("terminated", inputs["terminated"])
-    t, *columns = np.nonzero(invalid[1:] & ~invalid[:-1] & ~done[:-1])
-    if not len(t):
-        return {}
-    cut, bootstrap = output_like(truncated, None), output_like(final_value, None)
-    cut[...], bootstrap[...] = truncated, final_value
-    cut[t, *columns] = True
-    bootstrap[t, *columns] = value[t + 1, *columns]
-    return {"truncated": cut, "final_value": bootstrap}
+        read = (*leaves, *self.results)
+        return len(read) == len(self.places) and all(map(Array.is_at, read, self.places))
 
 
 class NormalizeAdvantage:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from parllel.arrays import Array, Leaf
 from parllel.cuda import to_host
-from parllel.tree.agent_forms import N_BATCH, part_for, parts_of
+from parllel.tree.agent_forms import N_BATCH, agents_of, part_for, parts_of
 from parllel.tree.array_dict import ArrayDict
 from parllel.tree.leaves import as_ndarray
 from parllel.tree.path import TreePath, path_text
@@ -60,12 +60,58 @@ def valid_of(
         return None
     name = path_text(("valid", *path))
     valid = as_mask(name, part_for("valid", batch["valid"], path))
-    if valid.shape[N_BATCH:] not in ((), agents):
+    _check_agents(name, valid.shape, agents)
+    return None if valid.all() else valid
+
+
+def valid_beside(batch: ArrayDict, path: TreePath, like: Array) -> Array | None:
+    """Return in which rows an agent is alive, where a leaf of the batch lies.
+
+    On a GPU nothing is read, so that the host does not wait, and a program may capture it.
+
+    Args:
+        batch: the batch.
+        path: as for `valid_of`.
+        like: the leaf, [T, B] or [T, B, N].
+
+    Returns:
+        bool [T, B] or [T, B, N]: the branch itself where the same side works on both, else a copy,
+        which can't be captured. None where there is no branch `valid`, and where the host found
+        the agent alive in all rows.
+
+    Raises:
+        TypeError: the dtype of `valid` is not bool.
+        ValueError: `valid` has other rows or agents than the leaf.
+    """
+    if "valid" not in batch:
+        return None
+    name = path_text(("valid", *path))
+    leaf = part_for("valid", batch["valid"], path)
+    is_there = isinstance(leaf, Array) and leaf.side == like.side
+    mask = None if is_there and like.side == "gpu" else as_mask(name, leaf)
+    found: Any = leaf if mask is None else mask  # Any: both have a shape and a dtype
+    if found.dtype != np.bool_:
+        raise TypeError(f"{name}: dtype {found.dtype}, expected bool: True for a valid row")
+    _check_agents(name, found.shape, agents_of(like))
+    if found.shape[:N_BATCH] != like.shape[:N_BATCH]:
         raise ValueError(
-            f"{name}: got agents {valid.shape[N_BATCH:]} behind T and B, expected {agents} as the"
+            f"{name}: got rows {found.shape[:N_BATCH]}, expected {like.shape[:N_BATCH]} = (T, B)"
+        )
+    if mask is not None and mask.all():
+        return None
+    if is_there and isinstance(leaf, Array):
+        return leaf
+    copied = like.new_array(dtype=np.dtype(bool), padding=0, full_size=len(like))
+    copied[...] = np.broadcast_to(over_agents(found, like.shape), like.shape)
+    return copied
+
+
+def _check_agents(name: str, shape: tuple[int, ...], agents: tuple[int, ...]) -> None:
+    if shape[N_BATCH:] not in ((), agents):
+        raise ValueError(
+            f"{name}: got agents {shape[N_BATCH:]} behind T and B, expected {agents} as the"
             " other quantities have, or one flag for all agents"
         )
-    return None if valid.all() else valid
 
 
 def over_agents(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ from ptx_cases import (
     elements,
     goals,
     priorities,
+    valid_steps,
     windows,
 )
 
@@ -34,6 +35,8 @@ CASES: dict[str, tuple[Case, ...]] = {
     "advantage": (Case(computations.walk_steps, 12), Case(computations.walk_spans, 4)),
     "advantage_carries": (Case(computations.walk_spans, 8),),
     "advantage_spans": (Case(computations.walk_spans, 8),),
+    "clear_steps": (Case(valid_steps.clear, 16),),
+    "cut_episodes": (Case(valid_steps.cut, 24),),
     "draw_by_priority": (Case(priorities.draw_shares, 30),),
     "draw_goals": (Case(goals.draw, 60),),
     "draw_transitions": (

@@ -91,13 +91,75 @@ def test_a_window_that_moves_is_not_captured() -> None:
             estimate(batch)
 
 
-def test_rows_that_are_not_valid_are_not_captured() -> None:
+@each_schedule
+@pytest.mark.parametrize("agents", [(), (2,)])
+def test_a_replay_reads_which_rows_are_valid(
+    schedule: str, seed: int, agents: tuple[int, ...]
+) -> None:
+    """With flags of whole environments for all of an agent axis, too."""
+
+    def make_valid(storage: str) -> ArrayDict:
+        batch = make_batch(storage, feature_shape=agents)
+        for name in ("terminated", "truncated", "valid"):
+            batch[name] = Array((T, B), bool, storage=storage)
+        return batch
+
+    def fill_some(batch: ArrayDict, number: int) -> None:
+        fill(batch, number)
+        batch["valid"][...] = (
+            np.random.default_rng(number).random((T, B)) < (0.6, 1.1, 0, 0.8)[number]
+        )
+
+    estimate, expected = EstimateAdvantage(), []
+    batch = make_valid("local")
+    for number in range(4):
+        fill_some(batch, number)
+        expected.append(results(estimate(batch)))
+    assert len({str(each) for each in expected}) == 4
+    estimate = EstimateAdvantage()
+    with simulated_cuda(schedule, seed):
+        stream = cuda.new_stream()
+        with cuda.use_stream(stream):
+            batch = make_valid("device")
+            fill_some(batch, 0)
+            found = [results(estimate(batch))]
+            stream.begin_capture()
+            estimated = estimate(batch)
+            graph = stream.end_capture()
+            for number in range(1, 4):
+                fill_some(batch, number)
+                graph.launch()
+                found.append(results(estimated))
+    assert found == expected
+
+
+def test_a_mask_of_the_host_is_not_captured() -> None:
     with simulated_cuda("lazy"):
-        valid = Array.from_numpy(np.ones((T, B), bool), storage="device")
-        batch, estimate = ArrayDict({**make_batch("device"), "valid": valid}), EstimateAdvantage()
+        mask = np.arange(T * B).reshape(T, B) % 4 > 0
+        batch, estimate = make_batch("device"), EstimateAdvantage()
+        batch["valid"] = Array.from_numpy(mask)
         estimate(batch)
-        with capturing(), pytest.raises(RuntimeError, match="a copy to the host can't be"):
+        with capturing(), pytest.raises(RuntimeError, match="can't be captured"):
             estimate(batch)
+
+
+def test_a_mask_whose_window_moves_is_not_captured() -> None:
+    with simulated_cuda("lazy"):
+        batch, estimate = make_batch("device"), EstimateAdvantage()
+        batch["valid"] = Array((T, B), bool, storage="device", full_size=2 * T)
+        estimate(batch)
+        with capturing(), pytest.raises(RuntimeError, match=r"valid of a ring with several"):
+            estimate(batch)
+
+
+def test_advantages_of_valid_rows_are_not_normalized_in_a_capture() -> None:
+    with simulated_cuda("lazy"):
+        batch, normalize = make_batch("device"), NormalizeAdvantage()
+        batch["valid"] = Array.from_numpy(np.ones((T, B), bool), storage="device")
+        batch = EstimateAdvantage()(batch)
+        normalize(batch)
+        with capturing(), pytest.raises(RuntimeError, match="a copy to the host can't be"):
+            normalize(batch)
 
 
 @each_schedule
