@@ -139,6 +139,19 @@ def test_a_row_that_allows_nothing_is_an_error_on_the_host(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["discrete", "values"])
+def test_a_mask_neither_vanishes_nor_appears(name: str) -> None:
+    plain = {"observation": torch.zeros(2, 2)}
+    masked = {**plain, "action_mask": torch.ones(2, 4).bool()}
+    for example, other, message in (
+        (masked, plain, "got none with the observations, expected one"),
+        (plain, masked, "got one with the observations, expected none"),
+    ):
+        agent = make_agent(name, example)
+        with pytest.raises(ValueError, match=f"action_mask: {message}"):
+            agent.step(other)
+
+
+@pytest.mark.parametrize("name", ["discrete", "values"])
 def test_a_mask_of_another_length_is_found_when_the_agent_is_made(name: str) -> None:
     rows = {"observation": torch.zeros(2, 2), "action_mask": torch.ones(2, 5).bool()}
     with pytest.raises(ValueError, match=r"action_mask: shape \(2, 5\), expected \(2, 4\)"):

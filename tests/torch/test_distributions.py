@@ -4,6 +4,7 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -134,6 +135,21 @@ def test_parameters_of_another_size_are_refused() -> None:
     for nvec in ([], [2, 0]):
         with pytest.raises(ValueError, match="nvec: got"):
             MultiCategorical(nvec)
+    for wrong in ([2.7, 3], np.array([[2, 3], [2, 3]])):
+        with pytest.raises(TypeError, match=r"nvec: got .*expected integers"):
+            MultiCategorical(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_of_16_bits_have_log_probabilities_of_32(dtype: torch.dtype) -> None:
+    logits = random_logits([2, 3]).to(dtype)
+    for params in (DistParams(logits=logits), DistParams(probs=logits.softmax(-1))):
+        for distribution in (Categorical(5), MultiCategorical([2, 3])):
+            numbers = (params.probs if params.logits is None else params.logits).float()
+            widened = DistParams(**{"logits" if params.probs is None else "probs": numbers})
+            expected = distribution.normalize(widened)
+            assert expected.dtype == torch.float32
+            torch.testing.assert_close(distribution.normalize(params), expected, rtol=0, atol=0)
 
 
 def test_actions_begin_where_the_space_does() -> None:

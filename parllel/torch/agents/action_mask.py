@@ -33,3 +33,24 @@ def find_mask(rows: object) -> Tensor | None:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"action_mask: got {kind}, expected one leaf of bool or integers")
     return mask
+
+
+def mask_for(rows: object, *, is_expected: bool) -> Tensor | None:
+    """Return what `find_mask` does, for rows that have a mask if the agent's example had one.
+
+    Args:
+        rows: as for `find_mask`.
+        is_expected: whether the example has a mask.
+
+    Raises:
+        TypeError: as for `find_mask`.
+        ValueError: there is a mask, and the example has none; or the other way round.
+    """
+    mask = find_mask(rows)
+    if (mask is not None) is not is_expected:
+        found, expected = ("none", "one") if is_expected else ("one", "none")
+        raise ValueError(
+            f"action_mask: got {found} with the observations, expected {expected} as with the"
+            " example that the agent was made with (example_obs); give both alike"
+        )
+    return mask

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from parllel.torch.agents.action_mask import find_mask
+from parllel.torch.agents.action_mask import find_mask, mask_for
 from parllel.torch.agents.agent import Agent, in_inference_mode
 from parllel.torch.agents.modes import in_mode
 from parllel.torch.agents.one_space import check_same_space
@@ -190,7 +190,7 @@ class PgAgent(Agent[ModelOutputs]):
 
     def _normalized(self, outputs: ModelOutputs, rows: Any) -> Tensor:
         """Return normalized parameters of the model's outputs for rows of observations."""
-        mask = find_mask(rows) if self._has_mask else None
+        mask = mask_for(rows, is_expected=self._has_mask)
         return self.distribution.normalize(outputs.dist_params, mask)
 
     def _check_outputs(self, outputs: object, n_rows: int, mask: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from parllel.samplers import Part
 from parllel.schedules import Schedule, value_at
-from parllel.torch.agents.action_mask import find_mask
+from parllel.torch.agents.action_mask import find_mask, mask_for
 from parllel.torch.agents.agent import Agent, in_inference_mode
 from parllel.torch.distributions.categorical import masked
 
@@ -180,7 +180,7 @@ class QAgent(Agent[Tensor]):
 
     def _masked(self, values: Tensor, rows: Any) -> Tensor:
         """Return values with -inf for the actions that rows of observations do not allow."""
-        mask = find_mask(rows) if self._has_mask else None
+        mask = mask_for(rows, is_expected=self._has_mask)
         return values if mask is None else masked(values, mask)
 
     def action_index(self, action: Tensor) -> Tensor:

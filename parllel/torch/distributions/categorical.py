@@ -146,13 +146,21 @@ class Categorical:
 
 
 def logits_of(dist_params: DistParams) -> Tensor:
-    """Return the logits of a model, or the logarithms of its probabilities."""
+    """Return the logits of a model, or the logarithms of its probabilities; never in 16 bits."""
     if dist_params.logits is not None:
-        return dist_params.logits
+        return _widened(dist_params.logits)
     assert dist_params.probs is not None
+    probs = _widened(dist_params.probs)
     # An action of probability 0 keeps a finite logarithm, and so a finite gradient.
-    smallest = torch.finfo(dist_params.probs.dtype).tiny
-    return dist_params.probs.clamp(min=smallest).log()
+    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
+
+
+def _widened(numbers: Tensor) -> Tensor:
+    """Return floats of 16 bits as float32: a ratio of probabilities needs more digits than these.
+
+    The log-probability of an action, as -1.07, is rounded by up to 0.004 in bfloat16.
+    """
+    return numbers.float() if numbers.dtype.itemsize < 4 else numbers
 
 
 def masked(logits: Tensor, mask: Tensor) -> Tensor:

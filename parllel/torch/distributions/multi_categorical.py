@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ class MultiCategorical:
         nvec: number of actions of each choice.
 
     Raises:
+        TypeError: nvec has something else than integers, as a matrix has.
         ValueError: there is no choice, or one has less than 1 action.
 
     Example:
@@ -39,7 +41,13 @@ class MultiCategorical:
     """
 
     def __init__(self, nvec: Sequence[int] | NDArray[np.integer[Any]]) -> None:
-        counts = [int(count) for count in nvec]
+        try:
+            counts = [operator.index(count) for count in nvec]
+        except TypeError as error:
+            raise TypeError(
+                f"nvec: got {np.asarray(nvec).tolist()}, expected integers, the number of actions"
+                " of each choice"
+            ) from error
         if not counts or min(counts) < 1:
             raise ValueError(f"nvec: got {counts}, expected a list of numbers of 1 or more")
         self.nvec = counts
@@ -109,9 +117,14 @@ class MultiCategorical:
                 " distribution"
             )
         if nvec.tolist() != self.nvec:  # matrices are never equal
+            way_out = (
+                f"use MultiCategorical({nvec.tolist()})"
+                if nvec.ndim == 1
+                else "flatten the environment's actions with gymnasium.wrappers.TransformAction"
+            )
             raise ValueError(
                 f"action space: got {space}, expected a vector of choices among {self.nvec}"
-                f" actions, as the distribution has; use MultiCategorical({nvec.tolist()})"
+                f" actions, as the distribution has; {way_out}"
             )
         return offset(start, log_probs.device)
 
