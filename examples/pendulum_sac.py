@@ -76,7 +76,7 @@ def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
         metrics,
         n_steps=config.steps,
         log_every=LOG_EVERY,
-        learn_after=LEARN_AFTER,
+        learn_after=min(LEARN_AFTER, config.steps // 2),
         after_batch=[
             every(EVALUATE_EVERY, evaluations.hook),
             every(CHECKPOINT_EVERY, checkpoints),

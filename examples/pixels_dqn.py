@@ -104,7 +104,7 @@ def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
         metrics,
         n_steps=config.steps,
         log_every=1_000,
-        learn_after=LEARN_AFTER,
+        learn_after=min(LEARN_AFTER, config.steps // 2),
         after_batch=[every(EVALUATE_EVERY, evaluation), every(CHECKPOINT_EVERY, checkpoints)],
     )
     with ExitStack() as stack:  # closes environments and memory, also after an error

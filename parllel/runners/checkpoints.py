@@ -112,7 +112,9 @@ class Checkpoints:
 
         Raises:
             OSError: the disk is full, or the like; the last checkpoint is what it was.
+            ValueError: the run's algorithm has a state, and is not among the parts.
         """
+        self._check_algorithm(runner)
         save_run(self._folder, runner=runner, **self._parts)
         if not self._saves_envs:
             self._warn_of_no_end(runner)
@@ -122,12 +124,19 @@ class Checkpoints:
         """Set all parts to the newest checkpoint; return whether there is one.
 
         Raises:
-            KeyError, ValueError: as for `load_run`.
+            KeyError, ValueError: as for `load_run`; ValueError also as for a save.
         """
+        self._check_algorithm(runner)
         is_loaded = load_run(self._folder, runner=runner, **self._parts)
         if is_loaded and not self._saves_envs:
             self._restart(runner)
         return is_loaded
+
+    def _check_algorithm(self, runner: Run) -> None:
+        algorithm = getattr(runner, "algorithm", None)
+        if isinstance(algorithm, HasState):
+            message = "the run's algorithm is missing, so that its optimizer would begin anew; add"
+            _check_is_among(self._parts, algorithm, f"{message} it, as algorithm=")
 
     def _warn_of_no_end(self, runner: Run) -> None:
         """Log once that resets cut all episodes off, where none ended between two saves."""
@@ -146,11 +155,16 @@ class Checkpoints:
 
 def _check_complete(sampler: Sampler, parts: Mapping[str, Any]) -> None:
     """Refuse parts that lack what the sampler's next batches depend on."""
-    needed = {"agent": sampler.agent, "replay": getattr(sampler, "replay", None)}
-    for name, part in needed.items():
-        is_saved = any(part is each for each in parts.values())
-        if (isinstance(part, HasState) or name == "replay") and part is not None and not is_saved:
-            raise ValueError(f"parts: the sampler's {name} is missing; add it, as {name}=")
+    agent, replay = sampler.agent, getattr(sampler, "replay", None)
+    if isinstance(agent, HasState):
+        _check_is_among(parts, agent, "the sampler's agent is missing; add it, as agent=")
+    if replay is not None:
+        _check_is_among(parts, replay, "the sampler's replay is missing; add it, as replay=")
+
+
+def _check_is_among(parts: Mapping[str, Any], part: object, message: str) -> None:
+    if not any(part is each for each in parts.values()):
+        raise ValueError(f"parts: {message}")
 
 
 def _with_envs(sampler: Sampler, parts: Mapping[str, Any]) -> dict[str, Any]:

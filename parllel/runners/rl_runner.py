@@ -100,6 +100,7 @@ class RLRunner:
         stop_when: function of the runner; the batch after which it returns True is the last one.
 
     Attributes:
+        algorithm: the object that learns.
         n_steps: number of environment steps so far.
         steps_per_batch: how many of these a batch has.
         n_episodes: number of episodes that ended in training.
@@ -162,7 +163,7 @@ class RLRunner:
         self.is_done = False
         self.learned: Mapping[str, float] = {}
         self._sampler = sampler
-        self._algorithm = algorithm
+        self.algorithm = algorithm
         self._transforms = list(transforms)
         self._last_step = n_steps
         self._log_every = log_every
@@ -260,7 +261,7 @@ class RLRunner:
 
     def _set_progress(self) -> None:
         """Tell an algorithm with schedules how far the run is, before a batch is collected."""
-        set_progress = getattr(self._algorithm, "set_progress", None)
+        set_progress = getattr(self.algorithm, "set_progress", None)
         if set_progress is not None:
             set_progress(self.n_steps / self._last_step)
 
@@ -284,7 +285,7 @@ class RLRunner:
                 restart()
             batch = transform(batch)
         refuse_not_finite(batch)
-        learned = self._algorithm.optimize(batch)
+        learned = self.algorithm.optimize(batch)
         _check_learned(learned, batch)
         self._learn_s += _work_seconds() - start
         return learned

@@ -23,6 +23,10 @@ class RunConfig:
         storage: kind of the memory of the samples; the GPU's where there is one.
         out: folder of the run; by default a new one below `runs`.
         resume: go on with the run in that folder.
+
+    Raises:
+        ValueError: steps is less than 1, or seed is negative. A subclass with a `__post_init__` of
+            its own calls this one.
     """
 
     seed: int = 0
@@ -30,3 +34,9 @@ class RunConfig:
     storage: str | None = None
     out: Path | None = None
     resume: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can begin with, before there is a folder."""
+        for name, number, least in (("steps", self.steps, 1), ("seed", self.seed, 0)):
+            if number < least:
+                raise ValueError(f"{name}: got {number}, expected {least} or more")

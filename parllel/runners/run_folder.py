@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ _MAY_CHANGE = ("out", "resume", "steps", "storage")
 class RunFolder:
     """The folder of a run, and the names of what lies in it.
 
-    - `config.json`: the arguments of the run;
+    - `config.json`: the program's name, as `program`, and the arguments of the run;
     - `metrics.csv`, `tensorboard/`, `learning_curve.png`: its numbers (`open_metrics`);
     - `checkpoints/`, `model.safetensors`, `video.gif`: names for the program to use.
 
@@ -43,7 +45,8 @@ class RunFolder:
 
     Args:
         config: the arguments of the run: a frozen dataclass, whose values JSON holds.
-        name: the program's name, for the folder below `runs` where the config names none.
+        name: the program's name. Where the config names no folder, it is a new one below
+            `runs/<name>`, called by the time.
 
     Attributes:
         path: the folder.
@@ -52,41 +55,47 @@ class RunFolder:
     Raises:
         FileExistsError: there is a run in the folder, and it is not to be resumed.
         FileNotFoundError: there is none to resume.
-        ValueError: a run is to be resumed that was begun with other arguments, or whose
-            `config.json` is damaged; or no folder is named to resume.
+        NotADirectoryError: the folder's name is that of a file.
+        ValueError: a run is to be resumed that another program has begun, or that was begun with
+            other arguments, or whose `config.json` is damaged; or no folder is named to resume.
     """
 
     def __init__(self, config: RunConfig, *, name: str) -> None:
         if config.out is None and config.resume:
             raise ValueError("resume: got no folder, expected the one of the run (out)")
-        started = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        self.path = Path("runs") / name / started if config.out is None else config.out
+        self.path = _new_folder(Path("runs") / name) if config.out is None else config.out
         self._config_path = self.path / "config.json"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model.safetensors"
         self.curve = self.path / "learning_curve.png"
         self.video = self.path / "video.gif"
+        content = {"program": name, **_as_json(config)}
         if config.resume:
-            self._check_same(_as_json(config))
+            self._check_same(content)
             return
+        if any(path.exists() and not path.is_dir() for path in (self.path, *self.path.parents)):
+            raise NotADirectoryError(
+                f"{self.path}: a file has this name, or that of a folder above; choose another"
+                " folder (out)"
+            )
         if self._config_path.exists():
             raise FileExistsError(
                 f"{self.path}: there is a run in this folder; choose another one (out), or go on"
                 " with it (resume)"
             )
         make_folders(self.path)
-        content = json.dumps(_as_json(config), indent=1).encode()
-        replace_file(self._config_path, lambda file: file.write(content))
+        text = json.dumps(content, indent=1).encode()
+        replace_file(self._config_path, lambda file: file.write(text))
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         if not self._config_path.exists():
             raise FileNotFoundError(f"{self._config_path}: there is no run to resume; leave it out")
-        begun = _read_config(self._config_path)
+        begun = {"program": config["program"], **_read_config(self._config_path)}
         names = sorted((begun.keys() | config.keys()) - set(_MAY_CHANGE))
         differing = {
             name: (begun.get(name), config.get(name))
             for name in names
-            if begun.get(name) != config.get(name)
+            if not _is_same(begun.get(name), config.get(name))
         }
         if differing:
             raise ValueError(
@@ -119,6 +128,23 @@ class RunFolder:
             ProgressBar(n_steps),
             *sinks,
         )
+
+
+def _new_folder(parent: Path) -> Path:
+    """Make a folder that is called by the time; programs that start together get one each."""
+    make_folders(parent)
+    started = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    for number in itertools.count(1):
+        path = parent / (started if number == 1 else f"{started}_{number}")
+        with suppress(FileExistsError):
+            path.mkdir()
+            break
+    return path
+
+
+def _is_same(one: Any, other: Any) -> bool:  # Any: what JSON holds
+    """Whether two arguments are the same; NaN is the same as NaN."""
+    return one == other or json.dumps(one) == json.dumps(other)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

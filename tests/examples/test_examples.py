@@ -255,6 +255,12 @@ def test_an_example_reads_from_top_to_bottom_in_150_lines() -> None:
     assert {f"{case.name}.py" for case in CASES} == lengths.keys()
 
 
+def test_an_example_learns_in_runs_of_few_steps_too() -> None:
+    for path in EXAMPLES.glob("*.py"):
+        if "learn_after=" in (text := path.read_text()):
+            assert "learn_after=min(LEARN_AFTER, config.steps // 2)," in text, path.name
+
+
 @needs("ale_py", "tyro")
 def test_pqn_learns_the_lambda_returns_of_the_paper() -> None:
     """In one pass over one minibatch, whose loss is that of the network before."""

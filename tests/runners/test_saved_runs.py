@@ -1,6 +1,7 @@
 """Runs in files: whole or not there, refused where damaged, and resumed bit for bit."""
 
 import json
+import math
 import os
 import random
 import re
@@ -436,6 +437,30 @@ class Idler:
         return {}
 
 
+class Remembering(Idler):
+    """An algorithm with a state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        pass
+
+
+def test_an_algorithm_with_a_state_is_a_part(tmp_path: Path) -> None:
+    with SerialCage(Clock, n_envs=2) as cage:
+        sampler = make_sampler(cage)
+        algorithm = Remembering()
+        options: Any = {"seed": 0, "agent": sampler.agent}
+        without = Checkpoints(tmp_path, sampler, **options)
+        runner = RLRunner(sampler, algorithm, Metrics(), n_steps=16, after_batch=[without])
+        for call in (lambda: runner.run(resume=without), runner.run):
+            with pytest.raises(ValueError, match=r"algorithm is missing.*add it, as algorithm="):
+                call()
+        assert not list(tmp_path.iterdir())
+        Checkpoints(tmp_path, sampler, algorithm=algorithm, **options)(runner)
+
+
 def test_evaluations_leave_the_generator_of_an_agent_alone() -> None:
     generator = torch.Generator().manual_seed(1)
     with SerialCage(Clock, n_envs=2) as cage:
@@ -505,6 +530,34 @@ def test_a_run_is_resumed_with_its_own_arguments(tmp_path: Path) -> None:
         RunFolder(Config(resume=True), name="program")
 
 
+def test_a_run_is_resumed_by_its_own_program(tmp_path: Path) -> None:
+    """Two programs with the same arguments: before the first checkpoint, nothing else differs."""
+    RunFolder(Config(out=tmp_path), name="program")
+    with pytest.raises(ValueError, match=r"\{'program': \('program', 'other'\)\}"):
+        RunFolder(Config(out=tmp_path, resume=True), name="other")
+
+
+def test_an_argument_that_is_no_number_is_the_same_again(tmp_path: Path) -> None:
+    for resume in (False, True):
+        config = Config(out=tmp_path, learning_rate=math.nan, resume=resume)
+        RunFolder(config, name="program")
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": -5}, {"seed": -1}])
+def test_a_run_that_can_not_begin_leaves_no_folder(wrong: dict[str, int], tmp_path: Path) -> None:
+    ((name, number),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name}: got {number}, expected"):
+        RunFolder(Config(out=tmp_path / "run", **wrong), name="program")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_takes_no_files_place(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    for out in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(NotADirectoryError, match="a file has this name"):
+            RunFolder(Config(out=out), name="program")
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"\xff\xfe\x00", b"[1, 2]", b"null", b'{"seed": 0, "seed": 0}', b"[" * 100_000],
@@ -559,6 +612,8 @@ def test_a_run_without_a_folder_gets_a_new_one(
     run = RunFolder(Config(), name="program")
     assert run.path.parent == Path("runs/program")
     assert (run.path / "config.json").exists()
+    others = {RunFolder(Config(seed=seed), name="program").path for seed in range(3)}
+    assert len({run.path, *others}) == 4  # though they begin in the same second
 
 
 @needs("matplotlib", "tensorboard", "tqdm")
