@@ -127,6 +127,10 @@ class Cage(ABC):
     n_restarts: int = 0
     """How many environments were made anew because they failed (`ProcessCage`)."""
 
+    stepped_by: object = None
+    """A mark of the sampler that has reset the environments last, so that another one that took
+    them for its own finds out."""
+
     busy_span: tuple[float, float] | None = None
     """When the work of the last command began and ended, in seconds of `time.perf_counter`; None
     before the first command."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from parllel.metrics import MetricsSink
 from parllel.runners.generators import unchanged_generators
 from parllel.samplers import EvalSampler
+
+_logger = logging.getLogger(__name__)
 
 
 class Run(Protocol):
@@ -104,23 +107,42 @@ class Evaluator:
     >>> evaluate(SimpleNamespace(n_steps=64, metrics=Metrics()))
     {'episode_length': 3.0, 'episode_return': 6.0}
 
+    Means are over the episodes that were finished within the sampler's `max_steps`. A warning is
+    logged once where some were not: a mean over the short ones may tell the opposite of all.
+
     Args:
         eval_sampler: plays the episodes. Give it a seed where the run is to be resumed bit for bit.
-        after: functions that are called after each evaluation, with the run and the means.
+        after: functions that are called after each evaluation, with the run and the means, of which
+            there are none where no episode was finished.
     """
 
     def __init__(self, eval_sampler: EvalSampler, *, after: Sequence[EvaluationHook] = ()) -> None:
         self._sampler = eval_sampler
         self._after = list(after)
+        self._has_warned = False
 
     def __call__(self, run: Run) -> None:
         """Play the episodes of an evaluation."""
         with unchanged_generators(self._sampler.agent):
             episodes = self._sampler.collect_episodes()
+        self._warn_of_unfinished(len(episodes))
         means = mean_of_each(episode.metrics() for episode in episodes)
         run.metrics.log(run.n_steps, {f"eval/{name}": mean for name, mean in means.items()})
         for hook in self._after:
             hook(run, means)
+
+    def _warn_of_unfinished(self, n_finished: int) -> None:
+        """Log once that episodes were given up, of which nothing is told."""
+        if n_finished < self._sampler.n_episodes and not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "evaluation: %d of %d episodes were finished within max_steps = %d, and only these"
+                " count; give EvalSampler more steps, or the environments a limit of their own"
+                " (gymnasium.wrappers.TimeLimit)",
+                n_finished,
+                self._sampler.n_episodes,
+                self._sampler.max_steps,
+            )
 
 
 def mean_of_each(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:

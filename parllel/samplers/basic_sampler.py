@@ -176,6 +176,7 @@ class BasicSampler(Sampler):
             cage.set_state(own)
         for group in self._groups:
             group.transfer.take_up()
+        self._mark_cages()
         self._goes_on, self._is_reset = True, False
 
     def _rewind(self) -> None:
@@ -194,9 +195,12 @@ class BasicSampler(Sampler):
             The sample tree, with its window on the new batch, and the episodes that ended.
 
         Raises:
+            RuntimeError: another sampler has reset the environments since the last batch.
             ValueError: an agent that observes refuses the batch; the next one begins with a reset.
         """
-        if not self._goes_on:
+        if self._goes_on:
+            self._check_cages()
+        else:
             self.reset()
         self.began_with_reset, self._is_reset = self._is_reset, False
         self._goes_on = False

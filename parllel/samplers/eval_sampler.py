@@ -40,6 +40,9 @@ class EvalSampler(Sampler):
         storage: kind of the memory of the sampler's own tree; `parllel.default_storage()` by
             default. An agent's model has to be on the same device.
 
+    Attributes:
+        n_episodes, max_steps: the arguments.
+
     Raises:
         TypeError: as for `Sampler`.
         ValueError: as for `Sampler`; or n_episodes is no positive multiple of the number of
@@ -88,8 +91,8 @@ class EvalSampler(Sampler):
             raise
         self._is_recurrent = isinstance(agent, RecurrentActor)
         self._tells_reward = self._is_recurrent and has_receive_reward(agent)
+        self.n_episodes, self.max_steps = n_episodes, max_steps
         self._share = n_episodes // self.batch_B
-        self._max_steps = max_steps
         self._deterministic = deterministic
         self._seed = seed
 
@@ -137,7 +140,7 @@ class EvalSampler(Sampler):
         left = [self._share] * self.batch_B
         finished: list[TrajInfo] = []
         with self._acting():
-            for step in range(self._max_steps):
+            for step in range(self.max_steps):
                 t = step % self.batch_T
                 if t == 0:
                     self._rotate()

@@ -80,6 +80,7 @@ class Sampler:
         self.samples = samples
         self.batch_T, self.batch_B = batch_shape_of(samples)[:2]
         self._is_closed = False
+        self._mark = object()  # of the cages that go on where this sampler left them
         bind_actions = getattr(agent, "bind_actions", None)
         if bind_actions is not None:
             bind_actions(cages[0].action_space)
@@ -108,10 +109,25 @@ class Sampler:
         self._check_open()
         self._settle()
         self._rewind()
+        self._mark_cages()
         for group in self._groups:
             group.start_reset(self._max_steps_decorrelate)
         for group in self._groups:
             group.finish_reset()
+
+    def _mark_cages(self) -> None:
+        for cage in self.cages:
+            cage.stepped_by = self._mark
+
+    def _check_cages(self) -> None:
+        """Refuse to go on with environments that another sampler has reset since."""
+        taken = [number for number, cage in enumerate(self.cages) if cage.stepped_by != self._mark]
+        if taken:
+            raise RuntimeError(
+                f"cages: another sampler has reset the environments of cages {taken}, so that they"
+                " are not where the last batch ended; give evaluation cages of its own, or call"
+                " reset() first"
+            )
 
     def reseed(self, seed: Seed) -> None:
         """Have the next reset seed all environments, as `build_cages` with this seed does.

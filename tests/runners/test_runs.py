@@ -353,6 +353,22 @@ def test_evaluations_come_after_every_so_many_steps_and_at_the_end() -> None:
     assert set(recorder.series("train/episode_return").values()) == {RETURN}
 
 
+def test_it_is_told_once_where_an_evaluation_gives_episodes_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found: list[Any] = []
+    with SerialCage(Clock, {"length": 9}, n_envs=2) as cage:
+        for max_steps, n_told in ((9, 0), (8, 1)):
+            caplog.clear()
+            sampler = EvalSampler([cage], Constant(), n_episodes=2, max_steps=max_steps)
+            evaluation = Evaluator(sampler, after=[lambda _, means: found.append(len(means))])
+            for _ in range(2):
+                evaluation(SimpleNamespace(n_steps=1, metrics=Recorder()))  # type: ignore[arg-type]
+            told = [each.message for each in caplog.records if "0 of 2 episodes" in each.message]
+            assert len(told) == n_told
+    assert found == [2, 2, 0, 0]
+
+
 def test_training_draws_the_same_with_evaluations_and_without() -> None:
     class Drawing(Constant):
         def step(self, observation: Any, *, deterministic: bool = False) -> Any:

@@ -309,6 +309,20 @@ def test_a_second_sampler_may_use_cages_that_were_used_before() -> None:
             np.testing.assert_array_equal(samples["observation"][0, 0], [episode, 0])
 
 
+def test_cages_that_another_sampler_has_reset_are_refused() -> None:
+    agent = NumpyAgent()
+    with SerialCage(Clock, {"length": 4}, n_envs=1) as cage:
+        sampler = BasicSampler([cage], agent, make_samples(Clock, 1, agent))
+        sampler.collect_batch()
+        EvalSampler([cage], agent, n_episodes=1, storage="local").collect_episodes()
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"another sampler has reset .* cages \[0\]"):
+                sampler.collect_batch()
+        sampler.reset()
+        batch, _ = sampler.collect_batch()
+        assert batch["observation"][0, 0, 1].to_ndarray() == 0  # an episode begins
+
+
 class FailsAt(NumpyAgent):
     """Fail in one of the calls of `step`."""
 
