@@ -51,9 +51,9 @@ def record_video(
         n_episodes: number of episodes, one after the other in the video.
         deterministic: whether the agent takes its most probable actions.
         seed: given, each call plays the same episodes, up to what the agent draws.
-        fps: frames per second; by default what the environment's metadata call `render_fps`,
-            else 30. A GIF rounds the time of a frame to a hundredth of a second.
-        scale: factor by which frames are enlarged, pixel by pixel.
+        fps: frames per second, at least 0.01; by default what the environment's metadata call
+            `render_fps`, else 30. A GIF rounds the time of a frame to a hundredth of a second.
+        scale: whole factor by which frames are enlarged, pixel by pixel.
         max_steps: steps in all after which an unfinished episode is cut off. Its frames are in the
             video.
         storage: as for `EvalSampler`.
@@ -63,11 +63,14 @@ def record_video(
 
     Raises:
         FileNotFoundError: the video's folder does not exist.
+        IsADirectoryError: the path is that of a folder.
         ModuleNotFoundError: imageio or imageio-ffmpeg is not installed; the extra `train` brings
             them.
-        TypeError: the environment renders no frame uint8 [H, W, 3].
+        TypeError: the environment renders no frame uint8 [H, W, 3] of a pixel or more, or scale is
+            no integer.
         ValueError: the path has another suffix, the environment another render mode, n_episodes,
-            fps, scale or max_steps is not positive, or the size of the frames changes.
+            scale or max_steps is not positive, fps is too small or no number, here or in the
+            environment's metadata, or the size of the frames changes.
     """
     with encoded(path, fps, scale, needed_by="record_video") as encoder:
         return _play(
@@ -205,7 +208,8 @@ class _Filmed(gym.Wrapper[Any, Any, Any, Any]):
         """Return a copy of what the environment shows: it may draw into the same memory again."""
         frame: Any = self.env.render()  # Any: what an environment gives
         is_array = isinstance(frame, np.ndarray)
-        if not is_array or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        is_picture = is_array and frame.dtype == np.uint8 and frame.ndim == 3 and frame.size > 0
+        if not is_picture or frame.shape[2] != 3:
             found = f"{frame.dtype} {frame.shape}" if is_array else type(frame).__name__
             raise TypeError(f"render: the environment gave {found}, expected uint8 (H, W, 3)")
         copied: NDArray[np.uint8] = frame.copy()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -24,6 +26,7 @@ AddFrame: TypeAlias = Callable[[Frame, float | None], object]
 
 _SUFFIXES = (".mp4", ".gif")
 _FPS = 30.0  # of environments that don't say
+_SLOWEST = 0.01  # frames per second: a GIF counts hundredths of seconds in 16 bits
 _GAP = 8  # pixels between two agents, and around their names
 
 
@@ -42,7 +45,8 @@ def encoded(
         needed_by: the caller's name, for errors.
 
     Raises:
-        FileNotFoundError, ModuleNotFoundError, ValueError: as for `record_video`.
+        FileNotFoundError, IsADirectoryError, ModuleNotFoundError, TypeError, ValueError: as for
+            `record_video`.
     """
     path = Path(path)
     _check(path, fps, scale)
@@ -59,10 +63,26 @@ def _check(path: Path, fps: float | None, scale: int) -> None:
         raise ValueError(f"path: got {path}, expected a name that ends in {' or '.join(_SUFFIXES)}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path: {path.parent} is no folder; make it first")
-    if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps: got {fps}, expected more than 0 frames per second")
+    if path.is_dir():
+        raise IsADirectoryError(f"path: {path} is a folder; choose another name")
+    if fps is not None:
+        _check_fps("fps", fps)
+    try:
+        operator.index(scale)
+    except TypeError:
+        raise TypeError(f"scale: got {scale!r}, expected an integer of 1 or more") from None
     if scale < 1:
         raise ValueError(f"scale: got {scale}, expected 1 or more")
+
+
+def _check_fps(name: str, fps: object, way_out: str = "") -> float:
+    """Return a number of frames per second as a float, as encoders want it."""
+    number = float(fps) if isinstance(fps, Real) else math.nan
+    if not _SLOWEST <= number < math.inf:
+        raise ValueError(
+            f"{name}: got {fps!r}, expected {_SLOWEST} frames per second or more{way_out}"
+        )
+    return number
 
 
 class VideoEncoder:
@@ -94,11 +114,14 @@ class VideoEncoder:
         """Write the next frame, uint8 [H, W, 3]; the first one's rate is that of the video.
 
         Raises:
-            ValueError: the frame has another shape than the first one.
+            ValueError: the frame has another shape than the first one, or the environment says a
+                rate that is none.
         """
         if self._writer is None:
             self._shape = frame.shape
-            self._writer = self._open(self._fps or env_fps or _FPS)
+            name, way_out = "metadata: render_fps", "; or give fps="
+            told = env_fps or _FPS if self._fps is None else self._fps
+            self._writer = self._open(_check_fps(name, told, way_out))
         if frame.shape != self._shape:
             raise ValueError(
                 f"render: the environment gave a frame {frame.shape} after others {self._shape};"

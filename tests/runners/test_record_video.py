@@ -1,5 +1,6 @@
 """record_video: the frames of a video are what the environment showed to the agent, in order."""
 
+import math
 import re
 import subprocess
 import sys
@@ -194,6 +195,18 @@ class Gray(Marked):
         return np.zeros((8, 8), np.uint8)
 
 
+class Empty(Marked):
+    def render(self) -> Any:
+        return np.zeros((0, 8, 3), np.uint8)
+
+
+def saying(render_fps: Any) -> Marked:
+    """Return an environment whose metadata tell a number of frames per second."""
+    env = Marked()
+    env.metadata = {**env.metadata, "render_fps": render_fps}
+    return env
+
+
 class Failing(Marked):
     def step(self, action: Any) -> Any:
         if self.number == 11:
@@ -216,6 +229,11 @@ class Failing(Marked):
         ({"make_env": Failing}, RuntimeError, "the game is over"),
         ({"fps": 0}, ValueError, "fps: got 0"),
         ({"scale": 0}, ValueError, "scale: got 0"),
+        ({"scale": 1.5}, TypeError, r"scale: got 1\.5, expected an integer"),
+        ({"make_env": lambda: saying(-1)}, ValueError, r"render_fps: got -1, expected .* give fps"),
+        ({"make_env": lambda: saying(math.nan)}, ValueError, "render_fps: got nan"),
+        ({"make_env": lambda: saying("30")}, ValueError, "render_fps: got '30'"),
+        ({"make_env": Empty}, TypeError, r"gave uint8 \(0, 8, 3\)"),
         ({"n_episodes": 0}, ValueError, "n_episodes: got 0"),
         ({"max_steps": 0}, ValueError, "max_steps: got 0"),
         ({"name": "a.avi"}, ValueError, r"expected a name that ends in \.mp4 or \.gif"),
@@ -235,6 +253,16 @@ def test_what_goes_wrong_leaves_the_former_video(
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [
         (name, "a former video")
     ]
+
+
+def test_a_given_speed_stands_above_what_an_environment_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.gif"
+    record_video(Ones(), lambda: saying(-1), path, fps=np.float32(25))  # type: ignore[arg-type]
+    assert path.stat().st_size > 0
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError, match="is a folder; choose another name"):
+        record_video(Ones(), Marked, path)
 
 
 @pytest.mark.parametrize(("name", "missing"), [("a.gif", "imageio"), ("a.mp4", "imageio_ffmpeg")])
