@@ -17,7 +17,7 @@ endif
 BENCHES := bench/bench_index.py bench/bench_cages.py bench/bench_sampling.py bench/bench_advantage.py \
     bench/bench_rows.py bench/bench_frames.py bench/bench_replay.py bench/bench_vector.py \
     bench/bench_alternating.py bench/bench_pixels.py bench/bench_step.py bench/bench_shift.py \
-    bench/bench_sequences.py bench/bench_ragged.py
+    bench/bench_sequences.py bench/bench_ragged.py bench/bench_ray.py
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-rest test-long test-oldest test-gpu gpu-day check bench kernels clean

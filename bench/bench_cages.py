@@ -193,9 +193,10 @@ def bind(cages: Sequence[Cage]) -> list[Command]:
     commands = []
     for cage in cages:
         batch_shape = () if cage.n_envs == 1 else (cage.n_envs,)
+        space: Any = cage.observation_space
         make_array = partial(Array, (1, *batch_shape), storage="shared")
         places = {
-            "out_obs": make_array(np.float32, feature_shape=(4,))[0],
+            "out_obs": make_array(space.dtype, feature_shape=space.shape)[0],
             "out_reward": make_array(np.float32)[0],
             "out_terminated": make_array(bool)[0],
             "out_truncated": make_array(bool)[0],

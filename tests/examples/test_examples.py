@@ -1,6 +1,7 @@
 """Each example: the same numbers in each memory, resumed bit for bit, and run as a program."""
 
 import csv
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -252,7 +253,7 @@ def test_an_example_depends_on_its_seed(
 def test_an_example_reads_from_top_to_bottom_in_150_lines() -> None:
     lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
     assert {name: length for name, length in lengths.items() if length >= 150} == {}
-    assert {f"{case.name}.py" for case in CASES} == lengths.keys()
+    assert {f"{case.name}.py" for case in CASES} | {"sweep_ray.py"} == lengths.keys()
 
 
 def test_an_example_learns_in_runs_of_few_steps_too() -> None:
@@ -293,6 +294,30 @@ def test_pqn_learns_the_lambda_returns_of_the_paper() -> None:
         loss = pqn.optimize(batch)["loss"]
     taken = np.take_along_axis(values.numpy()[:64], rows["action"][..., None], -1)[..., 0]
     assert loss == pytest.approx(0.5 * np.mean((taken - expected) ** 2), rel=1e-4)
+
+
+@pytest.mark.long
+@needs("matplotlib", "ray", "tensorboard", "tqdm", "tyro")
+def test_a_sweep_compares_learning_rates_and_tells_of_runs_that_failed(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "sweep"
+    (out / "0.0001" / "1").mkdir(parents=True)
+    (out / "0.0001" / "1" / "config.json").touch()  # another run has this folder
+    command = [sys.executable, str(EXAMPLES / "sweep_ray.py"), "--learning-rates", "1e-4", "2e-3"]
+    command += ["--n-seeds", "2", "--steps", "2048", "--out", str(out), "--address", ray_cluster]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line and "pid=" not in line]
+    assert "a run with learning rate 0.0001 failed" in result.stdout
+    assert any(re.match(r" +0\.0001  too few runs: \[\d+", line) for line in lines)
+    last = re.fullmatch(r" +0\.002  +(\S+)  \[ *(\S+), +(\S+)\]  2 runs", lines[-1])
+    assert last is not None
+    scores = []
+    for seed in ("0", "1"):
+        with (out / "0.002" / seed / "metrics.csv").open(newline="") as file:
+            scores.append(float(list(csv.DictReader(file))[-1]["train/episode_return"]))
+    assert float(last[1]) == pytest.approx(np.mean(scores), abs=0.06)
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ What needs a GPU runs on simulated CUDA: all of it but the clock, which is one l
 """
 
 import copy
+import functools
 import importlib.util
 import json
 import math
@@ -11,11 +12,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,7 @@ from matplotlib.image import imread
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from optional import needs
+from ray_cluster import NO_CPU
 from support import (
     advantage_on_device,
     atari,
@@ -289,6 +292,44 @@ def test_worker_processes_are_reported(tmp_path: Path, monkeypatch: pytest.Monke
         [f"{name}, B = {n}" for name in (serial, workers) for n in (1, 2)],
     ]
     assert len(content["targets"]) == 5
+
+
+@needs("ray")
+def test_actors_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: str
+) -> None:
+    import bench_ray
+
+    few = functools.partial(bench_ray.RayCage, actor_options=NO_CPU)
+    for name, new in {"B": 2, "SAMPLE_S": 1e-4, "cluster": nullcontext, "RayCage": few}.items():
+        monkeypatch.setattr(bench_ray, name, new)
+    modules = bench_cages, bench_ray  # which actors of this cluster can't import
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    bench_ray.main(tmp_path, repeats=2, steps_ms=(0.1,))
+    for module in modules:
+        cloudpickle.unregister_pickle_by_value(module)
+    picture = tmp_path / "ray_by_step_time_cpu.png"
+    assert imread(picture).std() > 0  # it is not blank
+    picture.unlink()
+    content = read_results(tmp_path, "ray_cpu")
+    assert [list(table["contestants"]) for table in content["tables"]] == [
+        ["SerialCage", "ProcessCage, 2 workers", "RayCage, 2 actors"]
+    ] * 3
+    assert len(content["targets"]) == 2
+
+
+@needs("ray")
+def test_the_time_from_which_actors_pay_is_that_of_their_overhead() -> None:
+    import bench_ray
+
+    cost = {"SerialCage": 0.0, "ProcessCage, 2 workers": 2e-4, "RayCage, 2 actors": 1e-3}
+    found = bench_ray.pays_from({name: [seconds] * 3 for name, seconds in cost.items()})
+    for name, step_us in found.items():
+        others = bench_ray.B if name == "SerialCage" else bench_ray.B / 2
+        dearer = 1.0 if name == "SerialCage" else bench_ray.DEARER
+        ours = 1e3 + bench_ray.B / 2 * step_us
+        assert ours == pytest.approx(dearer * (cost[name] * 1e6 + others * step_us))
 
 
 def test_indexing_is_compared(
