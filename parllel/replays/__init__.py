@@ -1,6 +1,7 @@
 """Replays: how stored samples are drawn for learning."""
 
 from parllel.replays.batch_parts import BatchParts
+from parllel.replays.episodes import Episode, episodes_of
 from parllel.replays.hindsight_replay_buffer import HindsightReplayBuffer
 from parllel.replays.minibatches import Minibatches
 from parllel.replays.prefetcher import Prefetcher
@@ -12,6 +13,7 @@ from parllel.replays.sequence_replay_buffer import SequenceReplayBuffer
 
 __all__ = [
     "BatchParts",
+    "Episode",
     "HindsightReplayBuffer",
     "Minibatches",
     "Prefetcher",
@@ -20,4 +22,5 @@ __all__ = [
     "RandomShift",
     "ReplayBuffer",
     "SequenceReplayBuffer",
+    "episodes_of",
 ]

@@ -77,7 +77,7 @@ class BaseReplay(RingRecord, Generic[M]):
 
     _extra: ClassVar[Mapping[str, np.dtype[Any]]] = {}  # further branches of minibatches
     _setting_names: ClassVar[tuple[str, ...]] = ()  # of `_settings`, without optional ones
-    _optional_names: ClassVar[tuple[str, ...]] = ()  # all of these, or none
+    _optional_names: ClassVar[tuple[tuple[str, ...], ...]] = ()  # of each group all, or none
     # Whether draws look for the ends of episodes: then there is a bit for each step.
     _keeps_breaks: ClassVar[bool] = False
 
@@ -411,9 +411,9 @@ class BaseReplay(RingRecord, Generic[M]):
     def _check_setting_names(cls, saved: SavedTree) -> None:
         found = saved.numbers.get("settings")
         settings = found if isinstance(found, dict) else {}
-        optional = set(cls._optional_names)
-        names = settings.keys() - optional
-        has_part = settings.keys() & optional not in (set(), optional)
+        groups = [set(group) for group in cls._optional_names]
+        names = settings.keys() - set().union(*groups)
+        has_part = any(settings.keys() & group not in (set(), group) for group in groups)
         if has_part or names != set(cls._setting_names):
             raise ValueError(
                 f"{saved.folder}: saved with settings {sorted(settings)}, expected"

@@ -100,7 +100,7 @@ class HindsightReplayBuffer(ReplayBuffer):
     (tensor([1., 2.]), tensor([-1.,  0.]))
     """
 
-    keeps_terminated: ClassVar[bool] = True
+    keeps_terminated = True
     _takes_agents: ClassVar[bool] = False  # a goal is one agent's
     _keeps_breaks: ClassVar[bool] = True
     _setting_names: ClassVar[tuple[str, ...]] = (
@@ -135,7 +135,14 @@ class HindsightReplayBuffer(ReplayBuffer):
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction: got {fraction}, expected a number in [0, 1]")
         self.strategy, self.fraction = strategy, float(fraction)  # what JSON can hold
-        super().__init__(samples, rng=rng, discount=discount, n_final_obs=n_final_obs, shift=shift)
+        super().__init__(
+            samples,
+            rng=rng,
+            discount=discount,
+            n_final_obs=n_final_obs,
+            shift=shift,
+            keep_terminated=True,
+        )
         check_goals(samples, self._sources)
 
     # Read by an algorithm

@@ -41,7 +41,7 @@ class PrioritizedReplayBuffer(ByPriority[TransitionMemory], ReplayBuffer):
     Minibatches have the branch `weight`, float32, too. In device memory they are three launches.
 
     Args:
-        samples, rng, n_steps, discount, n_final_obs, shift: as for `ReplayBuffer`.
+        samples, rng, n_steps, discount, n_final_obs, shift, keep_terminated: as for `ReplayBuffer`.
         alpha: exponent of priorities, 0 or more; with 0 all transitions come equally often.
         beta: exponent of weights, 0 or more; with 1 they undo priorities wholly. It is an
             attribute too, which may be changed in training.
@@ -89,6 +89,7 @@ class PrioritizedReplayBuffer(ByPriority[TransitionMemory], ReplayBuffer):
         beta: float = 0.4,
         epsilon: float = 1e-6,
         shift: RandomShift | None = None,
+        keep_terminated: bool = False,
     ) -> None:
         for name, number in (("alpha", alpha), ("beta", beta), ("epsilon", epsilon)):
             check_number(name, number)
@@ -99,6 +100,7 @@ class PrioritizedReplayBuffer(ByPriority[TransitionMemory], ReplayBuffer):
             discount=discount,
             n_final_obs=n_final_obs,
             shift=shift,
+            keep_terminated=keep_terminated,
         )
         self._begin_priorities(alpha=alpha, beta=beta, epsilon=epsilon, n_final_obs=n_final_obs)
 

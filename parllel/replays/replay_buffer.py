@@ -19,6 +19,7 @@ from parllel.replays.transition_memory import (
 from parllel.tree import ArrayDict
 
 _SHIFT, _CHANNELS_LAST = "shift_pixels", "shift_channels_last"  # of saved settings
+_KEEP = "keep_terminated"
 _STREAMS = {"observation": 0, NEXT: 1}  # of random shifts
 
 
@@ -71,6 +72,9 @@ class ReplayBuffer(BaseReplay[TransitionMemory]):
             If it is full all the same, the oldest steps are forgotten earlier, with a warning.
         shift: how the images of `observation` and `next_observation` are shifted at random in each
             minibatch; None for not at all. Shifts are a function of the same key and number.
+        keep_terminated: whether the final observations of episodes that terminated are needed and
+            kept, too, so that the ring has whole episodes (`episodes_of`, `data.to_minari`). A
+            sampler gives them then. Learning does not need them.
 
     Raises:
         TypeError, ValueError: the tree is not like that, or a number is out of range.
@@ -97,7 +101,7 @@ class ReplayBuffer(BaseReplay[TransitionMemory]):
     _extra: ClassVar[Mapping[str, np.dtype[Any]]] = {}  # branches of minibatches beside `DRAWN`
     _takes_agents: ClassVar[bool] = True
     _setting_names: ClassVar[tuple[str, ...]] = ("n_steps", "discount")  # of `_settings`
-    _optional_names: ClassVar[tuple[str, ...]] = (_SHIFT, _CHANNELS_LAST)
+    _optional_names: ClassVar[tuple[tuple[str, ...], ...]] = ((_SHIFT, _CHANNELS_LAST), (_KEEP,))
 
     def __init__(
         self,
@@ -108,12 +112,14 @@ class ReplayBuffer(BaseReplay[TransitionMemory]):
         discount: float = 0.99,
         n_final_obs: int | None = None,
         shift: RandomShift | None = None,
+        keep_terminated: bool = False,
     ) -> None:
         if not 0 <= discount <= 1:
             raise ValueError(f"discount: got {discount}, expected a number in [0, 1]")
         check_names(samples, (NEXT, *DRAWN, *self._extra))
         self.discount = float(discount)  # what JSON can hold
         self._shift = shift
+        self.keeps_terminated = bool(keep_terminated)
         super().__init__(
             samples, rng=rng, n_steps=n_steps, n_final_obs=n_final_obs, discount=self.discount
         )
@@ -197,6 +203,8 @@ class ReplayBuffer(BaseReplay[TransitionMemory]):
         if self._shift is not None:  # else as before there were shifts
             settings[_SHIFT] = self._shift.pixels
             settings[_CHANNELS_LAST] = int(self._shift.channels_last)
+        if self.keeps_terminated and not type(self).keeps_terminated:
+            settings[_KEEP] = 1
         return settings
 
     @classmethod
@@ -205,4 +213,6 @@ class ReplayBuffer(BaseReplay[TransitionMemory]):
         if _SHIFT in arguments:
             channels_last = bool(arguments.pop(_CHANNELS_LAST))
             arguments["shift"] = RandomShift(arguments.pop(_SHIFT), channels_last=channels_last)
+        if _KEEP in arguments:
+            arguments[_KEEP] = bool(arguments[_KEEP])
         return arguments

@@ -84,7 +84,7 @@ class RingRecord:
 
     # Whether final observations of episodes that terminated are needed, too: a sampler asks. Steps
     # that lack theirs can't be sampled then.
-    keeps_terminated: ClassVar[bool] = False
+    keeps_terminated: bool = False
 
     def __init__(self, samples: ArrayDict, *, n_steps: int, n_final_obs: int | None) -> None:
         self._steps = ArrayDict(
@@ -141,6 +141,18 @@ class RingRecord:
         """Return the number of steps in the ring, of all environments together."""
         n_steps: int = max(0, self._stop - self._first) * self.batch_B
         return n_steps
+
+    @property
+    def steps(self) -> range:
+        """The numbers of the steps that are there, those of each environment.
+
+        Raises:
+            RuntimeError: a batch is being written, or the buffer is closed.
+        """
+        self._settle()
+        if self._is_writing:
+            raise RuntimeError("replay: a batch is being written; read steps after end_batch")
+        return range(self._first, self._stop)
 
     def restart(self) -> None:
         """Prepare the tree for a reset of all environments, which will write first observations.
