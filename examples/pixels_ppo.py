@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train]", "minigrid>=3"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Train PPO from pixels: find a key, open a door with it, and reach the goal behind (MiniGrid)."""
 
 from contextlib import ExitStack

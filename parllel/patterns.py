@@ -411,7 +411,7 @@ def build_sample_tree(
     if frames is not None:
         valid = example.get("valid")
         n_agent_dims = int(isinstance(valid, Array) and valid.ndim > 1)
-        specs["observation"] = _with_frames(
+        specs["observation"] = frame_specs(
             ("observation",), specs["observation"], frames, n_agent_dims
         )
     if "value" in agent_info:
@@ -483,8 +483,8 @@ def _padded(spec: ArraySpec) -> ArraySpec:
     return spec.changed(padding=1)
 
 
-def _with_frames(
-    path: TreePath, spec: ArraySpec | ArrayDict, frames: FrameFills, n_agent_dims: int
+def frame_specs(
+    path: TreePath, spec: ArraySpec | ArrayDict, frames: FrameFills, n_agent_dims: int = 0
 ) -> ArraySpec | ArrayDict:
     """Return the specs of an observation, with specs of frames for its stacks.
 
@@ -496,7 +496,7 @@ def _with_frames(
         if unknown:
             raise ValueError(f"frames: got {unknown}, expected names of {text}: {sorted(spec)}")
         changed = {
-            name: _with_frames((*path, name), spec[name], frames[name], n_agent_dims)
+            name: frame_specs((*path, name), spec[name], frames[name], n_agent_dims)
             for name in frames
         }
         return ArrayDict({**spec, **changed})

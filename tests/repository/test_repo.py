@@ -37,6 +37,7 @@ LAYERS = (
     ("parllel.cages", "parllel.transforms", "parllel.replays"),
     ("parllel.samplers",),
     ("parllel.patterns",),
+    ("parllel.data",),
     ("parllel.torch.distributions", "parllel.torch.operators"),
     ("parllel.torch.agents",),
     ("parllel.torch.models", "parllel.torch.algos"),
