@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := $(VENV)-oldest
 UNFINISHED := $(VENV)/.unfinished
+DOCS_INSTALLED := $(VENV)/.docs-installed
 
 CONSTRAINTS := .ci/constraints.txt
 DRIVER := $(shell command -v nvidia-smi || ls /proc/driver/nvidia/version 2>/dev/null)
@@ -20,7 +21,7 @@ BENCHES := bench/bench_index.py bench/bench_cages.py bench/bench_sampling.py ben
     bench/bench_sequences.py bench/bench_ragged.py bench/bench_ray.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-rest test-long test-oldest test-gpu gpu-day check bench kernels clean
+.PHONY: help venv demo test test-rest test-long test-oldest test-gpu gpu-day check docs bench kernels clean
 
 help:
 	@echo "make demo   train PPO from pixels: a key, a door and a goal; one or two minutes"
@@ -30,6 +31,7 @@ help:
 	@echo "make test-gpu  run the tests of GPU memory and kernels on this machine's GPU"
 	@echo "make gpu-day  all that a first visit to a GPU can tell, in BUDGET seconds (500)"
 	@echo "make check  lint, format, types and the rules of the repository"
+	@echo "make docs   build the site to docs/_build/html; a warning is an error, a missing name is one, too"
 	@echo "make bench  run the benchmarks, on the GPU where there is one; files go to bench/results"
 	@echo "make kernels  compile the GPU kernels to kernels/parllel.ptx, without a GPU"
 	@echo "make venv   set up $(VENV); the targets above do it when it is needed"
@@ -93,6 +95,18 @@ check: $(INSTALLED)
 	$(BIN)/mypy --strict -p parllel
 	$(BIN)/python -m pytest tests/repository/test_repo.py
 
+# Each page that is not built anew may be old: the site is built from nothing. It needs no network.
+docs: $(DOCS_INSTALLED)
+	@rm -rf docs/_build
+	$(BIN)/python -m sphinx --fail-on-warning --quiet --jobs auto \
+	    --doctree-dir docs/_build/doctrees docs docs/_build/html
+	@echo "Built: docs/_build/html/index.html"
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[docs]'
+	@touch $@
+
 bench: $(INSTALLED)
 	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench; done
 
@@ -100,5 +114,5 @@ kernels: $(INSTALLED)
 	@$(BIN)/python -m parllel.kernels.ptx
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find parllel kernels examples tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

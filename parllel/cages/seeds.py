@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 Seed = int | np.random.SeedSequence | Sequence[np.random.SeedSequence] | None
+"""One seed for all environments of a cage, or a SeedSequence for each; None for random ones."""
 
 
 def seed_spaces(

@@ -57,6 +57,6 @@ class Counters:
         return Counters(**{name: now[name] - before[name] for name in now})
 
 
-# What went through parllel.cuda in this process. Work that other code hands to CuPy or torch is
-# not in it.
 counters = Counters()
+"""What went through `parllel.cuda` in this process. Work that other code hands to CuPy or torch is
+not in it."""

@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 Library: TypeAlias = Any  # the module cupy, which ships no types
 DeviceArray: TypeAlias = Any  # cupy.ndarray
-AnyArray: TypeAlias = NDArray[Any] | DeviceArray  # of NumPy or of CuPy
+"""An array of CuPy, `cupy.ndarray`: memory of the device."""
+AnyArray: TypeAlias = NDArray[Any] | DeviceArray
+"""An array of NumPy or of CuPy."""
 Stream: TypeAlias = Any  # cupy.cuda.Stream
+"""A stream of CuPy, `cupy.cuda.Stream`."""
 
 # Error codes of the CUDA runtime (cudaError_t).
 _INITIALIZATION_ERROR = 3

@@ -33,6 +33,7 @@ __all__ = [
 KINDS: dict[str, MemoryKind] = {
     kind.kind: kind for kind in (Local, Shared, Inherited, Pinned, Managed, Device)
 }
+"""The kinds of memory by the words that `storage=` takes. A kind of your own is added here."""
 
 
 def allocate(kind: str, nbytes: int) -> Memory:

@@ -14,6 +14,7 @@ ALIGNMENT = 256
 
 
 Side: TypeAlias = Literal["host", "gpu"]
+"""Which side works on the rows in a memory: the host, or the GPU."""
 
 
 def aligned(nbytes: int) -> int:

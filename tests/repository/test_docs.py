@@ -1,4 +1,4 @@
-"""The documents: the notebook shows what it does, README's code runs, and what they name exists."""
+"""The documents: the notebook shows what it does, the pages' code runs, what they name exists."""
 
 import asyncio
 import copy
@@ -17,23 +17,22 @@ from optional import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-YOUR_OWN = ROOT / "docs" / "your_own.md"
-SIMULATED_CUDA = ROOT / "docs" / "simulated_cuda.md"
+RESULTS = ROOT / "bench" / "results"
 NOTEBOOK = ROOT / "docs" / "arrays_and_trees.ipynb"
-MANY_AGENTS = ROOT / "docs" / "many_agents.md"
-CLOUDS_AND_GRAPHS = ROOT / "docs" / "point_clouds_and_graphs.md"
-RUN = (README, YOUR_OWN, SIMULATED_CUDA, MANY_AGENTS, CLOUDS_AND_GRAPHS)  # whose code is run
-TEXTS = [README, *sorted((ROOT / "docs").glob("*.md")), NOTEBOOK]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+RUN = (README, *PAGES)  # whose code is run
+TEXTS = [README, ROOT / "CONTRIBUTING.md", *PAGES, NOTEBOOK]
 each_text = pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 
 TIMEOUT_S = 300  # about 15 s are needed on 2 idle cores, and many times that on busy ones
 RANDOM = "random"  # the tag of cells whose output differs from run to run
 
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```([^`\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMENT = re.compile(r"#.*")
 MAKE = re.compile(r"\bmake\b([^&;|\n]*)")
+FIGURE = re.compile(r"([\d.,]*\d)(?: times)? <!-- measured: (.*?) -->")
 TARGET = re.compile(r"^([\w-]+):(?!=)", re.MULTILINE)
 # An address on the web has a letter or a dot before such a name.
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|tmp|home|root|Users)/\S*")
@@ -96,6 +95,34 @@ def output_faults(stored: Any, fresh: Any) -> list[str]:
         if RANDOM not in before.metadata.get("tags", []) and texts != shown(before):
             faults.append(f"{name}: stored {shown(before)}, got {texts}; execute it and save")
     return faults
+
+
+def wrong_figures(text: str) -> list[str]:
+    """List the figures that are not those of the file, table and contestant beside them.
+
+    A comment behind a figure says where it was measured: `<!-- measured: BENCH / table / contestant
+    / other contestant -->` for a ratio of times, or a column in the place of the other contestant.
+    """
+    faults = []
+    for figure, place in FIGURE.findall(text):
+        bench, heading, contestant, other = place.split(" / ")
+        value = measured(bench, heading, contestant, other)
+        decimals = len(figure.partition(".")[2])
+        if f"{value:,.{decimals}f}" != figure:
+            faults.append(f"{figure}: {value} is measured by {place}")
+    return faults
+
+
+def measured(bench: str, heading: str, contestant: str, other: str) -> float:
+    """Return a ratio of two contestants' times, or a number of one of them."""
+    report = json.loads((RESULTS / f"{bench}_cpu.json").read_text())
+    (table,) = (table for table in report["tables"] if table["heading"] == heading)
+    row = table["contestants"][contestant]
+    if other in row:
+        return float(row[other])
+    if other in row["times"]:
+        return float(row["times"][other])
+    return 1 / float(table["contestants"][other]["times"][contestant])
 
 
 # The notebook
@@ -184,7 +211,7 @@ def test_the_notebook_was_executed_in_order_and_names_no_machine() -> None:
     }
 
 
-# The code of README and of the page on classes of one's own
+# The code of README and of all pages
 
 
 def blocks_of(path: Path) -> list[str]:
@@ -253,8 +280,9 @@ def test_the_python_code_of_the_readme_is_typed_in_a_project_that_is_strict(tmp_
 # What the documents name
 
 
-def test_make_knows_the_targets_that_the_readme_names() -> None:
-    assert unknown_targets(README.read_text(), (ROOT / "Makefile").read_text()) == []
+@each_text
+def test_make_knows_the_targets_that_documents_name(path: Path) -> None:
+    assert unknown_targets(text_of(path), (ROOT / "Makefile").read_text()) == []
 
 
 def test_an_unknown_target_is_found() -> None:
@@ -273,6 +301,28 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     (tmp_path / "here.md").touch()
     text = "[a](here.md#part) ![b](gone.png) [c](https://example.org/x) [d](#part) [`e`](../gone)"
     assert broken_links(text, tmp_path) == ["gone.png", "../gone"]
+
+
+@pytest.mark.parametrize("path", [README, ROOT / "docs" / "why.md"], ids=lambda path: path.name)
+def test_figures_are_those_that_were_measured(path: Path) -> None:
+    text = path.read_text()
+    assert len(FIGURE.findall(text)) == text.count("<!-- measured:") > 9
+    assert wrong_figures(text) == []
+
+
+def test_a_figure_that_was_not_measured_is_found() -> None:
+    step = "cages / a step of 16 environments that do nothing / ProcessCage, 2 workers"
+    ratio = f"<!-- measured: {step} / AsyncVectorEnv -->"
+    found = round(measured(*f"{step} / AsyncVectorEnv".split(" / ")), 2)
+    wrong = found + 0.01
+    assert wrong_figures(f"{found:.2f} times {ratio}, {wrong:.2f} {ratio}")[0].startswith(
+        f"{wrong:.2f}: "
+    )
+    assert len(wrong_figures(f"1,000 <!-- measured: {step} / median_us -->")) == 1
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 150
 
 
 @each_text

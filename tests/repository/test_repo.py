@@ -56,7 +56,8 @@ MODULE_LINES = 300  # of code: docstrings, comments and blank lines are free
 FUNCTION_LINES = 45
 TOP_LEVEL = {
     *("pyproject.toml", "parllel", "kernels", "examples", "tests", "bench"),
-    *("README.md", "LICENSE", "CHANGELOG.md", "MANIFEST.in", "Makefile", "docs"),
+    *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "MANIFEST.in"),
+    *("Makefile", "docs"),
 }
 VAGUE_NAMES = {"utils.py", "util.py", "helpers.py", "helper.py", "misc.py", "common.py"}
 INSTALLED_SUFFIXES = {".py", ".ptx"}

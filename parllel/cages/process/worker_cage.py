@@ -25,8 +25,11 @@ from parllel.cages.values.env_checks import check_make_env
 from parllel.tree import TreePath
 
 OnWorkerError = Literal["raise", "restart"]
+"""What a cage does where an environment raises or a worker is lost: raise a WorkerError, or make a
+new environment in the place of the lost one."""
 
 TIMEOUT_S = 60.0
+"""Seconds of silence after which a worker is killed, unless `timeout_s` says otherwise."""
 _LONGEST_S = 1_000_000.0  # system calls take no longer waits
 _SEQUENCES = 2**32
 _MOST_LOSSES = 3  # one command may lose so many workers; the last loss is an error
