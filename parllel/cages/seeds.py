@@ -8,6 +8,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from parllel.ranks import rank
+
 Seed = int | np.random.SeedSequence | Sequence[np.random.SeedSequence] | None
 """One seed for all environments of a cage, or a SeedSequence for each; None for random ones."""
 
@@ -23,7 +25,11 @@ def seed_spaces(
 
 
 def spawn_seeds(seed: Seed, n_envs: int) -> list[np.random.SeedSequence]:
-    """Return one SeedSequence for each environment."""
+    """Return one SeedSequence for each environment.
+
+    Of several ranks, each has others: with n environments each, rank r has those numbered from
+    r * n on, as if one process had all. A SeedSequence for each environment is taken as it is.
+    """
     if not isinstance(n_envs, int | np.integer):
         raise TypeError(f"n_envs: got {n_envs!r}, expected an integer")
     if n_envs < 1:
@@ -33,7 +39,8 @@ def spawn_seeds(seed: Seed, n_envs: int) -> list[np.random.SeedSequence]:
             raise ValueError(f"seed: got {seed}, expected 0 or more")
         seed = np.random.SeedSequence(None if seed is None else int(seed))
     if isinstance(seed, np.random.SeedSequence):
-        return [_child(seed, number) for number in range(n_envs)]
+        first = rank() * n_envs
+        return [_child(seed, first + number) for number in range(n_envs)]
     if not _are_sequences(seed):
         raise TypeError(f"seed: got {seed!r}, expected an integer, a SeedSequence, or one for each")
     if len(seed) != n_envs:

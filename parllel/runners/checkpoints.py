@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from parllel.ranks import gather
 from parllel.runners.hooks import Run
-from parllel.runners.saved_run import HasState, check_parts, load_run, save_run
+from parllel.runners.saved_run import (
+    HasState,
+    check_parts,
+    load_run_of_ranks,
+    save_run_of_ranks,
+)
 from parllel.samplers import BasicSampler, Sampler
 
 _logger = logging.getLogger(__name__)
@@ -28,6 +35,9 @@ class Checkpoints:
 
     Give it as the last hook: what hooks behind it do is not a part of the checkpoint, and is lost
     where the run is killed meanwhile.
+
+    Several ranks (`parllel.ranks`) save together, each its own parts in a folder of its own, as
+    `RunFolder` names them. The same number of ranks goes on with them; another one is refused.
 
     With `saves_envs`, the states of the environments are a part of each checkpoint, and episodes go
     on. `Cage.check_state` tells which environments have states. Then a resumed run makes the same
@@ -102,6 +112,7 @@ class Checkpoints:
         self._n_episodes: int | None = None  # at the last save
         self._has_warned = False
         self._folder = Path(folder)
+        _check_folders(self._folder)
         self._sampler = sampler
         self._seed = seed
         self._saves_envs = saves_envs
@@ -115,7 +126,7 @@ class Checkpoints:
             ValueError: the run's algorithm has a state, and is not among the parts.
         """
         self._check_algorithm(runner)
-        save_run(self._folder, runner=runner, **self._parts)
+        save_run_of_ranks(self._folder, {"runner": runner, **self._parts})
         if not self._saves_envs:
             self._warn_of_no_end(runner)
             self._restart(runner)
@@ -124,10 +135,12 @@ class Checkpoints:
         """Set all parts to the newest checkpoint; return whether there is one.
 
         Raises:
-            KeyError, ValueError: as for `load_run`; ValueError also as for a save.
+            KeyError, ValueError: as for `load_run`; or another number of ranks has saved it.
+                ValueError also as for a save.
+            RankError: another rank has ended, or did not come in time.
         """
         self._check_algorithm(runner)
-        is_loaded = load_run(self._folder, runner=runner, **self._parts)
+        is_loaded = load_run_of_ranks(self._folder, {"runner": runner, **self._parts})
         if is_loaded and not self._saves_envs:
             self._restart(runner)
         return is_loaded
@@ -151,6 +164,16 @@ class Checkpoints:
 
     def _restart(self, runner: Run) -> None:
         self._sampler.reseed(np.random.SeedSequence([self._seed, runner.n_steps]))
+
+
+def _check_folders(folder: Path) -> None:
+    """Refuse a folder that another rank has, too."""
+    found = gather("folders of checkpoints", (platform.node(), str(folder.resolve())))
+    if len(set(found)) < len(found):
+        raise ValueError(
+            f"folder: got {found} by ranks, expected another one for each, as RunFolder names them;"
+            ' add f"rank-{parllel.ranks.rank()}"'
+        )
 
 
 def _check_complete(sampler: Sampler, parts: Mapping[str, Any]) -> None:

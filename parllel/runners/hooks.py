@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from parllel.metrics import MetricsSink
+from parllel.ranks import gather
 from parllel.runners.generators import unchanged_generators
 from parllel.samplers import EvalSampler
 
@@ -95,6 +96,9 @@ class Evaluator:
     with evaluations and without them. What the functions in `after` draw is their own matter;
     `record_video` draws nothing.
 
+    Several ranks (`parllel.ranks`) play as many episodes each, with seeds of their own; means are
+    over all of them.
+
     >>> from parllel.cages import SerialCage
     >>> from parllel.testing.toy_envs import Clock  # pays 1, 2 and 3 in an episode
     >>> from types import SimpleNamespace
@@ -126,7 +130,9 @@ class Evaluator:
         with unchanged_generators(self._sampler.agent):
             episodes = self._sampler.collect_episodes()
         self._warn_of_unfinished(len(episodes))
-        means = mean_of_each(episode.metrics() for episode in episodes)
+        own = [episode.metrics() for episode in episodes]
+        of_ranks = gather("episodes of an evaluation", own)
+        means = mean_of_each(row for rows in of_ranks for row in rows)
         run.metrics.log(run.n_steps, {f"eval/{name}": mean for name, mean in means.items()})
         for hook in self._after:
             hook(run, means)

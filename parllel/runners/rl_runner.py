@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from parllel.cuda import GpuUsage
 from parllel.kernels.targets import compile_seconds
-from parllel.metrics import MetricsSink
+from parllel.metrics import Metrics, MetricsSink
+from parllel.ranks import check_same, gather, n_ranks, rank
 from parllel.runners.hooks import Hook, is_reached, mean_of_each
 from parllel.runners.saved_run import HasState
 from parllel.samplers import BasicSampler
@@ -75,6 +76,10 @@ class RunSummary:
 class RLRunner:
     """Train an agent: collect a batch, transform it, learn from it, until `n_steps` are done.
 
+    Several ranks (`parllel.ranks`) run it together, and meet after each batch is collected. Steps
+    and episodes are counted over all of them, so all have the same `mean_return` and are done
+    together; metrics are logged by rank 0.
+
     Args:
         sampler: collects the batches.
         algorithm: learns from the batches.
@@ -98,6 +103,7 @@ class RLRunner:
         after_batch: functions that are called with the runner after each batch, in this order:
             `Evaluator`, `Checkpoints`, or any of your own. `every` makes them less frequent.
         stop_when: function of the runner; the batch after which it returns True is the last one.
+            One rank that ends the run ends it for all.
 
     Attributes:
         algorithm: the object that learns.
@@ -157,8 +163,8 @@ class RLRunner:
                 f"learn_after: got {learn_after}, expected 0 or more, and less than n_steps ="
                 f" {n_steps}"
             )
-        self.metrics = metrics
-        self.steps_per_batch = sampler.batch_T * sampler.batch_B
+        self.metrics = metrics if rank() == 0 else Metrics()
+        self.steps_per_batch = sampler.batch_T * sampler.batch_B * n_ranks()
         self.n_steps = 0
         self.is_done = False
         self.learned: Mapping[str, float] = {}
@@ -189,8 +195,11 @@ class RLRunner:
         Raises:
             ValueError: after the transforms, a reward or an observation in host memory is NaN or
                 infinite, or a number that the algorithm returned is. The message names the first
-                such leaf of the batch, its row and its environment.
+                such leaf of the batch, its row and its environment. Or ranks have other numbers of
+                steps or environments, or other transforms.
+            RankError: another rank has ended, or did not come in time.
         """
+        self._check_ranks()
         if resume is not None:
             resume.load(self)
             self.metrics.rewind(self.n_steps)  # to 0 where the run was cut off before it was saved
@@ -205,13 +214,30 @@ class RLRunner:
             self.n_steps += self.steps_per_batch
             if self.n_steps > self._learn_after:
                 self.learned = self._learn(batch)
-            self.is_done = self.n_steps >= self._last_step or (
-                self._stop_when is not None and self._stop_when(self)
-            )
+            self.is_done = self.n_steps >= self._last_step or self._is_stopped()
             if self.is_done or is_reached(self._log_every, self):
                 self._log(gpu_usage)
             for hook in self._after_batch:
                 hook(self)
+
+    def _check_ranks(self) -> None:
+        """Refuse ranks that would wait for each other at different batches."""
+        facts: dict[str, object] = {
+            "n_steps": self._last_step,
+            "learn_after": self._learn_after,
+            "log_every": self._log_every,
+            "stop_when": "none" if self._stop_when is None else "a function",
+            "steps of a batch": self._sampler.batch_T,
+            "environments": self._sampler.batch_B,
+            "transforms": [type(each).__name__ for each in self._transforms],
+        }
+        check_same("the beginning of the run", facts)
+
+    def _is_stopped(self) -> bool:
+        """Return whether `stop_when` ends the run, here or on another rank."""
+        if self._stop_when is None:
+            return False
+        return any(gather("whether the run ends", bool(self._stop_when(self))))
 
     @property
     def mean_return(self) -> float:
@@ -274,8 +300,9 @@ class RLRunner:
             self._shares = trace.shares(_work_seconds() - start)
             self._traced_at = time.monotonic()
         self._sample_s += _work_seconds() - start
-        self._recent.extend(traj.metrics() for traj in completed)
-        self.n_episodes += len(completed)
+        for episodes in gather("episodes of a batch", [traj.metrics() for traj in completed]):
+            self._recent.extend(episodes)
+            self.n_episodes += len(episodes)
         return batch
 
     def _learn(self, batch: ArrayDict) -> Mapping[str, float]:

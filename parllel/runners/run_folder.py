@@ -19,11 +19,13 @@ from parllel.metrics import (
     ProgressBar,
     TensorBoardMetrics,
 )
+from parllel.ranks import check_same, gather, n_ranks, rank
 from parllel.runners.run_config import RunConfig
 from parllel.tree import saved_json
 from parllel.tree.whole_files import make_folders, replace_file
 
 # A resumed run may have others of these: where it lies, how long it is, which memory it has.
+_N_RANKS = "n_ranks"  # beside the arguments, where there are several
 _MAY_CHANGE = ("out", "resume", "steps", "storage")
 
 
@@ -33,6 +35,9 @@ class RunFolder:
     - `config.json`: the program's name, as `program`, and the arguments of the run;
     - `metrics.csv`, `tensorboard/`, `learning_curve.png`: its numbers (`open_metrics`);
     - `checkpoints/`, `model.safetensors`, `video.gif`: names for the program to use.
+
+    Of several ranks (`parllel.ranks`), rank 0 has the folder, and rank r the one `rank-<r>` in it,
+    with its own checkpoints and whatever it writes; only rank 0 writes numbers.
 
     >>> import tempfile
     >>> config = RunConfig(out=Path(tempfile.mkdtemp()) / "run")
@@ -56,21 +61,28 @@ class RunFolder:
         FileExistsError: there is a run in the folder, and it is not to be resumed.
         FileNotFoundError: there is none to resume.
         NotADirectoryError: the folder's name is that of a file.
+        RankError: another rank has ended, or did not come in time.
         ValueError: a run is to be resumed that another program has begun, or that was begun with
-            other arguments, or whose `config.json` is damaged; or no folder is named to resume.
+            other arguments or by another number of ranks, or whose `config.json` is damaged; or no
+            folder is named to resume. Or ranks have other arguments.
     """
 
     def __init__(self, config: RunConfig, *, name: str) -> None:
         if config.out is None and config.resume:
             raise ValueError("resume: got no folder, expected the one of the run (out)")
-        self.path = _new_folder(Path("runs") / name) if config.out is None else config.out
+        content = {"program": name, **_as_json(config)}
+        check_same(
+            "the arguments of the run", {key: json.dumps(each) for key, each in content.items()}
+        )
+        path = _folder_of_all(name) if config.out is None else config.out
+        self.path = path / f"rank-{rank()}" if rank() else path
         self._config_path = self.path / "config.json"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model.safetensors"
         self.curve = self.path / "learning_curve.png"
         self.video = self.path / "video.gif"
-        content = {"program": name, **_as_json(config)}
         if config.resume:
+            _check_n_ranks(path)
             self._check_same(content)
             return
         if any(path.exists() and not path.is_dir() for path in (self.path, *self.path.parents)):
@@ -84,14 +96,15 @@ class RunFolder:
                 " with it (resume)"
             )
         make_folders(self.path)
-        text = json.dumps(content, indent=1).encode()
+        of_ranks = {_N_RANKS: n_ranks()} if n_ranks() > 1 else {}
+        text = json.dumps({**content, **of_ranks}, indent=1).encode()
         replace_file(self._config_path, lambda file: file.write(text))
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         if not self._config_path.exists():
             raise FileNotFoundError(f"{self._config_path}: there is no run to resume; leave it out")
         begun = {"program": config["program"], **_read_config(self._config_path)}
-        names = sorted((begun.keys() | config.keys()) - set(_MAY_CHANGE))
+        names = sorted((begun.keys() | config.keys()) - {*_MAY_CHANGE, _N_RANKS})
         differing = {
             name: (begun.get(name), config.get(name))
             for name in names
@@ -112,6 +125,9 @@ class RunFolder:
     ) -> Metrics:
         """Return the sinks of the run: a table, TensorBoard, a curve, a progress bar, and others.
 
+        Of several ranks, the first one has all of them, and others only `sinks`, which their
+        runners write nothing to.
+
         Args:
             n_steps: number of environment steps of the run.
             curve: keys of the numbers that the learning curve shows.
@@ -120,6 +136,8 @@ class RunFolder:
         Raises:
             ModuleNotFoundError: a package of parllel[train] is not installed.
         """
+        if rank():
+            return Metrics(*sinks)
         table = self.path / "metrics.csv"
         return Metrics(
             CsvMetrics(table),
@@ -128,6 +146,12 @@ class RunFolder:
             ProgressBar(n_steps),
             *sinks,
         )
+
+
+def _folder_of_all(name: str) -> Path:
+    """Return a new folder of a program; ranks of one run have the one that rank 0 has made."""
+    own = "" if rank() else str(_new_folder(Path("runs") / name))
+    return Path(gather("the name of the run's folder", own)[0])
 
 
 def _new_folder(parent: Path) -> Path:
@@ -145,6 +169,20 @@ def _new_folder(parent: Path) -> Path:
 def _is_same(one: Any, other: Any) -> bool:  # Any: what JSON holds
     """Whether two arguments are the same; NaN is the same as NaN."""
     return one == other or json.dumps(one) == json.dumps(other)
+
+
+def _check_n_ranks(path: Path) -> None:
+    """Refuse to go on with a run in a folder by another number of ranks than it was begun with."""
+    config_path = path / "config.json"
+    if not config_path.exists():  # of another machine, or there is no run: others tell of that
+        return
+    begun = _read_config(config_path).get(_N_RANKS, 1)
+    if begun != n_ranks():
+        raise ValueError(
+            f"{path}: got {n_ranks()} ranks to go on with the run, expected {begun}, as it was"
+            f" begun with; start as many (torchrun --nproc-per-node {begun}), or begin another run"
+            " (out)"
+        )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -8,12 +8,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 
 from parllel.generator_states import set_generator_state
+from parllel.ranks import gather, n_ranks, rank
 from parllel.replays.base_replay import BaseReplay
 from parllel.runners.generators import GlobalGenerators
 from parllel.runners.state_data import from_data, to_data
@@ -36,6 +37,9 @@ _JSON_NAME = "run.json"
 _FORMAT = 1
 # The errors of parts that are given a state of another form.
 _NOT_TAKEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError)
+
+_Gather: TypeAlias = Callable[[str, Any], list[Any]]  # Any: plain data, of any kind
+_About: TypeAlias = Mapping[str, int]
 
 
 @runtime_checkable
@@ -85,8 +89,37 @@ def save_run(folder: str | Path, /, **parts: Any) -> Path:  # Any: a part of any
     >>> load_run(folder, model=torch.nn.Linear(2, 1))
     True
     """
-    folder = Path(folder)
-    parts = check_parts(parts)
+    return _save(Path(folder), check_parts(parts), _of_one, {})
+
+
+def save_run_of_ranks(folder: Path, parts: Mapping[str, Any]) -> Path:
+    """Save a run as `save_run`, by all ranks together: each in a folder of its own.
+
+    A checkpoint has the same number on all ranks. The ones before are deleted after all have theirs
+    on the disk under its final name: so there is always one that all ranks have.
+
+    Raises:
+        RankError: another rank has ended, or did not come in time. The checkpoint before is what
+            it was.
+    """
+    about = {"n_ranks": n_ranks(), "rank": rank()} if n_ranks() > 1 else {}
+    return _save(folder, check_parts(parts), gather, about)
+
+
+def _of_one(what: str, value: Any) -> list[Any]:
+    """Return what `gather` returns where there is one rank."""
+    return [value]
+
+
+def _save(folder: Path, parts: Mapping[str, Any], gathered: _Gather, about: _About) -> Path:
+    """Write a checkpoint, and let it be the newest one when all ranks have written theirs.
+
+    Args:
+        folder: the folder of the checkpoints.
+        parts: what is saved, with the generators.
+        gathered: returns the values of all ranks, as `gather`.
+        about: what else is written about the checkpoint.
+    """
     make_folders(folder)
     with ExitStack() as stack:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -94,17 +127,20 @@ def save_run(folder: str | Path, /, **parts: Any) -> Path:  # Any: a part of any
         _lock(folder, descriptor)
         before = _numbers_of(folder)
         _delete(folder, [name for name in os.listdir(folder) if _UNFINISHED.fullmatch(name)])
-        name = f"checkpoint-{max(before, default=0) + 1:06d}"
+        newest = max(gathered("numbers of checkpoints to save", max(before, default=0)))
+        name = f"checkpoint-{newest + 1:06d}"
         unfinished = folder / f"{name}.unfinished"
         unfinished.mkdir()
         try:
-            _write(unfinished, parts)
+            _write(unfinished, parts, about)
             sync_folder(unfinished)
+            gathered(f"{name} is written", None)
             unfinished.rename(folder / name)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
         sync_folder(folder)
+        gathered(f"{name} has its name", None)
         _delete(folder, list(before.values()))
     return folder / name
 
@@ -127,16 +163,45 @@ def load_run(folder: str | Path, /, **parts: Any) -> bool:  # Any: as for save_r
         ValueError: a file is damaged; or a part does not take what was saved, whatever it raises
             itself.
     """
-    parts = check_parts(parts)
-    numbered = _numbers_of(Path(folder))
-    if not numbered:
+    return _load(Path(folder), check_parts(parts), _of_one, {})
+
+
+def load_run_of_ranks(folder: Path, parts: Mapping[str, Any]) -> bool:
+    """Set all parts to the newest checkpoint that all ranks have; return whether there is one.
+
+    Raises:
+        RankError: another rank has ended, or did not come in time.
+        ValueError: it was saved by another number of ranks, or by another rank; or as for
+            `load_run`.
+    """
+    about = {"n_ranks": n_ranks(), "rank": rank()} if n_ranks() > 1 else {}
+    return _load(folder, check_parts(parts), gather, about)
+
+
+def _load(folder: Path, parts: Mapping[str, Any], gathered: _Gather, about: _About) -> bool:
+    """Set all parts to the newest checkpoint that all ranks have; arguments are as for `_save`."""
+    numbered = _numbers_of(folder)
+    found = gathered("numbers of checkpoints to load", sorted(numbered))
+    if not any(found):
         return False
-    checkpoint = Path(folder) / numbered[max(numbered)]
+    common = set(found[0]).intersection(*found)
+    if not common:
+        raise ValueError(
+            f"{folder}: got the checkpoints {found} by ranks, expected one that all of them have;"
+            " resume with as many ranks as the run was begun with, and with the folders of all"
+        )
+    _load_one(folder / numbered[max(common)], parts, about)
+    return True
+
+
+def _load_one(checkpoint: Path, parts: Mapping[str, Any], about: _About) -> None:
+    """Set all parts to what a checkpoint has."""
     json_path = checkpoint / _JSON_NAME
     try:
         saved = saved_json.from_data(saved_json.read_data(json_path))
     except saved_json.DamagedError as error:
         raise ValueError(f"{json_path}: damaged: {error}") from error
+    _check_about(checkpoint, saved, about)
     entries = saved.get("parts")
     if saved.get("format") != _FORMAT or not isinstance(entries, dict):
         raise ValueError(
@@ -169,7 +234,17 @@ def load_run(folder: str | Path, /, **parts: Any) -> bool:  # Any: as for save_r
         except Exception as error:
             error.add_note(f"part {name!r} of {checkpoint}")
             raise
-    return True
+
+
+def _check_about(checkpoint: Path, saved: Mapping[str, Any], about: _About) -> None:
+    """Refuse a checkpoint of another number of ranks, or of another rank."""
+    got, expected = ([each.get("rank", 0), each.get("n_ranks", 1)] for each in (saved, about))
+    if got != expected:
+        raise ValueError(
+            f"{checkpoint}: saved by rank {got[0]} of {got[1]}, and this is rank {expected[0]} of"
+            f" {expected[1]}; go on with as many ranks (torchrun --nproc-per-node {got[1]}), each"
+            " with its own folder"
+        )
 
 
 def _lock(folder: Path, descriptor: int) -> None:
@@ -224,7 +299,7 @@ def _delete(folder: Path, names: list[str]) -> None:
             shutil.rmtree(unfinished)
 
 
-def _write(folder: Path, parts: Mapping[str, Any]) -> None:
+def _write(folder: Path, parts: Mapping[str, Any], about: _About) -> None:
     entries: dict[str, Any] = {}
     for name, part in parts.items():
         if isinstance(part, BaseReplay):
@@ -240,7 +315,7 @@ def _write(folder: Path, parts: Mapping[str, Any]) -> None:
             path = folder / f"{name}.safetensors"
             check = write_new_file(path, _writer_of(save(tensors)))
             entries[name] = {"state": data, "nbytes": check.nbytes, "crc32": check.crc32}
-    content = saved_json.to_data({"format": _FORMAT, "parts": entries})
+    content = saved_json.to_data({"format": _FORMAT, **about, "parts": entries})
     write_new_file(folder / _JSON_NAME, _writer_of(content))
 
 

@@ -2,7 +2,7 @@
 
 from parllel.transforms.advantage import EstimateAdvantage, NormalizeAdvantage
 from parllel.transforms.clip_rewards import ClipRewards
-from parllel.transforms.moments import Moments
+from parllel.transforms.moments import Moments, over_ranks
 from parllel.transforms.normalize_rewards import NormalizeRewards
 from parllel.transforms.running_moments import RunningMoments
 from parllel.transforms.transform import Transform
@@ -15,4 +15,5 @@ __all__ = [
     "NormalizeRewards",
     "RunningMoments",
     "Transform",
+    "over_ranks",
 ]

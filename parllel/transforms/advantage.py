@@ -14,7 +14,9 @@ from parllel.cuda import AnyArray
 from parllel.ops.advantage import prepare_advantage
 from parllel.ops.sides import contiguous, fill_rows
 from parllel.ops.valid_steps import clear_steps, cut_episodes
+from parllel.ranks import n_ranks
 from parllel.transforms.agent_shares import Share, ShareKey, find_shares
+from parllel.transforms.moments import Moments, over_ranks
 from parllel.transforms.running_moments import RunningMoments
 from parllel.transforms.spread_flags import SpreadFlags
 from parllel.transforms.transform import (
@@ -248,6 +250,9 @@ class NormalizeAdvantage:
     dictionary; of an axis, sums are rounded in another order). With `per_agent=False` there is one
     mean and deviation for all agents together.
 
+    Of several ranks (`parllel.ranks`), mean and deviation are those of the advantages of all: they
+    are exchanged once for each batch, for which the host waits, also for memory of a GPU.
+
     In device and managed memory it is three launches in the caller's current stream (four for
     more than 8,000 advantages); nothing waits for them. Of dictionaries it is as many for each
     agent, and so it is of an axis whose agents are alive in different rows, with two copies more. A
@@ -290,6 +295,10 @@ class NormalizeAdvantage:
             moments.reset()
         for share in shares:
             own[share.key].update(share.rows, valid=share.valid)
+        if n_ranks() > 1:
+            found = {key: Moments.of(moments) for key, moments in own.items()}
+            for key, together in over_ranks("moments of advantages", found).items():
+                together.give_to(own[key])
         results = {path: self._output_like(path, leaf) for path, leaf in advantages.items()}
         for share in shares:
             share.write(own[share.key], results[share.path])

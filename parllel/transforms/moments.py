@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from parllel.ranks import gather, n_ranks
 from parllel.transforms.running_moments import RunningMoments
+
+_Key = TypeVar("_Key")
 
 
 class Moments(NamedTuple):
@@ -59,3 +63,45 @@ class Moments(NamedTuple):
         if not moments.count:  # what is kept may be of rows before a reset, and NaN
             return cls(0, np.zeros_like(saved["m2"]), np.zeros_like(saved["m2"]))
         return cls(int(saved["count"]), saved["shift"] + saved["offset"], saved["m2"])
+
+    def give_to(self, moments: RunningMoments) -> None:
+        """Set an object in float32 to these moments, of NumPy; its own are forgotten."""
+        shift = np.asarray(self.mean, np.float32)
+        offset = np.asarray(self.mean - shift, np.float32)
+        state = {"count": self.count, "shift": shift, "offset": offset, "m2": self.m2}
+        moments.load_state_dict(state)
+
+
+def over_ranks(what: str, found: Mapping[_Key, Moments]) -> dict[_Key, Moments]:
+    """Return the moments of what all ranks have found, which are the same bits on each.
+
+    All moments are exchanged at once, in double precision, and merged in the order of the ranks.
+    Where there is one rank, they are returned as they are.
+
+    >>> over_ranks("rewards", {"cat": Moments(1, 4.0, 0.0)})
+    {'cat': Moments(count=1, mean=4.0, m2=0.0)}
+
+    Args:
+        what: what they are moments of, as for `ranks.gather`.
+        found: moments of NumPy, by the same keys on all ranks.
+
+    Raises:
+        RankError: as for `ranks.gather`.
+        ValueError: a rank has moments of something else, or of other features.
+    """
+    if n_ranks() == 1:
+        return dict(found)
+    given = gather(what, {key: tuple(moments) for key, moments in found.items()})
+    shapes = [{key: np.shape(mean) for key, (_, mean, _) in each.items()} for each in given]
+    if any(each != shapes[0] for each in shapes):
+        raise ValueError(
+            f"{what}: got moments of {shapes} by ranks, expected the same agents and features on"
+            " each; give all ranks the same environments"
+        )
+    together = {}
+    for key in found:
+        first, *others = [Moments(*each[key]) for each in given]
+        for other in others:
+            first = first.merged(other)
+        together[key] = first
+    return together

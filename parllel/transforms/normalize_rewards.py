@@ -15,7 +15,7 @@ from parllel.kernels.moment_layout import N_KEPT, SCALE, count_copies
 from parllel.ops.normalize import normalize
 from parllel.ops.sides import copy_from_host, fill_rows
 from parllel.transforms.agent_shares import Share, ShareKey, find_shares
-from parllel.transforms.moments import Moments
+from parllel.transforms.moments import Moments, over_ranks
 from parllel.transforms.running_moments import RunningMoments
 from parllel.transforms.running_returns import RunningReturns
 from parllel.transforms.transform import contiguous_elements, elements, output_like
@@ -40,6 +40,9 @@ class NormalizeRewards:
     Returns are summed up in float32, and their moments merged in double precision. The host reads
     three numbers of each batch; of memory of a GPU it waits for them. A frozen object (`is_frozen`)
     reads nothing, and can be captured in a CUDA graph after a first call.
+
+    Of several ranks (`parllel.ranks`), the moments are those of all: the ranks wait for each other
+    once in each batch.
 
     Several agents, in dictionaries or with an agent axis: each has its own returns, moments and
     deviation, as in N runs of one agent; it counts where it is alive. With `per_agent=False` all
@@ -226,7 +229,7 @@ class NormalizeRewards:
                     f"batch: {found}; its moments would be NaN. Find out why the environment gave"
                     " it, or replace it before (a transform, a wrapper)"
                 )
-        for path, moments in seen.items():
+        for path, moments in over_ranks("moments of returns", seen).items():
             self._moments[path] = self._moments.get(path, _nothing()).merged(moments)
         for path in summed:
             self._returns[path].keep()

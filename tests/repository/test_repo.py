@@ -28,7 +28,7 @@ PACKAGE_ROOTS = {"parllel": ROOT / "parllel", "parllel.kernels": ROOT / "kernels
 # Low to high. A module imports from its own layer's part and from the layers below it.
 # Parts of one layer are siblings and never import each other.
 LAYERS = (
-    ("parllel.kernels",),
+    ("parllel.kernels", "parllel.ranks"),
     ("parllel.cuda", "parllel.generator_states", "parllel.schedules"),
     ("parllel.storages",),
     ("parllel.ops",),

@@ -9,9 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from parllel.torch.algos.over_ranks import MeanGradient
+
 
 class Descent:
     """Make an optimizer's steps, along gradients that are cut down to a norm.
+
+    Of several ranks (`parllel.ranks`), a gradient is the mean of those of all, before it is cut
+    down: so all ranks make the same step, and have to call `backward` as often as each other.
 
     Args:
         optimizer: has the parameters.
@@ -44,6 +49,7 @@ class Descent:
                     "optimizer: it has no parameter of the agent's model, so that nothing would be"
                     " learned; make it with agent.model.parameters()"
                 )
+        self._gradient = MeanGradient(self._parameters)
 
     @property
     def rate(self) -> float:
@@ -64,7 +70,7 @@ class Descent:
         Nothing waits for a device. A step along a gradient that is not finite spoils parameters.
         """
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
+        self._gradient.backward(loss)
         return nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
 
     def step(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from parllel.schedules import value_at
 from parllel.torch.algos.descent import Descent
 from parllel.torch.algos.not_finite import refuse_loss
+from parllel.torch.algos.over_ranks import begin_alike
 from parllel.tree import ArrayDict
 
 _Agent = TypeVar("_Agent")
@@ -24,6 +25,11 @@ class Learner(ABC, Generic[_Agent]):
 
     Subclasses define `optimize`. They extend `_set_numbers`, which they call when they are made,
     and `state_dict` and `_load` by what they have beside an optimizer.
+
+    Several ranks of a run (`parllel.ranks`) begin with the model of rank 0 and with the same
+    settings, which is checked here, and go along the mean of their gradients. So they have to make
+    as many steps as each other: what decides on a step has to be the same on all
+    (`mean_over_ranks`).
 
     Args:
         agent: the agent, with a `model`; if it has a method `set_progress`, too, that is called.
@@ -53,6 +59,7 @@ class Learner(ABC, Generic[_Agent]):
     # Any: each algorithm has a class of its own for them.
     def __init__(self, agent: _Agent, optimizer: torch.optim.Optimizer, settings: Any) -> None:
         self._agent, self._settings = agent, settings
+        begin_alike(self, agent, optimizer, settings)
         self._descent = Descent(optimizer, settings.max_grad_norm, self._model)
 
     @property

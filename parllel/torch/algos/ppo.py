@@ -22,6 +22,7 @@ from parllel.torch.algos.agent_columns import AgentColumns
 from parllel.torch.algos.learner import Learner, check_agent
 from parllel.torch.algos.left_out import clear_rows, where_valid
 from parllel.torch.algos.not_finite import refuse_loss
+from parllel.torch.algos.over_ranks import mean_over_ranks
 from parllel.torch.algos.policy_before import PolicyBefore
 from parllel.torch.algos.settings import check_counts, check_number
 from parllel.tree import ArrayDict, leaves_of
@@ -253,7 +254,8 @@ class PPO(Learner[PPOAgent]):
         Returns:
             `policy_loss`, `value_loss`, `entropy` in nats, `kl` in nats and `clip_fraction`: means
             over the minibatches, with the one that passed the KL limit; `n_updates`, the number
-            of the optimizer's steps; `learning_rate`, with which they were made.
+            of the optimizer's steps; `learning_rate`, with which they were made. Of several ranks,
+            means are over all of them, and so is what `kl_limit` is compared with.
 
         Raises:
             ValueError: a loss, an observation or a gradient is NaN or infinite: the message names
@@ -275,7 +277,8 @@ class PPO(Learner[PPOAgent]):
         with in_mode(self._model, training=True):
             rows, norms = self._run_epochs(needed, batch)
         total_norm = torch.stack(norms).sum() if norms else torch.zeros_like(rows[0][0])
-        *means, total = torch.cat([torch.stack(rows).mean(dim=0), total_norm[None]]).tolist()
+        means_of_rows = mean_over_ranks(torch.stack(rows).mean(dim=0))
+        *means, total = torch.cat([means_of_rows, total_norm[None]]).tolist()
         self._check(means, batch)
         self._check_gradient(total, batch)
         return dict(zip(_NAMES, means, strict=False)) | {
@@ -293,6 +296,8 @@ class PPO(Learner[PPOAgent]):
                 minibatch = _without_invalid(minibatch)
             minibatch = self._columns.of_minibatch(minibatch)
             loss, numbers = self._loss(self._with_policy_before(minibatch, is_first=not rows))
+            if limit is not None:  # all ranks end the batch together
+                numbers = mean_over_ranks(numbers)
             rows.append(numbers)
             if numbers.device.type == "cpu" or limit is not None:
                 read = numbers.tolist()

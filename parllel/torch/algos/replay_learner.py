@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from parllel.replays import Prefetcher
 from parllel.replays.base_replay import BaseReplay
 from parllel.torch.algos.learner import Learner
+from parllel.torch.algos.over_ranks import mean_over_ranks
 from parllel.torch.algos.replay_draws import ReplayDraws
 from parllel.torch.algos.settings import check_counts, check_number
 from parllel.torch.algos.target_network import TargetNetwork
@@ -120,8 +121,8 @@ class ReplayLearner(Learner[_Agent]):
             batch: the sampler's batch; it is read only to explain numbers that are not finite.
 
         Returns:
-            What the class says of an update: means over the updates. `n_updates`, since the
-            beginning; `learning_rate`.
+            What the class says of an update: means over the updates, and over ranks. `n_updates`,
+            since the beginning; `learning_rate`.
 
         Raises:
             RuntimeError: the buffer has no transition yet.
@@ -129,7 +130,8 @@ class ReplayLearner(Learner[_Agent]):
                 the update is made, on a GPU when all are; or the prefetcher has another batch size.
         """
         rows = [self._update(batch) for _ in range(self._settings.n_updates)]
-        *means, norm = torch.stack(rows).mean(dim=0).tolist()  # the one read of a device
+        numbers = mean_over_ranks(torch.stack(rows).mean(dim=0))
+        *means, norm = numbers.tolist()  # the one read of a device
         self._check_gradient(norm, batch)
         return dict(zip(self._reported, means, strict=True)) | {
             "n_updates": float(self._n_updates),

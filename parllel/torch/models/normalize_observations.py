@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from parllel.arrays import Array, Jagged
 from parllel.storages import storage_for
-from parllel.transforms import Moments, RunningMoments
+from parllel.transforms import Moments, RunningMoments, over_ranks
 from parllel.tree import ArrayDict, TreePath, leaves_of, path_text
 from parllel.tree.leaves import as_ndarray, as_tensor
 from parllel.tree.not_finite import find_not_finite
@@ -29,6 +29,9 @@ class NormalizeObservations(nn.Module):
     environments gave. What was observed in a batch counts from the next one on (`begin_batch`):
     acting and learning see the same numbers, and the first batch is not normalized. Evaluations
     change nothing, and so does a saved agent that acts in one.
+
+    Of several ranks (`parllel.ranks`), what all have observed counts: they wait for each other once
+    in each batch.
 
     All of it is in buffers, which are a part of the model's state: in checkpoints, in files of
     models, in copies such as a target network. Means and variances are merged in double precision.
@@ -150,6 +153,7 @@ class NormalizeObservations(nn.Module):
             found[path] = self._moments_of(path, rows, valid)
             if not np.isfinite([found[path].mean, found[path].m2]).all():
                 raise ValueError(_describe(path, observation, valid))
+        found = over_ranks("moments of observations", found)
         count = self.get_buffer("seen_count")
         merged = {path: self.moments(*path).merged(_on(found[path], count)) for path in found}
         self._keep(merged)

@@ -1,0 +1,156 @@
+"""What the ranks of a run do together when they learn: gradients, means, and the same beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from parllel.ranks import check_same, explained, join, n_ranks, rank
+
+_PROGRESS = (0.0, 0.5, 1.0)  # at which schedules are compared
+
+
+class MeanGradient:
+    """Have `backward` compute the mean of the gradients of all ranks, which is the same on each.
+
+    It is torch's `DistributedDataParallel` behind a loss and not around a model: so it serves
+    whatever an algorithm computes a loss of, with an agent in between, several models, or parts of
+    one. Gradients are exchanged in its buckets while `backward` goes on. A parameter that no
+    rank's loss depends on keeps what gradient it has. Where there is one rank, it does nothing.
+
+    Args:
+        parameters: those that learn; their values become those of rank 0.
+
+    Example:
+        >>> weight = nn.Parameter(torch.tensor([3.0]))
+        >>> gradient = MeanGradient([weight])
+        >>> gradient.backward(2 * weight.sum())
+        >>> weight.grad
+        tensor([2.])
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._through: nn.Module | None = None
+        learning = [each for each in parameters if each.requires_grad]
+        if n_ranks() > 1 and learning:
+            join()
+            # Where all are used, torch orders its buckets anew after the first update: of three
+            # ranks or more, sums would differ by a rounding where a run is resumed.
+            with explained("the parameters that learn"):
+                self._through = nn.parallel.DistributedDataParallel(
+                    _Loss(learning), find_unused_parameters=True
+                )
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to `grad` of the parameters; all ranks have to come here.
+
+        Raises:
+            RankError: a rank has ended, or did not come in time.
+        """
+        if self._through is None:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
+            return
+        with explained("gradients"):
+            self._through(loss).backward()
+
+
+class _Loss(nn.Module):
+    """A loss, as DistributedDataParallel asks for it: a module with the parameters behind it."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self.learning = nn.ParameterList(parameters)
+        # torch warns of find_unused_parameters, on stderr, where there is none.
+        self.unused = nn.Parameter(torch.zeros((), device=parameters[0].device))
+
+    def forward(self, loss: Tensor) -> Tensor:
+        return loss
+
+
+def mean_over_ranks(numbers: Tensor) -> Tensor:
+    """Return the means of numbers over all ranks, where they are; as they are of one rank.
+
+    >>> mean_over_ranks(torch.tensor([0.5, 2.0]))
+    tensor([0.5000, 2.0000])
+
+    Raises:
+        RankError: a rank has ended, or did not come in time.
+    """
+    if n_ranks() == 1:
+        return numbers
+    total = numbers.detach().clone()
+    with explained("means of numbers that are reported"):
+        torch.distributed.all_reduce(total)
+    return total / n_ranks()
+
+
+def begin_alike(
+    algorithm: object, agent: Any, optimizer: torch.optim.Optimizer, settings: object
+) -> None:
+    """Have all ranks begin with the model of rank 0, and with random numbers of their own.
+
+    Nothing is done where there is one rank. torch's own generator, and the agent's, go on from
+    another seed on each rank but the first, which is made of the one they had: ranks would draw
+    the same actions otherwise.
+
+    Args:
+        algorithm: the algorithm, whose class is compared.
+        agent: the agent, with a `model` and maybe a `generator`.
+        optimizer: the optimizer, whose groups are compared.
+        settings: the algorithm's settings, which are compared; schedules by some of their numbers.
+
+    Raises:
+        RankError: as for `ranks.gather`.
+        ValueError: the ranks have other models, optimizers or settings; the message says which.
+    """
+    if n_ranks() == 1:
+        return
+    model = agent.model
+    tensors = model.state_dict() if isinstance(model, nn.Module) else {}
+    facts = {
+        "algorithm": type(algorithm).__name__,
+        "optimizer": type(optimizer).__name__,
+        "parameters that learn": [
+            [list(each.shape) for each in group["params"]] for group in optimizer.param_groups
+        ],
+        **{f"model {name}": _form(each) for name, each in tensors.items()},
+        **_plain(settings),
+    }
+    check_same("the beginning of learning", facts)
+    with explained("the model of rank 0"), torch.no_grad():
+        for each in tensors.values():
+            if isinstance(each, Tensor):
+                whole = each.contiguous()
+                torch.distributed.broadcast(whole, 0)
+                each.copy_(whole)
+    if rank() > 0:
+        torch.manual_seed(_own_seed(torch.initial_seed()))
+        generator = getattr(agent, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(_own_seed(generator.initial_seed()))
+
+
+def _form(each: object) -> str:
+    return f"{each.dtype} {tuple(each.shape)}" if isinstance(each, Tensor) else "no tensor"
+
+
+def _plain(settings: object) -> Mapping[str, object]:
+    """Return settings as what ranks can compare: a schedule has another address on each."""
+    if not is_dataclass(settings):
+        return {}
+    values = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    return {
+        name: [value(progress) for progress in _PROGRESS] if callable(value) else value
+        for name, value in values.items()
+    }
+
+
+def _own_seed(seed: int) -> int:
+    """Return a seed of this rank, made of one that all have."""
+    words = np.random.SeedSequence([seed, rank()]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))  # torch takes 63 bits on any device

@@ -1,0 +1,159 @@
+"""Several ranks of a run: one update, whole runs, resumes and ends. Two processes with gloo."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optional import needs
+from parllel import ranks
+from parllel.cages import spawn_seeds
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(folder: Path, *names: str) -> dict[str, Any]:
+    """Return what the program `rank_runs` found out."""
+    command = [sys.executable, str(ROOT / "tests" / "rank_runs.py"), str(folder), *names]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_two_ranks_make_the_update_of_one_process_on_both_batches(tmp_path: Path) -> None:
+    found = run(tmp_path, "update")["update"]
+    assert found["is gradient within bound"]  # see `check_update` for the bound
+    assert found["is weight within bound"]
+    assert found["is half a batch outside"]  # so a rank that learns alone is found
+    assert found["are ranks equal"]  # also where they began with other weights
+    assert found["are numbers equal"]
+    assert found["do draws differ"]
+    first, second = found["limited updates"]
+    assert first == second  # one limit for both
+    assert found["limited updates alone"] != [first, second]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["ppo", "dqn", "sac"])
+def test_a_resumed_run_of_two_ranks_equals_an_uninterrupted_one(tmp_path: Path, kind: str) -> None:
+    found = run(tmp_path, kind)[kind]
+    assert all(found["are ranks equal"])
+    assert found["do samples differ"]
+    assert found["n_steps"] == 6 * 2 * 8 * 3  # of both ranks
+    assert found["have numbers"] == [True, False]
+    assert found["did learn"]
+    assert found["is resumed as whole"]  # bit for bit
+    _, text = found["resumed by one"]
+    assert "got 1 ranks to go on with the run, expected 2" in text
+    assert all("got 3 ranks" in text for _, text in found["resumed by three"])
+
+
+@pytest.mark.long
+def test_ranks_that_differ_are_told_apart_at_the_beginning(tmp_path: Path) -> None:
+    found = run(tmp_path, "differing")["differing"]
+    expected = {
+        "model": "model weight: rank 0 has 'torch.float32 (4, 3)', rank 1 has 'torch.float32 (4,",
+        "settings": "batch_size: rank 0 has 16, rank 1 has 32",
+        "environments": "environments: rank 0 has 3, rank 1 has 4",
+        "place": "rank 0 has 'the beginning of the run', rank 1 has 'something else'",
+    }
+    assert found.keys() == expected.keys()
+    for case, text in expected.items():
+        for _, message in found[case]:  # of both
+            assert text in message
+
+
+@pytest.mark.long
+def test_a_rank_that_does_not_go_on_ends_the_other_within_seconds(tmp_path: Path) -> None:
+    found = run(tmp_path, "ends")["ends"]
+    for fault, longest_s in {"killed": 3, "raises": 3, "stopped": 3 + 3}.items():
+        (kind, text), waited_s, _ = found[fault]
+        assert kind == "RankError"
+        assert "rank 0 of 2 waited for the others at 'moments of observations'" in text
+        assert waited_s < longest_s
+    assert found["raises"][2] == ["ValueError", "the environment of rank 1 is broken"]
+
+
+@pytest.mark.long
+def test_one_rank_ends_the_run_of_all(tmp_path: Path) -> None:
+    assert run(tmp_path, "stop")["stop"]["n_batches"] == [3, 3]
+
+
+@pytest.mark.long
+@needs("minigrid", "ale_py")
+@pytest.mark.parametrize(
+    ("name", "steps"), [("pixels_ppo", 2 * 16 * 64 * 2), ("atari_ppo", 2 * 8 * 128)]
+)
+def test_an_example_runs_under_torchrun_as_it_is(tmp_path: Path, name: str, steps: int) -> None:
+    out = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    command += [str(ROOT / "examples" / f"{name}.py")]
+    command += ["--steps", str(steps), "--out", str(out)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "score" in done.stdout
+    own, other = out, out / "rank-1"
+    assert (own / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert (own / "metrics.csv").exists()
+    assert not (other / "metrics.csv").exists()
+    assert json.loads((own / "config.json").read_text())["n_ranks"] == 2
+
+
+# One process that plays a rank: what the environment says is read, and nothing is waited for.
+
+
+def set_rank(monkeypatch: pytest.MonkeyPatch, number: int, n_ranks: int) -> None:
+    given = {"RANK": number, "WORLD_SIZE": n_ranks, "LOCAL_RANK": number, "MASTER_PORT": 1}
+    for name, each in given.items():
+        monkeypatch.setenv(name, str(each))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+
+
+def test_each_rank_has_the_seeds_of_its_part_of_one_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def words(n_envs: int) -> list[int]:
+        return [int(seed.generate_state(1)[0]) for seed in spawn_seeds(7, n_envs)]
+
+    whole, found = words(6), []
+    for number in range(2):
+        set_rank(monkeypatch, number, 2)
+        found += words(3)
+        assert spawn_seeds([np.random.SeedSequence(1)], 1)[0].entropy == 1  # one's own are kept
+    assert found == whole
+
+
+def test_a_size_without_an_address_is_no_run_of_several_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")  # as clusters set it for jobs of other kinds
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert (ranks.rank(), ranks.n_ranks()) == (0, 1)
+
+
+def test_one_process_imports_nothing_for_ranks() -> None:
+    code = "import sys, parllel.ranks as r; r.gather('x', 1); r.check_same('x', {}); r.join();"
+    code += "assert not [m for m in sys.modules if m.partition('.')[0] == 'torch']"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
