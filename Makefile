@@ -15,6 +15,11 @@ ifeq ($(DRIVER),)
 CONSTRAINTS += .ci/constraints-cpu.txt
 endif
 
+# uv installs faster. It does not read how pip is set up, so it is told where pip looks for packages.
+PIP := $(BIN)/python -m pip
+PIP_INSTALL := $(PIP) install --quiet --disable-pip-version-check
+CONSTRAINED := $(addprefix --constraint ,$(CONSTRAINTS))
+
 BENCHES := bench/bench_index.py bench/bench_cages.py bench/bench_sampling.py bench/bench_advantage.py \
     bench/bench_rows.py bench/bench_frames.py bench/bench_replay.py bench/bench_vector.py \
     bench/bench_alternating.py bench/bench_pixels.py bench/bench_step.py bench/bench_shift.py \
@@ -27,6 +32,7 @@ help:
 	@echo "make demo   train PPO from pixels: a key, a door and a goal; one or two minutes"
 	@echo "make test   run the tests; what needs a GPU runs on a simulated one"
 	@echo "make test-long  run the long tests too: all schedules of the simulation, benches, examples"
+	@echo "make test-rest  run what make test left out, but not each case of a test under each schedule"
 	@echo "make test-oldest  run the tests with the oldest libraries that are allowed"
 	@echo "make test-gpu  run the tests of GPU memory and kernels on this machine's GPU"
 	@echo "make gpu-day  all that a first visit to a GPU can tell, in BUDGET seconds (500)"
@@ -53,26 +59,32 @@ $(INSTALLED): pyproject.toml .ci/constraints.txt .ci/constraints-cpu.txt
 	    echo "Making $(VENV)"; \
 	    mkdir $(VENV) && touch $(UNFINISHED) && $(PYTHON) -m venv $(VENV); \
 	fi
-	@echo "Installing .[$(EXTRAS)] with $(CONSTRAINTS): minutes, the first time"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[$(EXTRAS)]'
-	@$(BIN)/python -m parllel compile
+	@echo "Installing .[$(EXTRAS)] with $(CONSTRAINTS): a minute or more, the first time"
+	@links="$${UV_FIND_LINKS-$${PIP_FIND_LINKS-$$($(PIP) config get global.find-links 2>/dev/null)}}"; \
+	export $${links:+UV_FIND_LINKS="$$links"} $${PIP_INDEX_URL:+UV_DEFAULT_INDEX="$$PIP_INDEX_URL"}; \
+	{ $(PIP_INSTALL) $(CONSTRAINED) uv && $(BIN)/python -m uv pip install --quiet \
+	    --python $(BIN)/python $(CONSTRAINED) --editable '.[$(EXTRAS)]'; } || { \
+	    echo "uv did not install all, so pip does, which takes longer" >&2; \
+	    $(PIP_INSTALL) --no-compile $(CONSTRAINED) --editable '.[$(EXTRAS)]'; }
+	@$(BIN)/python -m parllel compile-all
 	@rm -f $(UNFINISHED)
 	@touch $@
 
 demo: $(INSTALLED)
 	@$(BIN)/python examples/pixels_ppo.py
 
+# Each process gets half of the tests in their order, so that what a file's tests share is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 test-long: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --long
+	$(PYTEST) --long --every-schedule
 
-# After make test: what test-long adds to it; one share of it with SHARE=K/N.
+# After make test: the other tests, but not each case under each schedule; a share with SHARE=K/N.
 SHARE := 0/1
 test-rest: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --long --rest --share $(SHARE)
+	$(PYTEST) --long --rest --share $(SHARE)
 
 # In an environment of its own, with the oldest versions that pyproject.toml allows.
 test-oldest: .ci/constraints-oldest.txt

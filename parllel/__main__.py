@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import platform
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
+from subprocess import DEVNULL, Popen
+from typing import Any
 
 from parllel import cuda
-from parllel.kernels.targets import find_cpu_kernels
+from parllel.kernels.targets import find_cpu_kernels, find_entries
 from parllel.storages import KINDS, default_storage
 
 PACKAGES = ("parllel", "numpy", "numba", "gymnasium", "torch")
@@ -25,13 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=("describe", "compile"),
+        choices=("describe", "compile", "compile-all"),
         default="describe",
         help="describe: say what this machine has. compile: compile the kernels for the CPU ahead,"
-        " so that no program waits for them",
+        " so that no program waits for them. compile-all: those of simulated CUDA, too",
     )
     command = parser.parse_args(arguments).command
-    print(compile_kernels() if command == "compile" else describe())
+    is_all = command == "compile-all"
+    print(compile_kernels(with_simulation=is_all) if command != "describe" else describe())
 
 
 def describe() -> str:
@@ -46,13 +52,42 @@ def describe() -> str:
     )
 
 
-def compile_kernels() -> str:
-    """Compile all kernels for the CPU that the disk cache does not hold; return what was done."""
+def compile_kernels(*, with_simulation: bool = False) -> str:
+    """Compile all kernels for the CPU that the disk cache does not hold; return what was done.
+
+    Once one is missing there, a second process goes through them too, from the last one to the
+    first: where the two have met, each finds in the cache what the other one has compiled.
+
+    Args:
+        with_simulation: whether to compile what simulated CUDA runs in the place of launches, too.
+    """
     start = time.perf_counter()
-    kernels = find_cpu_kernels()
-    for kernel in kernels:
-        _ = kernel.compiled
-    return f"{len(kernels)} kernels are ready ({time.perf_counter() - start:.1f} s)"
+    loads = _loads(with_simulation)
+    backwards = f"from {__package__} import __main__; __main__.load_backwards({with_simulation})"
+    with ExitStack() as stack:
+        second = None
+        for load in loads:
+            is_missing = any(load().stats.cache_misses.values())
+            if is_missing and second is None:
+                command = [sys.executable, "-c", backwards]
+                second = stack.enter_context(Popen(command, stderr=DEVNULL))  # this one tells it
+    return f"{len(loads)} kernels are ready ({time.perf_counter() - start:.1f} s)"
+
+
+def load_backwards(with_simulation: bool) -> None:
+    """Compile all kernels that the disk cache does not hold, the last one first."""
+    for load in reversed(_loads(with_simulation)):
+        load()
+
+
+def _loads(with_simulation: bool) -> list[Callable[[], Any]]:  # Any: Numba's dispatchers
+    """Return a function for each kernel that loads it from the disk cache, or compiles it."""
+    loads = [functools.partial(getattr, kernel, "compiled") for kernel in find_cpu_kernels()]
+    if with_simulation:
+        from parllel.testing.simulated_cuda.twins import compiled
+
+        loads += [functools.partial(compiled, entry) for entry in find_entries().values()]
+    return loads
 
 
 def _storages() -> Iterator[str]:

@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from parllel import cuda
-from parllel.__main__ import main
-from parllel.kernels.targets import find_cpu_kernels
+from parllel.__main__ import load_backwards, main
+from parllel.kernels.targets import find_cpu_kernels, find_entries
 from parllel.storages import KINDS
+from parllel.testing.simulated_cuda.twins import compiled
 
 
 def test_it_says_versions_devices_and_storages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,6 +38,14 @@ def test_it_compiles_all_kernels_ahead(capsys: pytest.CaptureFixture[str]) -> No
     kernels = find_cpu_kernels()
     assert capsys.readouterr().out.startswith(f"{len(kernels)} kernels are ready (")
     assert all("compiled" in vars(kernel) for kernel in kernels)
+
+
+def test_it_compiles_what_simulated_cuda_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    n_kernels = len(find_cpu_kernels()) + len(find_entries())
+    main(["compile-all"])
+    assert capsys.readouterr().out.startswith(f"{n_kernels} kernels are ready (")
+    load_backwards(with_simulation=True)
+    assert compiled.cache_info().currsize >= len(find_entries())
 
 
 def test_another_word_is_refused_by_its_name() -> None:

@@ -41,7 +41,8 @@ def kept(n_claims: int, n_cases: int, file: str, *, of_contract: bool, n_marks: 
     for item in items:
         item.marks += [pytest.mark.long.mark] * n_marks
     assert {schedule_of(item) for item in items} == {"lazy", "eager", "random"}
-    return [item for item in items if item not in find_repetitions(items)]
+    repetitions = find_repetitions(items)
+    return [item for item in items if item not in repetitions]
 
 
 @pytest.mark.parametrize("n_cases", [1, 2, 4])

@@ -36,7 +36,7 @@ def run(kernel: DeviceEntry, grid: Sizes, block: Sizes, *arguments: object) -> N
     check = CHECKS.get(kernel.name)
     if check is not None:
         check(grid, *arguments)
-    _compiled(kernel)(*map(_plain, _kinds(kernel), arguments))
+    compiled(kernel)(*map(_plain, _kinds(kernel), arguments))
 
 
 def _kinds(kernel: DeviceEntry) -> list[str]:
@@ -52,7 +52,8 @@ def _plain(kind: str, argument: object) -> Any:  # Any: as the compiled entry ta
 
 
 @functools.cache
-def _compiled(kernel: DeviceEntry) -> Callable[..., None]:
+def compiled(kernel: DeviceEntry) -> Callable[..., None]:
+    """Return a kernel's twin, compiled or loaded from the disk cache."""
     signature = kernel.signature
     for element in ("float32", "uint8", "int64"):
         signature = signature.replace(f"CPointer({element})", f"{element}[::1]")
