@@ -74,7 +74,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python examples/pixels_ppo.py
 
 # Each process gets half of the tests in their order, so that what a file's tests share is made once.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations=20 --durations-min=3
 test: $(INSTALLED)
 	$(PYTEST)
 

@@ -2,15 +2,12 @@
 
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv
@@ -25,6 +22,7 @@ from parllel.samplers import BasicSampler
 from parllel.torch.agents import CategoricalPgAgent
 from parllel.torch.distributions import Categorical
 from support.cartpole import cartpole_ppo
+from support.idle_envs import Idle, make_cartpole
 from support.report import Report, parse_out
 from support.timing import interleave, ratio
 
@@ -38,32 +36,6 @@ FLAT = 1.1  # "flat or falling": an environment step at one B costs no more than
 
 SERIAL, WORKERS = "SerialCage", f"ProcessCage, {N_WORKERS} workers"
 GYMNASIUM, SB3 = "AsyncVectorEnv", "SubprocVecEnv of stable-baselines3"
-
-
-class Idle(gym.Env):
-    """Do nothing, or burn processor time."""
-
-    observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
-    action_space = gym.spaces.Discrete(2)
-
-    def __init__(self, burn_s: float = 0.0) -> None:
-        self._burn_ns = int(burn_s * 1e9)
-        self._observation = np.zeros(4, np.float32)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        return self._observation, {}
-
-    def step(self, action: Any) -> Any:
-        if self._burn_ns:
-            end = time.thread_time_ns() + self._burn_ns  # of this thread: waiting is no burning
-            while time.thread_time_ns() < end:
-                pass
-        return self._observation, 0.0, False, False, {}
-
-
-def make_cartpole() -> gym.Env:
-    return gym.make("CartPole-v1", disable_env_checker=True)
 
 
 def main(out: Path, repeats: int = REPEATS, numbers: Sequence[int] = NUMBERS_OF_ENVS) -> None:

@@ -20,6 +20,10 @@ OTHERS = ("eager", "random")
 # tensor, they would take long. All other files run there too: tests/cuda/test_real_device.py.
 CONTRACTS = ("test_cuda_memory.py", "test_device_cage.py")
 
+# Contracts whose cases differ in forms of results alone: what waits is the same code for all of
+# them. So each case is tried under one schedule, and each claim under all.
+UNDER_ONE_SCHEDULE = ("test_device_cage.py",)
+
 
 def marks_of(schedule: str) -> tuple[pytest.MarkDecorator, ...]:
     """Return the marker of the long run for all schedules but `lazy`."""
@@ -47,10 +51,11 @@ def find_repetitions(items: Iterable[pytest.Function]) -> set[pytest.Function]:
     """Return tests that try a claim under a schedule under which another case of it is tried.
 
     The cases of a claim of a contract are the classes of a file that are held to it: one of them
-    is tried under `eager`, the next one under `random`. The cases of another claim are the values
-    of its arguments: every second one is tried under `eager`, the others under `random`. A claim
-    of one case is tried under both. What the short run has of a test that takes `cuda_device` runs
-    once more as on a real one, which is eager, but for contracts: so it is not tried so here.
+    is tried under `eager`, the next one under `random`, all or the others under `lazy`. The cases
+    of another claim are the values of its arguments: every second one is tried under `eager`, the
+    others under `random`. A claim of one case is tried under both. What the short run has of a
+    test that takes `cuda_device` runs once more as on a real one, which is eager, but for
+    contracts: so it is not tried so here.
     """
     claims: dict[Any, dict[Any, list[pytest.Function]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
@@ -69,14 +74,15 @@ def find_repetitions(items: Iterable[pytest.Function]) -> set[pytest.Function]:
 def is_repetition(item: pytest.Function, number: int, n_cases: int) -> bool:
     """Tell whether a case of `n_cases`, counted from any number, needs no such schedule."""
     schedule = schedule_of(item)
-    if schedule not in OTHERS:
-        return False
+    if schedule == "lazy":
+        is_once = item.path.name in UNDER_ONE_SCHEDULE and n_cases > len(OTHERS)
+        return is_once and number % n_cases < len(OTHERS)
     is_in_short_run = len(list(item.iter_markers("long"))) == 1  # that of the schedule
     is_on_real_device = "cuda_device" in item.fixturenames and item.path.name not in CONTRACTS
     if schedule == "eager" and is_on_real_device and is_in_short_run:
         return True
     of_each = n_cases if is_of_contract(item) else 2
-    return n_cases > 1 and number % of_each != OTHERS.index(schedule)
+    return n_cases > 1 and number % of_each != OTHERS.index(str(schedule))
 
 
 def is_of_contract(item: pytest.Function) -> bool:

@@ -6,6 +6,7 @@
 # It runs from the source tree, without an installation. The environment may set
 #   PYTHON     the interpreter (python3)
 #   BUDGET     seconds for all stages (500); what is left when they are over is skipped
+#   LEAST_S    a stage that has fewer seconds does not begin (15)
 #   OUT        the folder of the results (bench/results/gpu_day)
 #   TESTS      folders or files of tests, each run in a process of its own (five groups)
 #   SIMULATED  1: rehearse without a GPU all that measures nothing
@@ -18,7 +19,7 @@ PYTHON=${PYTHON:-python3}
 BUDGET=${BUDGET:-500}
 OUT=${OUT:-bench/results/gpu_day}
 SIMULATED=${SIMULATED:+--simulated}
-LEAST_S=15 # a stage that has less does not begin
+LEAST_S=${LEAST_S:-15}
 stages=${*:-env smoke tests benches train sanitize}
 
 mkdir -p "$OUT"

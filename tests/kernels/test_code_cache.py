@@ -31,6 +31,20 @@ assert "numba" not in sys.modules
 stats = priorities.WEIGH_ON_CPU.compiled.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), stats.cache_path)
 """
+# In a child for each folder: Numba itself is imported once.
+REPORT_CACHES = """
+import os, sys
+import numba
+for folder in sys.argv[1:]:
+    if os.fork() == 0:
+        sys.path.insert(0, folder)
+        from parllel.kernels import priorities
+        assert priorities.__file__.startswith(folder)
+        stats = priorities.WEIGH_ON_CPU.compiled.stats
+        print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
 COMPILE_ALL = """
 from parllel.kernels.targets import compile_seconds, find_cpu_kernels
 before = compile_seconds()
@@ -64,11 +78,11 @@ def copy_of_package(folder: Path) -> Path:
     return package
 
 
-def run_in(package: Path, program: str, **environment: str) -> tuple[str, str]:
+def run_in(package: Path, program: str, *arguments: object, **environment: str) -> tuple[str, str]:
     """Return what a program prints to both streams in a process that imports this package."""
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("NUMBA_")}
     finished = subprocess.run(
-        [sys.executable, "-B", "-c", program],
+        [sys.executable, "-B", "-c", program, *map(str, arguments)],
         check=True,
         capture_output=True,
         text=True,
@@ -191,28 +205,28 @@ def flip_a_bit(whole: bytes) -> bytes:
     return bytes(flipped)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "damage"),
-    [
-        (suffix, damage)
-        for suffix in ("nbc", "nbi")
-        for damage in (
-            flip_a_bit,  # Numba itself would run it as machine code
-            lambda whole: b"",
-            lambda whole: whole[:20],
-            lambda whole: whole[: len(whole) // 2],
-            lambda whole: whole[:-1],
-        )
-    ],
-)
 @pytest.mark.long
-def test_a_damaged_file_is_compiled_again_and_mended(
-    suffix: str, damage: Callable[[bytes], bytes], copied: Path
+def test_damaged_files_are_compiled_again_and_mended(
+    compiled: tuple[Path, str], tmp_path: Path
 ) -> None:
-    path = cached(copied, suffix)
-    path.write_bytes(damage(path.read_bytes()))
-    assert report_cache(copied)[:2] == (0, 1)
-    assert report_cache(copied)[:2] == (1, 0)
+    damages: list[Callable[[bytes], bytes]] = [
+        flip_a_bit,  # Numba itself would run it as machine code
+        lambda whole: b"",
+        lambda whole: whole[:20],
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:-1],
+    ]
+    folders = []
+    for number, damage in enumerate(damages):
+        for suffix in ("nbc", "nbi"):
+            folders.append(tmp_path / f"{number}-{suffix}")
+            package = folders[-1] / "parllel"
+            shutil.copytree(compiled[0], package)
+            path = cached(package, suffix)
+            path.write_bytes(damage(path.read_bytes()))
+    for expected in ("0 1", "1 0"):
+        found, _ = run_in(tmp_path / "parllel", REPORT_CACHES, *folders)
+        assert found.splitlines() == [expected] * len(folders)
 
 
 @pytest.mark.long
@@ -276,8 +290,23 @@ def test_each_twin_that_a_module_asks_for_is_found() -> None:
 
 
 @pytest.mark.long
-def test_all_kernels_are_compiled_ahead(tmp_path: Path) -> None:
-    package = copy_of_package(tmp_path)
+def test_all_kernels_are_compiled_ahead() -> None:
+    """In the package itself, whose kernels are compiled before most tests: all take long."""
     n = len(find_cpu_kernels())
-    assert run_in(package, COMPILE_ALL)[0].split() == [str(n), str(n)]
+    for kernel in find_cpu_kernels():
+        _ = kernel.compiled
+    assert run_in(KERNELS.parent, COMPILE_ALL)[0].split() == ["0", str(n)]
+
+
+@pytest.mark.long
+def test_each_kernel_that_is_missing_is_compiled_once(tmp_path: Path) -> None:
+    """In a package of a few kernels, and what these need."""
+    package = copy_of_package(tmp_path)
+    kept = {"normalize", "running_returns", "array_checks", "moment_layout", "__init__"}
+    kept |= {"targets", "addresses", "instructions", "words", "code_cache", "inlining"}
+    for path in (package / "kernels").glob("*.py"):
+        if path.stem not in kept:
+            path.unlink()
+    misses, n = map(int, run_in(package, COMPILE_ALL)[0].split())
+    assert misses == n >= 2
     assert run_in(package, COMPILE_ALL)[0].split() == ["0", str(n)]

@@ -172,17 +172,23 @@ class Mutations:
 
     def __init__(self, seed: int, good: Path) -> None:
         self.rng = np.random.default_rng(seed)
-        self.good, self.folder = good, good.with_name("copy")
+        self.folder = good.with_name("copy")
+        shutil.copytree(good, self.folder)
+        self.good = {path: path.read_bytes() for path in sorted(self.folder.iterdir())}
+        self.changed: set[Path] = set()
 
     def choose(self, values: list[Any]) -> Any:
         return values[int(self.rng.integers(len(values)))]
 
     def make(self) -> bool:
-        """Damage a new copy of the save; return whether its checksums were made to fit."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.copytree(self.good, self.folder)
+        """Damage the copy of the save anew; return whether its checksums were made to fit."""
+        for path in self.changed:
+            path.unlink()  # a former one may be mapped
+            path.write_bytes(self.good[path])
+        assert sorted(self.folder.iterdir()) == list(self.good)
         is_signed = bool(self.rng.integers(2))
-        path = self.choose(sorted(self.folder.iterdir()))
+        path = self.choose(list(self.good))
+        self.changed = {path, self.folder / "tree.json"} if is_signed else {path}
         if is_signed and self.rng.integers(3):
             content = read_json(self.folder)
             self.change_value(content)
@@ -251,13 +257,14 @@ def try_mutations(tmp_path: Path, kind: type[ReplayBuffer], n: int, seed: int) -
     replay = make_model(kind, seed=1).replay
     opened: list[ReplayBuffer] = []
     n_refused = 0
+    before = everything(replay)
     for _ in range(n):
         is_signed = mutations.make()
-        before = everything(replay)
         message = message_of(lambda: replay.load(mutations.folder))
         if message is None:
             assert is_signed
             use(replay)
+            before = everything(replay)
         else:
             assert str(mutations.folder) in message or "samples." in message or "replay." in message
             assert everything(replay) == before
@@ -275,9 +282,9 @@ def test_damaged_saves_are_refused_or_harmless(tmp_path: Path, kind: type[Replay
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_damaged_saves_are_refused_or_harmless(
     tmp_path: Path, kind: type[ReplayBuffer], seed: int
 ) -> None:
-    try_mutations(tmp_path, kind, n=2500, seed=seed)
+    try_mutations(tmp_path, kind, n=1000, seed=seed)

@@ -81,7 +81,7 @@ def assert_holds_the_list(model: Model) -> None:
     assert_untouched(minibatch, n, model)
 
 
-@fewer_examples(2)
+@fewer_examples(4)
 @given(shape=shapes, chances=chances, seed=st.integers(0, 99), strategy=st.sampled_from(STRATEGIES))
 def test_goals_are_those_that_the_list_has(
     shape: Shape, chances: Chances, seed: int, strategy: str

@@ -51,6 +51,7 @@ def assert_holds_the_list(model: Model) -> None:
     assert read(model.replay.sample(1500), model.frames) == expected
 
 
+@fewer_examples(3)
 @given(shape=shapes, chances=chances, seed=st.integers(0, 99))
 @example(  # a reset gives more final observations than the table has room for
     shape=Shape(T=2, B=2, n_windows=4, n_final_obs=3, stack=4),

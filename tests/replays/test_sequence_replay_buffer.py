@@ -60,7 +60,7 @@ def assert_holds_the_list(model: Model, form: Form) -> None:
         assert_is(found[index], rows, model)
 
 
-@fewer_examples(2)
+@fewer_examples(4)
 @given(
     case=st.tuples(shapes, forms).map(in_ring),
     chances=chances,

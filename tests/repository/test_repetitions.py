@@ -45,12 +45,22 @@ def kept(n_claims: int, n_cases: int, file: str, *, of_contract: bool, n_marks: 
     return [item for item in items if item not in repetitions]
 
 
-@pytest.mark.parametrize("n_cases", [1, 2, 4])
-def test_each_claim_of_a_contract_meets_each_schedule_and_each_case_is_tried(n_cases: int) -> None:
-    items = kept(30, n_cases, "test_device_cage", of_contract=True)
+@pytest.mark.parametrize(
+    ("file", "n_cases", "n_lazy"),
+    [
+        *[("test_cuda_memory", n_cases, n_cases) for n_cases in (1, 2, 4)],
+        ("test_device_cage", 2, 2),
+        ("test_device_cage", 4, 2),
+    ],
+)
+def test_each_claim_of_a_contract_meets_each_schedule_and_each_case_is_tried(
+    file: str, n_cases: int, n_lazy: int
+) -> None:
+    items = kept(30, n_cases, file, of_contract=True)
     tried = Counter((item.function.__qualname__, item.schedule) for item in items)
+    assert len({(item.function.__qualname__, item.cls) for item in items}) == 30 * n_cases
     for claim in range(30):
-        assert tried[f"test_{claim}", "lazy"] == n_cases
+        assert tried[f"test_{claim}", "lazy"] == n_lazy
         assert tried[f"test_{claim}", "eager"] == tried[f"test_{claim}", "random"] == 1
     # No case is left to one schedule.
     assert len({(item.cls, item.schedule) for item in items}) == 3 * n_cases

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from torch import Tensor, nn
 
-from long_run import all_but_first, marked
+from long_run import all_but_first
 from parllel import default_storage
 from parllel.cages import Cage, MaskInObservation, ProcessCage, SerialCage, VectorCage
 from parllel.cages.values.spaces import sample_action
@@ -195,6 +195,14 @@ def make_masked_cage(kind: Any, make_env: Any) -> Any:
     return VectorCage(kind, {"env_fns": [make_env] * 3}, seed=0)
 
 
+MASKED = [
+    (spaces.Discrete(5), [5]),
+    (spaces.Discrete(5, start=3), [5]),
+    (spaces.MultiDiscrete([2, 4]), [2, 4]),
+    (spaces.MultiBinary(3), [2, 2, 2]),
+]
+
+
 @pytest.mark.parametrize("is_wrapped", [True, False])
 @pytest.mark.parametrize(
     "kind",
@@ -202,21 +210,25 @@ def make_masked_cage(kind: Any, make_env: Any) -> Any:
         SerialCage,
         OfOtherKind,
         *(partial(SyncVectorEnv, autoreset_mode=mode) for mode in AutoresetMode),
-        *map(marked, [ProcessCage, AsyncVectorEnv]),  # whose workers do the same
     ],
 )
-@pytest.mark.parametrize(
-    ("space", "nvec"),
-    [
-        (spaces.Discrete(5), [5]),
-        (spaces.Discrete(5, start=3), [5]),
-        (spaces.MultiDiscrete([2, 4]), [2, 4]),
-        (spaces.MultiBinary(3), [2, 2, 2]),
-    ],
-)
+@pytest.mark.parametrize(("space", "nvec"), MASKED)
 def test_random_actions_are_allowed_ones(
     kind: Any, space: Any, nvec: list[int], is_wrapped: bool
 ) -> None:
+    check_random_actions(kind, space, nvec, is_wrapped=is_wrapped)
+
+
+@pytest.mark.long  # workers start for a second or two, and do the same as cages without
+@pytest.mark.parametrize("kind", [ProcessCage, AsyncVectorEnv])
+@pytest.mark.parametrize(("number", "is_wrapped"), [(1, True), (2, False), (3, True)])
+def test_random_actions_of_workers_are_allowed_ones(
+    kind: Any, number: int, is_wrapped: bool
+) -> None:
+    check_random_actions(kind, *MASKED[number], is_wrapped=is_wrapped)
+
+
+def check_random_actions(kind: Any, space: Any, nvec: list[int], *, is_wrapped: bool) -> None:
     def make_env() -> gym.Env[Any, Any]:
         env = Strict(space, nvec)
         return MaskInObservation(env) if is_wrapped else env
