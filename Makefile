@@ -15,10 +15,19 @@ ifeq ($(DRIVER),)
 CONSTRAINTS += .ci/constraints-cpu.txt
 endif
 
-# uv installs faster. It does not read how pip is set up, so it is told where pip looks for packages.
+# Installs the package with these extras. uv does it faster, and does not read how pip is set up: so it
+# is told where pip looks for packages.
 PIP := $(BIN)/python -m pip
-PIP_INSTALL := $(PIP) install --quiet --disable-pip-version-check
-CONSTRAINED := $(addprefix --constraint ,$(CONSTRAINTS))
+PIP_INSTALL := $(PIP) install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
+define install
+	@links="$${UV_FIND_LINKS-$${PIP_FIND_LINKS-$$($(PIP) config get global.find-links 2>/dev/null)}}"; \
+	if [ -n "$$links" ]; then export UV_FIND_LINKS="$$links"; fi; \
+	if [ -n "$$PIP_INDEX_URL" ]; then export UV_DEFAULT_INDEX="$$PIP_INDEX_URL"; fi; \
+	{ $(PIP_INSTALL) uv && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python \
+	    $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[$(1)]'; } || { \
+	    echo "uv did not install all, so pip does, which takes longer" >&2; \
+	    $(PIP_INSTALL) --no-compile --editable '.[$(1)]'; }
+endef
 
 BENCHES := bench/bench_index.py bench/bench_cages.py bench/bench_sampling.py bench/bench_advantage.py \
     bench/bench_rows.py bench/bench_frames.py bench/bench_replay.py bench/bench_vector.py \
@@ -60,12 +69,7 @@ $(INSTALLED): pyproject.toml .ci/constraints.txt .ci/constraints-cpu.txt
 	    mkdir $(VENV) && touch $(UNFINISHED) && $(PYTHON) -m venv $(VENV); \
 	fi
 	@echo "Installing .[$(EXTRAS)] with $(CONSTRAINTS): a minute or more, the first time"
-	@links="$${UV_FIND_LINKS-$${PIP_FIND_LINKS-$$($(PIP) config get global.find-links 2>/dev/null)}}"; \
-	export $${links:+UV_FIND_LINKS="$$links"} $${PIP_INDEX_URL:+UV_DEFAULT_INDEX="$$PIP_INDEX_URL"}; \
-	{ $(PIP_INSTALL) $(CONSTRAINED) uv && $(BIN)/python -m uv pip install --quiet \
-	    --python $(BIN)/python $(CONSTRAINED) --editable '.[$(EXTRAS)]'; } || { \
-	    echo "uv did not install all, so pip does, which takes longer" >&2; \
-	    $(PIP_INSTALL) --no-compile $(CONSTRAINED) --editable '.[$(EXTRAS)]'; }
+	$(call install,$(EXTRAS))
 	@$(BIN)/python -m parllel compile-all
 	@rm -f $(UNFINISHED)
 	@touch $@
@@ -115,8 +119,7 @@ docs: $(DOCS_INSTALLED)
 	@echo "Built: docs/_build/html/index.html"
 
 $(DOCS_INSTALLED): $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[docs]'
+	$(call install,docs)
 	@touch $@
 
 bench: $(INSTALLED)

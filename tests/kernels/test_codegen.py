@@ -77,6 +77,13 @@ def assemble(architecture: str, folder: Path) -> tuple[str, Path]:
     return report, binary
 
 
+@functools.cache
+def disassemble(architecture: str, folder: Path) -> str:
+    """Return the code of an architecture's GPUs, of all entries."""
+    _, binary = assemble(architecture, folder)
+    return run(find_tool("nvdisasm"), "--print-code", str(binary))
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("codegen")
@@ -154,8 +161,7 @@ def test_blocks_of_copies_have_registers_enough(architecture: str, folder: Path)
 @each_architecture
 def test_shifted_words_are_loaded_before_one_is_stored(architecture: str, folder: Path) -> None:
     """Two words, each of which lies in two aligned ones."""
-    _, binary = assemble(architecture, folder)
-    listing = run(find_tool("nvdisasm"), "--print-code", str(binary))
+    listing = disassemble(architecture, folder)
     code = listing.partition(".text.shifted_frames:")[2].partition(".text.")[0]
     assert FOUR_IN_FLIGHT.search(code)
 
@@ -164,8 +170,7 @@ def test_shifted_words_are_loaded_before_one_is_stored(architecture: str, folder
 @pytest.mark.parametrize("kernel", all_but_first(["rows", "frames"]))
 def test_rows_are_copied_16_bytes_at_a_time(kernel: str, architecture: str, folder: Path) -> None:
     """And eight loads are under way before the first store waits for one."""
-    _, binary = assemble(architecture, folder)
-    listing = run(find_tool("nvdisasm"), "--print-code", str(binary))
+    listing = disassemble(architecture, folder)
     code = listing.partition(f".text.{kernel}:")[2].partition(".text.")[0]
     assert EIGHT_IN_FLIGHT.search(code), code
 
@@ -176,8 +181,7 @@ def test_advantages_read_16_steps_before_they_write_one(
     kernel: str, architecture: str, folder: Path
 ) -> None:
     """Five arrays of each step, and no load may wait for a store among them."""
-    _, binary = assemble(architecture, folder)
-    listing = run(find_tool("nvdisasm"), "--print-code", str(binary))
+    listing = disassemble(architecture, folder)
     code = listing.partition(f".text.{kernel}:")[2].partition(".text.")[0]
     accesses = re.findall(r"\b(LDG|STG)\b", code)
     assert max(map(len, "".join(each[0] for each in accesses).split("S"))) >= 16 * 5
