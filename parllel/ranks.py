@@ -63,6 +63,31 @@ def local_rank() -> int:
     return _count("LOCAL_RANK", 0)
 
 
+def device_of_rank(n_devices: int) -> int:
+    """Return the number of the GPU that is this rank's own.
+
+    >>> device_of_rank(4)
+    0
+
+    Args:
+        n_devices: how many this process sees. Where it is one, that is the rank's, as programs
+            are started that show each rank another one (CUDA_VISIBLE_DEVICES).
+
+    Raises:
+        RankError: there are fewer than ranks on this machine, and more than one.
+    """
+    number = local_rank()
+    if n_devices == 1:
+        return 0
+    if number >= n_devices:
+        raise RankError(
+            f"rank {rank()} is number {number} of its machine, and sees {n_devices} GPUs, expected"
+            " one for each rank; start as many ranks on a machine as it has GPUs"
+            f" (torchrun --nproc-per-node {n_devices})"
+        )
+    return number
+
+
 def join(*, timeout_s: float = TIMEOUT_S) -> None:
     """Meet the other ranks of the run; where there is one, do nothing.
 
@@ -84,7 +109,7 @@ def join(*, timeout_s: float = TIMEOUT_S) -> None:
 
     has_gpu = torch.cuda.is_available()
     if has_gpu:
-        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+        torch.cuda.set_device(device_of_rank(torch.cuda.device_count()))
     with explained("the beginning of the run"):
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=timedelta(seconds=timeout_s)

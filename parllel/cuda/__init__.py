@@ -10,6 +10,7 @@ from parllel.cuda.capturing import is_capturing, refuse_capture
 from parllel.cuda.copies import copy_to_device, copy_to_host, to_device, to_host
 from parllel.cuda.counters import Counters, counters
 from parllel.cuda.description import describe
+from parllel.cuda.devices import device_number, use_device
 from parllel.cuda.exchange import (
     array_by_dlpack,
     array_interface,
@@ -66,6 +67,7 @@ __all__ = [
     "counters",
     "current_stream",
     "describe",
+    "device_number",
     "device_of",
     "free_nbytes",
     "hand_over",
@@ -83,6 +85,7 @@ __all__ = [
     "to_device",
     "to_host",
     "total_nbytes",
+    "use_device",
     "use_stream",
     "use_torch_allocator",
     "why_unavailable",

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
+from parllel.ranks import device_of_rank, n_ranks
+
 Library: TypeAlias = Any  # the module cupy, which ships no types
 DeviceArray: TypeAlias = Any  # cupy.ndarray
 """An array of CuPy, `cupy.ndarray`: memory of the device."""
@@ -42,7 +44,11 @@ class CudaUnavailableError(RuntimeError):
 def library() -> Library:
     """Return CuPy, after making sure that a device can be used. Starts no context.
 
+    Of several ranks of a run, each has a device of its own: the first call makes it the current one
+    of this thread, also for torch, which starts a context there.
+
     Raises:
+        RankError: there are fewer devices than ranks on this machine, and more than one.
         CudaUnavailableError: no CuPy, no driver, too old a driver, no device.
     """
     cupy = sys.modules.get("cupy")
@@ -55,8 +61,20 @@ def library() -> Library:
         )
     import cupy as found
 
+    _use_device_of_rank(found)
     _usable["cupy"] = found
     return found
+
+
+def _use_device_of_rank(cupy: Library) -> None:
+    if n_ranks() == 1:
+        return
+    number = device_of_rank(cupy.cuda.runtime.getDeviceCount())
+    cupy.cuda.Device(number).use()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number)
 
 
 def is_available() -> bool:

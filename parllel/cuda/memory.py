@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parllel.cuda.capturing import refuse_capture
+from parllel.cuda.devices import device_number_of
 from parllel.cuda.library import CudaUnavailableError, DeviceArray, Library, library
 from parllel.cuda.streams import synchronize, use_stream
 from parllel.cuda.torch_sharing import torch_allocator
@@ -31,7 +31,7 @@ def allocate_device(nbytes: int) -> DeviceArray:
     """
     cupy = library()
     refuse_capture("the allocation of memory")  # what a graph uses has to outlive it
-    _current_device(cupy)
+    device_number_of(cupy)
     _check_free("device", nbytes)
     with use_stream() as stream:
         try:
@@ -123,29 +123,8 @@ class _HostView:
         }
 
 
-def _current_device(cupy: Library) -> int:
-    """Return the number of the current device, which is torch's as well.
-
-    Raises:
-        RuntimeError: torch has another one. Its streams belong to that, and no work of the current
-            device can go there.
-    """
-    number: int = cupy.cuda.runtime.getDevice()
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return number
-    theirs = getattr(torch.cuda.current_stream(), "device_index", number)
-    if theirs != number:
-        raise RuntimeError(
-            f"device: torch's current one is {theirs}, and CuPy's is {number}, expected one for"
-            f" both; call torch.cuda.set_device({theirs}) and cupy.cuda.Device({theirs}).use(), or"
-            " show the program one device alone with CUDA_VISIBLE_DEVICES"
-        )
-    return number
-
-
 def _check_concurrent(cupy: Library) -> None:
-    runtime, number = cupy.cuda.runtime, _current_device(cupy)
+    runtime, number = cupy.cuda.runtime, device_number_of(cupy)
     if not runtime.deviceGetAttribute(runtime.cudaDevAttrConcurrentManagedAccess, number):
         raise CudaUnavailableError(
             f"managed memory: the host must not touch it while any kernel of device {number} runs,"

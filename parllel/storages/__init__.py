@@ -51,6 +51,12 @@ def allocate(kind: str, nbytes: int) -> Memory:
     """
     if not isinstance(kind, str):
         raise TypeError(f"storage: got {kind!r}, expected a kind of memory or a block of it")
+    if kind.partition(":")[0] in ("device", "managed") and ":" in kind:
+        raise ValueError(
+            f"storage: got {kind!r}, expected the kind alone: memory is of the current device;"
+            f" choose it with `with parllel.cuda.use_device({kind.partition(':')[2]}):` around all"
+            " that uses the memory, or with CUDA_VISIBLE_DEVICES for the program"
+        )
     if kind not in KINDS:
         raise ValueError(f"storage: got {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
     return KINDS[kind](nbytes)

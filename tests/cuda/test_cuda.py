@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -745,7 +745,7 @@ def test_torch_and_cupy_have_one_current_device(
     stream = SimpleNamespace(cuda_stream=0, device_index=1)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    with pytest.raises(RuntimeError, match=r"torch's current one is 1, .*Device\(1\)\.use\(\)"):
+    with pytest.raises(RuntimeError, match=r"torch's current one is 1, .*use_device\(1\)"):
         Array((2,), "f4", storage=storage)
     assert cuda_simulation.used_nbytes == 0
 
@@ -783,3 +783,59 @@ def test_memory_that_comes_by_dlpack_is_read_behind_its_owners_work() -> None:
         assert cuda.to_host(shown).tolist() == [[7, 7]] * 3
         assert foreign.n_asked == 1
         assert cuda.array_by_dlpack(array) is array
+
+
+class NumberedDevice:
+    """A device of a CuPy that has two; `current` are those of the thread, the last one counts."""
+
+    current: ClassVar[list[int]] = [0]
+
+    def __init__(self, number: int | None = None) -> None:
+        self.number, self.compute_capability = number, "90"
+
+    def __enter__(self) -> None:
+        assert self.number is not None
+        self.current.append(self.number)
+
+    def __exit__(self, *args: object) -> None:
+        self.current.pop()
+
+    def use(self) -> None:
+        assert self.number is not None
+        self.current[:] = [self.number]
+
+
+def cupy_of_two(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    cupy = fake_cupy(n_devices=2)
+    monkeypatch.setattr(NumberedDevice, "current", [0])
+    cupy.cuda.Device = NumberedDevice
+    cupy.cuda.runtime.getDevice = lambda: NumberedDevice.current[-1]
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    return cupy
+
+
+def test_a_device_is_current_inside_of_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy_of_two(monkeypatch)
+    with cuda.use_device(1):
+        assert cuda.device_number() == 1
+        with pytest.raises(ZeroDivisionError), cuda.use_device(0):
+            _ = 1 / 0
+        assert cuda.device_number() == 1
+    assert cuda.device_number() == 0
+    for number in (-1, 2):
+        with pytest.raises(ValueError, match="expected a number below 2"), cuda.use_device(number):
+            pass
+
+
+def test_a_rank_begins_with_the_device_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}
+    for name, each in {**given, "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, each)
+    cupy_of_two(monkeypatch)
+    assert cuda.library() is sys.modules["cupy"]
+    assert cuda.device_number() == 1
+
+
+def test_a_kind_of_memory_with_a_number_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"'device:1', expected the kind alone.*use_device\(1\)"):
+        Array((2,), "f4", storage="device:1")

@@ -157,3 +157,11 @@ def test_one_process_imports_nothing_for_ranks() -> None:
     code = "import sys, parllel.ranks as r; r.gather('x', 1); r.check_same('x', {}); r.join();"
     code += "assert not [m for m in sys.modules if m.partition('.')[0] == 'torch']"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_rank(monkeypatch, 3, 4)
+    assert ranks.device_of_rank(4) == 3
+    assert ranks.device_of_rank(1) == 0  # each sees another one
+    with pytest.raises(ranks.RankError, match="number 3 of its machine, and sees 2 GPUs"):
+        ranks.device_of_rank(2)
