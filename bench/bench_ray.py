@@ -110,9 +110,9 @@ def draw(ratios: Mapping[str, Sequence[float]], steps_ms: Sequence[float], path:
     for name in NAMES:
         speeds = [1 / each for each in ratios[name]]
         axes.plot(steps_ms, speeds, marker="o", label=name)
-        axes.annotate(
-            f"{speeds[-1]:.2f}", (steps_ms[-1], speeds[-1]), (4, 4), textcoords="offset points"
-        )
+        end = steps_ms[-1], speeds[-1]
+        axes.annotate(f"{speeds[-1]:.2f}", end, (-6, 6), textcoords="offset points", ha="right")
+    axes.margins(y=0.1)
     axes.set_xscale("log")
     axes.set_xticks(steps_ms, [f"{each:g}" for each in steps_ms])
     axes.minorticks_off()

@@ -21,9 +21,10 @@ class RayCage(WorkerCage):
     """Step environments in a Ray actor, on this machine or another one of the cluster.
 
     A command sends the actions, and its reply brings all rows as one array of bytes: by Ray's
-    object store, which this process reads without a copy, and copies once to the outputs. It costs
-    some hundreds of microseconds, whatever the environments do: for simulators whose steps take
-    milliseconds, and for more cores than one machine has. On one machine a `ProcessCage` is faster.
+    object store, which this process reads without a copy, and copies once to the outputs. Each
+    actor's step costs 1 to 2 ms, whatever its environments do (`bench/bench_ray.py`): this is for
+    simulators whose steps take milliseconds, and for more cores than one machine has. On one
+    machine a `ProcessCage` is faster.
 
     The program calls `ray.init` before: a cage starts no cluster. The actor ends with the cage, or
     with the program, however that ends. It steps its environments in one thread, which is not the
