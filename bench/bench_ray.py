@@ -12,11 +12,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import ray
-from bench_cages import Idle, bind, step_cages
+from bench_cages import bind, step_cages
 from matplotlib.figure import Figure
 
 from parllel.cages import ProcessCage, RayCage
 from parllel.patterns import build_cages
+from support.idle_envs import Idle
 from support.report import Report, parse_out
 from support.timing import interleave, ratio
 
