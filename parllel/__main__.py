@@ -82,6 +82,7 @@ def load_backwards(with_simulation: bool) -> None:
 
 def _loads(with_simulation: bool) -> list[Callable[[], Any]]:  # Any: Numba's dispatchers
     """Return a function for each kernel that loads it from the disk cache, or compiles it."""
+    loads: list[Callable[[], Any]]
     loads = [functools.partial(getattr, kernel, "compiled") for kernel in find_cpu_kernels()]
     if with_simulation:
         from parllel.testing.simulated_cuda.twins import compiled
