@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from parllel import JaggedArray
 from parllel.ops.ragged import PackedRows, RaggedGather
+from parllel.ops.row_copy import RowCopy
 from support.report import Report, parse_out
 from support.timing import interleave, ratio
 
@@ -28,6 +29,7 @@ LEAST_OF_COPY = 0.8  # of the speed of a copy of the same bytes
 LEAST_OF_LOOP = 5.0  # times the speed of a loop of numpy.concatenate
 
 OURS, LOOP, ONCE, COPY = "parllel", "loop of concatenate", "concatenate once", "copy"
+ROWS = "rows of one length"
 
 Indices: TypeAlias = Iterator[npt.NDArray[np.int64]]
 
@@ -107,16 +109,25 @@ def copy_all(
     return copy
 
 
+def gather_rows(clouds: JaggedArray, indices: Indices) -> Callable[[], None]:
+    """Gather the first half of the same slots: as many bytes, on average, from as many places."""
+    slots = clouds.memory_parts["values"]
+    rows = slots.reshape(-1, slots.shape[2] * N_FEATURES)[:, : slots.shape[2] // 2 * N_FEATURES]
+    output = np.zeros((BATCH_SIZE, rows.shape[1]), np.float32)
+    copy = RowCopy([output], [rows])
+    return lambda: copy.run(range(BATCH_SIZE), next(indices))
+
+
 def measure(capacity: int, n_clouds: int) -> dict[str, list[float]]:
     """Time all contestants, in several places of memory."""
     rng = np.random.default_rng(1)
     minibatches = [rng.integers(0, n_clouds, BATCH_SIZE) for _ in range(N_MINIBATCHES)]
-    seconds: dict[str, list[float]] = {OURS: [], COPY: [], ONCE: [], LOOP: []}
+    seconds: dict[str, list[float]] = {OURS: [], COPY: [], ROWS: [], ONCE: [], LOOP: []}
     for _ in range(N_PLACES):
         with make_clouds(capacity, n_clouds) as clouds:
             apart, outputs = split(clouds), (make_output(capacity), make_output(capacity))
             loop, once = {}, {}  # type: dict[str, Any], dict[str, Any]
-            cycle = [itertools.cycle(minibatches) for _ in range(3)]
+            cycle = [itertools.cycle(minibatches) for _ in range(4)]
             contestants = {
                 OURS: gather_ours(clouds, outputs[0], cycle[0]),
                 LOOP: concatenate_in_loop(apart, loop, cycle[1]),
@@ -130,6 +141,7 @@ def measure(capacity: int, n_clouds: int) -> dict[str, list[float]]:
                     assert offsets.tolist() == theirs["offsets"].tolist()
                     assert values[: offsets[-1]].tobytes() == theirs["packed"].tobytes()
             contestants[COPY] = copy_all(clouds, minibatches, outputs[1])
+            contestants[ROWS] = gather_rows(clouds, cycle[3])
             for name, samples in interleave(contestants, repeats=REPEATS).items():
                 seconds[name].extend(samples)
     return seconds
@@ -143,18 +155,24 @@ def measure_twins(folder: Path) -> None:
             f"{BATCH_SIZE} point clouds of 0 to n points of {N_FEATURES} float32, from"
             f" {', '.join(f'{n:,}' for n in CAPACITIES.values())} clouds",
             f"{REPEATS * N_PLACES} interleaved rounds; ratios are medians over the rounds.",
-            f"'{COPY}' copies as many bytes from one place; '{LOOP}' appends clouds one by one,",
-            f"'{ONCE}' all at once; both read arrays of their own, and make new memory.",
+            f"'{COPY}' copies as many bytes from one place; '{ROWS}' gathers half of the",
+            f"same slots by row_copy. '{LOOP}' appends clouds one by one, '{ONCE}'",
+            "all at once; both read arrays of their own, and make new memory.",
         ],
     )
     for capacity, n_clouds in CAPACITIES.items():
         seconds = measure(capacity, n_clouds)
         heading = f"clouds of up to {capacity} points"
-        report.add_table(heading, seconds, references=[COPY, ONCE, LOOP])
+        report.add_table(heading, seconds, references=[COPY, ROWS, ONCE, LOOP])
         print()
         report.add_target(
             f"{heading}: time / time of a copy ({LEAST_OF_COPY} times its speed)",
             ratio(seconds, OURS, COPY),
+            1 / LEAST_OF_COPY,
+        )
+        report.add_target(
+            f"{heading}: time / time of a gather of as many bytes in rows of one length",
+            ratio(seconds, OURS, ROWS),
             1 / LEAST_OF_COPY,
         )
         report.add_target(

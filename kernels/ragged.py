@@ -11,7 +11,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from parllel.kernels.addresses import load_int64, load_two_int64, store_int64
+from parllel.kernels.addresses import (
+    copy_4_of_16,
+    copy_16,
+    load_int64,
+    load_two_int64,
+    store_int64,
+)
+from parllel.kernels.instructions import prefetch
 from parllel.kernels.row_share import SHARE_PARTS, copy_share
 from parllel.kernels.row_table import Index, Integers, as_index, check_inside
 from parllel.kernels.rows import (
@@ -32,6 +39,11 @@ from parllel.kernels.teams import Teams, find_share
 ENTRY_NBYTES = 12 * 8  # of a `RaggedLeaf`: pairs, which are loaded at once
 WRONG_LENGTH = 4  # an outcome beside those of `rows`
 _PLACE = (1 << BACK_BITS) - 1
+
+# On a CPU. Slots lie anywhere: the beginnings of those that follow are brought while one is copied,
+# and the CPU itself brings what comes behind these lines.
+SLOTS_AHEAD = 4
+LINES_AHEAD = 6
 
 
 class RaggedLeaf(NamedTuple):
@@ -280,24 +292,46 @@ def gather_ragged_on_grid(
 
 
 def has_wrong_length(leaf: RaggedLeaf, n_rows: int, picks: Picks) -> bool:
-    """Return whether a length is none of a slot."""
+    """Return whether a length is none of a slot. No branch waits for a length."""
+    is_wrong = False
     for number in range(n_rows):
         length = find_length_of(leaf, find_slot(leaf, pick(picks, number)))
-        if length < 0 or length > leaf.capacity:
-            return True
-    return False
+        is_wrong |= (length < 0) | (length > leaf.capacity)
+    return is_wrong
+
+
+def copy_element(destination: int, source: int, nbytes: int) -> None:
+    """Copy bytes on a CPU; the last word overlaps the one before.
+
+    Lengths differ from element to element: each branch for what is left would be guessed wrong.
+    """
+    at = 0
+    while at + 4 * 16 <= nbytes:
+        copy_4_of_16(destination + at, source + at, 16)
+        at += 4 * 16
+    if nbytes < 16:
+        copy_row(destination, source, nbytes)
+    elif at < nbytes:
+        while at + 16 < nbytes:
+            copy_16(destination + at, source + at)
+            at += 16
+        copy_16(destination + nbytes - 16, source + nbytes - 16)
 
 
 def pack_leaf(leaf: RaggedLeaf, n_rows: int, picks: Picks) -> None:
     """Gather the elements of one leaf on a CPU."""
     offset = 0
     for number in range(n_rows):
+        if number + SLOTS_AHEAD < n_rows:
+            later = find_items(leaf, find_slot(leaf, pick(picks, number + SLOTS_AHEAD)))
+            for line in range(LINES_AHEAD):
+                prefetch(later + line * 64)
         slot = find_slot(leaf, pick(picks, number))
         n_items = count_items(leaf, slot)
         if leaf.offsets != 0:
             store_int64(leaf.offsets + number * 8, offset)
         destination = leaf.destination + offset * leaf.item_nbytes
-        copy_row(destination, find_items(leaf, slot), n_items * leaf.item_nbytes)
+        copy_element(destination, find_items(leaf, slot), n_items * leaf.item_nbytes)
         offset += n_items
     if leaf.offsets != 0:
         store_int64(leaf.offsets + n_rows * 8, offset)
@@ -344,7 +378,7 @@ _ON_CPU = CpuKernel(
     gather_checked_elements,
     "int64(int64, int64, int64, boolean, Array(int64, 1, 'C', readonly=True), int64, int64, int64)",
     parts=(
-        *(copy_row, is_inside, find_span, address_of, *_SLOT_PARTS),
+        *(copy_row, copy_element, is_inside, find_span, address_of, *_SLOT_PARTS),
         *(has_wrong_length, pack_leaf),
     ),
 )

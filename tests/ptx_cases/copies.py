@@ -170,7 +170,7 @@ class Film:
         older = self.stack_at(int(self.beside_rows[-1 - row]), agent)
         return np.concatenate([older, newest[None]])[-self.stack :]
 
-    def stack_at(self, row: int, agent: tuple[int, ...]) -> npt.NDArray[Any]:
+    def stack_at(self, row: int, agent: tuple[int, ...] = ()) -> npt.NDArray[Any]:
         """Return the stack of a row of the ring; of plain rows the row."""
         at = row + self.n_before
         frames, is_begun = [self.frames[(at, *agent)]], bool(self.is_first[(at, *agent)])
@@ -192,8 +192,8 @@ def gather_stacks(rng: np.random.Generator) -> None:
             picked[rng.integers(0, 16, 4)] = -1 - rng.integers(0, _N_BESIDE, 4)
         limit = len(picked)
     films = [
-        Film(rng, n_columns, n_steps, picked, has_agents=bool(rng.random() < 0.4))
-        for _ in range(int(rng.integers(1, 5)))
+        Film(rng, n_columns, n_steps, picked, has_agents=number > 1)
+        for number in range(int(rng.integers(1, 5)))
     ]
     sources = [film.to_device() for film in films]
     count = int(rng.integers(0, 20))

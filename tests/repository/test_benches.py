@@ -183,8 +183,8 @@ def test_packing_of_elements_is_reported(
     bench_ragged.measure_twins(tmp_path)
     content = read_results(tmp_path, "ragged_cpu")
     check_tables(content, capsys.readouterr().out, n_samples=2)
-    assert [len(table["contestants"]) for table in content["tables"]] == [4]
-    assert len(content["targets"]) == 2
+    assert [len(table["contestants"]) for table in content["tables"]] == [5]
+    assert len(content["targets"]) == 3
 
 
 def test_steps_of_a_vector_cage_are_reported(
