@@ -59,7 +59,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "refresh_windows": (Case(windows.refresh_leaves, 40),),
     "rows": (Case(copies.copy_rows, 48),),
     "running_returns": (Case(computations.sum_up, 12),),
-    "shifted_frames": (Case(copies.gather_shifted, 56),),
+    "shifted_frames": (Case(copies.gather_shifted, 100),),
     "update_moments": (Case(computations.measure, 8),),
     "update_priorities": (
         Case(priorities.update_leaves, 30),
