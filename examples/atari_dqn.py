@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train]", "ale-py>=0.12.1"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Train DQN on an Atari game: double, three steps, by priority, with the numbers of Rainbow."""
 
 from contextlib import ExitStack

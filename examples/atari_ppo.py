@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train]", "ale-py>=0.12.1"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Train PPO on an Atari game, with the numbers that papers use (Huang et al. 2022)."""
 
 from contextlib import ExitStack

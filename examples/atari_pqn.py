@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train]", "ale-py>=0.12.1"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Train PQN on an Atari game: Q learning without replay or target network (arXiv:2407.04811)."""
 
 from contextlib import ExitStack

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train]"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Train PPO on CartPole-v1: from environments to a trained agent, read from top to bottom."""
 
 from contextlib import ExitStack

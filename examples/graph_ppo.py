@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train]"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Train PPO on graphs: walk to the goal through halls of a maze that is new in each episode."""
 
 from collections.abc import Mapping

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train]"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Train DQN on CartPole-v1 in a loop of one's own: environments and replay are of parllel."""
 
 from dataclasses import dataclass, field

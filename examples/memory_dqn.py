@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train]"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Train DQN with a memory (R2D2) from sequences: CartPole without velocities."""
 
 from contextlib import ExitStack

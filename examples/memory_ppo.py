@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train]"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Train PPO with a memory: CartPole without velocities, and the same without a memory beside it."""
 
 import csv

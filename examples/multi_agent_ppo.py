@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train]", "mpe2>=1.1"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Train PPO for a team: three agents spread out over three landmarks (simple_spread of mpe2)."""
 
 from contextlib import ExitStack

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train]"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Train PPO on Pendulum-v1: a continuous action, drawn from a Gaussian that is clipped."""
 
 from contextlib import ExitStack

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train]"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Train SAC on Pendulum-v1: a continuous action, learned from a replay buffer."""
 
 from contextlib import ExitStack

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train]", "minatar>=1.0.15"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Train DQN on MinAtar's Breakout: double, dueling, three steps, by priority (a small Rainbow)."""
 
 from contextlib import ExitStack

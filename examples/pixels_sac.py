@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train]", "box2d==2.3.10", "pygame-ce>=2.5"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Train SAC on CarRacing-v3 from pixels, shifted at random (DrQ): steering, gas and brake."""
 
 from contextlib import ExitStack

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["parllel[train,ray]"]
+#
+# [tool.uv.sources]
+# parllel = { path = "..", editable = true }
+# ///
 """Compare learning rates of cartpole_ppo.py over several seeds; each run is a Ray task."""
 
 from dataclasses import dataclass, replace
