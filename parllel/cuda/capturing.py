@@ -7,6 +7,7 @@ from parllel.cuda.streams import current_stream
 
 CAN_BE_CAPTURED = (
     "what can be captured: ReplayBuffer.sample and update_priorities, gathers by a device array,"
+    " gather_rows,"
     " EstimateAdvantage, and NormalizeAdvantage of a batch without `valid`, each after a first call"
     " that was not captured"
 )

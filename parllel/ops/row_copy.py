@@ -8,8 +8,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from parllel import cuda
 from parllel.cuda import AnyArray, DeviceArray, Stream
 from parllel.kernels.image_shift import NO_IMAGE
+from parllel.kernels.row_entry import DEVICE as ENTRY
 from parllel.kernels.row_table import Rows, RowTable, rows_at
 from parllel.kernels.rows import check_rows, copy_rows
 from parllel.ops.copy_grid import CopyGrid, count_lanes, split_row
@@ -46,6 +48,10 @@ class RowCopy:
         destination: for each leaf an array [n, ...], the rows to write.
         source: for each leaf an array [m, ...], the rows to read, of the same dtype and row shape.
         names: for each leaf a name, by which errors call it.
+        allocate: for arrays of CuPy, a function of a number n that returns device memory for the
+            table, int64 [n]. Where it is given, launches write the table and not a copy from the
+            host, one for each leaf and part of a long row: constructor and run can then be captured
+            in a CUDA graph, whose own memory this should be.
 
     Raises:
         TypeError: some arrays are NumPy's and some are CuPy's.
@@ -58,6 +64,7 @@ class RowCopy:
         source: Sequence[AnyArray],
         *,
         names: Sequence[str] | None = None,
+        allocate: Callable[[int], DeviceArray] | None = None,
     ) -> None:
         arrays = (*destination, *source)
         self._device_table: DeviceArray | None = None  # None for arrays of NumPy
@@ -69,7 +76,12 @@ class RowCopy:
         self._owners = arrays
         entries = _split_rows(self._table.entries)
         self._grid = CopyGrid([_lanes_of(*entry) for entry in entries.tolist()])
-        self._device_table = to_side(entries[self._grid.order], "gpu")
+        ordered = entries[self._grid.order]
+        if allocate is None:
+            self._device_table = to_side(ordered, "gpu")
+        else:
+            self._device_table = allocate(ordered.size)
+            _write_table(ordered, self._device_table)
 
     def run(
         self,
@@ -189,6 +201,12 @@ def _split_rows(entries: NDArray[np.int64]) -> NDArray[np.int64]:
             place = (destination + at, destination_stride, source + at, source_stride, length)
             parts.append(place)
     return np.array(parts, np.int64)
+
+
+def _write_table(entries: NDArray[np.int64], table: DeviceArray) -> None:
+    for number, entry in enumerate(entries):
+        arguments = [table, np.int64(number), *entry]
+        cuda.launch(ENTRY.name, (1,), (1,), arguments)
 
 
 def _lanes_of(

@@ -22,6 +22,7 @@ from parllel import Array, cuda
 from parllel.ops.row_copy import RowCopy
 from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.simulated_cuda import simulated_cuda
+from parllel.torch.operators import gather_rows
 from schedules import CONTRACTS
 from step_list import Chances, Model, Shape, leaves
 
@@ -196,6 +197,23 @@ def test_a_captured_copy_of_rows_reads_its_memory_anew(cuda_device: torch.device
                 cuda.copy_to_device(np.array(picked), out_device=index)
                 launch()
                 np.testing.assert_array_equal(cuda.to_host(out), values[picked])
+
+
+def test_a_captured_gather_of_torch_reads_its_memory_anew(cuda_device: torch.device) -> None:
+    values = torch.arange(12.0, device=cuda_device).reshape(4, 3)
+    flags = torch.tensor([True, False, True, True], device=cuda_device)
+    index = torch.tensor([3, 0], device=cuda_device)
+    gather_rows([values, flags], index)  # loads the kernels
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = gather_rows([values, flags], index)
+    for picked in ([1, 2], [0, 0]):
+        values.add_(1)
+        index.copy_(torch.tensor(picked))
+        graph.replay()
+        cuda.synchronize()
+        assert found[0].tolist() == values[picked].tolist()
+        assert found[1].tolist() == flags[picked].tolist()
 
 
 @pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedReplayBuffer])

@@ -85,6 +85,26 @@ def copy_rows(rng: np.random.Generator) -> None:
         assert_bits("rows that are read", source.block, source.host)
 
 
+def copy_by_written_tables(rng: np.random.Generator) -> None:
+    """Rows of several leaves, whose table launches write; nothing behind the table."""
+    n_rows, n_leaves = 9, int(rng.integers(1, 5))
+    widths = rng.choice([1, 8, 300, 20_003], n_leaves).tolist()
+    read = [rng.integers(0, 255, (n_rows, width), np.uint8) for width in widths]
+    written = [cuda.to_device(np.zeros_like(each)) for each in read]
+    tables: list[DeviceArray] = []
+
+    def allocate(n: int) -> DeviceArray:
+        tables.append(cuda.library().empty(n, np.int64))
+        return tables[-1]
+
+    index = rng.integers(0, n_rows, n_rows)
+    copy = RowCopy(written, [cuda.to_device(each) for each in read], allocate=allocate)
+    copy.run(range(n_rows), cuda.to_device(index))
+    assert len(tables) == 1
+    for got, each in zip(written, read, strict=True):
+        assert_bits("rows", got, each[index])
+
+
 def place(values: npt.NDArray[Any], offset: int) -> DeviceArray:
     """Return values in device memory, so many bytes behind the beginning of an allocation."""
     block = cuda.to_device(np.zeros(offset + values.nbytes, np.uint8))

@@ -67,4 +67,5 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
     "update_windows": (Case(windows.update_leaves, 30),),
     "weigh_priorities": (Case(priorities.weigh, 60),),
+    "write_row_entry": (Case(copies.copy_by_written_tables, 16),),
 }

@@ -11,7 +11,7 @@ import torch
 from parllel import Array, cuda
 from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.testing.simulated_cuda import NotImitatedError, simulated_cuda, torch_graphs
-from parllel.torch.operators import ReplayDraw
+from parllel.torch.operators import ReplayDraw, estimate_advantage, gather_rows
 from schedules import each_schedule
 from tests.step_list import Chances, Model, Shape
 
@@ -141,3 +141,25 @@ def test_a_captured_update_learns_what_calls_learn(
     with simulated_cuda(schedule, seed):
         assert learn(kind, captures=True) == expected
     assert expected[1] == 5
+
+
+@each_schedule
+@pytest.mark.parametrize("storage", ["local", "device"])
+def test_operators_that_compute_run_with_each_replay(
+    schedule: str, seed: int, storage: str
+) -> None:
+    """Of tensors of the host, and over device memory."""
+    with simulated_cuda(schedule, seed):
+        reward = Array((3, 2), np.float32, storage=storage)
+        value, no = torch.zeros(4, 2), torch.zeros(3, 2, dtype=torch.bool)
+        arguments = reward.to_torch(), value, no, no, torch.zeros(3, 2)
+        index, graph = torch.tensor([2, 0]), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            advantage, _ = estimate_advantage(*arguments, discount=1.0, gae_lambda=1.0)
+            (found,) = gather_rows([advantage], index)
+        assert found.isnan().all()
+        for number in (1.0, 5.0):
+            reward[...] = number
+            graph.replay()
+            cuda.synchronize()
+            assert found.tolist() == [[number] * 2, [3 * number] * 2]

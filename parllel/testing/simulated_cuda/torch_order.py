@@ -56,7 +56,10 @@ def _operations_mode() -> Any:  # Any: a class of torch's, which is not imported
             self, func, types, args=(), kwargs=None
         ) -> Any:
             kwargs = kwargs or {}
-            if func.namespace in BUILT_IN and is_recorded(self._device):
+            # Another library's operator computes at once what a GPU's would launch, as if it were
+            # torch's. One that writes in place may launch kernels here, too, as `ReplayDraw` does.
+            is_whole = func.namespace in BUILT_IN or not func._schema.is_mutable
+            if is_whole and is_recorded(self._device):
                 return record(func, args, kwargs)
             if self._device.engine.n_pending:
                 tensors = (leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor))
