@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="environment steps; the example's own by default")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON and the PNG")
     arguments = parser.parse_args()
-    machine = describe_machine()
+    machine, begun = describe_machine(), datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory() as folder:
         runs = [
             train(arguments.example, seed, arguments.steps, Path(folder, str(seed)))
@@ -40,7 +41,7 @@ def main() -> None:
         ]
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"learning_{arguments.example}_cpu.json"
-    path.write_text(json.dumps({"machine": machine, "runs": runs}, indent=1) + "\n")
+    path.write_text(json.dumps({"begun": begun, "machine": machine, "runs": runs}, indent=1) + "\n")
     draw(path.with_suffix(".png"), arguments.example, runs, machine)
     print(f"written: {path} and {path.with_suffix('.png').name}")
 

@@ -5,10 +5,10 @@ No documentation is written here: it is that of the docstrings, in the order of 
 
 import functools
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import sys
+from types import ModuleType
 from typing import Any
 
 from docstring_text import rewritten
@@ -24,34 +24,35 @@ import parllel
 
 logger = logging.getLogger(__name__)
 
-# Modules that are public although they are no packages with a list of their names.
-BESIDE = ("parllel.patterns", "parllel.schedules")
+# No public names: what runs as a program, and what rooms use among themselves.
+INTERNAL = ("parllel.__main__", "parllel.generator_states", "parllel.kernels")
 
 
 @functools.cache
 def exported() -> dict[str, dict[str, object]]:
     """Map all public modules to their public names and values.
 
-    Public are the packages that have a list `__all__`, and the modules beside them, of which it is
+    Public are the packages that have a list `__all__`, and the modules at the top, of which it is
     what they define under a name without an underscore.
     """
-    packages = [info.name for info in pkgutil.walk_packages(parllel.__path__, "parllel.")]
-    exports: dict[str, dict[str, object]] = {}
-    for name in ("parllel", *packages):
-        if name.startswith("parllel.kernels") or name == "parllel.__main__":
+    exports: dict[str, dict[str, object]] = {"parllel": listed(parllel)}
+    for info in pkgutil.walk_packages(parllel.__path__, "parllel."):
+        if info.name.startswith(INTERNAL) or not (info.ispkg or info.name.count(".") == 1):
             continue
-        if name in BESIDE:
-            values = vars(importlib.import_module(name))
-            exports[name] = {
-                key: value
-                for key, value in values.items()
-                if not key.startswith("_") and getattr(value, "__module__", None) == name
+        module = importlib.import_module(info.name)
+        if hasattr(module, "__all__"):
+            exports[info.name] = listed(module)
+        elif not info.ispkg:
+            exports[info.name] = {
+                name: value
+                for name, value in vars(module).items()
+                if not name.startswith("_") and getattr(value, "__module__", None) == info.name
             }
-        elif name == "parllel" or importlib.util.find_spec(name).submodule_search_locations:
-            module = importlib.import_module(name)
-            if hasattr(module, "__all__"):
-                exports[name] = {key: getattr(module, key) for key in module.__all__}
     return exports
+
+
+def listed(module: ModuleType) -> dict[str, object]:
+    return {name: getattr(module, name) for name in module.__all__}
 
 
 def home_of(module: str, name: str, exports: dict[str, dict[str, object]]) -> str:
@@ -95,7 +96,7 @@ def text_of_data(module: str, name: str) -> list[str]:
 def entry(module: str, name: str, value: object, public: set[int]) -> list[str]:
     """Return the reStructuredText of one name."""
     if inspect.isclass(value) and value is not Any:
-        options = ["members:", "show-inheritance:"]
+        options = ["members:", *(["show-inheritance:"] if value.__bases__ != (object,) else [])]
         bases = bases_left_out(value, public)
         options += [] if bases is None else [f"inherited-members: {', '.join(bases)}"]
         return [f".. autoclass:: {module}.{name}", *(f"   :{each}" for each in options), ""]

@@ -1,6 +1,7 @@
 """The documents: the notebook shows what it does, the pages' code runs, what they name exists."""
 
 import asyncio
+import contextlib
 import copy
 import json
 import os
@@ -24,15 +25,19 @@ RUN = (README, *PAGES)  # whose code is run
 TEXTS = [README, ROOT / "CONTRIBUTING.md", *PAGES, NOTEBOOK]
 each_text = pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 
-TIMEOUT_S = 300  # about 15 s are needed on 2 idle cores, and many times that on busy ones
+TIMEOUT_S = 900  # about 30 s are needed on 2 idle cores, and many times that on busy ones
 RANDOM = "random"  # the tag of cells whose output differs from run to run
 
 FENCE = re.compile(r"^```([^`\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+WITH_OUTPUT = re.compile(
+    r"^```python\n([^`]*?)^```\n\n```text\n(.*?)^```", re.MULTILINE | re.DOTALL
+)
 INLINE_CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMENT = re.compile(r"#.*")
 MAKE = re.compile(r"\bmake\b([^&;|\n]*)")
 FIGURE = re.compile(r"([\d.,]*\d)(?: times)? <!-- measured: (.*?) -->")
+PROVENANCE = re.compile(r"([\d.-]+) <!-- (begun|load): (\w+) -->")
 TARGET = re.compile(r"^([\w-]+):(?!=)", re.MULTILINE)
 # An address on the web has a letter or a dot before such a name.
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|tmp|home|root|Users)/\S*")
@@ -110,6 +115,11 @@ def wrong_figures(text: str) -> list[str]:
         decimals = len(figure.partition(".")[2])
         if f"{value:,.{decimals}f}" != figure:
             faults.append(f"{figure}: {value} is measured by {place}")
+    for told, what, bench in PROVENANCE.findall(text):
+        report = json.loads((RESULTS / f"{bench}_cpu.json").read_text())
+        found = report["begun"] if what == "begun" else report["machine"]["load"]
+        if not found.startswith(told):
+            faults.append(f"{told}: {found} is told by {bench}")
     return faults
 
 
@@ -222,6 +232,11 @@ def all_blocks() -> list[str]:
     return [block for path in RUN for block in blocks_of(path)]
 
 
+def shown_beside() -> dict[str, str]:
+    """Map the blocks that a page shows the output of, in a block of text behind, to that output."""
+    return {block: shown for path in RUN for block, shown in WITH_OUTPUT.findall(path.read_text())}
+
+
 def runs_of_blocks() -> list[object]:
     """All in one process, which imports torch once; and those that play games."""
     with_games, with_agents, plain = [], [], []
@@ -241,14 +256,30 @@ def test_the_python_code_of_the_documents_runs(numbers: list[int], tmp_path: Pat
     run_blocks([all_blocks()[number] for number in numbers], tmp_path)
 
 
+RUN_ALL = """
+import contextlib, doctest, io, pathlib, runpy, sys
+same = doctest.OutputChecker().check_output
+for number in range(int(sys.argv[1])):
+    with contextlib.redirect_stdout(io.StringIO()) as written:
+        runpy.run_path(f"block_{number}.py", run_name="__main__")
+    shown = pathlib.Path(f"block_{number}.txt")
+    if shown.exists():
+        assert same(shown.read_text(), written.getvalue(), doctest.ELLIPSIS), written.getvalue()
+"""
+
+
 def run_blocks(blocks: list[str], folder: Path) -> None:
-    """Run programs one after the other in a new process; they have to end well and say no error."""
+    """Run programs one after the other in a new process; they have to end well and say no error.
+
+    Where a page shows what a program writes, it has to write that; `...` stands for anything.
+    """
+    outputs = shown_beside()
     for number, block in enumerate(blocks):
         (folder / f"block_{number}.py").write_text(block)
-    runs = [
-        f"runpy.run_path('block_{number}.py', run_name='__main__')" for number in range(len(blocks))
-    ]
-    command = [sys.executable, "-c", "\n".join(["import runpy", *runs])]
+        if block in outputs:
+            (folder / f"block_{number}.txt").write_text(outputs[block])
+    (folder / "run_all.py").write_text(RUN_ALL)
+    command = [sys.executable, "run_all.py", str(len(blocks))]
     run = subprocess.run(
         command, capture_output=True, text=True, cwd=folder, timeout=TIMEOUT_S, check=False
     )
@@ -275,6 +306,19 @@ def test_the_python_code_of_the_readme_is_typed_in_a_project_that_is_strict(tmp_
         check=False,
     )
     assert (run.returncode, run.stderr) == (0, ""), run.stdout
+
+
+@pytest.mark.long
+def test_code_that_fails_or_writes_something_else_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, block, shown in (("same", "print(12)", "1..."), ("other", "print(12)", "2")):
+        (tmp_path / folder).mkdir()
+        monkeypatch.setitem(
+            globals(), "shown_beside", lambda block=block, shown=shown: {block: shown}
+        )
+        with contextlib.nullcontext() if folder == "same" else pytest.raises(AssertionError):
+            run_blocks([block], tmp_path / folder)
 
 
 # What the documents name
@@ -319,6 +363,7 @@ def test_a_figure_that_was_not_measured_is_found() -> None:
         f"{wrong:.2f}: "
     )
     assert len(wrong_figures(f"1,000 <!-- measured: {step} / median_us -->")) == 1
+    assert len(wrong_figures("2020-01-01 <!-- begun: cages -->, 99.0 <!-- load: cages -->")) == 2
 
 
 def test_the_readme_is_short() -> None:
