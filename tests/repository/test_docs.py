@@ -239,14 +239,16 @@ def shown_beside() -> dict[str, str]:
 
 def runs_of_blocks() -> list[object]:
     """All in one process, which imports torch once; and those that play games."""
-    with_games, with_agents, plain = [], [], []
+    with_games, with_agents, with_data, plain = [], [], [], []
     for number, block in enumerate(all_blocks()):
         is_game, has_agents = "import AtariVectorEnv" in block, "from mpe2 import" in block
-        (with_games if is_game else with_agents if has_agents else plain).append(number)
+        chosen = with_games if is_game else with_agents if has_agents else plain
+        (with_data if "minari" in block else chosen).append(number)
     return [
         pytest.param(plain, id="together"),
         pytest.param(with_games, marks=needs("ale_py"), id="with Atari"),
         pytest.param(with_agents, marks=needs("mpe2"), id="with mpe2"),
+        pytest.param(with_data, marks=needs("minari", "h5py"), id="with Minari"),
     ]
 
 
