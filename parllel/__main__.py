@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import functools
+import importlib
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from subprocess import DEVNULL, Popen
 from typing import Any
 
 from parllel import cuda
-from parllel.kernels.targets import find_cpu_kernels, find_entries
+from parllel.kernels.targets import find_cpu_kernels
 from parllel.storages import KINDS, default_storage
 
 PACKAGES = ("parllel", "numpy", "numba", "gymnasium", "torch")
@@ -30,14 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=("describe", "compile", "compile-all"),
+        choices=("describe", "compile"),
         default="describe",
         help="describe: say what this machine has. compile: compile the kernels for the CPU ahead,"
-        " so that no program waits for them. compile-all: those of simulated CUDA, too",
+        " so that no program waits for them",
     )
     command = parser.parse_args(arguments).command
-    is_all = command == "compile-all"
-    print(compile_kernels(with_simulation=is_all) if command != "describe" else describe())
+    print(compile_kernels(f"{__package__}.__main__") if command == "compile" else describe())
 
 
 def describe() -> str:
@@ -52,43 +52,32 @@ def describe() -> str:
     )
 
 
-def compile_kernels(*, with_simulation: bool = False) -> str:
-    """Compile all kernels for the CPU that the disk cache does not hold; return what was done.
+def compile_kernels(module: str) -> str:
+    """Compile kernels for the CPU that the disk cache does not hold; return what was done.
 
     Once one is missing there, a second process goes through them too, from the last one to the
     first: where the two have met, each finds in the cache what the other one has compiled.
 
     Args:
-        with_simulation: whether to compile what simulated CUDA runs in the place of launches, too.
+        module: name of a module whose `loads()` returns a function for each kernel, which loads it
+            from the disk cache or compiles it, and returns Numba's dispatcher.
     """
     start = time.perf_counter()
-    loads = _loads(with_simulation)
-    backwards = f"from {__package__} import __main__; __main__.load_backwards({with_simulation})"
+    functions = importlib.import_module(module).loads()
+    backwards = f"import {module} as module; [load() for load in reversed(module.loads())]"
     with ExitStack() as stack:
         second = None
-        for load in loads:
+        for load in functions:
             is_missing = any(load().stats.cache_misses.values())
             if is_missing and second is None:
                 command = [sys.executable, "-c", backwards]
                 second = stack.enter_context(Popen(command, stderr=DEVNULL))  # this one tells it
-    return f"{len(loads)} kernels are ready ({time.perf_counter() - start:.1f} s)"
+    return f"{len(functions)} kernels are ready ({time.perf_counter() - start:.1f} s)"
 
 
-def load_backwards(with_simulation: bool) -> None:
-    """Compile all kernels that the disk cache does not hold, the last one first."""
-    for load in reversed(_loads(with_simulation)):
-        load()
-
-
-def _loads(with_simulation: bool) -> list[Callable[[], Any]]:  # Any: Numba's dispatchers
-    """Return a function for each kernel that loads it from the disk cache, or compiles it."""
-    loads: list[Callable[[], Any]]
-    loads = [functools.partial(getattr, kernel, "compiled") for kernel in find_cpu_kernels()]
-    if with_simulation:
-        from parllel.testing.simulated_cuda.twins import compiled
-
-        loads += [functools.partial(compiled, entry) for entry in find_entries().values()]
-    return loads
+def loads() -> list[Callable[[], Any]]:  # Any: Numba's dispatchers
+    """Return a function for each of the package's kernels, as `compile_kernels` calls them."""
+    return [partial(getattr, kernel, "compiled") for kernel in find_cpu_kernels()]
 
 
 def _storages() -> Iterator[str]:

@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from parllel import cuda
-from parllel.__main__ import load_backwards, main
+from parllel.__main__ import compile_kernels, main
 from parllel.kernels.targets import find_cpu_kernels, find_entries
 from parllel.storages import KINDS
+from parllel.testing.simulated_cuda.__main__ import loads
 from parllel.testing.simulated_cuda.twins import compiled
 
 
@@ -40,11 +41,11 @@ def test_it_compiles_all_kernels_ahead(capsys: pytest.CaptureFixture[str]) -> No
     assert all("compiled" in vars(kernel) for kernel in kernels)
 
 
-def test_it_compiles_what_simulated_cuda_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_compiles_what_simulated_cuda_runs() -> None:
     n_kernels = len(find_cpu_kernels()) + len(find_entries())
-    main(["compile-all"])
-    assert capsys.readouterr().out.startswith(f"{n_kernels} kernels are ready (")
-    load_backwards(with_simulation=True)
+    assert len(loads()) == n_kernels
+    told = compile_kernels("parllel.testing.simulated_cuda.__main__")
+    assert told.startswith(f"{n_kernels} kernels are ready (")
     assert compiled.cache_info().currsize >= len(find_entries())
 
 
