@@ -2,10 +2,15 @@
 
 PYTHON ?= python3
 EXTRAS ?= train,dev,cuda13
+# An interpreter that is named has an environment of its own, so that `make test PYTHON=...` tests it.
 VENV := .venv
+ifeq ($(origin PYTHON),command line)
+VENV := .venv-$(notdir $(PYTHON))
+endif
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := $(VENV)-oldest
+NEWEST := $(VENV)-newest
 UNFINISHED := $(VENV)/.unfinished
 DOCS_INSTALLED := $(VENV)/.docs-installed
 
@@ -35,7 +40,7 @@ BENCHES := bench/bench_index.py bench/bench_cages.py bench/bench_sampling.py ben
     bench/bench_sequences.py bench/bench_ragged.py bench/bench_ray.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-rest test-long test-oldest test-gpu gpu-day check docs bench kernels clean
+.PHONY: help venv demo test test-rest test-long test-oldest test-newest test-gpu gpu-day check docs bench kernels clean
 
 help:
 	@echo "make demo   train PPO from pixels: a key, a door and a goal; one or two minutes"
@@ -43,6 +48,7 @@ help:
 	@echo "make test-long  run the long tests too: all schedules of the simulation, benches, examples"
 	@echo "make test-rest  run what make test left out, but not each case of a test under each schedule"
 	@echo "make test-oldest  run the tests with the oldest libraries that are allowed"
+	@echo "make test-newest  run the tests with the newest libraries that are allowed"
 	@echo "make test-gpu  run the tests of GPU memory and kernels on this machine's GPU"
 	@echo "make gpu-day  all that a first visit to a GPU can tell, in BUDGET seconds (500)"
 	@echo "make check  lint, format, types and the rules of the repository"
@@ -51,7 +57,7 @@ help:
 	@echo "make kernels  compile the GPU kernels to kernels/parllel.ptx, without a GPU"
 	@echo "make venv   set up $(VENV); the targets above do it when it is needed"
 	@echo "make clean  remove what checks, tests and builds leave behind; $(VENV) stays"
-	@echo "PYTHON=python3.12 picks the interpreter; EXTRAS=train,dev,cuda12 (with -B venv) is for CUDA 12"
+	@echo "PYTHON=python3.12 names an interpreter, with an environment of its own; EXTRAS=train,dev,cuda12 (with -B venv) is for CUDA 12"
 
 venv: $(INSTALLED)
 
@@ -97,6 +103,14 @@ test-oldest: .ci/constraints-oldest.txt
 	    --constraint $< $(if $(DRIVER),,--constraint .ci/constraints-cpu.txt) --editable '.[train]' \
 	    pytest pytest-xdist hypothesis build setuptools wheel
 	$(OLDEST)/bin/python -m pytest -n 2
+
+# And with the newest ones: nothing but pyproject.toml says which. Each call installs what is new.
+test-newest:
+	@test -e $(NEWEST) || $(PYTHON) -m venv $(NEWEST)
+	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --upgrade --upgrade-strategy eager $(if $(DRIVER),,--constraint .ci/constraints-cpu.txt) \
+	    --editable '.[train]' pytest pytest-xdist hypothesis build setuptools wheel
+	$(NEWEST)/bin/python -m pytest -n 2
 
 # One process: the device is one, too.
 test-gpu: $(INSTALLED)

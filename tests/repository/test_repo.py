@@ -55,7 +55,7 @@ CUPY_MAY_BE_IMPORTED_BY = {"parllel.cuda", TESTING}
 MODULE_LINES = 300  # of code: docstrings, comments and blank lines are free
 FUNCTION_LINES = 45
 TOP_LEVEL = {
-    *("pyproject.toml", "parllel", "kernels", "examples", "tests", "bench"),
+    *("Dockerfile", "pyproject.toml", "parllel", "kernels", "examples", "tests", "bench"),
     *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "MANIFEST.in"),
     *("Makefile", "docs"),
 }
