@@ -56,7 +56,7 @@ def text_of(path: Path) -> str:
 
 def unknown_targets(text: str, makefile: str) -> list[str]:
     """List the targets that the text's commands ask make for and the Makefile does not have."""
-    code = [body for language, body in FENCE.findall(text) if language != "python"]
+    code = [body for language, body in FENCE.findall(text) if language not in ("python", "text")]
     code += INLINE_CODE.findall(FENCE.sub("", text))
     given = [words for span in code for words in MAKE.findall(COMMENT.sub("", span))]
     named = [word for word in " ".join(given).split() if re.fullmatch(r"[a-z][\w-]*", word)]
