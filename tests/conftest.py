@@ -162,6 +162,15 @@ def ray_cluster() -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def recycled_actors(ray_cluster: str) -> Iterator[None]:
+    """Have the cages of this test take the actors of those that are closed."""
+    import ray_cluster as actors
+
+    with actors.recycled_actors():
+        yield
+
+
 def device_of_torch() -> torch.device:
     return cuda.tensor_over(cuda.allocate_device(1)).device
 

@@ -4,7 +4,8 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -17,24 +18,29 @@ def small_cluster() -> Iterator[str]:
     Actors of tests ask for none (`NO_CPU`), so that any number of them finds room.
     """
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # or it warns of what it will change
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ray
+    with ExitStack() as stack:
+        # In /tmp, because paths of sockets have at most 107 bytes.
+        folder = stack.enter_context(TemporaryDirectory(prefix="parllel-ray-", dir="/tmp"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ray
 
-        context: Any = ray.init(
-            num_cpus=1,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=100 * 2**20,
-        )
-    try:
+            stack.callback(ray.shutdown)
+            context: Any = ray.init(
+                num_cpus=1,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=100 * 2**20,
+                _temp_dir=folder,
+            )
         yield context.address_info["gcs_address"]
-    finally:
-        ray.shutdown()
+        _idle.clear()
 
 
 NO_CPU = {"num_cpus": 0}
+
+_idle: list[Any] = []  # actors
 
 
 @contextmanager
@@ -48,11 +54,10 @@ def recycled_actors() -> Iterator[None]:
     from parllel.cages.actors import actor_worker
     from parllel.cages.actors.actor_worker import ActorWorker
 
-    idle: list[Any] = []
     start_actor, close = actor_worker.start_actor, ActorWorker.close
 
     def take_actor(*arguments: Any) -> Any:
-        return idle.pop() if idle else start_actor(*arguments)
+        return _idle.pop() if _idle else start_actor(*arguments)
 
     def leave_actor(worker: ActorWorker) -> None:
         if worker._why_unreachable() is None:
@@ -62,11 +67,9 @@ def recycled_actors() -> Iterator[None]:
                 close(worker)
             else:
                 worker._is_closed = True
-                idle.append(worker._actor)
+                _idle.append(worker._actor)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(actor_worker, "start_actor", take_actor)
         patch.setattr(ActorWorker, "close", leave_actor)
         yield
-    for actor in idle:
-        ray.kill(actor)

@@ -29,7 +29,7 @@ from parllel.testing.contracts.cage_states_contract import CageStatesContract
 from parllel.testing.toy_envs import Clock, Walk
 from parllel.tree import allocate_tree, leaves_of
 from parllel.tree.leaves import as_tensor
-from ray_cluster import NO_CPU, recycled_actors
+from ray_cluster import NO_CPU
 
 pytestmark = needs("ray")
 T = 8
@@ -49,13 +49,7 @@ def _send_definitions() -> Iterator[None]:
         cloudpickle.unregister_pickle_by_value(module)
 
 
-@pytest.fixture(scope="module")
-def _recycled(ray_cluster: str) -> Iterator[None]:
-    with recycled_actors():
-        yield
-
-
-on_ray = pytest.mark.usefixtures("_recycled")
+on_ray = pytest.mark.usefixtures("recycled_actors")
 
 
 def make_ray_cage(make_env: Callable[..., gym.Env], *arguments: Any, **options: Any) -> RayCage:

@@ -25,6 +25,7 @@ from ray_cluster import NO_CPU
 
 pytestmark = needs("ray")
 on_ray = pytest.mark.usefixtures("ray_cluster")
+on_used_actors = pytest.mark.usefixtures("recycled_actors")
 
 ACTIONS = np.array([0, 1])  # what befalls the second environment
 TESTS = str(Path(__file__).parents[1])
@@ -91,7 +92,7 @@ def test_an_environment_that_raises_is_an_error_and_a_killed_actor_another() -> 
 
 
 @pytest.mark.long
-@on_ray
+@on_used_actors
 def test_an_error_that_can_be_pickled_is_the_cause_and_one_of_make_env_is_raised() -> None:
     with faulty_cage("raise") as cage:
         reset(cage)
@@ -105,7 +106,7 @@ def test_an_error_that_can_be_pickled_is_the_cause_and_one_of_make_env_is_raised
 
 @pytest.mark.long
 @pytest.mark.parametrize("fault", ["exit", "kill", "crash"])
-@on_ray
+@on_used_actors
 def test_an_environment_that_ends_its_process_is_an_error_within_bounded_time(fault: str) -> None:
     with faulty_cage(fault) as cage:
         reset(cage)
@@ -118,11 +119,12 @@ def test_an_environment_that_ends_its_process_is_an_error_within_bounded_time(fa
 
 
 @pytest.mark.long
-@on_ray
+@on_used_actors
 def test_an_environment_that_hangs_is_an_error_with_the_place_where_it_does() -> None:
-    with faulty_cage("hang", timeout_s=2) as cage:
+    with faulty_cage("hang") as cage:
         reset(cage)
         step(cage, ACTIONS)
+        cage._worker._timeout_s = 2  # not sooner: an actor takes longer to start
         begin_s = time.monotonic()
         with pytest.raises(WorkerError, match=r"did not reply within 2 s \(timeout_s\)") as caught:
             step(cage, ACTIONS)
@@ -132,17 +134,18 @@ def test_an_environment_that_hangs_is_an_error_with_the_place_where_it_does() ->
 
 
 @pytest.mark.long
-@on_ray
+@on_used_actors
 def test_the_times_of_several_environments_do_not_add_up() -> None:
-    options: Any = {"n_envs": 4, "timeout_s": 2, "actor_options": NO_CPU}
+    options: Any = {"n_envs": 4, "actor_options": NO_CPU}
     with RayCage(Slow, {"call_s": 1.0}, **options) as cage:
+        cage._worker._timeout_s = 2
         begin_s = time.monotonic()
         reset(cage)
         assert time.monotonic() - begin_s > 3.9
 
 
 @pytest.mark.long
-@on_ray
+@on_used_actors
 def test_an_environment_that_raises_is_made_anew(caplog: pytest.LogCaptureFixture) -> None:
     with faulty_cage("raise", on_worker_error="restart") as cage:
         assert cage.gives_invalid_rows
@@ -157,6 +160,7 @@ def test_an_environment_that_raises_is_made_anew(caplog: pytest.LogCaptureFixtur
     assert "environment 1 failed and was made anew" in caplog.text
 
 
+@pytest.mark.long
 @on_ray
 def test_a_killed_actor_is_replaced_with_all_of_its_environments() -> None:
     settings: Any = {"n_envs": 2, "seed": 5, "on_worker_error": "restart"}
@@ -178,7 +182,7 @@ def test_a_killed_actor_is_replaced_with_all_of_its_environments() -> None:
 
 
 @pytest.mark.long
-@on_ray
+@on_used_actors
 def test_a_reply_that_is_interrupted_is_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         monkeypatch.undo()
@@ -256,8 +260,9 @@ def test_actors_end_with_their_cage_be_it_closed_or_forgotten(
     with RayCage(Unclosable, **settings) as third:
         reset(third)
     assert "failed to close its environments" in caplog.text
-    with faulty_cage("hang", timeout_s=1, env_kwargs={"at": 1}) as cage:
+    with faulty_cage("hang", env_kwargs={"at": 1}) as cage:
         reset(cage)
+        cage._worker._timeout_s = 1
         cage.step_async(ACTIONS)
     assert "an actor did not close" in caplog.text
 
