@@ -136,10 +136,11 @@ def make_batch(columns: slice) -> ArrayDict:
 
 def update(kl_limit: float | None = None, columns: slice | None = None) -> dict[str, Any]:
     """Make one update, of this rank's half of the batch; weights begin as those of rank 0."""
-    torch.manual_seed(SEED + ranks.rank())
+    torch.manual_seed(SEED)
     if columns is None:
         columns = slice(B * ranks.rank(), B * (ranks.rank() + 1))
     model = ActorCritic()
+    nn.init.constant_(model.critic.bias, float(ranks.rank()))  # which becomes that of rank 0
     agent = CategoricalPgAgent(model, Categorical(N_ACTIONS), torch.zeros(1, N_FEATURES))
     settings = PPOSettings(
         n_epochs=1 if kl_limit is None else 40,
@@ -165,6 +166,7 @@ def size_of_gradients() -> np.ndarray[Any, Any]:
     """Return the mean over rows of each gradient's magnitude, of the model before the update."""
     torch.manual_seed(SEED)
     model, batch = ActorCritic().double(), NormalizeAdvantage()(make_batch(slice(0, 2 * B)))
+    nn.init.zeros_(model.critic.bias)
     rows = {name: batch[name].to_torch().flatten(0, 1) for name in batch if name != "agent_info"}
     old = batch["agent_info"]["log_prob"].to_torch().flatten()
     total: Any = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from parllel.cuda.library import Library, library
 
@@ -69,6 +69,8 @@ def use_device(number: int) -> Iterator[None]:
             " sees; CUDA_VISIBLE_DEVICES chooses and numbers them"
         )
     torch = sys.modules.get("torch")
-    has_torch = torch is not None and torch.cuda.is_available()
-    with cupy.cuda.Device(number), torch.cuda.device(number) if has_torch else nullcontext():
+    of_torch: AbstractContextManager[object] = nullcontext()
+    if torch is not None and torch.cuda.is_available():
+        of_torch = torch.cuda.device(number)
+    with cupy.cuda.Device(number), of_torch:
         yield
