@@ -199,8 +199,8 @@ def check_update() -> dict[str, Any]:
     of_weights = np.abs(np.subtract(first["weights"], one["weights"]))
     alone = np.abs(np.subtract(update(columns=slice(0, B))["gradient"], one["gradient"]))
     # Each half alone ends at another update by this limit, and both together at a third one.
-    limited = [each["result"]["numbers"] for each in run_ranks(2, partial(update, 0.05))]
-    own = [update(0.05, slice(B * half, B * (half + 1)))["numbers"] for half in range(2)]
+    limited = [each["result"]["numbers"] for each in run_ranks(2, partial(update, 0.03))]
+    own = [update(0.03, slice(B * half, B * (half + 1)))["numbers"] for half in range(2)]
     return {
         "is gradient within bound": bool((error <= bound).all()),
         "is weight within bound": bool((of_weights <= 0.5 * bound + ROUNDING * 4).all()),
