@@ -193,7 +193,10 @@ def main(kind: str, n_kills: int, folder: Path) -> None:
     expected = (folder / "alone" / "weights").read_bytes()
     assert (folder / "first" / "weights").read_bytes() == expected
     moments, found, n_runs = random.Random(SEED), {"n_kills": 0, "n_wrong": 0, "n_resumed": 0}, 0
-    while found["n_kills"] < n_kills:
+    # On a busy machine most may come before the first checkpoint: then there are more of them.
+    while found["n_kills"] < n_kills or (
+        found["n_resumed"] <= n_kills // 4 and found["n_kills"] < 5 * n_kills
+    ):
         own, n_runs = folder / str(n_runs), n_runs + 1
         while wait(start(kind, own), moments.uniform(0, 0.7 * duration_s)):
             found["n_kills"] += 1

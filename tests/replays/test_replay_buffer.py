@@ -58,6 +58,11 @@ def assert_holds_the_list(model: Model) -> None:
     chances=Chances(terminated=0, truncated=2, reset=2),
     seed=24,
 )
+@example(  # a table that grows while all of its slots are needed
+    shape=Shape(T=4, B=3, n_windows=5, n_final_obs=None),
+    chances=Chances(terminated=0, truncated=3),
+    seed=0,
+)
 def test_what_is_sampled_is_what_the_list_has(shape: Shape, chances: Chances, seed: int) -> None:
     model = Model(shape, chances, seed=seed)
     assert_holds_the_list(model)

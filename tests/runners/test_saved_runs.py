@@ -502,7 +502,7 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(
     found = killed_runs(kind, str(n_kills), str(tmp_path))
     assert found["n_kills"] >= n_kills
     assert found["n_wrong"] == 0
-    assert found["n_resumed"] >= n_kills // 4  # not only before the first checkpoint
+    assert found["n_resumed"] > n_kills // 4  # not only before the first checkpoint
 
 
 # The folder of a run
