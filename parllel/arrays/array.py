@@ -540,8 +540,9 @@ class KindSpec(ArraySpec, ABC):
 
     - the Array: `spec`, `row_source`, `row_writer`, `row_parts`, `n_older_steps`, `write_history`,
       `check_values`;
-    - the spec: `make`, `kind`, `shape`, `extents`, `nbytes`, `rows_spec`, `row_of`;
-    - the buffer, where a kind has memory beside the rows: `parts`, `copy_from`, `moves_around_end`.
+    - the spec: `make`, `kind`, `shape`, `extents`, `nbytes`, `rows_spec`, `row_of`, `holds`;
+    - the buffer, where a kind has memory beside the rows: `parts`, `copy_from`, `moves_around_end`,
+      `make_room`.
 
     A plain Array's answers presume rows without gaps, one after the other in memory. A kind whose
     rows lie otherwise has to answer `row_source` itself: the inherited one would be a copy, which

@@ -107,6 +107,10 @@ class ArraySpec:
         """
         return sample
 
+    def holds(self, saved: ArraySpec) -> bool:
+        """Tell whether rows that were saved by a spec can be loaded into an Array of this one."""
+        return self == saved
+
     @property
     def extents(self) -> tuple[int, ...]:
         """Shape of the base buffer: the ring with its padding, and the other dimensions."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -154,6 +154,9 @@ class Buffer:
         else:
             is_for_gpu = other.memory.is_for_gpu
             put_on_device(other.device_data() if is_for_gpu else source, out_device=self.data)
+
+    def make_room(self, shape: Sequence[int]) -> None:
+        """Take memory for rows of a visible shape, which this memory has room for."""
 
     def moves_around_end(self, window: Window) -> list[tuple[AnyArray, AnyArray]]:
         """Return the copies that are left when a window wraps, as `Array.advance_window` does."""

@@ -119,6 +119,12 @@ class JaggedSpec(KindSpec):
             batch_shape, form.dtype, form.item_shape, 0, None, form.capacity, form.on_overflow
         )
 
+    def holds(self, saved: ArraySpec) -> bool:
+        """Tell whether saved rows can be loaded; slots that grow take those of larger ones, too."""
+        if self.on_overflow == "grow" and isinstance(saved, JaggedSpec):
+            saved = saved.changed(capacity=min(saved.capacity, self.capacity))
+        return self == saved
+
     def rows_spec(self, n_rows: int) -> ArraySpec:
         """Return the spec of some rows, jagged as these are.
 
@@ -262,11 +268,8 @@ class JaggedArray(Array):
     def spec(self) -> ArraySpec:
         """Shape, dtype, window and capacity; a view's too, which has no padding."""
         form = self._buffer.form
-        window = self.padding, self.full_size
-        shape = self.batch_shape
-        return JaggedSpec(
-            shape, form.dtype, form.item_shape, *window, form.capacity, form.on_overflow
-        )
+        sizes = self.batch_shape, form.dtype, form.item_shape, self.padding, self.full_size
+        return JaggedSpec(*sizes, form.capacity, form.on_overflow)
 
     @property
     def capacity(self) -> int:

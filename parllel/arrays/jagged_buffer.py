@@ -225,6 +225,12 @@ class JaggedBuffer(Buffer):
             with cuda.use_stream():
                 out[cuda.to_device(place)] = to_device(values)
 
+    def make_room(self, shape: Sequence[int]) -> None:
+        """Take memory for the slots of a shape, where they are larger."""
+        capacity = shape[self.n_batch_axes]
+        if capacity > self.form.capacity:
+            self.enlarge(capacity)
+
     def _make_room(self, n_items: int) -> None:
         if n_items > self.form.capacity:
             self.grow(n_items)
@@ -245,10 +251,18 @@ class JaggedBuffer(Buffer):
         Args:
             n_items: items of the longest element that is to be written.
         """
-        form, old = self.form, self.values
-        capacity = max(1, form.capacity)
+        capacity = max(1, self.form.capacity)
         while capacity < n_items:
             capacity *= 2
+        self.enlarge(capacity)
+
+    def enlarge(self, capacity: int) -> None:
+        """Take memory for slots of a larger capacity, to which the elements are copied.
+
+        Args:
+            capacity: items that each slot has room for.
+        """
+        form, old = self.form, self.values
         batch_shape = self.lengths.extents
         shape = (*batch_shape, capacity, *form.item_shape)
         kind = (

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from parllel import cuda
+from parllel.arrays.array_spec import ArraySpec
 from parllel.arrays.buffer import Buffer
 from parllel.arrays.dlpack import Capsule, DLDevice, export
 from parllel.arrays.interop import flat_rows, to_tensor
@@ -386,6 +387,10 @@ class Readable:
             side: the side that gathers, "host" or "gpu".
         """
         return self.to_cupy() if side == "gpu" else self.to_ndarray()
+
+    def make_room(self, spec: ArraySpec) -> None:
+        """Take what memory the rows of a spec need, which this Array's own spec `holds`."""
+        self._buffer.make_room(spec.shape)
 
     @property
     def may_move(self) -> bool:

@@ -471,3 +471,36 @@ def test_trees_index_apply_and_copy_it() -> None:
     tree[0] = {"cloud": [[5], [6, 7]], "reward": [1, 2]}
     tree[np.array([1])] = tree[np.array([0])].to_ndarray()
     assert array[1, 1].to_ndarray().tolist() == [6, 7]
+
+
+@pytest.mark.parametrize("storage", ["local", "device"])
+@pytest.mark.parametrize("capacity", [2, 3])
+def test_what_has_grown_is_loaded_by_one_that_has_not(
+    storage: str, capacity: int, tmp_path: Path, cuda_device: torch.device
+) -> None:
+    """The tree may hold other leaves, whose memory stays where it is."""
+    options: Any = {"on_overflow": "grow", "storage": storage, "padding": 1}
+    rows = [[np.arange(3 * n * b) for b in range(B)] for n in range(T)]
+    saved = JaggedArray((T, B), "i4", capacity=2, **options)
+    saved[...] = rows
+    saved.rotate()
+    saved[...] = rows[::-1]
+    assert saved.capacity > capacity
+    save_tree(ArrayDict({"clouds": saved, "number": Array((T, B), "i4")}), tmp_path / "tree", {})
+    folder = open_tree(tmp_path / "tree")
+    again = JaggedArray((T, B), "i4", capacity=capacity, **options)
+    again[...] = [[[7]] * B] * T
+    tree = ArrayDict({"clouds": again, "number": Array((T, B), "i4")})
+    folder.load_into(tree)
+    assert again.spec == saved.spec
+    found = [each.tolist() for row in again.to_ndarray() for each in row]
+    assert found == [each.tolist() for row in rows[::-1] for each in row]
+    again[0, 0] = np.arange(50)  # and it grows on
+    assert again[0, 0].to_ndarray().tolist() == list(range(50))
+    longer = JaggedArray((T, B), "i4", capacity=64, **options)
+    with pytest.raises(ValueError, match=r"clouds: saved .* expected .* as the tree has"):
+        folder.load_into(ArrayDict({"clouds": longer, "number": Array((T, B), "i4")}))
+    still = JaggedArray((T, B), "i4", capacity=2, storage=storage, padding=1)
+    with pytest.raises(ValueError, match=r"clouds: saved .* expected .* as the tree has"):
+        folder.load_into(ArrayDict({"clouds": still, "number": Array((T, B), "i4")}))
+    assert still.capacity == 2
