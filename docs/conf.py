@@ -20,7 +20,6 @@ extensions = [
     "docstring_text",
     "example_gallery",
     "measured_tables",
-    "present_pages",
     "public_names",
 ]
 exclude_patterns = ["_build", "extensions"]
