@@ -418,6 +418,12 @@ def test_a_vague_file_name_is_found() -> None:
     assert vague_names([*vague, "parllel/cuda.py"]) == vague
 
 
+def test_modules_of_tests_have_names_of_their_own() -> None:
+    """With one name twice, pytest collects neither: `import file mismatch`."""
+    names = [path.name for path in sorted((ROOT / "tests").rglob("test_*.py"))]
+    assert [name for name in set(names) if names.count(name) > 1] == []
+
+
 def test_kernels_are_flat() -> None:
     assert nested(repository_files()) == []
 
