@@ -24,8 +24,8 @@ from parllel.testing.contracts.tree_case import leaves
 from parllel.testing.simulated_cuda import simulated_cuda
 from schedules import each_schedule
 
-T, B, N, STACK = 5, 3, 2, 3
-IMAGE = (5, 6)
+T, B, N, STACK = 5, 3, 4, 3
+IMAGE = (5, 3)  # fewer columns than agents, who are no channels
 STACKS = ("observation", "next_observation")
 
 
@@ -124,7 +124,7 @@ def make_trees(storage: str = "local") -> list[ArrayDict]:
 def test_the_images_of_all_agents_are_shifted_alike(kind: type[ReplayBuffer]) -> None:
     drawn = []
     for tree in make_trees():
-        replay = kind(tree, rng=np.random.default_rng(1), shift=RandomShift(2))
+        replay = kind(tree, rng=np.random.default_rng(1), shift=RandomShift(1))
         replay.restart()
         for _ in range(2):
             replay.begin_batch()
@@ -185,8 +185,7 @@ def test_steps_appended_by_hand_are_compared_with_each_agents_stack() -> None:
     with pytest.raises(ValueError, match=r"next_observation: observation of environment 2: its st"):
         replay.append(wrong, **rows)
     # Of an agent that has ended before, the last stack is shown once more.
-    rows["truncated"] = np.array([[True, True], [False, False], [False, False]])
-    rows["valid"][0] = True, False
+    rows["truncated"][0], rows["valid"][0, 1] = True, False
     final = following[0].copy()
     final[1] = after[0, 1]
     replay.append(following, final_obs={0: final}, **rows)
