@@ -392,6 +392,7 @@ def test_an_episode_that_is_wrong_is_refused_and_the_ring_stays_empty(
         from_minari(dataset, replay)
     assert "total_steps" in changes or "episode 7 of 4 steps" in str(caught.value)
     assert len(replay) == 0
+    assert list(episodes_of(replay)) == []  # no batch is left half written
     replay = ring_for(Foreign())
     with pytest.raises(ValueError, match="from_minari: "):
         from_minari(dataset, replay)

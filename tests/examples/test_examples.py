@@ -122,6 +122,14 @@ CRITICS = {
 }
 RACING = {**CRITICS, "RING": 32, "MAX_STEPS": 20, "N_FEATURES": 4, "N_WORKERS": 0}
 LOOP = {**FOUR_ENVS, "RING": 256, "LEARN_AFTER": 32, "LEARN_EVERY": 8, "TARGET_EVERY": 24}
+DATA = {
+    **TWO_ENVS,
+    "T": 16,
+    "COLLECT_STEPS": 128,
+    "CHECKPOINT_EVERY": 64,
+    "N_EPISODES": 4,
+    "SETTINGS": DQNSettings(batch_size=8, n_updates=8, target_period=3, learning_rate=1e-3),
+}
 STEPS = {"steps": 128}
 ATARI_PPO = Small("atari_ppo", STEPS, {**ON_POLICY, **GAMES}, ("ale_py",))
 ATARI_PQN = Small("atari_pqn", STEPS, {**ON_POLICY, "N_MINIBATCHES": 4, **GAMES}, ("ale_py",))
@@ -148,6 +156,7 @@ CASES = [
     ATARI_DQN,
     Small("pointcloud_ppo", STEPS, {**ON_POLICY, **TWO_PASSES}),
     Small("graph_ppo", STEPS, {**ON_POLICY, **TWO_PASSES, "N_STEPS": 6}),
+    Small("offline_dqn", STEPS, DATA, ("minari", "h5py")),
     Small("loop_by_hand", STEPS, {**LOOP, "BATCH_SIZE": 8, "EXPLORE_STEPS": 96, "LOG_EVERY": 16}),
     PIXELS_PPO._replace(constants=ON_POLICY, is_long="with workers"),
     PIXELS_SAC._replace(
