@@ -1,11 +1,13 @@
 """What indexing an Array and a tree costs, against plain NumPy assignments by hand."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from parllel import Array, ArrayDict
-from support.timing import interleave, print_table, print_target, print_title, ratio
+from support.report import Report, parse_out
+from support.timing import interleave, ratio
 
 T, B, F = 128, 16, 4
 REPEATS = 101
@@ -28,14 +30,22 @@ LEAVES: dict[str, tuple[type, tuple[int, ...]]] = {
 }
 
 
-def main() -> None:
-    print_title(f"Indexing, T = {T}, B = {B}, float32 ({F},); on the host, storage local")
+def measure(folder: Path) -> None:
+    report = Report(
+        "index",
+        f"Indexing, T = {T}, B = {B}, float32 ({F},); on the host, storage local",
+        [f"{REPEATS} interleaved rounds; ratios are medians over the rounds."],
+    )
     by_hand, ours = contestants_by_hand(), contestants_of_parllel()
-    for what, most in MOST_TIMES.items():
+    measured = {}
+    for what in MOST_TIMES:
         contestants = {"ndarray": by_hand[what], "parllel": ours[what]}
-        seconds = interleave(contestants, repeats=REPEATS)
-        print_table(what, seconds, references=["ndarray"])
-        print_target(f"{what} / ndarray", ratio(seconds, "parllel", "ndarray"), most)
+        measured[what] = interleave(contestants, repeats=REPEATS)
+        report.add_table(what, measured[what], references=["ndarray"])
+    print()
+    for what, most in MOST_TIMES.items():
+        report.add_target(f"{what} / ndarray", ratio(measured[what], "parllel", "ndarray"), most)
+    report.write(folder)
 
 
 def contestants_of_parllel() -> dict[str, Callable[[], object]]:
@@ -106,4 +116,4 @@ def new_values() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
 
 
 if __name__ == "__main__":
-    main()
+    measure(parse_out("Time indexing."))

@@ -15,7 +15,8 @@ from parllel.samplers import BasicSampler
 from parllel.torch.agents import CategoricalPgAgent
 from parllel.torch.distributions import Categorical
 from support.cartpole import cartpole_ppo
-from support.timing import interleave, print_table, print_target, print_title, ratio
+from support.report import Report, parse_out
+from support.timing import interleave, ratio
 
 T, B = 128, 16
 REPEATS = 31
@@ -23,17 +24,22 @@ LEAST_SHARE = 0.8  # of the steps per second by hand
 PPO_STEPS = 100_000
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    print_title(f"Sampling {B} CartPole-v1, T = {T}, a 4-64-64 actor-critic, one torch thread")
+    report = Report(
+        "sampling",
+        f"Sampling {B} CartPole-v1, T = {T}, a 4-64-64 actor-critic, one torch thread",
+        [f"{REPEATS} interleaved rounds; ratios are medians over the rounds."],
+    )
     contestants = {"by hand": loop_by_hand(), "BasicSampler": loop_of_parllel()}
     seconds = interleave(contestants, repeats=REPEATS)
-    print_table(f"{T * B} steps", seconds, references=["by hand"])
+    report.add_table(f"{T * B} steps", seconds, references=["by hand"])
     for name, samples in seconds.items():
         print(f"{name}: {T * B / float(np.median(samples)):,.0f} environment steps per second")
     times = ratio(seconds, "BasicSampler", "by hand")
-    print_target("BasicSampler / by hand, time", times, 1 / LEAST_SHARE)
+    report.add_target("BasicSampler / by hand, time", times, 1 / LEAST_SHARE)
     print(f"BasicSampler has {1 / times:.0%} of the steps per second by hand")
+    report.write(folder)
     print_ppo()
 
 
@@ -105,4 +111,4 @@ def print_ppo() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_out("Time sampling."))

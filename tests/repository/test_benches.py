@@ -135,7 +135,7 @@ def test_the_advantages_of_the_twin_are_reported(
         "(T, B) = (128, 16)",
         "(T, B) = (5, 3)",
     ]
-    assert len(content["targets"]) == 2
+    assert len(content["targets"]) == 3
     assert "no GPU" in content["title"]
 
 
@@ -333,11 +333,13 @@ def test_the_time_from_which_actors_pay_is_that_of_their_overhead() -> None:
 
 
 def test_indexing_is_compared(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench_index, "REPEATS", 2)
-    bench_index.main()
-    printed = capsys.readouterr().out
+    bench_index.measure(tmp_path)
+    content = read_results(tmp_path, "index_cpu")
+    check_tables(content, printed := capsys.readouterr().out, n_samples=2)
+    assert [table["heading"] for table in content["tables"]] == [*bench_index.MOST_TIMES]
     assert all(f"target {what} / ndarray: measured" in printed for what in bench_index.MOST_TIMES)
 
 
@@ -356,7 +358,7 @@ def test_stacks_of_frames_are_compared(
 
 
 def test_a_sampler_and_a_loop_by_hand_are_compared(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, number in {"T": 8, "B": 4, "REPEATS": 2, "PPO_STEPS": 256}.items():
         monkeypatch.setattr(bench_sampling, name, number)
@@ -364,10 +366,12 @@ def test_a_sampler_and_a_loop_by_hand_are_compared(
         monkeypatch.setattr(cartpole_ppo, name, getattr(cartpole_ppo, name))
     n_threads = torch.get_num_threads()
     try:
-        bench_sampling.main()
+        bench_sampling.main(tmp_path)
     finally:
         torch.set_num_threads(n_threads)
-    printed = capsys.readouterr().out
+    content = read_results(tmp_path, "sampling_cpu")
+    check_tables(content, printed := capsys.readouterr().out, n_samples=2)
+    assert len(content["targets"]) == 1
     assert re.search(r"^BasicSampler: [\d,]+ environment steps per second$", printed, re.M)
     assert re.search(r"^PPO, 256 steps, 4 environments", printed, re.M)
 
