@@ -15,7 +15,7 @@ import ray
 from bench_cages import bind, step_cages
 from matplotlib.figure import Figure
 
-from parllel.cages import ProcessCage, RayCage
+from parllel.cages import RayCage
 from parllel.patterns import build_cages
 from support.idle_envs import Idle
 from support.report import Report, parse_out
@@ -150,7 +150,7 @@ def step_all(make_env: Callable[[], gym.Env], repeats: int) -> dict[str, list[fl
 
 @contextmanager
 def step(name: str, make_env: Callable[[], gym.Env]) -> Iterator[Callable[[], object]]:
-    kind: Any = RayCage if name == ACTORS else ProcessCage
+    kind: Any = RayCage if name == ACTORS else None
     n_workers = 0 if name == SERIAL else N_WORKERS
     cages = build_cages(make_env, B, n_workers=n_workers, worker_cage=kind, seed=0)
     yield partial(step_cages, cages, bind(cages))

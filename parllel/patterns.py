@@ -73,7 +73,7 @@ def build_cages(
     timeout_s: float = TIMEOUT_S,
     on_worker_error: OnWorkerError = "raise",
     bind_workers: bool = False,
-    worker_cage: Callable[..., Cage] = ProcessCage,
+    worker_cage: Callable[..., Cage] | None = None,
 ) -> list[Cage]:
     """Make cages that hold `n_envs` environments together, divided as equally as possible.
 
@@ -99,9 +99,9 @@ def build_cages(
             `processor`), of those that this process may use. It gains on an idle machine where
             steps take some 20 us or more, and loses where other programs run; AlternatingSampler
             mostly does better without it.
-        worker_cage: makes the cage of a worker: `ProcessCage`; or `RayCage`, whose workers may be
-            on any machine of a cluster, so that `n_workers` has to be given. Further arguments go
-            by `functools.partial(RayCage, actor_options=...)`.
+        worker_cage: makes the cage of a worker, a `ProcessCage` by default; or `RayCage`, whose
+            workers may be on any machine of a cluster, so that `n_workers` has to be given.
+            Further arguments go by `functools.partial(RayCage, actor_options=...)`.
 
     Raises:
         ValueError: n_envs is not positive, n_workers is negative, the number of seeds is not
@@ -114,12 +114,12 @@ def build_cages(
     """
     seeds = spawn_seeds(seed, n_envs)
     make_env = _maker(make_env)
-    if worker_cage is not ProcessCage and n_workers is None:
+    if worker_cage is not None and n_workers is None:
         raise ValueError(
             "n_workers: got None, expected a number: how many processors there are for workers of"
             f" {worker_cage!r} is not known here"
         )
-    if worker_cage is not ProcessCage and bind_workers:
+    if worker_cage is not None and bind_workers:
         raise ValueError("bind_workers: got True, expected False: only a ProcessCage's worker is")
     n_workers, is_default = _number_of_workers(n_workers, n_envs), n_workers is None
     # With "restart", environments that may end their process are wanted in another one.
@@ -130,7 +130,7 @@ def build_cages(
 
     def make_cage(begin: int, end: int, processor: int | None) -> Cage:
         own: dict[str, Any] = {} if processor is None else {"processor": processor}
-        return worker_cage(
+        return (worker_cage or ProcessCage)(
             make_env,
             env_kwargs,
             make_traj_info,
