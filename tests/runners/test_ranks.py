@@ -17,9 +17,9 @@ from parllel.cages import spawn_seeds
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(folder: Path, *names: str) -> dict[str, Any]:
-    """Return what the program `rank_runs` found out."""
-    command = [sys.executable, str(ROOT / "tests" / "rank_runs.py"), str(folder), *names]
+def run(folder: Path, *names: str, program: str = "rank_runs") -> dict[str, Any]:
+    """Return what the program found out."""
+    command = [sys.executable, str(ROOT / "tests" / f"{program}.py"), str(folder), *names]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
         command,
@@ -44,6 +44,26 @@ def test_two_ranks_make_the_update_of_one_process_on_both_batches(tmp_path: Path
     first, second = found["limited updates"]
     assert first == second  # one limit for both
     assert found["limited updates alone"] != [first, second]
+
+
+def test_ranks_with_unlike_numbers_of_valid_rows_make_the_update_of_all_rows(
+    tmp_path: Path,
+) -> None:
+    found = run(tmp_path, "valid", program="rank_faults")["valid"]
+    assert found["is gradient within bound"]
+    assert found["are numbers of both"]
+    assert found["are ranks equal"]
+
+
+@pytest.mark.long
+def test_ranks_learn_the_same_or_are_told_what_differs(tmp_path: Path) -> None:
+    found = run(tmp_path, "beginnings", program="rank_faults")["beginnings"]
+    first, second = (each["result"] for each in found["nothing"])
+    assert first == second  # also the buffers that no file has
+    for each in found["rate"]:
+        assert "options of the optimizer: rank 0 has [{'lr': 0.1," in each["error"][1]
+    for each in found["thawed"] + found["added"]:
+        assert "a parameter (2, 2) learns that did not when" in each["error"][1]
 
 
 @pytest.mark.long

@@ -120,20 +120,38 @@ class AgentColumns:
             own[agent] = finite_rows(branch, ~valid[agent]) if is_agent else branch
         return ArrayDict(own)
 
-    def sum_of_means(self, numbers: Tensor, valid: Tensor | None) -> Tensor:
+    def sum_of_means(
+        self, numbers: Tensor, valid: Tensor | None, n_valid: Tensor | None = None
+    ) -> Tensor:
         """Return the means over the rows of each model's agents, added over models.
 
         Args:
             numbers: float32 [n], or [n, N] of several agents.
             valid: bool, of the same shape: the numbers that count; None for all.
+            n_valid: [n_models], as `mean_of_valid` takes it for each model.
         """
         if len(self.groups) <= 1:
-            return mean_of_valid(numbers, valid)
+            return mean_of_valid(numbers, valid, None if n_valid is None else n_valid[0])
         means = [
-            mean_of_valid(_take(numbers, group), None if valid is None else _take(valid, group))
-            for group in self.groups
+            mean_of_valid(
+                _take(numbers, group),
+                None if valid is None else _take(valid, group),
+                None if n_valid is None else n_valid[number],
+            )
+            for number, group in enumerate(self.groups)
         ]
         return torch.stack(means).sum()
+
+    def count(self, numbers: Tensor, valid: Tensor | None) -> Tensor:
+        """Return how many numbers of each model count, float32 [n_models].
+
+        Args:
+            numbers, valid: as for `sum_of_means`.
+        """
+        counted = torch.ones_like(numbers) if valid is None else valid.to(torch.float32)
+        if len(self.groups) <= 1:
+            return counted.sum()[None]
+        return torch.stack([_take(counted, group).sum() for group in self.groups])
 
 
 def _take(numbers: Tensor, columns: Sequence[int]) -> Tensor:

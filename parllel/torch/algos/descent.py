@@ -41,7 +41,6 @@ class Descent:
     ) -> None:
         self._optimizer = optimizer
         self._max_grad_norm = max_grad_norm
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if isinstance(model, nn.Module):
             learned = {id(parameter) for parameter in model.parameters()}
             if learned and learned.isdisjoint(map(id, self._parameters)):
@@ -50,6 +49,11 @@ class Descent:
                     " learned; make it with agent.model.parameters()"
                 )
         self._gradient = MeanGradient(self._parameters)
+
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer has now; a program may add some."""
+        return [each for group in self._optimizer.param_groups for each in group["params"]]
 
     @property
     def rate(self) -> float:
@@ -68,10 +72,16 @@ class Descent:
         """Compute the gradient of a loss, cut it down, and return its norm from before.
 
         Nothing waits for a device. A step along a gradient that is not finite spoils parameters.
+
+        Raises:
+            RankError: another rank has ended, or did not come in time.
+            ValueError: there are several ranks, and a parameter learns that did not before.
         """
+        parameters = self._parameters
+        self._gradient.check(parameters)
         self._optimizer.zero_grad(set_to_none=True)
         self._gradient.backward(loss)
-        return nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        return nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
 
     def step(self) -> None:
         """Make the optimizer's step."""

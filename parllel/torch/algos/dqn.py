@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from parllel.ranks import n_ranks
 from parllel.replays import Prefetcher
 from parllel.replays.base_replay import BaseReplay
 from parllel.samplers import RecurrentActor
@@ -16,6 +17,7 @@ from parllel.schedules import Schedule
 from parllel.torch.agents.modes import in_mode
 from parllel.torch.algos.learner import check_agent
 from parllel.torch.algos.left_out import clear_rows
+from parllel.torch.algos.over_ranks import mean_over_ranks
 from parllel.torch.algos.replay_learner import ReplayLearner, check_replay_settings
 from parllel.torch.algos.sequence_returns import n_step_returns, squash, unsquash
 from parllel.torch.algos.settings import check_counts, check_flag, check_number
@@ -236,13 +238,19 @@ class DQN(ReplayLearner[DQNAgent]):
             learned = self._of_transitions(minibatch)
         else:
             learned = self._of_sequences(minibatch, self._burn_in)
-        loss, error = self._loss(learned, minibatch)
+        n_learned = None
+        if learned.mask is not None and n_ranks() > 1:
+            n_learned = mean_over_ranks(learned.mask.sum().float())
+        loss, error = self._loss(learned, minibatch, n_learned)
         norm = self._descend(loss, batch)
         self._draws.give_back(minibatch, error, learned.mask)
-        means = [_mean(each, learned.mask) for each in (learned.value.detach(), error.abs())]
+        value = learned.value.detach()
+        means = [_mean(each, learned.mask, n_learned) for each in (value, error.abs())]
         return [loss.detach(), *means, norm]
 
-    def _loss(self, learned: _Learned, minibatch: ArrayDict) -> tuple[Tensor, Tensor]:
+    def _loss(
+        self, learned: _Learned, minibatch: ArrayDict, n_learned: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Return the loss, and the error of each step without gradients; 0 of masked ones."""
         error = learned.value - learned.target
         if learned.mask is not None:
@@ -254,7 +262,7 @@ class DQN(ReplayLearner[DQNAgent]):
         else:
             losses = 0.5 * error**2
         losses = self._draws.weigh(losses, minibatch)
-        return _mean(losses, learned.mask), error.detach()
+        return _mean(losses, learned.mask, n_learned), error.detach()
 
     def _of_transitions(self, minibatch: ArrayDict) -> _Learned:
         """Return values, and the targets R + g * Q'(s', a*), of transitions [N]."""
@@ -346,15 +354,16 @@ def _value_of(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(-1, index.unsqueeze(-1)).squeeze(-1).float()
 
 
-def _mean(numbers: Tensor, mask: Tensor | None) -> Tensor:
+def _mean(numbers: Tensor, mask: Tensor | None, n_learned: Tensor | None) -> Tensor:
     """Return the mean of the steps that are learned from.
 
-    It is NaN where there is none, because a buffer on a device has found no sequence to draw: a
-    runner refuses such a number. No gradient comes of it.
+    Of several ranks, the sum is divided by the mean of their numbers of steps, as for
+    `mean_of_valid`. It is NaN where there is none, because a buffer on a device has found no
+    sequence to draw: a runner refuses such a number. No gradient comes of it.
     """
     if mask is None:
         return numbers.mean()
-    return torch.where(mask, numbers, 0).sum() / mask.sum()
+    return torch.where(mask, numbers, 0).sum() / (mask.sum() if n_learned is None else n_learned)
 
 
 def _is_used(mask: Tensor, terminated: Tensor, is_first: Tensor) -> Tensor:

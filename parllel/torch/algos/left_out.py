@@ -77,12 +77,20 @@ def where_valid(valid: Tensor | None, numbers: Tensor) -> Tensor:
     return numbers if valid is None else torch.where(valid, numbers, 0)
 
 
-def mean_of_valid(numbers: Tensor, valid: Tensor | None) -> Tensor:
+def mean_of_valid(numbers: Tensor, valid: Tensor | None, n_valid: Tensor | None = None) -> Tensor:
     """Return the mean over the rows that are valid; 0 where none is.
 
     >>> mean_of_valid(torch.tensor([1.0, torch.nan, 3.0]), torch.tensor([True, False, True]))
     tensor(2.)
+
+    Args:
+        numbers: float32 [...].
+        valid: bool [...]; None where all are.
+        n_valid: what the sum is divided by, where it is not the number of these: of several ranks,
+            the mean of their numbers. Then a mean over ranks is one over all rows of them.
     """
+    if n_valid is not None:
+        return where_valid(valid, numbers).sum() / (n_valid + (n_valid == 0))
     if valid is None:
         return numbers.mean()
     return where_valid(valid, numbers).sum() / valid.sum().clamp(min=1)

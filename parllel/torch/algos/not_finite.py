@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from torch import nn
 
+from parllel.ranks import n_ranks
 from parllel.tree import ArrayDict
 from parllel.tree.not_finite import find_not_finite
 
@@ -39,7 +40,9 @@ def refuse_loss(what: str, batch: ArrayDict, model: object) -> NoReturn:
             f"batch: {what} is not finite: the model's parameter {name} is not, and all of the"
             " batch is; load older parameters, and learn with a smaller rate or max_grad_norm"
         )
+    others = "; or it is another rank's, which tells of its batch" if n_ranks() > 1 else ""
     raise ValueError(
         f"batch: {what} is not finite, and all of the batch and of the model's parameters is; look"
         " for a division by 0 or the like in the model, or for numbers too large for float32"
+        + others
     )

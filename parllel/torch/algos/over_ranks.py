@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ class MeanGradient:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._through: nn.Module | None = None
         learning = [each for each in parameters if each.requires_grad]
+        self._learning = {id(each) for each in learning}
         if n_ranks() > 1 and learning:
             join()
             # Where all are used, torch orders its buckets anew after the first update: of three
@@ -44,6 +46,24 @@ class MeanGradient:
             with explained("the parameters that learn"):
                 self._through = nn.parallel.DistributedDataParallel(
                     _Loss(learning), find_unused_parameters=True
+                )
+
+    def check(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Refuse parameters that learn now and did not before: each rank would go its own way.
+
+        Where there is one rank, any are right.
+
+        Raises:
+            ValueError: there is one.
+        """
+        if n_ranks() == 1:
+            return
+        for each in parameters:
+            if each.requires_grad and id(each) not in self._learning:
+                raise ValueError(
+                    f"optimizer: a parameter {tuple(each.shape)} learns that did not when the"
+                    " algorithm was made, so that its gradient would not be that of all ranks;"
+                    " make the algorithm anew after requires_grad_ and add_param_group"
                 )
 
     def backward(self, loss: Tensor) -> None:
@@ -84,7 +104,7 @@ def mean_over_ranks(numbers: Tensor) -> Tensor:
     if n_ranks() == 1:
         return numbers
     total = numbers.detach().clone()
-    with explained("means of numbers that are reported"):
+    with explained("means over ranks"):
         torch.distributed.all_reduce(total)
     return total / n_ranks()
 
@@ -101,8 +121,9 @@ def begin_alike(
     Args:
         algorithm: the algorithm, whose class is compared.
         agent: the agent, with a `model` and maybe a `generator`.
-        optimizer: the optimizer, whose groups are compared.
-        settings: the algorithm's settings, which are compared; schedules by some of their numbers.
+        optimizer: the optimizer, whose groups are compared, with their rates and other options.
+        settings: the algorithm's settings, which are compared; schedules by some of their numbers,
+            other functions and objects by their names.
 
     Raises:
         RankError: as for `ranks.gather`.
@@ -111,23 +132,27 @@ def begin_alike(
     if n_ranks() == 1:
         return
     model = agent.model
-    tensors = model.state_dict() if isinstance(model, nn.Module) else {}
+    tensors = _tensors_of(model) if isinstance(model, nn.Module) else {}
     facts = {
         "algorithm": type(algorithm).__name__,
         "optimizer": type(optimizer).__name__,
         "parameters that learn": [
-            [list(each.shape) for each in group["params"]] for group in optimizer.param_groups
+            [(list(each.shape), each.requires_grad) for each in group["params"]]
+            for group in optimizer.param_groups
+        ],
+        "options of the optimizer": [
+            {name: _plain(each) for name, each in group.items() if name != "params"}
+            for group in optimizer.param_groups
         ],
         **{f"model {name}": _form(each) for name, each in tensors.items()},
-        **_plain(settings),
+        **{name: _plain(each) for name, each in _fields(settings).items()},
     }
     check_same("the beginning of learning", facts)
     with explained("the model of rank 0"), torch.no_grad():
         for each in tensors.values():
-            if isinstance(each, Tensor):
-                whole = each.contiguous()
-                torch.distributed.broadcast(whole, 0)
-                each.copy_(whole)
+            whole = each.contiguous()
+            torch.distributed.broadcast(whole, 0)
+            each.copy_(whole)
     if rank() > 0:
         torch.manual_seed(_own_seed(torch.initial_seed()))
         generator = getattr(agent, "generator", None)
@@ -135,19 +160,33 @@ def begin_alike(
             generator.manual_seed(_own_seed(generator.initial_seed()))
 
 
-def _form(each: object) -> str:
-    return f"{each.dtype} {tuple(each.shape)}" if isinstance(each, Tensor) else "no tensor"
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return all tensors of a model, with the buffers that files of it do not have."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _plain(settings: object) -> Mapping[str, object]:
-    """Return settings as what ranks can compare: a schedule has another address on each."""
-    if not is_dataclass(settings):
-        return {}
-    values = {each.name: getattr(settings, each.name) for each in fields(settings)}
-    return {
-        name: [value(progress) for progress in _PROGRESS] if callable(value) else value
-        for name, value in values.items()
-    }
+def _form(each: Tensor) -> str:
+    return f"{each.dtype} {tuple(each.shape)}"
+
+
+def _fields(settings: object) -> Mapping[str, object]:
+    if is_dataclass(settings):
+        return {each.name: getattr(settings, each.name) for each in fields(settings)}
+    return getattr(settings, "__dict__", {})
+
+
+def _plain(value: object) -> object:
+    """Return a value as what ranks can compare: an object has another address on each."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if callable(value) and not isinstance(value, type):
+        with suppress(Exception):  # any: it may be another function than a schedule
+            return [float(value(progress)) for progress in _PROGRESS]
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _own_seed(seed: int) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from parllel.arrays import Jagged
 from parllel.generator_states import set_generator_state
+from parllel.ranks import n_ranks
 from parllel.replays import Minibatches
 from parllel.samplers import RecurrentActor
 from parllel.schedules import Schedule, value_at
@@ -226,6 +227,7 @@ class PPO(Learner[PPOAgent]):
         self._rng = rng
         self._before = PolicyBefore(agent.model)
         self._columns = AgentColumns()  # of one agent; of the batch's once there is one
+        self._leaves_out = False  # whether rows of the batch may not be valid
         self._set_numbers(0.0)
 
     def _set_numbers(self, progress: float) -> None:
@@ -267,6 +269,7 @@ class PPO(Learner[PPOAgent]):
             with_value=self._numbers.value_clip is not None,
             with_state=self._is_recurrent,
         )
+        self._leaves_out = "valid" in needed
         shared_by = getattr(self._agent, "shared_by", None)
         self._columns = AgentColumns.of(needed, shared_by)
         if self._is_recurrent and self._columns.has_agents:
@@ -344,7 +347,11 @@ class PPO(Learner[PPOAgent]):
         log_ratio = where_valid(valid, evaluation.log_prob - minibatch["old_log_prob"])
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - self._numbers.clip, 1 + self._numbers.clip)
-        mean = self._columns.sum_of_means
+        n_valid = self._count_over_ranks(advantage, valid)
+
+        def mean(numbers: Tensor, valid: Tensor | None) -> Tensor:
+            return self._columns.sum_of_means(numbers, valid, n_valid)
+
         policy_loss = -mean(torch.minimum(ratio * advantage, clipped * advantage), valid)
         value_loss = mean(self._value_losses(evaluation.value, minibatch, valid), valid)
         entropy = mean(evaluation.entropy, valid)
@@ -360,6 +367,12 @@ class PPO(Learner[PPOAgent]):
             observed = _sum_of_floats(minibatch["observation"], like=policy_loss)
             numbers = torch.cat([means / self._columns.n_models, observed[None]])
         return loss, numbers
+
+    def _count_over_ranks(self, numbers: Tensor, valid: Tensor | None) -> Tensor | None:
+        """Return what sums of a minibatch are divided by; None for its own number of rows."""
+        if n_ranks() == 1 or not self._leaves_out:
+            return None
+        return mean_over_ranks(self._columns.count(numbers, valid))
 
     def _value_losses(self, value: Tensor, minibatch: ArrayDict, valid: Tensor | None) -> Tensor:
         """Return half of the squared error of each row's value."""

@@ -1,0 +1,132 @@
+"""Runs of two ranks that differ in what is easily missed; a program of its own, as `rank_runs`."""
+
+import json
+import math
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from rank_runs import (
+    N_ACTIONS,
+    N_FEATURES,
+    ROUNDING,
+    SEED,
+    ActorCritic,
+    B,
+    T,
+    make_batch,
+    run_ranks,
+    size_of_gradients,
+    weights_of,
+)
+from torch import Tensor, nn
+
+from parllel import Array, ArrayDict, ranks
+from parllel.torch.agents import CategoricalPgAgent
+from parllel.torch.algos import PPO, PPOSettings
+from parllel.torch.algos.learner import Learner
+from parllel.torch.distributions import Categorical
+from parllel.transforms import NormalizeAdvantage
+
+N_VALID = 5  # rows of rank 0; all those of rank 1 are valid
+
+
+class Shifted(nn.Module):
+    """A model with a buffer that is not saved, and a part that may be frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 2), nn.Linear(2, 1)
+        self.register_buffer("shift", torch.randn(2), persistent=False)
+
+    def forward(self, rows: Tensor) -> Any:
+        return self.last(self.first(rows + self.get_buffer("shift")))
+
+
+class Smallest(Learner[Any]):
+    """Makes what a model returns for random rows as small as it can."""
+
+    def optimize(self, batch: ArrayDict) -> dict[str, float]:
+        loss = self._agent.model(torch.randn(4, 2)).square().mean()
+        return {"norm": float(self._descend(loss, batch))}
+
+
+def learn(what: str) -> dict[str, Any]:
+    """Learn in three steps, with something that differs, or that begins to learn late."""
+    torch.manual_seed(SEED + ranks.rank())
+    model = Shifted()
+    model.first.requires_grad_(what != "thawed")
+    learning = model.last if what == "added" else model
+    rate = 0.1 * (1 + ranks.rank()) if what == "rate" else 0.1
+    optimizer = torch.optim.SGD(learning.parameters(), lr=rate)
+    # A function that is no schedule, and an object that equals itself alone.
+    own = {"loss": nn.functional.mse_loss, "noise": torch.distributions.Normal(0.0, 1.0)}
+    settings = SimpleNamespace(learning_rate=None, max_grad_norm=math.inf, **own)
+    algorithm = Smallest(SimpleNamespace(model=model), optimizer, settings)
+    model.first.requires_grad_(True)
+    if what == "added":
+        optimizer.add_param_group({"params": list(model.first.parameters())})
+    algorithm.set_progress(0.0)
+    for _ in range(3):
+        algorithm.optimize(ArrayDict())
+    return {"weights": weights_of(model), "shift": model.get_buffer("shift").tolist()}
+
+
+def check_beginnings() -> dict[str, Any]:
+    cases = "nothing", "rate", "thawed", "added"
+    return {case: run_ranks(2, partial(learn, case)) for case in cases}
+
+
+def update(columns: slice | None = None) -> dict[str, Any]:
+    """Make one update of a batch of which rank 0 has few valid rows, and rank 1 all."""
+    torch.manual_seed(SEED)
+    if columns is None:
+        columns = slice(B * ranks.rank(), B * (ranks.rank() + 1))
+    valid = np.ones((T, 2 * B), bool)
+    valid[:, :B] = np.arange(T * B).reshape(T, B) < N_VALID
+    branch = Array.from_numpy(valid[:, columns].copy())
+    batch = NormalizeAdvantage()(make_batch(columns).with_branches({"valid": branch}))
+    model = ActorCritic()
+    agent = CategoricalPgAgent(model, Categorical(N_ACTIONS), torch.zeros(1, N_FEATURES))
+    settings = PPOSettings(n_epochs=1, n_minibatches=1, max_grad_norm=1e6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    algorithm = PPO(agent, optimizer, settings, rng=np.random.default_rng(SEED))
+    numbers = algorithm.optimize(batch)
+    gradients = [each.grad.flatten() for each in model.parameters() if each.grad is not None]
+    return {"gradient": torch.cat(gradients).tolist(), "numbers": numbers}
+
+
+def check_valid() -> dict[str, Any]:
+    """Compare ranks with unlike numbers of valid rows with one process that has all rows."""
+    pair = [each["result"] for each in run_ranks(2, update)]
+    one = update(slice(0, 2 * B))
+    n_rows = N_VALID + T * B
+    # As in `rank_runs.check_update`, for fewer rows: a mean of magnitudes over the valid ones is
+    # larger than that over all by this factor at most.
+    share = 2 * T * B / n_rows
+    bound = 2 * (2 * n_rows + 100) * ROUNDING * share * size_of_gradients()
+    error = np.abs(np.subtract(pair[0]["gradient"], one["gradient"]))
+    names = "policy_loss", "value_loss", "entropy", "kl", "clip_fraction"
+    apart = [abs(pair[0]["numbers"][name] - one["numbers"][name]) for name in names]
+    return {
+        "is gradient within bound": bool((error <= bound).all()),
+        "share of bound": float((error / bound).max()),
+        "are numbers of both": max(apart) < 1e-5,
+        "are ranks equal": pair[0] == pair[1],
+    }
+
+
+def main(names: list[str], folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["RANKS_FOLDER"] = str(folder)
+    checks = {"beginnings": check_beginnings, "valid": check_valid}
+    print(json.dumps({name: checks[name]() for name in names}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[2:], Path(sys.argv[1]))
