@@ -21,6 +21,9 @@ _Value = TypeVar("_Value")
 # environment takes longer than another; torch's own half an hour hides a suspended process.
 TIMEOUT_S = 600.0
 
+# One of them is in each error of gloo and NCCL: gloo names its source file.
+_WORDS_OF_EXCHANGE = "gloo", "nccl", "connection", "socket", "timed out", "timeout"
+
 # The processes of the host, where torch has chosen another kind of group for its default one.
 _host_groups: list[Any] = []  # Any: torch's ProcessGroup; one at most
 
@@ -187,13 +190,16 @@ def explained(what: str) -> Iterator[None]:
         what: what is exchanged.
 
     Raises:
-        RankError: in the place of torch's RuntimeError.
+        RankError: in the place of torch's RuntimeError. One that tells of something else, as of
+            memory or of a loss without gradients, stays what it is.
     """
     try:
         yield
     except RankError:
         raise
     except RuntimeError as error:  # torch's DistError and those of gloo are such
+        if not _is_of_exchange(error):
+            raise
         raise RankError(
             f"rank {rank()} of {n_ranks()} waited for the others at {what!r}, and they did not"
             f" come: {_first_sentence(error)}. A rank has ended, hangs, or is at another place of"
@@ -231,6 +237,14 @@ def _leave() -> None:
     """Leave the group at the end of the process, but not after an error: NCCL would wait."""
     if _initialized() is not None and not hasattr(sys, "last_value"):
         _initialized().destroy_process_group()
+
+
+def _is_of_exchange(error: RuntimeError) -> bool:
+    """Tell whether an error is one of torch's exchange; gloo's have no class of their own."""
+    if type(error).__name__.startswith("Dist"):
+        return True
+    text = str(error).lower()
+    return any(word in text for word in _WORDS_OF_EXCHANGE)
 
 
 def _first_sentence(error: RuntimeError) -> str:

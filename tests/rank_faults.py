@@ -53,6 +53,8 @@ class Smallest(Learner[Any]):
 
     def optimize(self, batch: ArrayDict) -> dict[str, float]:
         loss = self._agent.model(torch.randn(4, 2)).square().mean()
+        if self._settings.is_detached:
+            loss = loss.detach()
         return {"norm": float(self._descend(loss, batch))}
 
 
@@ -65,7 +67,11 @@ def learn(what: str) -> dict[str, Any]:
     rate = 0.1 * (1 + ranks.rank()) if what == "rate" else 0.1
     optimizer = torch.optim.SGD(learning.parameters(), lr=rate)
     # A function that is no schedule, and an object that equals itself alone.
-    own = {"loss": nn.functional.mse_loss, "noise": torch.distributions.Normal(0.0, 1.0)}
+    own: dict[str, Any] = {
+        "loss": nn.functional.mse_loss,
+        "noise": torch.distributions.Normal(0.0, 1.0),
+    }
+    own["is_detached"] = what == "no gradient"
     settings = SimpleNamespace(learning_rate=None, max_grad_norm=math.inf, **own)
     algorithm = Smallest(SimpleNamespace(model=model), optimizer, settings)
     model.first.requires_grad_(True)
@@ -78,7 +84,7 @@ def learn(what: str) -> dict[str, Any]:
 
 
 def check_beginnings() -> dict[str, Any]:
-    cases = "nothing", "rate", "thawed", "added"
+    cases = "nothing", "rate", "thawed", "added", "no gradient"
     return {case: run_ranks(2, partial(learn, case)) for case in cases}
 
 

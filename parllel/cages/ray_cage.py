@@ -16,6 +16,18 @@ from parllel.cages.values.any_env import AnyEnv
 from parllel.cages.values.env_rows import Value
 from parllel.tree import dict_map
 
+# Two cages would have the environments of one of them; an actor that Ray has restarted has none;
+# and methods that run at once, or in another order, change the same environments.
+_REFUSED_OPTIONS = (
+    "get_if_exists",
+    "lifetime",
+    "max_restarts",
+    "max_task_retries",
+    "max_concurrency",
+    "concurrency_groups",
+    "allow_out_of_order_execution",
+)
+
 
 class RayCage(WorkerCage):
     """Step environments in a Ray actor, on this machine or another one of the cluster.
@@ -55,7 +67,8 @@ class RayCage(WorkerCage):
         first_env: number of this cage's first environment in the run. Errors and warnings count
             from it.
         actor_options: options of the actor, as Ray's `ActorClass.options` takes them: `num_cpus`
-            (1 by default), `num_gpus`, `resources`, `scheduling_strategy`, `runtime_env`.
+            (1 by default), `num_gpus`, `resources`, `scheduling_strategy`, `runtime_env`. Those by
+            which an actor would be shared, outlive its cage, or do two things at once are refused.
 
     Attributes:
         n_restarts: how many environments were made anew.
@@ -64,7 +77,7 @@ class RayCage(WorkerCage):
         ModuleNotFoundError: Ray is not installed.
         RuntimeError: Ray is not initialised.
         TypeError: an argument can't be sent to the actor, or as for `SerialCage`.
-        ValueError: as for `ProcessCage`; or Ray knows no such option.
+        ValueError: as for `ProcessCage`; or Ray knows no such option, or it is refused.
         WorkerError: the actor ended, or no node had room for it, before environments were made.
         Exception: make_env raised it.
     """
@@ -85,6 +98,7 @@ class RayCage(WorkerCage):
         actor_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._options = {"num_cpus": 1, **(actor_options or {})}
+        _check_options(self._options)
         self._forms = SentForms()
         super().__init__(
             make_env,
@@ -118,4 +132,16 @@ class RayCage(WorkerCage):
     def _action_of(self, command: Command, environment: int) -> Any:
         if command.action is None:  # the actor has drawn it
             return None
-        return dict_map(lambda rows: rows[environment].copy(), command.action)
+        sent = {id(rows): part for part, rows in command.packed.copies_in}
+        # As it was sent: the caller may have changed its own rows since.
+        return dict_map(lambda rows: sent[id(rows)][environment].copy(), command.action)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    refused = [name for name in _REFUSED_OPTIONS if name in options]
+    if refused:
+        raise ValueError(
+            f"actor_options: got {', '.join(refused)}, expected options of where the actor runs and"
+            " what it needs there: each cage has an actor of its own, which ends with it and does"
+            ' one thing at a time; on_worker_error="restart" replaces one that is lost'
+        )

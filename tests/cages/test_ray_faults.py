@@ -97,9 +97,13 @@ def test_an_error_that_can_be_pickled_is_the_cause_and_one_of_make_env_is_raised
     with faulty_cage("raise") as cage:
         reset(cage)
         step(cage, ACTIONS)
+        actions = ACTIONS.copy()
+        cage.step_async(actions)
+        actions[:] = 7  # the caller's memory is its own again
         with pytest.raises(WorkerError) as caught:
-            step(cage, ACTIONS)
+            cage.await_step()
         assert isinstance(caught.value.__cause__, LookupError)
+        assert caught.value.action == 1
     with pytest.raises(OSError, match="it can't be made"):
         faulty_cage("raise when made")
 
@@ -215,6 +219,13 @@ def test_an_actor_that_finds_no_room_is_an_error_with_what_is_free() -> None:
         RayCage(Faulty, timeout_s=1, actor_options={"num_cpus": 64})
     with pytest.raises(ValueError, match="num_cores"):
         RayCage(Faulty, actor_options={"num_cores": 1})
+    for refused in (  # two cages would share environments, or an actor has none after a restart
+        {"name": "one", "get_if_exists": True},
+        {"max_restarts": -1},
+        {"max_concurrency": 8},
+    ):
+        with pytest.raises(ValueError, match=r"^actor_options: got .*an actor of its own"):
+            RayCage(Faulty, actor_options=refused)
 
 
 def test_what_belongs_to_this_machine_is_refused_by_name() -> None:

@@ -62,6 +62,9 @@ def test_ranks_learn_the_same_or_are_told_what_differs(tmp_path: Path) -> None:
     assert first == second  # also the buffers that no file has
     for each in found["rate"]:
         assert "options of the optimizer: rank 0 has [{'lr': 0.1," in each["error"][1]
+    for each in found["no gradient"]:  # torch's own words, and not that a rank has ended
+        assert each["error"][0] == "RuntimeError"
+        assert each["error"][1].startswith("element 0 of tensors does not require grad")
     for each in found["thawed"] + found["added"]:
         assert "a parameter (2, 2) learns that did not when" in each["error"][1]
 
