@@ -107,6 +107,33 @@ def update(columns: slice | None = None) -> dict[str, Any]:
     return {"gradient": torch.cat(gradients).tolist(), "numbers": numbers}
 
 
+def normalize_agents(columns: slice | None = None) -> list[Any]:
+    """Normalize advantages of two agents, of which one of rank 1 dies."""
+    if columns is None:
+        columns = slice(B * ranks.rank(), B * (ranks.rank() + 1))
+    advantage = np.random.default_rng(SEED).normal(size=(T, 2 * B, 2)).astype(np.float32)
+    valid = np.ones(advantage.shape, bool)
+    valid[2:, B:, 1] = False
+    width = columns.stop - columns.start
+    batch = ArrayDict(
+        {
+            "advantage": Array((T, width), np.float32, feature_shape=(2,)),
+            "valid": Array((T, width), bool, feature_shape=(2,)),
+        }
+    )
+    batch["advantage"][...], batch["valid"][...] = advantage[:, columns], valid[:, columns]
+    rows = NormalizeAdvantage()(batch)["advantage"].to_ndarray()
+    return [rows.tolist()]
+
+
+def check_agents() -> dict[str, Any]:
+    """Compare two ranks, in one of which all agents live, with one process."""
+    pair = run_ranks(2, normalize_agents)
+    (one,) = normalize_agents(slice(0, 2 * B))
+    both = np.concatenate([np.array(each["result"][0]) for each in pair], axis=1)
+    return {"largest difference": float(np.abs(both - one).max())}
+
+
 def check_valid() -> dict[str, Any]:
     """Compare ranks with unlike numbers of valid rows with one process that has all rows."""
     pair = [each["result"] for each in run_ranks(2, update)]
@@ -130,7 +157,7 @@ def check_valid() -> dict[str, Any]:
 def main(names: list[str], folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["RANKS_FOLDER"] = str(folder)
-    checks = {"beginnings": check_beginnings, "valid": check_valid}
+    checks = {"agents": check_agents, "beginnings": check_beginnings, "valid": check_valid}
     print(json.dumps({name: checks[name]() for name in names}))
 
 

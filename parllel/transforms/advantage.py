@@ -288,7 +288,10 @@ class NormalizeAdvantage:
                 and `valid`, bool [T, B] or in the form of `advantage`, or none.
         """
         advantages = parts_of(batch["advantage"])
-        valid = {path: valid_of(batch, path, agents_of(leaf)) for path, leaf in advantages.items()}
+        valid = {
+            path: valid_of(batch, path, agents_of(leaf), tells_all=n_ranks() > 1)
+            for path, leaf in advantages.items()
+        }
         shares = find_shares(advantages, valid, per_agent=self._per_agent)
         own = {share.key: self._moments_of(share) for share in shares}
         for moments in own.values():
@@ -303,7 +306,7 @@ class NormalizeAdvantage:
         for share in shares:
             share.write(own[share.key], results[share.path])
         for path, mask in valid.items():
-            if mask is not None:
+            if mask is not None and not mask.all():
                 fill_rows(np.nonzero(~mask), 0, out=elements(results[path]))
         return batch.with_branches({"advantage": joined(results)})
 

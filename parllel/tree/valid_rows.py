@@ -39,7 +39,7 @@ def valid_rows(batch: ArrayDict) -> NDArray[np.bool_] | None:
 
 
 def valid_of(
-    batch: ArrayDict, path: TreePath, agents: tuple[int, ...] = ()
+    batch: ArrayDict, path: TreePath, agents: tuple[int, ...] = (), *, tells_all: bool = False
 ) -> NDArray[np.bool_] | None:
     """Return in which rows an agent is alive, on the host.
 
@@ -47,6 +47,8 @@ def valid_of(
         batch: the batch.
         path: the agent's names (`agent_forms.parts_of`), `()` for a leaf of all agents.
         agents: the agent axis of that leaf.
+        tells_all: whether a mask that is True everywhere is returned, too: so what is done does not
+            depend on values, which differ between the ranks of a run.
 
     Returns:
         bool [T, B], or [T, B, *agents] where agents of the axis differ. None where there is no
@@ -61,7 +63,7 @@ def valid_of(
     name = path_text(("valid", *path))
     valid = as_mask(name, part_for("valid", batch["valid"], path))
     _check_agents(name, valid.shape, agents)
-    return None if valid.all() else valid
+    return None if valid.all() and not tells_all else valid
 
 
 def valid_beside(batch: ArrayDict, path: TreePath, like: Array) -> Array | None:

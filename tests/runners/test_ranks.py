@@ -56,6 +56,13 @@ def test_ranks_with_unlike_numbers_of_valid_rows_make_the_update_of_all_rows(
 
 
 @pytest.mark.long
+def test_agents_that_die_on_one_rank_alone_are_normalized_with_those_of_all(tmp_path: Path) -> None:
+    found = run(tmp_path, "agents", program="rank_faults")["agents"]
+    # Moments of at most 48 numbers below 4, whose roundings are far smaller.
+    assert found["largest difference"] < 1e-5
+
+
+@pytest.mark.long
 def test_ranks_learn_the_same_or_are_told_what_differs(tmp_path: Path) -> None:
     found = run(tmp_path, "beginnings", program="rank_faults")["beginnings"]
     first, second = (each["result"] for each in found["nothing"])
