@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from parllel.cuda.capturing import refuse_capture
 from parllel.cuda.counters import counters
+from parllel.cuda.devices import check_current
 from parllel.cuda.library import DeviceArray, library
 from parllel.cuda.streams import AnyStream, use_stream
 
@@ -33,8 +34,10 @@ def copy_to_device(
     Raises:
         TypeError: dtypes differ.
         ValueError: shapes differ.
-        RuntimeError: `out_device` is not contiguous, or the stream is being captured.
+        RuntimeError: `out_device` is not contiguous, or memory of a device that is not current; or
+            the stream is being captured.
     """
+    check_current(out_device)
     with use_stream(stream) as used:
         refuse_capture("a copy from the host", stream=used)
         counters.copies_to_device += 1
@@ -61,8 +64,10 @@ def copy_to_host(
     Raises:
         TypeError: dtypes differ.
         ValueError: shapes differ.
-        RuntimeError: `out_host` is not contiguous, or the stream is being captured.
+        RuntimeError: `out_host` is not contiguous, `device` is memory of one that is not current,
+            or the stream is being captured.
     """
+    check_current(device)
     with use_stream(stream) as used:  # what is not contiguous is gathered in CuPy's current stream
         refuse_capture("a copy to the host", stream=used)
         counters.copies_to_host += 1
@@ -97,8 +102,10 @@ def to_host(device: DeviceArray, *, stream: AnyStream | None = None) -> NDArray[
     The host waits for the stream. An array that is not contiguous is gathered on the device first.
 
     Raises:
-        RuntimeError: the stream is being captured.
+        RuntimeError: the stream is being captured, or `device` is memory of one that is not
+            current.
     """
+    check_current(device)
     with use_stream(stream) as used:
         refuse_capture("a copy to the host", stream=used)
         counters.copies_to_host += 1

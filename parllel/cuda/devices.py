@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from parllel.cuda.library import Library, library
+from parllel.cuda.library import DeviceArray, Library, library
 
 
 def device_number() -> int:
@@ -39,6 +39,33 @@ def device_number_of(cupy: Library) -> int:
             " device alone with CUDA_VISIBLE_DEVICES"
         )
     return number
+
+
+def check_current(array: DeviceArray) -> None:
+    """Refuse an array that is memory of another device than the current one.
+
+    CUDA itself would copy it, in a stream of the current device, which waits for no work of the
+    array's own.
+
+    Raises:
+        RuntimeError: it is.
+
+    >>> import numpy as np
+    >>> from parllel import cuda
+    >>> from parllel.testing import simulated_cuda
+    >>> with simulated_cuda():  # on a GPU, leave this line out
+    ...     check_current(cuda.to_device(np.zeros(3)))
+    """
+    owner = getattr(array, "device", None)  # simulated CUDA has one device, and tells of none
+    if owner is None:
+        return
+    number: int = library().cuda.runtime.getDevice()
+    if owner.id != number:
+        raise RuntimeError(
+            f"array: got memory of device {owner.id}, and device {number} is the current one:"
+            " a copy would not wait for the work that writes or reads it; put all that uses the"
+            f" memory inside of `with parllel.cuda.use_device({owner.id}):`"
+        )
 
 
 @contextmanager
