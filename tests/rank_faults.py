@@ -43,6 +43,10 @@ class Shifted(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(2, 2), nn.Linear(2, 1)
         self.register_buffer("shift", torch.randn(2), persistent=False)
+        # Of dtypes that gloo does not know, and one that is stored once for all rows.
+        self.register_buffer("places", torch.randint(9, (3, 2), dtype=torch.int16).t())
+        self.register_buffer("small", torch.randn(3).to(torch.float8_e4m3fn))
+        self.register_buffer("spread", torch.randn(1).expand(4))
 
     def forward(self, rows: Tensor) -> Any:
         return self.last(self.first(rows + self.get_buffer("shift")))
@@ -80,7 +84,8 @@ def learn(what: str) -> dict[str, Any]:
     algorithm.set_progress(0.0)
     for _ in range(3):
         algorithm.optimize(ArrayDict())
-    return {"weights": weights_of(model), "shift": model.get_buffer("shift").tolist()}
+    buffers = {name: each.double().tolist() for name, each in model.named_buffers()}
+    return {"weights": weights_of(model), "buffers": buffers}
 
 
 def check_beginnings() -> dict[str, Any]:

@@ -150,9 +150,11 @@ def begin_alike(
     check_same("the beginning of learning", facts)
     with explained("the model of rank 0"), torch.no_grad():
         for each in tensors.values():
-            whole = each.contiguous()
-            torch.distributed.broadcast(whole, 0)
-            each.copy_(whole)
+            own = _stored(each.detach())
+            whole = own.clone(memory_format=torch.contiguous_format)
+            # As bytes: gloo knows few dtypes.
+            torch.distributed.broadcast(whole.reshape(-1).view(torch.uint8), 0)
+            own.copy_(whole)
     if rank() > 0:
         torch.manual_seed(_own_seed(torch.initial_seed()))
         generator = getattr(agent, "generator", None)
@@ -163,6 +165,14 @@ def begin_alike(
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Return all tensors of a model, with the buffers that files of it do not have."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """Return a tensor without the repetitions of an expanded one, which can't be written."""
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[dim] > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def _form(each: Tensor) -> str:
