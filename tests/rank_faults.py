@@ -77,7 +77,9 @@ def learn(what: str) -> dict[str, Any]:
     }
     own["is_detached"] = what == "no gradient"
     settings = SimpleNamespace(learning_rate=None, max_grad_norm=math.inf, **own)
-    algorithm = Smallest(SimpleNamespace(model=model), optimizer, settings)
+    generator = torch.Generator().manual_seed(SEED)
+    members = {name: SimpleNamespace(generator=generator) for name in ("cat", "dog")}
+    algorithm = Smallest(SimpleNamespace(model=model, agents=members), optimizer, settings)
     model.first.requires_grad_(True)
     if what == "added":
         optimizer.add_param_group({"params": list(model.first.parameters())})
@@ -85,7 +87,8 @@ def learn(what: str) -> dict[str, Any]:
     for _ in range(3):
         algorithm.optimize(ArrayDict())
     buffers = {name: each.double().tolist() for name, each in model.named_buffers()}
-    return {"weights": weights_of(model), "buffers": buffers}
+    draws = torch.rand(2, generator=generator).tolist()
+    return {"alike": [weights_of(model), buffers], "draws": draws}
 
 
 def check_beginnings() -> dict[str, Any]:

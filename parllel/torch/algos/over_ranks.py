@@ -120,7 +120,7 @@ def begin_alike(
 
     Args:
         algorithm: the algorithm, whose class is compared.
-        agent: the agent, with a `model` and maybe a `generator`.
+        agent: the agent, with a `model` and maybe a `generator`, or `agents` that have some.
         optimizer: the optimizer, whose groups are compared, with their rates and other options.
         settings: the algorithm's settings, which are compared; schedules by some of their numbers,
             other functions and objects by their names.
@@ -157,9 +157,16 @@ def begin_alike(
             own.copy_(whole)
     if rank() > 0:
         torch.manual_seed(_own_seed(torch.initial_seed()))
-        generator = getattr(agent, "generator", None)
-        if isinstance(generator, torch.Generator):
+        for generator in _generators_of(agent):
             generator.manual_seed(_own_seed(generator.initial_seed()))
+
+
+def _generators_of(agent: object) -> list[torch.Generator]:
+    """Return the generators of an agent, and of those that it is made of (`agents`), once each."""
+    members = getattr(agent, "agents", None)
+    all_of_them = [agent, *(members.values() if isinstance(members, Mapping) else ())]
+    found = [getattr(each, "generator", None) for each in all_of_them]
+    return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
 
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
