@@ -145,6 +145,9 @@ class AgentColumns:
     def count(self, numbers: Tensor, valid: Tensor | None) -> Tensor:
         """Return how many numbers of each model count, float32 [n_models].
 
+        >>> AgentColumns(True, groups=((0, 2), (1,))).count(torch.zeros(4, 3), None)
+        tensor([8., 4.])
+
         Args:
             numbers, valid: as for `sum_of_means`.
         """
