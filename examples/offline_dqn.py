@@ -15,7 +15,6 @@ import minari
 import numpy as np
 import torch
 import tyro
-from minari import MinariDataset
 from torch import nn
 
 from parllel import Array, ArrayDict, default_storage
@@ -31,20 +30,20 @@ from parllel.torch.algos import DQN, DQNSettings
 from parllel.torch.models import QNetwork
 
 ENV, OWN_DATASET = "CartPole-v1", "cartpole/mixed-v0"
-N_ENVS, T, COLLECT_STEPS = 8, 250, 40_000  # of controllers, whose whole ring is the data set
+N_ENVS, T, FULL_SIZE = 8, 250, 5_000  # of controllers, whose whole ring is the data set
 DISCOUNT, N_HIDDEN = 0.99, 128
 SETTINGS = DQNSettings(
     batch_size=128, n_updates=100, target_period=200, learning_rate=linear(1e-3, 0.0)
 )
+ABOUT = {"env": ENV, "eval_env": ENV, "author": "parllel", "author_email": "none"}
+ABOUT |= {"algorithm_name": "controllers with random steps", "code_permalink": "offline_dqn.py"}
+ABOUT |= {"description": "Whole episodes, from random ones to fair ones."}
 EVALUATE_EVERY, CHECKPOINT_EVERY, N_EPISODES = 500, 1_000, 40  # updates; episodes
 
 
 @dataclass(frozen=True)
 class Config(RunConfig):
-    """Train DQN from a data set of CartPole-v1: `steps` are updates.
-
-    Without a name of a `dataset` on this machine, one is collected, in the folder of the run.
-    """
+    """Train DQN for `steps` updates from a `dataset` on this machine, or from one of its own."""
 
     steps: int = 5_000
     dataset: str = ""
@@ -73,36 +72,25 @@ class Clumsy:
         return np.where(is_random, self._rng.integers(2, size=n), angle + speed > 0), {}
 
 
-def collect(config: Config, example: ArrayDict) -> MinariDataset:
+def collect(config: Config, example: ArrayDict) -> minari.MinariDataset:
     """Let controllers of all kinds play, and keep what they did."""
     agent = Clumsy(config.seed)
     cages = build_cages(ENV, N_ENVS, seed=config.seed, n_workers=0)
-    full_size = COLLECT_STEPS // N_ENVS
-    samples = build_sample_tree(example, agent, batch_shape=(T, N_ENVS), full_size=full_size)
-    # The last observations of episodes that terminated, too: nothing learns from them, but they
-    # are a part of an episode.
-    rng = np.random.default_rng(config.seed)
-    replay = ReplayBuffer(samples, rng=rng, keep_terminated=True)
+    samples = build_sample_tree(example, agent, batch_shape=(T, N_ENVS), full_size=FULL_SIZE)
+    # Nothing learns from last observations of episodes that terminated; a data set has them, too.
+    replay = ReplayBuffer(samples, rng=np.random.default_rng(config.seed), keep_terminated=True)
     sampler = BasicSampler(cages, agent, samples, replay=replay)
     with ExitStack() as stack:
         for each in (samples, replay, sampler, *cages):
             stack.callback(each.close)
-        for _ in range(full_size // T):
+        for _ in range(FULL_SIZE // T):
             sampler.collect_batch()
         return to_minari(
             replay,
             OWN_DATASET,
             observation_space=cages[0].observation_space,
             action_space=cages[0].action_space,
-            metadata={
-                "env": ENV,
-                "eval_env": ENV,
-                "algorithm_name": "a controller with random steps",
-                "author": "parllel",
-                "author_email": "none",
-                "code_permalink": "examples/offline_dqn.py",
-                "description": "Whole episodes, from random ones to fair ones.",
-            },
+            metadata=ABOUT,
         )
 
 
@@ -113,26 +101,18 @@ def train(config: Config, run: RunFolder, metrics: Metrics) -> float:
     if not config.dataset:
         os.environ["MINARI_DATASETS_PATH"] = str(run.path / "datasets")
     example = build_example(ENV, storage=config.storage)
-    if config.dataset or config.resume:
-        dataset = minari.load_dataset(config.dataset or OWN_DATASET)
-    else:
-        dataset = collect(config, example)
+    is_there, name = config.dataset or config.resume, config.dataset or OWN_DATASET
+    dataset = minari.load_dataset(name) if is_there else collect(config, example)
     returns = [float(episode.rewards.sum()) for episode in dataset]
     print(f"{len(returns)} episodes, mean return {np.mean(returns):.1f}, best {max(returns):.1f}")
 
     # A ring of one environment, which the data set fills: its episodes lie one after the other.
+    spaces, storage = (dataset.observation_space, dataset.action_space), config.storage
     samples = build_transition_tree(
-        dataset.observation_space,
-        dataset.action_space,
-        n_steps=dataset.total_steps,
-        storage=config.storage or default_storage(),
+        *spaces, n_steps=dataset.total_steps, storage=storage or default_storage()
     )
-    replay = ReplayBuffer(
-        samples,
-        rng=np.random.default_rng(config.seed),
-        discount=DISCOUNT,
-        n_final_obs=dataset.total_episodes,
-    )
+    rng, n_final_obs = np.random.default_rng(config.seed), dataset.total_episodes
+    replay = ReplayBuffer(samples, rng=rng, discount=DISCOUNT, n_final_obs=n_final_obs)
     from_minari(dataset, replay)
     agent = make_agent(example)
     algorithm = DQN(agent, replay, torch.optim.Adam(agent.model.parameters(), fused=True), SETTINGS)

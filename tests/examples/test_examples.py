@@ -125,7 +125,7 @@ LOOP = {**FOUR_ENVS, "RING": 256, "LEARN_AFTER": 32, "LEARN_EVERY": 8, "TARGET_E
 DATA = {
     **TWO_ENVS,
     "T": 16,
-    "COLLECT_STEPS": 128,
+    "FULL_SIZE": 64,
     "CHECKPOINT_EVERY": 64,
     "N_EPISODES": 4,
     "SETTINGS": DQNSettings(batch_size=8, n_updates=8, target_period=3, learning_rate=1e-3),
@@ -260,9 +260,11 @@ def test_an_example_depends_on_its_seed(
 
 
 def test_an_example_reads_from_top_to_bottom_in_150_lines() -> None:
-    lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    """Behind the lines that tell uv what to install, which a reader of the program skips."""
+    programs = {path: path.read_text().split("# ///\n")[-1] for path in EXAMPLES.glob("*.py")}
+    lengths = {path.name: len(program.splitlines()) for path, program in programs.items()}
     assert {name: length for name, length in lengths.items() if length >= 150} == {}
-    assert {f"{case.name}.py" for case in CASES} | {"sweep_ray.py"} == lengths.keys()
+    assert {f"{case.name}.py" for case in CASES} | {"sweep_ray.py", "to_hub.py"} == lengths.keys()
 
 
 def test_an_example_learns_in_runs_of_few_steps_too() -> None:

@@ -25,7 +25,7 @@ from parllel.cages import SerialCage
 from parllel.kernels import transitions
 from parllel.kernels.targets import Axes, launch_plainly
 from parllel.patterns import build_example, build_sample_tree
-from parllel.replays import Prefetcher, ReplayBuffer, final_obs
+from parllel.replays import Prefetcher, ReplayBuffer, SequenceReplayBuffer, final_obs
 from parllel.replays.transition_memory import DRAWN
 from parllel.samplers import AlternatingSampler, BasicSampler
 from parllel.storages import allocate
@@ -468,10 +468,11 @@ def test_rows_that_would_be_copied_are_refused() -> None:
         ReplayBuffer(tree, rng=np.random.default_rng(0))
 
 
-def test_stacks_of_more_batch_dimensions_are_refused() -> None:
+def test_sequences_of_stacks_of_more_batch_dimensions_are_refused() -> None:
     camera = FrameArray((3, 2, 4), np.uint8, (5,), padding=1, full_size=9)
+    tree, rng = changed(observation={"camera": camera}), np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"observation.camera: got stacks of batch dimensions \(3"):
-        ReplayBuffer(changed(observation={"camera": camera}), rng=np.random.default_rng(0))
+        SequenceReplayBuffer(tree, rng=rng, length=2)
 
 
 def test_a_tree_without_a_branch_is_refused() -> None:

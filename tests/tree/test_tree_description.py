@@ -13,7 +13,7 @@ from parllel.testing.simulated_cuda import simulated_cuda
 from parllel.tree import allocate_tree
 
 T, B = 10, 3
-FRAME_TABLE = 18 * 8  # bytes on a device of what gathers a leaf of frames
+FRAME_TABLE = 20 * 8  # bytes on a device of what gathers a leaf of frames
 
 
 def make_specs(full_size: int = 10 * T) -> ArrayDict:
