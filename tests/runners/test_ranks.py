@@ -46,6 +46,7 @@ def test_two_ranks_make_the_update_of_one_process_on_both_batches(tmp_path: Path
     assert found["limited updates alone"] != [first, second]
 
 
+@pytest.mark.long
 def test_ranks_with_unlike_numbers_of_valid_rows_make_the_update_of_all_rows(
     tmp_path: Path,
 ) -> None:
