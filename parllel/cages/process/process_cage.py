@@ -31,8 +31,9 @@ class ProcessCage(WorkerCage):
     """Step environments in a worker process, while this process does other work.
 
     The worker reads actions and writes results in `shared` and `pinned` memory itself, and in
-    `inherited` memory that it inherits. For actions and outputs in other memory, this process
-    copies from and to shared memory. A command is one message of some bytes over a socket, and
+    `inherited` memory that it inherits: actions there have to stay as they are until `await_step`
+    has returned. For actions and outputs in other memory, this process copies from and to shared
+    memory, when a command is started and when it is done. A command is one message of some bytes over a socket, and
     nothing is pickled for it. Results without an output, and the final observations and summaries
     of episodes, come as a pickled reply; arrays in it go through shared memory, too.
 
