@@ -33,9 +33,10 @@ class ProcessCage(WorkerCage):
     The worker reads actions and writes results in `shared` and `pinned` memory itself, and in
     `inherited` memory that it inherits: actions there have to stay as they are until `await_step`
     has returned. For actions and outputs in other memory, this process copies from and to shared
-    memory, when a command is started and when it is done. A command is one message of some bytes over a socket, and
-    nothing is pickled for it. Results without an output, and the final observations and summaries
-    of episodes, come as a pickled reply; arrays in it go through shared memory, too.
+    memory, when a command is started and when it is done. A command is one message of some bytes
+    over a socket, and nothing is pickled for it. Results without an output, and the final
+    observations and summaries of episodes, come as a pickled reply; arrays in it go through shared
+    memory, too.
 
     Workers are forked from a process that is started for that, not from this one. So they inherit
     no thread, no CUDA context and no `__main__`, and a script needs no `if __name__ == "__main__"`.
