@@ -183,6 +183,15 @@ def check_final_obs(
             _check_follows(before, value, "final_obs", column=column, gone=gone)
 
 
+def follows(before: Array | ArrayDict, column: int, observation: Any, valid: Any) -> bool:
+    """Return whether `check_final_obs` takes the final observation of an environment."""
+    try:
+        check_final_obs(before, {column: observation}, valid)
+    except ValueError:
+        return False
+    return True
+
+
 def _check_follows(
     before: Array | ArrayDict,
     after: Any,

@@ -13,6 +13,7 @@ from parllel.kernels.transitions import NOT_GIVEN
 from parllel.replays.agent_ends import ends_of_rows
 from parllel.replays.ring_record import RingRecord
 from parllel.tree import ArrayDict, dict_map, leaves_of, path_text
+from parllel.tree.agent_forms import N_BATCH
 
 _FIELDS = ("observation", "terminated", "truncated", "valid")
 
@@ -152,21 +153,22 @@ def _begins(replay: RingRecord, number: int, is_end: NDArray[np.bool_]) -> bool:
 
 def _read(replay: RingRecord, span: _Span) -> Episode:
     samples, column = replay.samples, span.column
-    rows = np.arange(span.begin, span.stop) % replay.full_size
+    numbers = np.arange(span.begin, span.stop) % replay.full_size
     # Not row 0 after the ring's last one: that may be of the step that was written there since.
-    with_next = np.append(rows, rows[-1] + 1)
+    with_next = np.append(numbers, numbers[-1] + 1)
     observation = _leaves(samples["observation"], "observation", replay, with_next, column)
     if span.slot >= 0:
         final = dict_map(_row, replay.final_obs.table, span.slot)
-        for (_, leaf), (_, newest) in zip(leaves_of(observation), leaves_of(final), strict=True):
-            _put_last(leaf, newest)
+        places = (observation, final, samples["observation"])
+        for (_, rows), (_, newest), (_, leaf) in zip(*map(leaves_of, places), strict=True):
+            _put_last(rows, newest, leaf)
     branches = {
-        name: _leaves(branch, name, replay, rows, column)
+        name: _leaves(branch, name, replay, numbers, column)
         for name, branch in samples.items()
         if name not in _FIELDS and name not in replay._not_steps
     }
     terminated, truncated = (
-        _leaves(samples[name], name, replay, rows, column) for name in _FIELDS[1:3]
+        _leaves(samples[name], name, replay, numbers, column) for name in _FIELDS[1:3]
     )
     return Episode(
         column, observation, branches, terminated, truncated, span.has_begin, span.has_end
@@ -198,10 +200,17 @@ def _row(leaf: Array, slot: int) -> Any:
     return leaf[slot].to_ndarray()
 
 
-def _put_last(rows: NDArray[Any], final: NDArray[Any]) -> None:
-    """Write a final observation to the last row; of a stack, the table has the newest frame."""
+def _put_last(rows: NDArray[Any], final: NDArray[Any], leaf: Array) -> None:
+    """Write a final observation to the last row; of a stack, the table has the newest frame.
+
+    Args:
+        rows: [n, ...], overwritten; of stacks [n, *agents, stack, ...].
+        final: of the table.
+        leaf: the ring's, whose batch dimensions tell those of agents.
+    """
     if final.ndim == rows.ndim - 1:
         rows[-1] = final
-    else:
-        rows[-1, :-1] = rows[-2, 1:]
-        rows[-1, -1] = final
+        return
+    stacks = np.moveaxis(rows, len(leaf.batch_shape) - N_BATCH + 1, 1)
+    stacks[-1, :-1] = stacks[-2, 1:]
+    stacks[-1, -1] = final

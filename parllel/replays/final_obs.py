@@ -207,9 +207,9 @@ class FinalObs:
                 self._pending[slot] = copy.deepcopy(row)
         return kept_from
 
-    def refuse(self, step: int) -> None:
-        """Take its final observations from a step, so that it can't be sampled."""
-        self._slots[step] = REFUSED
+    def refuse(self, step: int, columns: Any = slice(None)) -> None:  # Any: an index
+        """Take its final observations from a step, so that it can't be sampled, or from columns."""
+        self._slots[step, columns] = REFUSED
 
     def end(self) -> None:
         """Write the slots of the steps; into device memory, all rows of the table in one launch."""

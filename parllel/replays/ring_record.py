@@ -13,8 +13,8 @@ from parllel import cuda
 from parllel.arrays import Array
 from parllel.arrays.interop import side_of
 from parllel.kernels.transitions import NOT_GIVEN, REFUSED
-from parllel.replays.agent_ends import ENDS, AgentEnds, ends_of_rows
-from parllel.replays.appended_step import AppendedStep, check_final_obs, fitted, value_at
+from parllel.replays.agent_ends import ENDS, AgentEnds, as_flags, ends_of_rows
+from parllel.replays.appended_step import AppendedStep, check_final_obs, fitted, follows, value_at
 from parllel.replays.final_obs import FinalObs, spec_of
 from parllel.replays.ring_checks import check_tree
 from parllel.storages import Side, storage_for
@@ -160,7 +160,8 @@ class RingRecord:
         The steps in the ring stay. Episodes that the reset cuts off count as truncated at their
         last step; the observations after it are copied to the host, and from there to the table.
         With stacked frames, the last `stack - 1` steps are lost before, because the reset may
-        write their frames.
+        write their frames. So is one more step where the frames of an agent begin anew behind it
+        while the environment's episode goes on.
         """
         self._begin_change("restart")
         self._n_appended = None
@@ -433,9 +434,17 @@ class RingRecord:
         )
         columns = np.flatnonzero(~(flags[0] | flags[1]))
         if columns.size:
-            after = ArrayDict({"observation": self.samples["observation"]})
-            after = after.apply(lambda leaf: leaf.full[row + 1]).to_ndarray()
-            self._add_final_obs(0, {int(each): after[each]["observation"] for each in columns})
+            observation = ArrayDict({"observation": self.samples["observation"]})
+            after = observation.apply(_ring_row, row + 1).to_ndarray()
+            before = observation.apply(_ring_row, row)["observation"]
+            valid = None
+            if "valid" in self.samples:
+                valid = as_flags(dict_map(_ring_row, self.samples["valid"], row))
+            final = {int(each): after[each]["observation"] for each in columns}
+            # The first frame of an agent that came back just then goes on with nothing.
+            kept = {at: each for at, each in final.items() if follows(before, at, each, valid)}
+            self._add_final_obs(0, kept)
+            self.final_obs.refuse(0, [at for at in final if at not in kept])
             self._truncate(row, columns)
 
     def _truncate(self, row: int, columns: Any = slice(None)) -> None:  # Any: an index

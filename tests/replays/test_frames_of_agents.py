@@ -17,6 +17,7 @@ from parllel.replays import (
     RandomShift,
     ReplayBuffer,
     SequenceReplayBuffer,
+    episodes_of,
 )
 from parllel.samplers import BasicSampler
 from parllel.testing.contracts.relay_rows import NAMES
@@ -192,6 +193,51 @@ def test_steps_appended_by_hand_are_compared_with_each_agents_stack() -> None:
     later = np.concatenate([following[:, :, 1:], following[:, :, :1] + 9], axis=2)
     with pytest.raises(ValueError, match=r"final_obs: observation of environment 0: its stack"):
         replay.append(later, final_obs={0: final}, **rows)
+
+
+@pytest.mark.parametrize("agents", [(1,), (STACK,), (2, 2)])
+def test_episodes_and_cut_ones_have_the_stacks_that_were_shown(agents: tuple[int, ...]) -> None:
+    """One reward, and stacks in axes behind B; some begin anew while the episode goes on."""
+    rng, sizes = np.random.default_rng(0), {"full_size": 12}
+    observation = FrameArray((1, 1, *agents), np.uint8, stack=STACK, padding=1, **sizes)
+    tree = ArrayDict({"observation": observation, "reward": Array((1, 1), np.float32, **sizes)})
+    for name in ("terminated", "truncated"):
+        tree[name] = Array((1, 1), bool, **sizes)
+    tree["number"] = Array((1, 1), np.int64, **sizes)
+    replay = ReplayBuffer(tree, rng=np.random.default_rng(0), keep_terminated=True)
+
+    def begin(shape: tuple[int, ...]) -> NDArray[Any]:
+        return np.repeat(rng.integers(1, 256, (*shape, 1), np.uint8), STACK, axis=-1)
+
+    shown, n_whole, n_drawn = [], 0, 0
+    for number in range(60):
+        if number % 7 == 0:
+            now = begin(agents)
+            replay.reset(now[None])
+        newest = rng.integers(1, 256, (*agents, 1), np.uint8)
+        after = np.concatenate([now[..., 1:], newest], axis=-1)
+        is_end = number % 7 == 2
+        if not is_end and rng.random() < 0.5:  # of an agent, or some
+            after[0] = begin(agents[1:])
+        shown.append((now, after))
+        flags = {"terminated": [is_end and number % 2 == 0], "truncated": [is_end and number % 2]}
+        flags = {name: np.array(each, bool) for name, each in flags.items()}
+        now = begin(agents) if is_end else after
+        final = {0: after} if is_end else {}
+        replay.append(now[None], final_obs=final, reward=[0.0], number=[number], **flags)
+        for episode in episodes_of(replay):
+            numbers = episode.branches["number"].tolist()
+            stacks = [*(shown[each][0] for each in numbers), shown[numbers[-1]][1]]
+            np.testing.assert_array_equal(episode.observation, stacks)
+            n_whole += episode.is_whole
+        if len(replay) > STACK and number % 7 in (0, 5):  # behind a reset, which cuts an episode
+            batch = on_host(replay.sample(16))
+            for at, each in enumerate(batch["number"].tolist()):
+                np.testing.assert_array_equal(batch["observation"][at], shown[each][0])
+                if not batch["terminated"][at]:
+                    n_drawn += 1
+                    np.testing.assert_array_equal(batch["next_observation"][at], shown[each][1])
+    assert n_whole > 20 < n_drawn
 
 
 def test_buffers_of_sequences_refuse_agents() -> None:
