@@ -40,8 +40,8 @@ def build_transition_tree(
         (bool), all [T, B, ...] with `full_size = n_steps`.
 
     Raises:
-        TypeError, ValueError: a space's values are no arrays of one shape; or as for
-            `build_sample_tree`.
+        TypeError: a space's values are no arrays of one shape.
+        ValueError: a space's values have any length; or as for `build_sample_tree`.
         MemoryError: there is no memory for it.
 
     >>> tree = build_transition_tree(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), n_steps=100)

@@ -58,6 +58,12 @@ def _check_steps(samples: ArrayDict, *, takes_agents: bool) -> None:
     """Raise where a kernel can't read a leaf: its dtype and dimensions are fixed."""
     rewards = parts_of(samples["reward"])
     is_of_agents = has_agents(samples["reward"])
+    for path, reward in rewards.items():
+        if 0 in reward.shape[N_BATCH:]:
+            raise ValueError(
+                f"{path_text(('reward', *path))}: got shape {reward.shape} of no agent, expected"
+                " one agent or more"
+            )
     for name in ("reward", "terminated", "truncated", *(["valid"] if "valid" in samples else [])):
         dtype = np.dtype(np.float32 if name == "reward" else bool)
         for path, reward in rewards.items():

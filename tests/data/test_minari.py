@@ -461,6 +461,26 @@ def test_names_that_files_do_not_have_are_refused(name: str) -> None:
         to_minari(replay, "a/b-v0", observation_space=space, action_space=spaces.Discrete(2))
 
 
+@pytest.mark.parametrize("space", [spaces.Text(3), spaces.Sequence(spaces.Discrete(2))])
+def test_trees_are_made_of_spaces_of_arrays_alone(space: Any) -> None:
+    flag = spaces.Discrete(2)
+    with pytest.raises((TypeError, ValueError), match=r"observation.name: (got )?(Text|Sequence)"):
+        build_transition_tree(spaces.Dict({"name": space}), flag, n_steps=4)
+    with pytest.raises(TypeError, match=r"got (Text|Sequence).*expected a space of arrays"):
+        build_transition_tree(flag, spaces.Dict({"name": space}), n_steps=4)
+
+
+def test_members_without_a_number_are_members() -> None:
+    dataset: Any = Foreign(observations={"none": np.zeros((5, 0)), "state": STATE})
+    members = {"none": spaces.Box(0, 1, (0,)), "state": Foreign.observation_space["state"]}
+    dataset.observation_space = spaces.Dict(members)
+    replay = ring_for(dataset)
+    from_minari(dataset, replay)
+    (episode,) = episodes_of(replay)
+    assert episode.observation["none"].shape == (5, 0)
+    assert replay.sample(3)["next_observation"]["none"].shape == (3, 0)
+
+
 def test_a_ring_that_does_not_fit_is_refused() -> None:
     dataset: Any = Foreign()
     arguments = (dataset.observation_space, dataset.action_space)

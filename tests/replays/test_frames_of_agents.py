@@ -240,6 +240,19 @@ def test_episodes_and_cut_ones_have_the_stacks_that_were_shown(agents: tuple[int
     assert n_whole > 20 < n_drawn
 
 
+def test_an_axis_of_no_agent_is_refused() -> None:
+    names = ("observation", "reward", "terminated", "truncated")
+    dtypes = (np.uint8, np.float32, bool, bool)
+    tree = ArrayDict(
+        {
+            name: Array((T, B), dtype, feature_shape=(0,), padding=1, full_size=2 * T)
+            for name, dtype in zip(names, dtypes, strict=True)
+        }
+    )
+    with pytest.raises(ValueError, match=r"reward: got shape \(5, 3, 0\) of no agent"):
+        ReplayBuffer(tree, rng=np.random.default_rng(0))
+
+
 def test_buffers_of_sequences_refuse_agents() -> None:
     _, tree = make_trees()
     with pytest.raises(ValueError, match=r"reward.* expected an Array float32 \(T, B\)"):

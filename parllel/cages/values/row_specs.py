@@ -17,7 +17,7 @@ from parllel.cages.values.jagged_spaces import (
     jagged_forms,
     map_forms,
 )
-from parllel.cages.values.spaces import stored_dtype
+from parllel.cages.values.spaces import check_space, stored_dtype
 from parllel.tree import ArrayDict, TreePath, path_text
 
 
@@ -72,6 +72,7 @@ def row_specs(
                 f"capacity: got {capacity!r} for {path_text(path)}, whose values all have the same"
                 " shape"
             )
+        check_space(path, space)
         return _plain_spec(space, batch_shape)
     members = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
     parts = {str(name): part for name, part in members}

@@ -102,6 +102,9 @@ def empty_rows(space: spaces.Space[Any], batch_shape: tuple[int, ...]) -> Any:
 
     >>> empty_rows(spaces.MultiBinary(3), (2,)).shape
     (2, 3)
+
+    Raises:
+        TypeError: values of a part of the space are no arrays of one shape.
     """
     if isinstance(space, spaces.Dict):
         parts = {name: empty_rows(part, batch_shape) for name, part in space.items()}
@@ -109,7 +112,8 @@ def empty_rows(space: spaces.Space[Any], batch_shape: tuple[int, ...]) -> Any:
     if isinstance(space, spaces.Tuple):
         numbered = enumerate(space)
         return ArrayDict({str(number): empty_rows(part, batch_shape) for number, part in numbered})
-    assert space.shape is not None
+    if space.shape is None:
+        raise TypeError(f"got {space}, expected a space of arrays of one shape, or a tree of such")
     return np.zeros((*batch_shape, *space.shape), stored_dtype(space))
 
 
