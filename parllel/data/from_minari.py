@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
-from parllel.cages import bounds_of
-from parllel.data.minari_forms import WHOLE, check_tree, fit_rows, has_leaves, members_of
+from parllel.data.minari_forms import check_range, check_tree, fit_rows, has_leaves, members_of
 from parllel.replays import ReplayBuffer
 from parllel.replays.appended_step import check_final_obs
 from parllel.tree import ArrayDict, TreePath, leaves_of, path_text
@@ -155,12 +154,7 @@ def _from_space(
     for name in path:
         leaf = leaf[name]
     rows = fit_rows(path, value, (n, *space.shape), leaf.dtype)
-    if isinstance(space, WHOLE):
-        low, high = bounds_of(space)
-        if not ((low <= rows) & (rows <= high)).all():
-            raise ValueError(
-                f"{path_text(path)}: got {rows.min()} to {rows.max()}, expected values of {space}"
-            )
+    check_range(path, space, rows)
     return rows
 
 

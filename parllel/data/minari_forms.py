@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from parllel.cages import bounds_of
 from parllel.replays import ReplayBuffer
 from parllel.tree import ArrayDict, TreePath, path_text
 from parllel.tree.fitting import MisfitError, fit
@@ -87,6 +88,16 @@ def fit_rows(
     if finite:
         check_finite(path, rows)
     return rows
+
+
+def check_range(path: TreePath, space: spaces.Space[Any], rows: NDArray[Any]) -> None:
+    """Raise where whole numbers are none of a space of such."""
+    if isinstance(space, WHOLE):
+        low, high = bounds_of(space)
+        if not ((low <= rows) & (rows <= high)).all():
+            raise ValueError(
+                f"{path_text(path)}: got {rows.min()} to {rows.max()}, expected values of {space}"
+            )
 
 
 def check_finite(path: TreePath, rows: NDArray[Any]) -> None:

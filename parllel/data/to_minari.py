@@ -18,6 +18,7 @@ from parllel.data.minari_forms import (
     BRANCHES,
     check_finite,
     check_name,
+    check_range,
     check_tree,
     fit_rows,
     has_leaves,
@@ -73,8 +74,9 @@ def to_minari(
         ModuleNotFoundError: Minari is not installed; the message names the extra.
         RuntimeError: a batch is being written, or the buffer is closed.
         TypeError: `episodes_of` can't read the ring, or a space has no place in a data set.
-        ValueError: the ring does not fit the spaces, which names the leaf; it has a NaN; there is
-            no whole episode; the name is no data set's, or is taken; or as for `episodes_of`.
+        ValueError: the ring does not fit the spaces, which names the leaf; it has a NaN, or
+            whole numbers that a space has not; there is no whole episode; the name is no data
+            set's, or is taken; or as for `episodes_of`.
     """
     minari = _import_minari("to_minari")
     if partial not in get_args(Partial):
@@ -83,7 +85,6 @@ def to_minari(
     if taken := sorted(arguments.keys() & {"dataset_id", "buffer", "jpeg_encoding"}):
         raise ValueError(f"metadata: got {taken}, which are decided here; leave them out")
     check_tree(replay, {"observation": observation_space, "action": action_space})
-    folder = _new_folder(minari, dataset_id)
     episodes = _chosen(replay, partial)
     first = next(episodes, None)
     if first is None:
@@ -91,6 +92,7 @@ def to_minari(
             f"to_minari: the ring has {len(replay)} steps and no episode that is"
             f' {"whole" if partial == "drop" else "known"}; collect more, or partial="keep"'
         )
+    folder = _new_folder(minari, dataset_id)  # late: another process may have made it meanwhile
 
     def buffers() -> Iterator[Any]:
         for episode in chain([first], episodes):
@@ -186,7 +188,9 @@ def _in_space(path: TreePath, space: spaces.Space[Any], rows: Any) -> Any:  # An
     if (members := members_of(space)) is not None:
         parts = {name: _in_space((*path, name), part, rows[name]) for name, part in members.items()}
         return tuple(parts.values()) if isinstance(space, spaces.Tuple) else parts
-    return fit_rows(path, rows, rows.shape, np.dtype(space.dtype))
+    fitted = fit_rows(path, rows, rows.shape, np.dtype(space.dtype))
+    check_range(path, space, fitted)
+    return fitted
 
 
 def _info_of(path: TreePath, branch: Any) -> Any:  # Any: a tree or a leaf

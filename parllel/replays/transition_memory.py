@@ -274,7 +274,8 @@ def ring_source(leaf: Array, n_behind: int, on_gpu: bool) -> RowSource:
 def _check_shared(leaf: Array, rows: Array) -> None:
     """Raise unless rows are gathered from the leaf's own memory, which samplers write later."""
     frames = rows.row_source("host" if leaf.is_on_host else "gpu").frames
-    if frames.size and not any(may_share_memory(frames, part) for part in leaf.memory_parts.values()):
+    parts = leaf.memory_parts.values()
+    if frames.size and not any(may_share_memory(frames, part) for part in parts):
         raise ValueError(
             f"got a {type(leaf).__name__} whose rows are copied to be gathered, so that what is"
             " written later would be missed; expected rows without gaps, one after the other in"

@@ -280,6 +280,17 @@ def test_nothing_stays_of_a_data_set_that_fails(folder: Path) -> None:
     assert write(replay).total_episodes
 
 
+def test_numbers_that_a_space_has_not_are_not_written(folder: Path) -> None:
+    replay = collect(6)
+    actions = spaces.Dict({**ACTIONS.spaces, "move": spaces.Discrete(2)})
+    with pytest.raises(ValueError, match=r"action.move: got \d to 2, expected values of Discrete"):
+        write(replay, action_space=actions)
+    pair = spaces.Tuple((SPACE["pair"][0], spaces.Discrete(5)))
+    with pytest.raises(ValueError, match=r"observation.pair.1: got \d to 6, expected values of D"):
+        write(replay, observation_space=other_space(pair=pair))
+    assert [each for each in files_in(folder) if each != "namespace_metadata.json"] == []
+
+
 @pytest.mark.parametrize("name", ["no version", "world/mixed", "../up-v0"])
 def test_a_name_that_is_none_is_refused(name: str, folder: Path) -> None:
     with pytest.raises(ValueError, match="dataset_id: got"):
