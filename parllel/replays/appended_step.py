@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -175,12 +175,21 @@ def check_final_obs(
         ValueError: a stack of frames does not go on with the one before.
     """
     if any(leaf.row_writer is not None for _, leaf in leaves_of(before)):
-        alive = as_flags(valid) if isinstance(valid, Mapping) else {}
+        alive = None if valid is None else as_flags(valid)
         for column, value in final_obs.items():
-            gone: Any = {name for name, rows in alive.items() if not rows[column]}
-            if valid is not None and not isinstance(valid, Mapping):
-                gone = ~as_flags(valid)[column]  # of an axis of agents [N], or of all of them
+            gone: Any = None
+            if isinstance(alive, Mapping):
+                gone = {name: _are_gone(rows, column) for name, rows in alive.items()}
+            elif alive is not None:
+                gone = _are_gone(alive, column)
             _check_follows(before, value, "final_obs", column=column, gone=gone)
+
+
+def _are_gone(alive: Any, column: int) -> NDArray[np.bool_]:  # Any: flags of the host, or a tree
+    """Return which agents of an environment are not alive: [N], or [] of one, or of a tree."""
+    if isinstance(alive, Mapping):
+        return np.array(not any(rows[column].any() for _, rows in leaves_of(alive)))
+    return ~np.asarray(alive[column])
 
 
 def follows(before: Array | ArrayDict, column: int, observation: Any, valid: Any) -> bool:
@@ -198,7 +207,7 @@ def _check_follows(
     what: str,
     *,
     column: int | None = None,
-    gone: Collection[str] | NDArray[np.bool_] = (),
+    gone: Mapping[str, NDArray[np.bool_]] | NDArray[np.bool_] | None = None,
 ) -> None:
     """Refuse stacks of frames that can't be stored by their newest frames alone.
 
@@ -208,23 +217,27 @@ def _check_follows(
         what: what these are, for errors.
         column: given, `after` is the last observation of this environment's episode alone, and so
             does not begin one.
-        gone: names of agents whose stacks are not looked at; or bool [N] of an axis of agents.
+        gone: whose stacks are not looked at: bool [N] of an axis of agents, or by agents' names
+            bool [], or [N] where these are an axis.
 
     Raises:
         ValueError: a stack neither goes on with the one before nor begins an episode.
     """
     begins = " nor begins an episode" if column is None else ""
     for path, leaf in leaves_of(before):
-        is_gone = isinstance(gone, Collection) and path and path[0] in gone
-        if (writer := leaf.row_writer) is None or is_gone:
+        if (writer := leaf.row_writer) is None:
             continue
         old, new = leaf, to_host(value_at(after, path))
         if column is not None:
             old = leaf[column : column + 1]
             new = new[None] if isinstance(new, np.ndarray) else [new]  # a list is an element, too
         fits = writer.follow(old.to_ndarray(), new, may_begin=column is None)
-        if fits.ndim > 1:  # of an axis of agents
-            fits = (fits | gone if isinstance(gone, np.ndarray) else fits).all(axis=1)
+        is_named = isinstance(gone, Mapping)
+        own = gone.get(path[0] if path else "") if isinstance(gone, Mapping) else gone
+        if own is not None and (is_named or fits.ndim > 1):
+            # Axes that are none of the agents' may lie there, too.
+            fits = fits | (own if own.shape == fits.shape[1:] else own.all())
+        fits = fits.reshape(len(fits), -1).all(axis=1)
         if not fits.all():
             number = int(fits.argmin()) if column is None else column
             raise ValueError(

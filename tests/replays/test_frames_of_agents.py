@@ -240,6 +240,39 @@ def test_episodes_and_cut_ones_have_the_stacks_that_were_shown(agents: tuple[int
     assert n_whole > 20 < n_drawn
 
 
+@pytest.mark.parametrize("n_shown", [2, 3])  # the axis of stacks may be another one
+def test_agents_by_names_may_have_axes_of_their_own(n_shown: int) -> None:
+    sizes: dict[str, Any] = {"full_size": 4}
+    stacks = FrameArray((1, 1, n_shown), np.uint8, stack=2, padding=1, **sizes)
+    dtypes = {"reward": np.float32, "terminated": bool, "truncated": bool, "valid": bool}
+    rows = {
+        name: ArrayDict({"team": Array((1, 1), dtype, feature_shape=(2,), **sizes)})
+        for name, dtype in dtypes.items()
+    }
+    tree = ArrayDict({"observation": ArrayDict({"team": stacks}), **rows})
+    replay = ReplayBuffer(tree, rng=np.random.default_rng(0))
+    first = np.repeat(np.arange(1, n_shown + 1, dtype=np.uint8)[:, None], 2, axis=1)
+    replay.reset({"team": first[None]})
+    given = {name: {"team": np.zeros((1, 2), bool)} for name in dtypes}
+    given["truncated"]["team"][...] = True
+    after = np.stack([first[:, 1], first[:, 1] + 9], axis=1)
+    wrong = after.copy()
+    wrong[0, 0] += 1
+    for alive, final, fits in (
+        ([True, True], wrong, False),
+        ([False, True], wrong, n_shown == 2),
+        ([False, False], wrong, True),
+        ([True, True], after, True),
+    ):
+        given["valid"]["team"][0] = alive
+        step = {"final_obs": {0: {"team": final}}, **given}
+        if fits:
+            replay.append({"team": first[None]}, **step)
+        else:
+            with pytest.raises(ValueError, match=r"final_obs: observation.team of environment 0"):
+                replay.append({"team": first[None]}, **step)
+
+
 def test_an_axis_of_no_agent_is_refused() -> None:
     names = ("observation", "reward", "terminated", "truncated")
     dtypes = (np.uint8, np.float32, bool, bool)
