@@ -300,10 +300,12 @@ def test_actors_are_reported(
 ) -> None:
     import bench_ray
 
+    from support import idle_envs
+
     few = functools.partial(bench_ray.RayCage, actor_options=NO_CPU)
     for name, new in {"B": 2, "SAMPLE_S": 1e-4, "cluster": nullcontext, "RayCage": few}.items():
         monkeypatch.setattr(bench_ray, name, new)
-    modules = bench_cages, bench_ray  # which actors of this cluster can't import
+    modules = bench_cages, bench_ray, idle_envs  # which actors of this cluster can't import
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     bench_ray.main(tmp_path, repeats=2, steps_ms=(0.1,))
