@@ -24,6 +24,9 @@ TIMEOUT_S = 600.0
 # One of them is in each error of gloo and NCCL: gloo names its source file.
 _WORDS_OF_EXCHANGE = "gloo", "nccl", "connection", "socket", "timed out", "timeout"
 
+# Where torchrun says which of a machine's ranks this one is.
+_LOCAL = "LOCAL_RANK"
+
 # The processes of the host, where torch has chosen another kind of group for its default one.
 _host_groups: list[Any] = []  # Any: torch's ProcessGroup; one at most
 
@@ -63,7 +66,7 @@ def local_rank() -> int:
     >>> local_rank()
     0
     """
-    return _count("LOCAL_RANK", 0)
+    return int(os.environ.get(_LOCAL, 0)) if n_ranks() > 1 else 0
 
 
 def device_of_rank(n_devices: int) -> int:
@@ -77,11 +80,18 @@ def device_of_rank(n_devices: int) -> int:
             are started that show each rank another one (CUDA_VISIBLE_DEVICES).
 
     Raises:
-        RankError: there are fewer than ranks on this machine, and more than one.
+        RankError: there are fewer than ranks on this machine, and more than one; or nothing says
+            which of this machine's ranks this one is.
     """
     number = local_rank()
     if n_devices == 1:
         return 0
+    if n_ranks() > 1 and _LOCAL not in os.environ:
+        raise RankError(
+            f"rank {rank()} of {n_ranks()} sees {n_devices} GPUs, and {_LOCAL} is not set, expected"
+            " its number among the ranks of its machine, as torchrun sets it; set it, or show each"
+            " rank one GPU alone with CUDA_VISIBLE_DEVICES"
+        )
     if number >= n_devices:
         raise RankError(
             f"rank {rank()} is number {number} of its machine, and sees {n_devices} GPUs, expected"

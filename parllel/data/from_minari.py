@@ -135,7 +135,7 @@ def _from_space(
     Args:
         path: names of the branch.
         space: its space.
-        value: of the data set: an array, or a tree of dictionaries and tuples.
+        value: what the data set has: an array, or arrays in dictionaries and tuples.
         n: number of values that there have to be.
         samples: the sample tree.
     """

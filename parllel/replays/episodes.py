@@ -205,7 +205,7 @@ def _put_last(rows: NDArray[Any], final: NDArray[Any], leaf: Array) -> None:
 
     Args:
         rows: [n, ...], overwritten; of stacks [n, *agents, stack, ...].
-        final: of the table.
+        final: the final observation, as the buffer's table has it.
         leaf: the ring's, whose batch dimensions tell those of agents.
     """
     if final.ndim == rows.ndim - 1:

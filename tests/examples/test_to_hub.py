@@ -17,7 +17,8 @@ from example_runs import EXAMPLES, load
 from optional import needs
 
 pytestmark = needs("huggingface_hub")
-REPO, COMMIT = "somebody/cartpole-ppo", "0" * 40
+REPO = "somebody/cartpole-ppo"
+COMMIT = "0" * 40  # the hub names commits by their hashes
 
 
 class Hub(ThreadingHTTPServer):

@@ -208,3 +208,7 @@ def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyP
     assert ranks.device_of_rank(1) == 0  # each sees another one
     with pytest.raises(ranks.RankError, match="number 3 of its machine, and sees 2 GPUs"):
         ranks.device_of_rank(2)
+    monkeypatch.delenv("LOCAL_RANK")  # as of another launcher: all would take the first one
+    assert ranks.device_of_rank(1) == 0
+    with pytest.raises(ranks.RankError, match="rank 3 of 4 sees 4 GPUs, and LOCAL_RANK is not"):
+        ranks.device_of_rank(4)

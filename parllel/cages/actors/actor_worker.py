@@ -35,7 +35,7 @@ class ActorWorker:
         task: the environments that the actor makes, packed for another machine.
         timeout_s: longest silence of an actor that owes a reply, from the last call of one of its
             environments on; and longest wait until it has made its environments.
-        options: of the actor, as `ray.remote` takes them.
+        options: what Ray's `ActorClass.options` takes: where the actor runs, and with what.
 
     Attributes:
         written: uint8, the arrays that the last command has written. It may be read-only memory of
@@ -83,11 +83,9 @@ class ActorWorker:
 
         Raises:
             WorkerLostError: the actor ended, or no node of the cluster has started it in time.
+            ImportError, AttributeError: a class of the spaces is unknown in this process.
         """
-        try:
-            spaces, failure = pickle.loads(self._await(self._ready))
-        except (ImportError, AttributeError):  # a class of the spaces is unknown here
-            raise
+        spaces, failure = pickle.loads(self._await(self._ready))
         return spaces, None if failure is None else Failure(*failure)
 
     def start(
