@@ -7,7 +7,10 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,20 +27,36 @@ import parllel
 
 logger = logging.getLogger(__name__)
 
-# No public names: what runs as a program, and what rooms use among themselves.
-INTERNAL = ("parllel.__main__", "parllel.generator_states", "parllel.kernels")
+# No public names: what runs as a program, what rooms use among themselves, and a room of rooms.
+INTERNAL = (
+    "parllel.__main__",
+    "parllel.generator_states",
+    "parllel.kernels",
+    "parllel.cages.actors",
+    "parllel.cages.device",
+    "parllel.cages.process",
+    "parllel.cages.states",
+    "parllel.cages.values",
+    "parllel.cages.vector",
+)
+# Programs import these rooms' modules one by one, because each needs something else (pytest, say).
+BY_MODULE = ("parllel.ops", "parllel.testing", "parllel.testing.contracts")
+IMPORT = re.compile(r"^(?: *>>> )?from (parllel[.\w]*) import (\([^)]*\)|[^\n#]*)", re.MULTILINE)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @functools.cache
 def exported() -> dict[str, dict[str, object]]:
     """Map all public modules to their public names and values.
 
-    Public are the packages that have a list `__all__`, and the modules at the top, of which it is
-    what they define under a name without an underscore.
+    Public are the packages, by their list `__all__`, and the modules at the top and of `BY_MODULE`,
+    of which it is what they define under a name without an underscore.
     """
     exports: dict[str, dict[str, object]] = {"parllel": listed(parllel)}
     for info in pkgutil.walk_packages(parllel.__path__, "parllel."):
-        if info.name.startswith(INTERNAL) or not (info.ispkg or info.name.count(".") == 1):
+        room, _, last = info.name.rpartition(".")
+        is_public_module = room in ("parllel", *BY_MODULE) and not last.startswith("_")
+        if is_internal(info.name) or not (info.ispkg or is_public_module):
             continue
         module = importlib.import_module(info.name)
         if hasattr(module, "__all__"):
@@ -48,7 +67,28 @@ def exported() -> dict[str, dict[str, object]]:
                 for name, value in vars(module).items()
                 if not name.startswith("_") and getattr(value, "__module__", None) == info.name
             }
+        elif not (info.name in BY_MODULE or is_namespace(module)):
+            logger.warning("%s: it has no `__all__`, and is not said to be internal", info.name)
     return exports
+
+
+def is_internal(module: str) -> bool:
+    return any(f"{module}.".startswith(f"{room}.") for room in INTERNAL)
+
+
+def is_namespace(package: ModuleType) -> bool:
+    """Tell whether a package holds packages alone, as `parllel.torch`."""
+    return all(info.ispkg for info in pkgutil.iter_modules(package.__path__))
+
+
+def imported() -> Iterator[tuple[str, str]]:
+    """Return each name that a page, the README or an example imports, with its module."""
+    texts = (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.py"))
+    for path in texts:
+        for module, names in IMPORT.findall(path.read_text()):
+            for name in re.sub(r"#.*", "", names).strip("()").replace("\n", " ").split(","):
+                if name.strip():
+                    yield module, name.split()[0]
 
 
 def listed(module: ModuleType) -> dict[str, object]:
@@ -96,7 +136,10 @@ def text_of_data(module: str, name: str) -> list[str]:
 def entry(module: str, name: str, value: object, public: set[int]) -> list[str]:
     """Return the reStructuredText of one name."""
     if inspect.isclass(value) and value is not Any:
-        options = ["members:", *(["show-inheritance:"] if value.__bases__ != (object,) else [])]
+        options = ["members:"]
+        if module.startswith("parllel.testing.contracts"):
+            options.append("undoc-members:")  # a test's name is its claim
+        options += ["show-inheritance:"] if value.__bases__ != (object,) else []
         bases = bases_left_out(value, public)
         options += [] if bases is None else [f"inherited-members: {', '.join(bases)}"]
         return [f".. autoclass:: {module}.{name}", *(f"   :{each}" for each in options), ""]
@@ -116,10 +159,11 @@ class PublicNames(SphinxDirective):
         public = {id(value) for names in exports.values() for value in names.values()}
         about = inspect.getdoc(importlib.import_module(module)) or ""
         lines = [f".. py:module:: {module}", "", *rewritten(about.splitlines()), ""]
-        homes = {name: home_of(module, name, exports) for name in exports[module]}
+        names = exports.get(module, {})  # a room of `BY_MODULE` may have none itself
+        homes = {name: home_of(module, name, exports) for name in names}
         links = [f":py:obj:`{name} <{home}.{name}>`" for name, home in homes.items()]
         lines += [" · ".join(links), ""]
-        for name, value in exports[module].items():
+        for name, value in names.items():
             if homes[name] == module:
                 lines += entry(module, name, value, public)
         parent = nodes.section()
@@ -139,6 +183,23 @@ def check(app: Sphinx, env: BuildEnvironment) -> None:
                 logger.warning("%s.%s: no page has this public name", home, name)
             elif not has_text(home, name, value):
                 logger.warning("%s.%s: this public name has no docstring", home, name)
+            elif inspect.isclass(value):
+                for member in members_of(value):
+                    if f"{home}.{name}.{member}" not in on_pages:
+                        logger.warning("%s.%s.%s: no page has it", home, name, member)
+    public = {id(value) for names in exports.values() for value in names.values()}
+    for module, name in sorted(set(imported())):
+        value = getattr(importlib.import_module(module), name)
+        if id(value) not in public and getattr(value, "__name__", "") not in exports:
+            logger.warning("%s.%s: pages import it, and none documents it", module, name)
+
+
+def members_of(kind: type) -> Iterator[str]:
+    """Return the public methods and properties that a class defines itself."""
+    for name, value in vars(kind).items():
+        is_property = isinstance(value, property | functools.cached_property)
+        if (is_property or inspect.isroutine(value)) and not name.startswith("_"):
+            yield name
 
 
 def has_text(module: str, name: str, value: object) -> bool:

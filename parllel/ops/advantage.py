@@ -79,8 +79,8 @@ def prepare_advantage(
     are checked here, once; those of NumPy by their kernel, with each call.
 
     Args:
-        reward, value, terminated, truncated, final_value, discount, gae_lambda, out_advantage,
-            out_return: as for `estimate_advantage`.
+        reward, value, terminated, truncated, final_value: as for `estimate_advantage`.
+        discount, gae_lambda, out_advantage, out_return: as there.
 
     Raises:
         TypeError, ValueError: as for `estimate_advantage`; for arrays of NumPy, the call raises.

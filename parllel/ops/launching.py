@@ -42,6 +42,7 @@ class LaunchSizes(NamedTuple):
 
 
 SIZES = LaunchSizes()
+"""The sizes of all launches of this process, which a bench may replace."""
 
 
 def check_device_layout(arrays: Mapping[str, AnyArray]) -> None:
