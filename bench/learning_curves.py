@@ -32,11 +32,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="environment steps; the example's own by default")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON and the PNG")
+    parser.add_argument("--runs", type=Path, help="folder where the runs are kept, by their seeds")
     arguments = parser.parse_args()
     machine, begun = describe_machine(), datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory() as folder:
+        kept = arguments.runs or Path(folder)
         runs = [
-            train(arguments.example, seed, arguments.steps, Path(folder, str(seed)))
+            train(arguments.example, seed, arguments.steps, kept / str(seed))
             for seed in arguments.seeds
         ]
     arguments.out.mkdir(parents=True, exist_ok=True)
