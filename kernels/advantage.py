@@ -3,6 +3,8 @@
 `advantage_on_grid` has the entries for GPUs.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -89,6 +91,49 @@ def estimate_advantage(
     if not is_written:
         _explain_refusal(inputs, outputs, discount, gae_lambda)
         raise AssertionError("the compiled entry refuses what no check finds wrong") from mismatch
+
+
+def prepare_estimate(
+    inputs: tuple[Floats, Floats, Bools, Bools, Floats],
+    outputs: tuple[Floats, Floats],
+    *,
+    discount: float,
+    gae_lambda: float,
+) -> Callable[[], None]:
+    """Return a function that does what `estimate_advantage` does, again and again.
+
+    It keeps views of its own, whose type nothing changes: their byte order is looked up here, and
+    all else with each call.
+
+    Args:
+        inputs: reward, value, terminated, truncated and final_value, as for `estimate_advantage`.
+        outputs: out_advantage and out_return.
+        discount, gae_lambda: as for `estimate_advantage`.
+    """
+    out_advantage, out_return = outputs
+    estimate = partial(
+        estimate_advantage,
+        *inputs,
+        discount=discount,
+        gae_lambda=gae_lambda,
+        out_advantage=out_advantage,
+        out_return=out_return,
+    )
+    arrays = (*inputs, *outputs)
+    if not (all(isinstance(array, np.ndarray) for array in arrays) and are_native(*arrays)):
+        return estimate
+    views = [array[...] for array in arrays]
+    arguments = (*views[:5], discount, gae_lambda, *views[5:])
+
+    def run() -> None:
+        try:
+            is_written = _ON_CPU.compiled(*arguments)
+        except TypeError:  # raised before anything is written
+            is_written = False
+        if not is_written:
+            estimate()  # which explains the refusal
+
+    return run
 
 
 class GaePointers(NamedTuple):

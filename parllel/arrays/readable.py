@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -49,6 +49,18 @@ class Place(NamedTuple):
 
     buffer: Buffer
     location: Location
+
+
+def are_at(arrays: Sequence[Readable], places: Sequence[Place]) -> bool:
+    """Whether each Array lies at the place of the same number (`Readable.is_at`), and none more."""
+    if len(arrays) != len(places):
+        return False
+    for array, place in zip(arrays, places):  # noqa: B905  # compared above
+        buffer, location = place
+        is_same = array._buffer is buffer and array._location is location  # quickly told
+        if buffer.is_closed or not (is_same or array.is_at(place)):
+            return False
+    return True
 
 
 class Readable:

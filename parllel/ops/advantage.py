@@ -89,14 +89,7 @@ def prepare_advantage(
     outputs = (out_advantage, out_return)
     arrays = dict(zip(kernel.GaePointers._fields, (*inputs, *outputs), strict=True))
     if common_side_of(arrays) == "host":
-        return partial(
-            kernel.estimate_advantage,
-            *inputs,
-            discount=discount,
-            gae_lambda=gae_lambda,
-            out_advantage=out_advantage,
-            out_return=out_return,
-        )
+        return kernel.prepare_estimate(inputs, outputs, discount=discount, gae_lambda=gae_lambda)
     check_device_layout(arrays)
     if reward.ndim != 2:
         raise ValueError(f"reward: shape {reward.shape}, expected two axes, (T, B)")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from parllel.arrays import Array
-from parllel.arrays.readable import Place
+from parllel.arrays.readable import Place, are_at
 from parllel.cuda import AnyArray
 from parllel.ops.advantage import prepare_advantage
 from parllel.ops.sides import contiguous, fill_rows
@@ -29,6 +30,8 @@ from parllel.transforms.transform import (
 from parllel.tree import ArrayDict, TreePath
 from parllel.tree.agent_forms import agents_of, joined, part_for, parts_of
 from parllel.tree.valid_rows import valid_beside, valid_of
+
+_QUANTITIES = ("reward", "agent_info.value", "terminated", "truncated", "final_value")
 
 
 class EstimateAdvantage:
@@ -93,17 +96,24 @@ class EstimateAdvantage:
         Raises:
             ValueError: quantities have other agents than `reward`, or other dtypes or shapes.
         """
-        quantities = {
-            "reward": batch["reward"],
-            "agent_info.value": batch["agent_info"]["value"],
-            "terminated": batch["terminated"],
-            "truncated": batch["truncated"],
-            "final_value": batch["final_value"],
-        }
+        quantities = (
+            batch["reward"],
+            batch["agent_info"]["value"],
+            batch["terminated"],
+            batch["truncated"],
+            batch["final_value"],
+        )
+        last = self._estimates.get(())  # of one leaf, for which looking is half of the time
+        if last is not None and "valid" not in batch and (again := last.repeat(quantities)):
+            return batch.with_branches({"advantage": again[0], "return_": again[1]})
         advantage, return_ = {}, {}
-        for path, reward in parts_of(batch["reward"]).items():
-            leaves = [part_for(name, quantity, path) for name, quantity in quantities.items()]
-            estimate = self._estimates.setdefault(path, _Estimate(self._discount, self._gae_lambda))
+        for path, reward in parts_of(quantities[0]).items():
+            named = zip(_QUANTITIES, quantities, strict=True)
+            leaves = [part_for(name, quantity, path) for name, quantity in named]
+            estimate = self._estimates.get(path)
+            if estimate is None:
+                estimate = _Estimate(self._discount, self._gae_lambda)
+                self._estimates[path] = estimate
             valid = valid_beside(batch, path, reward)
             advantage[path], return_[path] = estimate(leaves, valid)
         return batch.with_branches({"advantage": joined(advantage), "return_": joined(return_)})
@@ -139,6 +149,19 @@ class _Estimate:
             return self._estimate(leaves)
         self._prepared.run()
         return self._prepared.results
+
+    def repeat(self, quantities: Sequence[object]) -> tuple[Array, Array] | None:
+        """Return what a call does, of the very Arrays of the last one where they were; else None.
+
+        Args:
+            quantities: leaves as a call takes them, or trees of leaves.
+        """
+        prepared = self._prepared
+        if prepared is None or not prepared.is_of(quantities):
+            return None
+        refuse_moving("reward", prepared.leaves[0])
+        prepared.run()
+        return prepared.results
 
     def _estimate(self, leaves: Sequence[Array]) -> tuple[Array, Array]:
         """Return the results, and keep what a batch at the same places needs no more.
@@ -219,7 +242,9 @@ def _check_agents(leaves: Mapping[str, Array]) -> None:
 class _Prepared(NamedTuple):
     """An estimate with all its arguments, for leaves that lie where these lay."""
 
-    places: Sequence[Place]  # of the inputs and the outputs
+    leaves: Sequence[Array]
+    arrays: Sequence[Array]  # the leaves and the outputs
+    places: Sequence[Place]  # of all of these
     run: Callable[[], None]
     results: tuple[Array, Array]
 
@@ -228,14 +253,18 @@ class _Prepared(NamedTuple):
         cls, leaves: Sequence[Array], run: Callable[[], None], results: tuple[Array, Array]
     ) -> _Prepared | None:
         """Return it; None where a leaf has no place that is read without a copy."""
-        places = [leaf.place for leaf in (*leaves, *results)]
-        found = [place for place in places if place is not None]
-        return cls(found, run, results) if len(found) == len(places) else None
+        arrays = (*leaves, *results)
+        places = [place for place in (each.place for each in arrays) if place is not None]
+        return cls(leaves, arrays, places, run, results) if len(places) == len(arrays) else None
 
     def is_for(self, leaves: Sequence[Array]) -> bool:
         """Tell whether these leaves, and the outputs, are where they were, in open memory."""
-        read = (*leaves, *self.results)
-        return len(read) == len(self.places) and all(map(Array.is_at, read, self.places))
+        return are_at((*leaves, *self.results), self.places)
+
+    def is_of(self, quantities: Sequence[object]) -> bool:
+        """Tell whether these are the very leaves, and no others, and `is_for` holds of them."""
+        are_same = len(quantities) == len(self.leaves) and all(map(is_, quantities, self.leaves))
+        return are_same and are_at(self.arrays, self.places)
 
 
 class NormalizeAdvantage:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from parllel.arrays import Leaf
+from parllel.arrays import Array, Leaf
 from parllel.tree.array_dict import ArrayDict
 from parllel.tree.dict_map import Rows, leaves_of
 from parllel.tree.path import TreePath, path_text
@@ -46,7 +46,7 @@ def part_for(name: str, quantity: Rows, path: TreePath) -> Any:  # Any: a leaf o
     >>> part_for("terminated", flags, ("inky",)), part_for("terminated", True, ("inky",))
     (False, True)
     """
-    if not isinstance(quantity, ArrayDict):
+    if isinstance(quantity, Array) or not isinstance(quantity, ArrayDict):  # quickly told
         return quantity
     found: Any = quantity
     for agent in path:

@@ -290,9 +290,13 @@ class ArrayDict(MutableMapping[str, Any]):
         Args:
             branches: leaves or ArrayDicts by name, which replace branches or are added.
         """
-        tree = _tree_of(dict(self._items))
+        items = dict(self._items)
+        tree = _tree_of(items)
         for name, branch in branches.items():
-            tree._set_branch(name, branch)
+            if isinstance(branch, Array) and name.__class__ is str:  # quickly told
+                items[name] = branch
+            else:
+                tree._set_branch(name, branch)
         return tree
 
     def __getattr__(self, name: str) -> ArrayDict:

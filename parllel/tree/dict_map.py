@@ -44,4 +44,5 @@ def leaves_of(value: object) -> list[tuple[TreePath, Any]]:
     Args:
         value: an ArrayDict; any other value is a leaf.
     """
-    return list(value.walk()) if isinstance(value, ArrayDict) else [((), value)]
+    is_leaf = isinstance(value, Array) or not isinstance(value, ArrayDict)  # quickly told
+    return [((), value)] if is_leaf else list(value.walk())  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """The advantage kernel's CPU twin: its numbers and its boundary."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from parllel.kernels import advantage as kernel
 from parllel.kernels import advantage_on_grid
-from parllel.kernels.advantage import estimate_advantage
+from parllel.kernels.advantage import GaePointers, estimate_advantage, prepare_estimate
 from parllel.kernels.targets import Axes, launch_plainly, pointer_to
 from profiles import fewer_examples
 
@@ -383,6 +384,60 @@ def test_every_array_must_have_its_shape(name: str, cut: tuple[slice, slice]) ->
     blamed = "value" if name == "reward" else name
     with pytest.raises(ValueError, match=f"^{blamed}: shape"):
         arrays.estimate()
+
+
+def prepare(arrays: Arrays, discount: float = 0.99) -> Callable[[], None]:
+    *inputs, out_advantage, out_return = (getattr(arrays, name) for name in GaePointers._fields)
+    outputs = (out_advantage, out_return)
+    return prepare_estimate(tuple(inputs), outputs, discount=discount, gae_lambda=0.95)
+
+
+def test_a_prepared_estimate_reads_what_the_arrays_hold_then() -> None:
+    arrays, other = Arrays(4, 3), Arrays(4, 3, seed=1)
+    run = prepare(arrays)
+    for _ in range(2):
+        run()
+        expected = copy.deepcopy(arrays)
+        expected.estimate()
+        assert arrays.out_advantage.tobytes() == expected.out_advantage.tobytes()
+        assert arrays.out_return.tobytes() == expected.out_return.tobytes()
+        for name in GaePointers._fields[:5]:
+            getattr(arrays, name)[...] = getattr(other, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "error"),
+    [
+        ("reward", [[1.0]], TypeError),
+        ("value", None, TypeError),
+        ("reward", np.zeros((4, 3), ">f4"), ValueError),
+        ("out_return", np.zeros((4, 3), ">f4"), ValueError),
+        ("final_value", np.zeros((4, 3)), ValueError),
+        ("value", np.zeros((4, 3), np.float32), ValueError),
+        ("truncated", np.zeros((4, 6), bool)[:, ::2], ValueError),
+        ("out_advantage", np.zeros((5, 3), np.float32), ValueError),
+    ],
+)
+def test_a_prepared_estimate_refuses_what_does_not_fit_each_time(
+    name: str, wrong: object, error: type[Exception]
+) -> None:
+    arrays = Arrays(4, 3)
+    setattr(arrays, name, wrong)
+    run = prepare(arrays)
+    for _ in range(2):
+        with pytest.raises(error, match=f"{name}: "):
+            run()
+    with pytest.raises(ValueError, match=r"discount: 1\.5"):
+        prepare(Arrays(4, 3), discount=1.5)()
+
+
+def test_an_array_whose_bytes_are_told_otherwise_is_still_the_one_that_was_prepared() -> None:
+    arrays, expected = Arrays(4, 3), Arrays(4, 3)
+    expected.estimate()
+    run = prepare(arrays)
+    arrays.reward.dtype = arrays.reward.dtype.newbyteorder()  # in place: the caller's own array
+    run()
+    assert (arrays.out_advantage == expected.out_advantage).all()
 
 
 @pytest.mark.parametrize("name", ["discount", "gae_lambda"])
