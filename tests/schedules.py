@@ -18,11 +18,11 @@ OTHERS = ("eager", "random")
 
 # Contracts are by far the most tests of a device: on one that lasts, eager and with a look at each
 # tensor, they would take long. All other files run there too: tests/cuda/test_real_device.py.
-CONTRACTS = ("test_cuda_memory.py", "test_device_cage.py")
+CONTRACTS = ("test_cuda_memory.py", "test_device_cage.py", "test_jagged_contracts.py")
 
 # Contracts whose cases differ in forms of results alone: what waits is the same code for all of
 # them. So each case is tried under one schedule, and each claim under all.
-UNDER_ONE_SCHEDULE = ("test_device_cage.py",)
+UNDER_ONE_SCHEDULE = ("test_device_cage.py", "test_jagged_contracts.py")
 
 
 def marks_of(schedule: str) -> tuple[pytest.MarkDecorator, ...]:

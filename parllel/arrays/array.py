@@ -294,7 +294,8 @@ class Array(Readable):
         """Find what an integer index needs; no rows, where integers can't be looked up this way."""
         location, extents = self._location, self._buffer.extents
         place = next((n for n, axis in enumerate(location) if not isinstance(axis, int)), None)
-        if place is None or is_gathered(location):
+        # Frames of stacks, and slots of elements, are no rows.
+        if place is None or is_gathered(location) or self._buffer.data.shape != extents:
             self._lead = (self._buffer.data, 0, 0, 0, 0, (), ())
             return self._lead
         axis, head, tail = location[place], location[:place], location[place + 1 :]

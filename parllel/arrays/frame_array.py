@@ -502,11 +502,6 @@ class FrameArray(Array):
         assert isinstance(view, FrameArray)
         return view
 
-    def _find_lead(self) -> Any:  # Any: as Array has it
-        """Return no rows: an element of a stack does not lie in memory, so it is not looked up."""
-        self._lead = (self._buffer.data, 0, 0, 0, 0, (), ())
-        return self._lead
-
     def _write(self, location: Location, value: object) -> None:
         view = self._view(location)
         view._head()  # refuses parts of stacks

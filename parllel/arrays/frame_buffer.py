@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from parllel import cuda
 from parllel.arrays.buffer import Buffer
-from parllel.arrays.interop import PLAIN, to_host
+from parllel.arrays.parted_buffer import PartedBuffer
 from parllel.arrays.window import Window
 from parllel.cuda import AnyArray
 from parllel.ops.sides import AnyIndex
@@ -72,7 +72,7 @@ class FrameLayout(NamedTuple):
         return aligned(nbytes_of(self.extents, self.dtype)) + flags
 
 
-class FrameBuffer(Buffer):
+class FrameBuffer(PartedBuffer):
     """Frames that are read as stacks; its `extents` are the shape of all stacks.
 
     >>> layout = FrameLayout((6, 2), (84, 84), np.dtype(np.uint8), stack=4, fill="first")
@@ -92,9 +92,8 @@ class FrameBuffer(Buffer):
     __slots__ = ("_gathers", "fill", "frames", "is_first", "n_columns", "n_head", "stack")
 
     def __init__(self, frames: Buffer, is_first: Buffer, stack: int, fill: Fill) -> None:
-        assert frames.memory is not None
         n_axes = frames.n_batch_axes
-        super().__init__(frames.memory, frames.data, n_axes, frames._offset)
+        super().__init__({"frames": frames, "is_first": is_first})
         self.frames = frames
         self.is_first = is_first
         self.stack = stack
@@ -104,8 +103,6 @@ class FrameBuffer(Buffer):
         columns, frame_shape = others[: n_axes - 1], others[n_axes - 1 :]
         self.extents = (n_rows - self.n_head, *columns, stack, *frame_shape)
         self.n_columns = math.prod(columns)
-        # The host compares what is written with the row before, so all values come to the host.
-        self.plain, self.accept = PLAIN, to_host
         self._gathers: dict[Side, StackGather] = {}  # by the side that gathers
 
     @classmethod
@@ -127,11 +124,6 @@ class FrameBuffer(Buffer):
     def frame_shape(self) -> tuple[int, ...]:
         """Shape of one frame."""
         return self.frames.extents[self.n_batch_axes :]
-
-    @property
-    def parts(self) -> dict[str, AnyArray]:
-        """All frames, and all flags."""
-        return {"frames": self.frames.data, "is_first": self.is_first.data}
 
     def source(self, side: Side, n_axes: int | None = None) -> RowSource:
         """Return the frames of all rows, as a gather on a given side reads them.
@@ -262,12 +254,6 @@ class FrameBuffer(Buffer):
                 written = on_device.data[begin + layout.n_head : end + layout.n_head]
                 cuda.copy_to_device(on_host.data[layout.n_head :], out_device=written)
 
-    def copy_from(self, other: Buffer) -> None:
-        """Overwrite all frames and flags, as `Buffer` does."""
-        assert isinstance(other, FrameBuffer)
-        self.frames.copy_from(other.frames)
-        self.is_first.copy_from(other.is_first)
-
     def moves_around_end(self, window: Window) -> list[tuple[AnyArray, AnyArray]]:
         """Return the copies that are left when a window wraps, of frames and of flags.
 
@@ -277,21 +263,12 @@ class FrameBuffer(Buffer):
         if not (n_before + window.padding and window.full_size):
             return []
         n_blank = self.n_head - n_before
-        return [part.around_end(window.full_size, n_blank) for part in (self.frames, self.is_first)]
+        return [part.around_end(window.full_size, n_blank) for part in self.buffers.values()]
 
     def close(self) -> None:
         """Release the memory. A second call does nothing."""
         self._gathers = {}
-        self.frames.close()
-        self.is_first.close()
         super().close()
-
-    def closed(self) -> FrameBuffer:
-        """Return a buffer like this one, closed, which leaves this one as it is."""
-        self.check_open()
-        other = FrameBuffer(self.frames, self.is_first, self.stack, self.fill)
-        Buffer.close(other)
-        return other
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.check_open()

@@ -14,7 +14,7 @@ from parllel import cuda
 from parllel.arrays.array import Array, ArrayView, KindSpec
 from parllel.arrays.array_spec import ArraySpec
 from parllel.arrays.buffer import Buffer
-from parllel.arrays.interop import side_of, to_tensor
+from parllel.arrays.interop import side_of, to_host, to_tensor
 from parllel.arrays.jagged import Jagged
 from parllel.arrays.jagged_buffer import JaggedBuffer, JaggedLayout
 from parllel.arrays.jagged_elements import device_elements, fit_elements
@@ -80,15 +80,7 @@ class JaggedSpec(KindSpec):
                 f'on_overflow: got {on_overflow!r}, expected "raise", "drop" (items beyond the'
                 ' capacity are left out) or "grow" (all slots become larger)'
             )
-        return cls(
-            plain.batch_shape,
-            plain.dtype,
-            plain.feature_shape,
-            plain.padding,
-            plain.full_size,
-            n_items,
-            on_overflow,
-        )
+        return cls(**vars(plain), capacity=n_items, on_overflow=on_overflow)
 
     def make(self, storage: str | Memory = "local") -> JaggedArray:
         """Allocate a JaggedArray as this spec describes it.
@@ -261,7 +253,10 @@ class JaggedArray(Array):
 
     def __len__(self) -> int:
         if not self.batch_shape:
-            raise TypeError("len() of one element of a JaggedArray; read it: len(to_ndarray())")
+            raise TypeError(
+                "len() of a JaggedArray without dimensions, which is one element; read it:"
+                " len(to_ndarray())"
+            )
         return self.batch_shape[0]
 
     @property
@@ -349,12 +344,16 @@ class JaggedArray(Array):
     def to_ndarray(self) -> Any:  # Any: NumPy's array of an element, a Jagged of several
         """Return one element as an array [n, *item_shape], or several as a `Jagged`.
 
-        There is a copy where `is_gathered`, and of device memory, for which the host waits.
+        There is a copy where `is_gathered`, and of device memory, for which the host waits. It is
+        read-only, so that a write, which would be lost, raises.
         """
-        if self._buffer.is_on_host:
-            return self._read("host")
-        found = self._read("gpu")
-        return found.to_ndarray() if isinstance(found, Jagged) else cuda.to_host(found)
+        found = self._read(self._buffer.data_side)
+        if self._buffer.is_on_host and not self.is_gathered:
+            return found
+        found = found.to_ndarray() if isinstance(found, Jagged) else to_host(found)
+        values = found.values if isinstance(found, Jagged) else found
+        values.flags.writeable = False
+        return found
 
     def to_cupy(self) -> Any:  # Any: as of `to_ndarray`
         """Return one element as an array [n, *item_shape], or several as a `Jagged`, of CuPy.
@@ -435,6 +434,7 @@ class JaggedArray(Array):
         return np.array(self.to_ndarray(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **_: Any) -> Any:
+        self._buffer.check_open()
         raise BufferError(
             "a JaggedArray is not exported by DLPack: to_torch() gives tensors over its memory"
         )
@@ -447,11 +447,6 @@ class JaggedArray(Array):
 
     def _view(self, location: Location, data: NDArray[Any] | None = None) -> JaggedArray:
         return JaggedView(self._buffer, location)
-
-    def _find_lead(self) -> Any:  # Any: as Array has it
-        """Return no rows: an element is not looked up as NumPy's rows are."""
-        self._lead = (self._buffer.lengths.data, 0, 0, 0, 0, (), ())
-        return self._lead
 
     def __getitem__(self, index: Any) -> JaggedArray:
         return cast("JaggedArray", super().__getitem__(index))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from parllel import cuda
 from parllel.arrays.buffer import Buffer
-from parllel.arrays.interop import PLAIN, apart_from, put_on_device, to_device, to_host
+from parllel.arrays.interop import apart_from, put_on_device, to_device, to_host
 from parllel.arrays.jagged import Jagged
 from parllel.arrays.jagged_elements import DeviceElements
 from parllel.arrays.jagged_writer import (
@@ -24,7 +24,7 @@ from parllel.arrays.jagged_writer import (
     Overflow,
     warn_of_dropped,
 )
-from parllel.arrays.window import Window
+from parllel.arrays.parted_buffer import PartedBuffer
 from parllel.cuda import AnyArray
 from parllel.storages import KINDS, Memory, Side, aligned, allocate, nbytes_of
 
@@ -62,7 +62,7 @@ class JaggedLayout(NamedTuple):
         return slots + (aligned(counts) + counts if self.form.on_overflow == "drop" else counts)
 
 
-class JaggedBuffer(Buffer):
+class JaggedBuffer(PartedBuffer):
     """Slots of one capacity, each with an element; its `extents` are the batch dimensions.
 
     >>> import numpy as np
@@ -84,13 +84,12 @@ class JaggedBuffer(Buffer):
     def __init__(
         self, values: Buffer, lengths: Buffer, dropped: Buffer | None, on_overflow: Overflow
     ) -> None:
-        assert values.memory is not None
-        super().__init__(values.memory, values.data, values.n_batch_axes, values._offset)
+        parts = {VALUES: values, LENGTHS: lengths}
+        super().__init__(parts if dropped is None else {**parts, DROPPED: dropped})
         self.values, self.lengths, self.dropped = values, lengths, dropped
         self.on_overflow: Overflow = on_overflow
         self.warned: list[str] = []  # of items that were dropped: what was the first element
         self.extents = lengths.extents
-        self.plain, self.accept = PLAIN, to_host  # elements are looked at by the host
 
     @classmethod
     def of_layout(cls, layout: JaggedLayout, storage: str | Memory) -> JaggedBuffer:
@@ -116,17 +115,6 @@ class JaggedBuffer(Buffer):
         capacity, *item_shape = self.values.extents[self.n_batch_axes :]
         return ElementForm(self.dtype, tuple(item_shape), capacity, self.on_overflow)
 
-    @property
-    def parts(self) -> dict[str, AnyArray]:
-        """All slots, all lengths, and the numbers of dropped items where there may be some."""
-        return {name: part.data for name, part in self._buffers.items()}
-
-    @property
-    def _buffers(self) -> dict[str, Buffer]:
-        self.check_open()
-        parts = {VALUES: self.values, LENGTHS: self.lengths}
-        return parts if self.dropped is None else {**parts, DROPPED: self.dropped}
-
     def flat(self, name: str, side: Side) -> AnyArray:
         """Return a part with one axis for all slots, as the array that a side works on.
 
@@ -134,7 +122,8 @@ class JaggedBuffer(Buffer):
             name: the part: slots become [n, capacity, *item_shape], lengths [n].
             side: "host" or "gpu".
         """
-        part = self._buffers[name].on_side(side)
+        self.check_open()
+        part = self.buffers[name].on_side(side)
         n_axes = self.n_batch_axes
         return part.reshape(math.prod(part.shape[:n_axes]), *part.shape[n_axes:])
 
@@ -277,35 +266,8 @@ class JaggedBuffer(Buffer):
         new.memory.acquire()
         self.memory.release()
         self.memory, self._data, self._offset = new.memory, new.data, new._offset
-        self.values = new
+        self.values = self.buffers[VALUES] = new
         old.close()
-
-    def copy_from(self, other: Buffer) -> None:
-        """Overwrite all elements, as `Buffer` does."""
-        assert isinstance(other, JaggedBuffer)
-        for name, part in self._buffers.items():
-            part.copy_from(other._buffers[name])
-
-    def moves_around_end(self, window: Window) -> list[tuple[AnyArray, AnyArray]]:
-        """Return the copies that are left when a window wraps, of all parts."""
-        if not (window.padding and window.full_size):
-            return []
-        return [part.around_end(window.full_size) for part in self._buffers.values()]
-
-    def close(self) -> None:
-        """Release the memory. A second call does nothing."""
-        self.values.close()
-        self.lengths.close()
-        if self.dropped is not None:
-            self.dropped.close()
-        super().close()
-
-    def closed(self) -> JaggedBuffer:
-        """Return a buffer like this one, closed, which leaves this one as it is."""
-        self.check_open()
-        other = JaggedBuffer(self.values, self.lengths, self.dropped, self.on_overflow)
-        Buffer.close(other)
-        return other
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.check_open()

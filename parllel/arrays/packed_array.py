@@ -15,7 +15,7 @@ from parllel.arrays.array_spec import ArraySpec
 from parllel.arrays.buffer import Buffer
 from parllel.arrays.jagged import Jagged
 from parllel.arrays.jagged_writer import LENGTH
-from parllel.cuda import AnyArray
+from parllel.arrays.parted_buffer import PartedBuffer
 from parllel.ops.ragged import PackedRows
 from parllel.storages import Memory, Side, aligned, allocate, nbytes_of
 
@@ -80,7 +80,7 @@ class PackedSpec(KindSpec):
         return aligned(nbytes_of(self.extents, self.dtype)) + offsets
 
 
-class PackedBuffer(Buffer):
+class PackedBuffer(PartedBuffer):
     """Values of elements, one after the other, and their offsets in a buffer of their own.
 
     >>> import numpy as np
@@ -98,21 +98,13 @@ class PackedBuffer(Buffer):
     __slots__ = ("offsets", "values")
 
     def __init__(self, values: Buffer, offsets: Buffer) -> None:
-        assert values.memory is not None
-        super().__init__(values.memory, values.data, 1, values._offset)
+        super().__init__({"values": values, "offsets": offsets})
         self.values, self.offsets = values, offsets
         self.extents = (offsets.extents[0] - 1,)
 
-    @property
-    def parts(self) -> dict[str, AnyArray]:
-        """All values and offsets."""
-        return {"values": self.data, "offsets": self.offsets.data}
-
-    def close(self) -> None:
-        """Release the memory. A second call does nothing."""
-        self.values.close()
-        self.offsets.close()
-        super().close()
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.check_open()
+        return PackedBuffer, (self.values, self.offsets)
 
 
 class PackedArray(Array):

@@ -16,7 +16,7 @@ from numpy.testing import assert_array_equal
 from numpy.typing import DTypeLike, NDArray
 
 from parllel import cuda
-from parllel.arrays import Array
+from parllel.arrays import Array, ArraySpec
 from parllel.storages import allocate
 
 _Value = TypeVar("_Value")
@@ -26,9 +26,10 @@ OTHER_DTYPES = ("M8[s]", "m8[s]", "S3", "U2", ">i4", "f4,i2")
 
 
 class ArrayCase:
-    """Arrays in memory of one kind.
+    """Arrays of one kind, in memory of one kind.
 
-    Subclasses of a contract set the attributes below where their memory differs from `local`.
+    Subclasses of a contract set the attributes below where their memory differs from `local`, and
+    override `spec` for a kind of Array that is not plain.
     """
 
     storage: ClassVar[str] = "local"
@@ -40,6 +41,9 @@ class ArrayCase:
 
     dtypes: ClassVar[Sequence[str]] = COMPUTABLE_DTYPES + OTHER_DTYPES
     """The dtypes, among those of the tests, that the memory can hold. Others raise TypeError."""
+
+    indexes_features: ClassVar[bool] = True
+    """Whether the dimensions behind the batch dimensions are indexed, too."""
 
     n_examples: ClassVar[int] = 100
     """Number of examples on which each law is tried."""
@@ -54,11 +58,17 @@ class ArrayCase:
         """Whether a GPU can use the memory."""
         return allocate(self.storage, 0).is_for_gpu
 
+    def spec(
+        self, batch_shape: Sequence[int], dtype: DTypeLike = np.float32, **options: Any
+    ) -> ArraySpec:
+        """Return the spec of an Array of the kind that is tested; options as for `ArraySpec.of`."""
+        return ArraySpec.of(batch_shape, dtype, **options)
+
     def array(
         self, batch_shape: Sequence[int], dtype: DTypeLike = np.float32, **options: Any
     ) -> Array:
-        """Return a new Array in the memory; options as for `Array`."""
-        return Array(batch_shape, dtype, storage=self.storage, **options)
+        """Return a new Array in the memory; options as for `spec`."""
+        return Array.from_spec(self.spec(batch_shape, dtype, **options), self.storage)
 
     def counted(self, T: int = 5, B: int = 4, **options: Any) -> Array:
         """Return a float32 Array whose elements count up: 0, 1, 2, ..."""

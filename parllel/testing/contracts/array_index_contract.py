@@ -30,7 +30,7 @@ class ArrayIndexContract(ArrayCase):
         def law(case: Case) -> None:
             self.assert_follows(case.view, case.model)
 
-        self.hold(law, views(self.storage))
+        self.hold(law, views(self))
 
     def test_an_index_leads_where_the_model_says_or_raises_with_it(self) -> None:
         def law(case: Case, data: st.DataObject) -> None:
@@ -44,7 +44,7 @@ class ArrayIndexContract(ArrayCase):
             else:
                 self.assert_follows(case.view[index], expected)
 
-        self.hold(law, views(self.storage), st.data())
+        self.hold(law, views(self), st.data())
 
     def test_a_write_changes_exactly_the_addressed_elements(self) -> None:
         def law(case: Case, data: st.DataObject, is_scalar: bool) -> None:
@@ -62,7 +62,7 @@ class ArrayIndexContract(ArrayCase):
                 view[index] = -7 if is_scalar else values
             self.assert_shows(base, expected)
 
-        self.hold(law, views(self.storage), st.data(), st.booleans())
+        self.hold(law, views(self), st.data(), st.booleans())
 
     def test_plain_integers_go_where_the_model_says(self) -> None:
         def law(case: Case, index: object, by: int) -> None:
@@ -93,7 +93,7 @@ class ArrayIndexContract(ArrayCase):
             self.assert_shows(base, changed)
 
         plain = st.one_of(PLAIN, st.tuples(PLAIN, PLAIN))
-        self.hold(law, views(self.storage), plain, st.sampled_from([0, 1, -1]))
+        self.hold(law, views(self), plain, st.sampled_from([0, 1, -1]))
 
     def test_next_and_previous_are_one_row_away_or_outside(self) -> None:
         def law(case: Case, by: int) -> None:
@@ -106,7 +106,7 @@ class ArrayIndexContract(ArrayCase):
             else:
                 self.assert_follows(getattr(case.view, name), expected)
 
-        self.hold(law, views(self.storage), st.sampled_from([1, -1]))
+        self.hold(law, views(self), st.sampled_from([1, -1]))
 
     def test_what_a_view_tells_about_itself_agrees_with_what_it_shows(self) -> None:
         def law(case: Case) -> None:
@@ -122,7 +122,7 @@ class ArrayIndexContract(ArrayCase):
             if shape:
                 assert (len(view), view.first, view.last) == (shape[0], 0, shape[0] - 1)
 
-        self.hold(law, views(self.storage))
+        self.hold(law, views(self))
 
     def test_a_view_without_arrays_shares_memory_and_a_gathered_one_does_not(self) -> None:
         def law(case: Case) -> None:
@@ -137,7 +137,7 @@ class ArrayIndexContract(ArrayCase):
                 assert is_inside is hasattr(view, "__cuda_array_interface__")
                 assert is_inside is not model.is_gathered
 
-        self.hold(law, views(self.storage))
+        self.hold(law, views(self))
 
     def test_a_gathered_view_takes_no_further_index_but_everything(self) -> None:
         def law(case: Case, data: st.DataObject) -> None:
@@ -155,7 +155,7 @@ class ArrayIndexContract(ArrayCase):
                 with pytest.raises(IndexError):
                     view[further]
 
-        self.hold(law, views(self.storage), st.data())
+        self.hold(law, views(self), st.data())
 
 
 def is_legal(model: Model, index: object) -> bool:

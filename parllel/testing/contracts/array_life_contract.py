@@ -57,7 +57,9 @@ class ArrayLifeContract(ArrayCase):
     def test_a_copy_of_a_view_keeps_features_apart_from_batch_dimensions(self) -> None:
         array = self.array((5, 4), feature_shape=(3, 2))
         array[...] = np.arange(120).reshape(5, 4, 3, 2)
-        views = array[1:], array[2], array[2, 1], array[2, 1, 0], array[:, :, 1], array[[0, 1]]
+        views = [array[1:], array[2], array[2, 1], array[[0, 1]]]
+        if self.indexes_features:
+            views += [array[2, 1, 0], array[:, :, 1]]
         for view in views:
             for copier in self.copiers:
                 other = copier(view)
@@ -162,7 +164,7 @@ class ArrayLifeContract(ArrayCase):
         array.close()
         told = array.shape, array.dtype, array.storage, len(array)
         assert told == ((5, 4), np.dtype("f4"), self.storage, 5)
-        assert repr(array) == "Array(closed, shape=(5, 4), dtype=float32)"
+        assert "Array(closed, " in repr(array)
         assert_array_equal(ndarray, np.arange(20).reshape(5, 4))
         assert_array_equal(values_of(tensor), ndarray)
 

@@ -87,7 +87,8 @@ class ArrayReadingContract(ArrayCase):
         assert array.new_array(feature_shape=()).shape == (5, 4)
         assert array.new_array(storage="local").storage == "local"
         assert array.new_array(batch_shape=(10, 2)).full_size == 10
-        assert array.new_array(full_size=20).allocated_nbytes == 22 * 4 * 3 * 4
+        more = array.new_array(full_size=20)  # and two rows of padding
+        assert more.allocated_nbytes * 12 == array.allocated_nbytes * 22
 
     def test_new_array_of_a_view_goes_by_what_is_visible(self) -> None:
         array = self.array((5, 4), np.int16, feature_shape=(3,), padding=1, full_size=10)
@@ -95,7 +96,8 @@ class ArrayReadingContract(ArrayCase):
         assert (new.batch_shape, new.feature_shape) == ((2, 4), (3,))
         assert (new.padding, new.full_size) == (0, 2)
         assert array[0, 0].new_array(batch_shape=(7,)).shape == (7, 3)
-        assert array[0, 0, 0].new_array(batch_shape=(7,)).shape == (7,)
+        if self.indexes_features:
+            assert array[0, 0, 0].new_array(batch_shape=(7,)).shape == (7,)
         with pytest.raises(ValueError, match=r"batch_shape: got \(\)"):
             array[0, 0].new_array()
 
@@ -267,3 +269,5 @@ class ArrayReadingContract(ArrayCase):
         assert repr(array[0, 1]) == f"Array(5{end}"
         assert repr(array[[1, 0], [0, 1]]) == f"Array([0, 5]{end}"
         assert "..." in repr(self.array((1000, 50)))
+        array.close()
+        assert repr(array) == "Array(closed, shape=(2, 2), dtype=int32)"

@@ -47,8 +47,11 @@ def batches(draw: st.DrawFn) -> tuple[int, int, int, list[set[int]]]:
     return T, padding, full_size, draw(st.lists(written, max_size=9))
 
 
-def some_index(rng: np.random.Generator) -> Any:
-    """Return an index of any kind, inside a window of 6 x 4 x 3 with a padding of 2."""
+def some_index(rng: np.random.Generator, n_dims: int) -> Any:
+    """Return an index of any kind, inside a window of 6 x 4 x 3 with a padding of 2.
+
+    Of two dimensions, the window is 6 x 4.
+    """
     choices: list[Any] = [
         int(rng.integers(-2, 8)),
         (int(rng.integers(-2, 8)), int(rng.integers(4))),
@@ -61,7 +64,8 @@ def some_index(rng: np.random.Generator) -> Any:
         rng.random((6, 4)) < 0.4,
         ...,
     ]
-    return choices[rng.integers(len(choices))]
+    index = choices[rng.integers(len(choices))]
+    return index[:n_dims] if isinstance(index, tuple) else index
 
 
 def some_values(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
@@ -202,15 +206,16 @@ class ArrayWindowContract(ArrayCase):
         self, seed: int, full_size: int
     ) -> None:
         rng = np.random.default_rng(seed)
-        options: dict[str, Any] = {"feature_shape": (3,), "padding": 2, "full_size": full_size}
+        features = (3,) if self.indexes_features else ()
+        options: dict[str, Any] = {"feature_shape": features, "padding": 2, "full_size": full_size}
         array, local = self.array((6, 4), **options), Array((6, 4), np.float32, **options)
         for _ in range(30):
-            index = some_index(rng)
+            index = some_index(rng, local.ndim)
             array[index] = local[index] = some_values(rng, local[index].shape)
             if rng.random() < 0.3:
                 array.rotate()
                 local.rotate()
-            index = some_index(rng)
+            index = some_index(rng, local.ndim)
             self.assert_shows(array[index], local[index])
         self.assert_shows(whole(array), whole(local))
         self.assert_shows(array[1:4].next, local[1:4].next)

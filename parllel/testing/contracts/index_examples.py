@@ -11,6 +11,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from parllel.arrays import Array
+from parllel.testing.contracts.array_case import ArrayCase
 from parllel.testing.contracts.index_model import Axis, Model
 
 FAR = 10**20  # far outside, and more than 64 bits
@@ -33,16 +34,17 @@ class Case(NamedTuple):
 
 
 @st.composite
-def stores(draw: st.DrawFn, storage: str) -> Case:
-    """Draw an Array in memory of a kind at some point of its life, with the window in view."""
+def stores(draw: st.DrawFn, arrays: ArrayCase) -> Case:
+    """Draw an Array of a case at some point of its life, with the window in view."""
     is_empty = draw(st.sampled_from([False] * 9 + [True]))
     T = draw(st.sampled_from([3, 1, 2, 4, 5, 6, 7] + [0] * is_empty))
     batch_shape = (T, *draw(st.sampled_from([(3,), (), (2,), (2, 3)] + [(0,)] * is_empty)))
-    feature_shape = draw(st.sampled_from([(), (), (4,), (3, 2)] + [(0,)] * is_empty))
+    shapes = [(), (), (4,), (3, 2)] + [(0,)] * is_empty
+    feature_shape = draw(st.sampled_from(shapes)) if arrays.indexes_features else ()
     padding = draw(st.sampled_from(range(T + 1)))
     full_size = T * draw(st.sampled_from([1, 2, 3]))
     window: dict[str, Any] = {"padding": padding, "full_size": full_size}
-    array = Array(batch_shape, np.int32, feature_shape=feature_shape, storage=storage, **window)
+    array = arrays.array(batch_shape, np.int32, feature_shape=feature_shape, **window)
     base = array[-padding : full_size + padding]
     offset = 0
     for is_reset in draw(st.lists(st.sampled_from([False, False, False, True]), max_size=5)):
@@ -156,9 +158,9 @@ def masks(draw: st.DrawFn, shape: tuple[int, ...]) -> Any:
 
 
 @st.composite
-def views(draw: st.DrawFn, storage: str) -> Case:
+def views(draw: st.DrawFn, arrays: ArrayCase) -> Case:
     """Draw a view that up to 3 indices or steps in time lead to."""
-    view, base, model = draw(stores(storage))
+    view, base, model = draw(stores(arrays))
     for _ in range(draw(st.sampled_from([1, 2, 3, 0]))):
         step: Any = draw(st.sampled_from(["index", "index", "index", "next", "previous"]))
         index = ... if model.is_gathered else draw(indices(model))

@@ -42,7 +42,7 @@ class TreeCase(ArrayCase):
         """Return a tree of observations, actions and flags, [10, 5, ...], all numbered."""
 
         def spec(form: tuple[Any, tuple[int, ...]]) -> ArraySpec:
-            return ArraySpec.of((T, B), *form, **window)
+            return self.spec((T, B), form[0], feature_shape=form[1], **window)
 
         return numbered(allocate_tree(dict_map(spec, SPECS), self.storage))
 
@@ -52,7 +52,8 @@ class TreeCase(ArrayCase):
         def leaf(form: tuple[Any, tuple[int, ...], int]) -> Array:
             dtype, feature_shape, seed = form
             array = self.array((4, 3), dtype, feature_shape=feature_shape)
-            array[...] = np.random.default_rng(seed).integers(0, 200, array.shape)
+            values = np.random.default_rng(seed).integers(0, 200, array.shape)
+            array[...] = values.astype(dtype)
             return array
 
         return ArrayDict(forms).apply(leaf)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
@@ -28,6 +29,16 @@ each_index = pytest.mark.parametrize("index", INDICES, ids=str)
 class TreeRowsContract(TreeCase):
     """Indices and values reach every leaf of a tree of Arrays."""
 
+    def need(self, index: object) -> None:
+        """Skip a test of an index that Arrays of this kind do not have."""
+        if self.reaches_features(index) and not self.indexes_features:
+            pytest.skip("this kind of Array has no indices of features")
+
+    @staticmethod
+    def reaches_features(index: object) -> bool:
+        """Tell whether an index among `INDICES` reaches the last dimension of each leaf."""
+        return isinstance(index, tuple) and index[0] is ...
+
     # Reading and writing
 
     def test_a_scalar_is_written_into_every_leaf(self) -> None:
@@ -40,12 +51,14 @@ class TreeRowsContract(TreeCase):
 
     @each_index
     def test_an_index_goes_to_every_leaf(self, index: object) -> None:
+        self.need(index)
         tree = self.tree()
         expected = {path: values[index] for path, values in self.values(tree).items()}
         self.assert_holds(tree[index], expected)
 
     @each_index
     def test_an_index_is_written_in_every_leaf(self, index: object) -> None:
+        self.need(index)
         tree, source = self.tree(), self.tree()
         tree[...] = 0
         expected = self.values(tree.apply(copy.deepcopy))
@@ -95,6 +108,7 @@ class TreeRowsContract(TreeCase):
 
     def test_indexing_a_tree_is_indexing_its_leaves(self) -> None:
         def law(forms: Forms, index: object) -> None:
+            assume(self.reaches_features(index) <= self.indexes_features)
             tree = self.tree_of(forms)
             expected = {path: values[index] for path, values in self.values(tree).items()}
             got = self.values(tree[index])
@@ -106,6 +120,7 @@ class TreeRowsContract(TreeCase):
 
     def test_what_was_written_into_a_tree_is_read_from_it(self) -> None:
         def law(forms: Forms, index: object) -> None:
+            assume(self.reaches_features(index) <= self.indexes_features)
             tree = self.tree_of(forms)
             other = tree.new_array()
             other[index] = tree[index]
