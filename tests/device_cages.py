@@ -68,5 +68,6 @@ def make_device_cage(
     kwargs = {"env_fns": env_fns, **options}
     if issubclass(fake, FakeIsaacLab):
         kwargs.setdefault("group", None)  # so that the tree is that of the environments themselves
-    given = {"make_dialect": DIALECTS[fake], **(cage_options or {})}
+    known = next(each for each in fake.__mro__ if each in DIALECTS)
+    given = {"make_dialect": DIALECTS[known], **(cage_options or {})}
     return DeviceCage(fake, kwargs, make_traj_info, seed=seed, **given)

@@ -127,6 +127,34 @@ def check_functions_of_an_old_gymnax_are_refused() -> None:
         FunctionalEnvs.of_gymnax(gym.Env(), n_envs=2)
 
 
+def reset_and_step(envs: FunctionalEnvs) -> None:
+    envs.reset([0, 1])
+    envs.step(jnp.ones(2))
+
+
+def check_what_only_broadcasts_is_refused() -> None:
+    number, numbers = jnp.zeros(()), jnp.zeros(3)
+    right = numbers, 0, number, False, False, {}
+    for begun, stepped, message in [
+        ((jnp.zeros(1), 0), right, r"observation: got the shapes \[\(1,\)\] of reset and"),
+        ((numbers, jnp.zeros(1)), right, r"state: got the shapes \[\(1,\)\] of reset and \[\(\)\]"),
+        (({"a": numbers}, 0), right, r"observation, observation\['a'\]: got the shapes"),
+        ((numbers, 0), (*right[:2], jnp.zeros(1), *right[3:]), r"step: got reward of shape \(1,\)"),
+        ((numbers, 0), (*right[:3], jnp.zeros(1), *right[4:]), r"step: got terminated of shape"),
+        ((numbers, 0), right[:5], "step: got a tuple of 5, expected a tuple of 6"),
+        ((numbers, 0, {}), right, "reset: got a tuple of 3, expected a tuple of 2"),
+    ]:
+        envs = FunctionalEnvs(
+            lambda key, begun=begun: begun,
+            lambda key, state, action, stepped=stepped: stepped,
+            spaces.Box(-9, 9, (3,)),
+            spaces.Box(0, 9, ()),
+            n_envs=2,
+        )
+        with pytest.raises(ValueError, match=message):
+            reset_and_step(envs)
+
+
 def check_there_is_at_least_one_environment() -> None:
     with pytest.raises(ValueError, match="n_envs: got 0, expected 1 or more"):
         make_counters(0)

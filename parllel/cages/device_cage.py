@@ -98,7 +98,7 @@ class DeviceCage(VectorCage):
     def start_command(self, command: Command) -> None:
         """Start a step, or carry out a reset, with results for the host."""
         if self._shown is not None:
-            self._stepper.show(self._backend.rows_of(self._shown))
+            self._stepper.show(self._backend.take_shown(self._shown))
             self._shown = None
         super().start_command(command)
 

@@ -127,7 +127,6 @@ class Stepper:
         seeds: Sequence[int | None] = [None] * len(self._envs)
         if not self._is_reset:
             seeds = seed_spaces(self._seeds, self._action_spaces)
-        self._is_reset = True
         observations, infos = [], []
         for number, env_seed in enumerate(seeds):
             observation, info = self._reset_one(number, env_seed)
@@ -142,6 +141,7 @@ class Stepper:
                     last = self._step_randomly(number, *last)
                 observations[number], acted_on[number] = last
         self._observations, self._infos = observations, acted_on
+        self._is_reset = True  # not before: the reset that follows one that failed is seeded, too
         return observations, infos
 
     def _step_randomly(self, number: int, observation: Any, info: Any) -> tuple[Any, Any]:

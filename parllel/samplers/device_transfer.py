@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,6 +148,8 @@ class DeviceTransfer:
     def _find_action(self, action: object) -> list[Any]:
         """Return the leaves of an action where the tree's side can read them."""
         found = self._find_rows(self._samples["action"], action)
+        if found and not _are_of_kinds(found, self._samples["action"]):
+            found = None  # the environments would index by a mask what they index by a number
         self.action = action
         if found is None:
             if self._between is None:
@@ -310,6 +312,18 @@ class DeviceTransfer:
     def _new_batch(self, leaf: Array) -> Array:
         shape = self._batch_T, self._batch_B
         return Array(shape, leaf.dtype, feature_shape=leaf.shape[2:], storage=self._kind)
+
+
+def _are_of_kinds(values: Sequence[Any], branch: Rows) -> bool:
+    """Whether no value is bool, or of bytes without sign, where its rows are of other numbers."""
+    expected = [leaf.dtype.name for _, leaf in leaves_of(branch)]
+    found = [str(each.dtype).removeprefix("torch.") for each in values]
+    return all(
+        one == other or one not in _MASKS for one, other in zip(found, expected, strict=True)
+    )
+
+
+_MASKS = ("bool", "uint8")  # torch reads an index of either as a mask
 
 
 def _host_rows(leaf: Array) -> Array:

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from device_cages import DIALECTS, make_device_cage
-from parllel.cages import DeviceCage, DeviceStep
+from parllel.cages import DeviceCage, DeviceStep, MisfitError
 from parllel.cages.device.functional import Functional
 from parllel.cages.device.isaac_lab import IsaacLab, Mjlab, as_gymnasium
 from parllel.cages.device.known_dialects import dialect_of
@@ -251,3 +251,94 @@ def test_a_step_on_the_device_needs_a_reset(fake: Any) -> None:
         pytest.raises(RuntimeError, match="step before reset"),
     ):
         cage.start_on_device(torch.zeros(2, dtype=torch.int64))
+
+
+# Results that are not what a batch is
+
+
+def change_result(index: int, change: Callable[[Any], Any], **options: Any) -> DeviceCage:
+    class Changed(FakeManiSkill):
+        def step(self, actions: Any) -> Any:
+            results = list(super().step(actions))
+            results[index] = change(results[index])
+            return tuple(results)
+
+    return make_device_cage(Changed, Clock, {"length": 3}, n_envs=B, **options)
+
+
+@pytest.mark.parametrize("auto_reset", [True, False])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("reward", lambda values: values.sum()),
+        ("reward", lambda values: values[:1]),
+        ("reward", lambda values: values[:, None]),
+        ("terminated", lambda values: values[:, None]),
+        ("truncated", lambda values: values[:1]),
+    ],
+)
+def test_numbers_that_only_broadcast_are_refused(
+    name: str, change: Callable[[Any], Any], auto_reset: bool
+) -> None:
+    index = ["observation", "reward", "terminated", "truncated"].index(name)
+    with change_result(index, change, auto_reset=auto_reset) as cage:
+        reset(cage)
+        with pytest.raises(MisfitError, match=rf"{name}: got .*\(.*\), expected .*\({B},\)"):
+            step(cage, idle(B))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_flags_that_are_no_bool_can_not_choose_what_is_reset(dtype: torch.dtype) -> None:
+    with change_result(2, lambda flags: flags.to(dtype), auto_reset=False) as cage:
+        reset(cage)
+        with pytest.raises(
+            MisfitError, match=r"terminated: got torch\.\w+ \(3,\), expected a tensor of torch.bool"
+        ):
+            step(cage, idle(B))
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda rows: rows[:1], r"shape \(1, 2\)"),
+        (lambda rows: rows[:, :1], r"shape \(3, 1\)"),
+        (lambda rows: {"surplus": rows}, "no such member"),
+    ],
+)
+def test_rows_of_a_partial_reset_are_not_broadcast(change: Callable[[Any], Any], got: str) -> None:
+    class Changed(FakeManiSkill):
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            observation, info = super().reset(seed=seed, options=options)
+            return (observation if options is None else change(observation)), info
+
+    cage = make_device_cage(Changed, Clock, {"length": 1}, n_envs=B, auto_reset=False)
+    with cage:
+        reset(cage)
+        with pytest.raises(MisfitError, match=rf"observation: got {got} of a reset, expected"):
+            step(cage, idle(B))
+
+
+def test_first_observations_have_a_row_for_each_environment() -> None:
+    class OneRow(FakeManiSkill):
+        def reset(self, **options: Any) -> Any:
+            observation, info = super().reset(**options)
+            return observation[:1], info
+
+    with make_device_cage(OneRow, Clock, n_envs=B) as cage:
+        with pytest.raises(MisfitError, match=r"observation: got shape \(1, 2\), expected 3 rows"):
+            reset(cage)
+        with pytest.raises(RuntimeError, match="step before reset"):
+            step(cage, idle(B))
+
+
+def test_the_observation_before_is_that_of_the_last_step_on_the_device() -> None:
+    options = {"compute_final_obs": False, "cage_options": {"lost_final_obs": "previous"}}
+    with pytest.warns(UserWarning, match="final_obs"):
+        cage = make_device_cage(FakeIsaacLab, Clock, {"length": 3}, n_envs=2, **options)
+    with cage:
+        reset(cage)
+        for _ in range(2):
+            cage.start_on_device(torch.zeros(2, dtype=torch.int64))
+            cage.await_on_device()
+        step(cage, idle(2))  # which ends the episodes, and is asked for by the host
+        assert cage.final_obs[0].tolist() == [0, 2]

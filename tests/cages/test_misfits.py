@@ -24,7 +24,7 @@ from parllel.cages import MisfitError, ProcessCage, SerialCage, VectorCage, Work
 from parllel.cages.seeds import seed_words, spawn_seeds
 from parllel.patterns import build_cages, build_example, build_sample_tree, example_of
 from parllel.samplers import BasicSampler
-from parllel.testing.contracts.cage_calls import reset
+from parllel.testing.contracts.cage_calls import idle, reset, step
 from parllel.testing.toy_envs import Clock
 from parllel.tree.fitting import fit, put_batch, put_column
 
@@ -167,6 +167,35 @@ def test_a_batch_of_a_vector_environment_is_compared(value: Any) -> None:
         with pytest.raises(MisfitError, match="observation: environment 1") as caught:
             cage.await_step()
     assert caught.value.seed == seed_words(spawn_seeds(3, 2)[1])[0]
+
+
+@pytest.mark.parametrize("kind", ["serial", "vector"])
+def test_the_reset_after_one_that_failed_is_seeded_too(kind: str) -> None:
+    seeds: list[Any] = []
+
+    class FailsOnce(Clock):
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            seeds.append(seed)
+            if len(seeds) == 2:  # of two environments, the second one's first reset
+                raise OSError("the simulator is not up yet")
+            return super().reset(seed=seed, options=options)
+
+    def make_vector() -> gym.vector.VectorEnv[Any, Any, Any]:
+        return gym.vector.SyncVectorEnv([FailsOnce] * 2)
+
+    cage = (
+        SerialCage(FailsOnce, n_envs=2, seed=3)
+        if kind == "serial"
+        else VectorCage(make_vector, seed=3)
+    )
+    with cage:
+        with pytest.raises(OSError, match="not up yet"):
+            reset(cage)
+        with pytest.raises(RuntimeError, match="step before reset"):
+            step(cage, idle(2))
+        reset(cage)
+    assert None not in seeds
+    assert seeds[2:] == seeds[:2]
 
 
 @pytest.mark.parametrize("kind", ["serial", "process"])

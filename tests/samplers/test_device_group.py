@@ -536,3 +536,24 @@ def test_actions_of_parts_come_in_the_spaces_own_form(n_envs: int, as_leaf: Any)
             sampler.collect_batch()
         found.append({str(path): leaf.to_ndarray().tolist() for path, leaf in samples.walk()})
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8])
+def test_environments_get_numbers_for_masks(dtype: Any) -> None:
+    given = []
+
+    class Reads(FakeManiSkill):
+        def step(self, actions: Any) -> Any:
+            given.append((str(actions.dtype), actions.tolist()))
+            return super().step(actions)
+
+    class Masks(Agent):
+        def step(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+            _, info = super().step(observation)
+            return put_tensor((np.arange(B) % 2).astype(dtype), self._side), info
+
+    cage = make_device_cage(Reads, Walk, n_envs=B, seed=3, side="host")
+    samples = make_tree(Agent("host"), "local")
+    BasicSampler([cage], Masks("host"), samples).collect_batch()
+    assert given == [(f"torch.{samples['action'].dtype}", [0, 1, 0, 1])] * T
+    assert samples["action"][0].to_ndarray().tolist() == [0, 1, 0, 1]

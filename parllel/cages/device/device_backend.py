@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from parllel.cages.device.dialect import DeviceStep, Dialect
 from parllel.cages.device.tensors import Tensors, as_torch, map_tensors, to_numpy
-from parllel.cages.values.env_rows import Value, as_tree
+from parllel.cages.values.env_rows import Value, as_tree, check_counts
 from parllel.cages.vector.backend import Mask
 
 
@@ -109,8 +109,23 @@ class DeviceBackend:
             raise RuntimeError("the cage is closed: its environments are gone; make a new one")
 
     def rows_of(self, tree: Tensors) -> Any:
-        """Return a tree of tensors as rows of NumPy; the host waits for those of a device."""
-        return as_tree(map_tensors(to_numpy, tree))
+        """Return a tree of tensors as rows of NumPy; the host waits for those of a device.
+
+        Raises:
+            MisfitError: a leaf has another number of rows than there are environments.
+        """
+        rows = as_tree(map_tensors(to_numpy, tree))
+        check_counts(rows, self.n_envs, ("observation",))
+        return rows
+
+    def take_shown(self, tree: Tensors) -> Any:
+        """Return observations of a step that was taken elsewhere, as `rows_of` does.
+
+        Where true last observations are lost, they stand for those of the next step.
+        """
+        rows = self.rows_of(tree)
+        self._keep(rows)
+        return rows
 
     def _keep(self, observation: Any) -> None:
         if self.dialect.loses_final_obs:

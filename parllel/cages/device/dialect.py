@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from parllel.cages.device.tensors import Tensor, Tensors, as_torch, map_tensors
+from parllel.cages.device.tensors import Tensor, Tensors, as_torch, map_tensors, walk_tensors
 from parllel.storages import Side
+from parllel.tree.fitting import MisfitError
 
 
 class DeviceStep(NamedTuple):
@@ -136,8 +137,20 @@ def select_rows(chosen: Tensor, rows: Tensors, others: Tensors) -> Tensors:
     Args:
         chosen: bool tensor [n].
         rows, others: trees of tensors [n, ...] of the same form.
+
+    Raises:
+        MisfitError: they have other members or shapes; nothing is broadcast.
     """
     import torch
+
+    found, expected = dict(walk_tensors(rows)), dict(walk_tensors(others))
+    for path in [*expected, *(found.keys() - expected.keys())]:
+        shapes = [tuple(each[path].shape) if path in each else None for each in (found, expected)]
+        if shapes[0] != shapes[1]:
+            got, wanted = ("no such member" if s is None else f"shape {s}" for s in shapes)
+            raise MisfitError(
+                f"{got} of a reset", f"{wanted}, as of a step", path=("observation", *path)
+            )
 
     def select(row: Any, other: Any) -> Any:
         return torch.where(chosen.reshape(-1, *[1] * (row.ndim - 1)), row, other)

@@ -223,7 +223,9 @@ def _with_next_key(reset: Callable[[Key], tuple[Tensors, Any]]) -> Callable[[Key
 
     def reset_with_key(key: Key) -> Any:
         key, own = jax.random.split(key)
-        return key, *reset(own)
+        results = reset(own)
+        _check_results("reset", results, _OF_RESET)
+        return key, *results
 
     return reset_with_key
 
@@ -265,13 +267,63 @@ def _with_resets(
 
     def step_and_reset(key: Key, state: Any, action: Tensors) -> Any:
         key, of_step, of_reset = jax.random.split(key, 3)
-        final_obs, after, reward, terminated, truncated, info = step(of_step, state, action)
+        results = step(of_step, state, action)
+        _check_results("step", results, _OF_STEP)
+        final_obs, after, reward, terminated, truncated, info = results
         flags = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
+        for name, number in zip(_OF_STEP[2:5], (reward, *flags), strict=True):
+            if shape := jnp.shape(number):
+                raise ValueError(
+                    f"step: got {name} of shape {shape}, expected a number: it steps a single"
+                    " environment"
+                )
         has_ended = flags[0] | flags[1]
-        observation, after = _select(has_ended, reset(of_reset), (final_obs, after))
+        begun = reset(of_reset)
+        _check_forms(begun, (final_obs, after))
+        observation, after = _select(has_ended, begun, (final_obs, after))
         return key, after, observation, reward, *flags, info, final_obs, has_ended
 
     return step_and_reset
+
+
+_OF_RESET = ("observation", "state")
+_OF_STEP = (*_OF_RESET, "reward", "terminated", "truncated", "info")
+
+
+def _check_results(name: str, results: Any, expected: Sequence[str]) -> None:
+    """Refuse what a function returned while it is compiled: later steps look at nothing."""
+    is_tuple = isinstance(results, tuple | list)
+    if not is_tuple or len(results) != len(expected):
+        of = f" of {len(results)}" if is_tuple else ""
+        raise ValueError(
+            f"{name}: got a {type(results).__name__}{of}, expected a tuple of {len(expected)}:"
+            f" {', '.join(expected)}"
+        )
+
+
+def _check_forms(begun: Any, stepped: Any) -> None:
+    """Refuse observations and states of a reset of another form than those of a step.
+
+    One that only broadcasts would be taken for the other, number by number.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    for name, first, last in zip(_OF_RESET, begun, stepped, strict=True):
+        forms = [
+            [(jax.tree_util.keystr(path), jnp.shape(leaf)) for path, leaf in found]
+            for found in map(jax.tree_util.tree_leaves_with_path, (first, last))
+        ]
+        if forms[0] != forms[1]:
+            differing = sorted(set(forms[0]) ^ set(forms[1]))
+            paths = sorted({f"{name}{path}" for path, _ in differing})
+            got, wanted = (
+                [shape for path, shape in form if (path, shape) in differing] for form in forms
+            )
+            raise ValueError(
+                f"{', '.join(paths)}: got the shapes {got} of reset and {wanted} of step, expected"
+                " the same of both"
+            )
 
 
 def _of_gymnax(space: Any) -> gym.Space[Any]:  # Any: a space of gymnax, which need not be installed

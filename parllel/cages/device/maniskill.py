@@ -7,8 +7,10 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from parllel.arrays.interop import is_tensor
 from parllel.cages.device.dialect import DeviceStep, Dialect, select_rows, side_of_device
 from parllel.cages.device.tensors import Tensor, Tensors, map_tensors, refuse_shared_memory
+from parllel.tree.fitting import MisfitError
 
 _FINAL = ("final_obs", "final_observation")  # gymnasium's name, and the old one that ManiSkill has
 
@@ -91,7 +93,12 @@ def reset_ended(dialect: Dialect, step: DeviceStep) -> DeviceStep:
     Args:
         dialect: its `reset_some` resets them.
         step: what torch's library returned, without final observations.
+
+    Raises:
+        MisfitError: a reward or a flag is no tensor [n] of torch, or a flag is no bool; or the
+            reset gives observations of another form than the step.
     """
+    _check_numbers(dialect, step)
     ended = step.terminated | step.truncated
     if not bool(ended.any()):
         return step
@@ -102,6 +109,22 @@ def reset_ended(dialect: Dialect, step: DeviceStep) -> DeviceStep:
     first_obs = dialect.reset_some(ended)
     observation = select_rows(ended, first_obs, final_obs)
     return DeviceStep(observation, reward, terminated, truncated, info, final_obs, ended)
+
+
+def _check_numbers(dialect: Dialect, step: DeviceStep) -> None:
+    """Refuse rewards and flags that can't tell which environments are to be reset."""
+    for name in ("reward", "terminated", "truncated"):
+        values = getattr(step, name)
+        is_flag = name != "reward"
+        if is_tensor(values):
+            got = f"{values.dtype} {tuple(values.shape)}"
+            is_right = str(values.dtype) == "torch.bool" or not is_flag
+            if is_right and tuple(values.shape) == (dialect.n_envs,):
+                continue
+        else:
+            got = f"a {type(values).__name__}"
+        dtype = " of torch.bool" if is_flag else ""
+        raise MisfitError(got, f"a tensor{dtype} of shape {(dialect.n_envs,)}", path=(name,))
 
 
 def _clone(leaf: Any) -> Any:

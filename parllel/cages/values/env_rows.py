@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from parllel.arrays import Array, Jagged
 from parllel.arrays.interop import is_tensor
 from parllel.cages.values.jagged_spaces import is_jagged, part_of
-from parllel.tree import ArrayDict, RowParts, dict_map
+from parllel.tree import ArrayDict, RowParts, TreePath, dict_map
 from parllel.tree.fitting import (
     MisfitError,
     describe,
@@ -260,6 +260,39 @@ class Batch(NamedTuple):
     truncated: NDArray[np.bool_]
     info: Info
     single: Mapping[int, Info]
+
+
+def check_counts(batch: Any, n_envs: int, path: TreePath = ()) -> None:
+    """Compare the number of rows of a batch with that of the environments.
+
+    Raises:
+        MisfitError: a leaf has other rows, or none.
+    """
+    if isinstance(batch, Mapping):
+        for name, branch in batch.items():
+            check_counts(branch, n_envs, (*path, str(name)))
+        return
+    shape = np.shape(batch)
+    if shape[:1] != (n_envs,):
+        raise MisfitError(f"shape {shape}", f"{n_envs} rows, one for each environment", path=path)
+
+
+def check_numbers(reward: Any, terminated: Any, truncated: Any, n_envs: int) -> None:
+    """Compare the shapes of rewards and flags with the number of environments.
+
+    Nothing is broadcast: one number for all environments is no batch.
+
+    Raises:
+        MisfitError: one of them is not of shape [n].
+    """
+    given = {"reward": reward, "terminated": terminated, "truncated": truncated}
+    for name, values in given.items():
+        if np.shape(values) != (n_envs,):
+            raise MisfitError(
+                f"shape {np.shape(values)}",
+                f"shape {(n_envs,)}: one number for each environment",
+                path=(name,),
+            )
 
 
 def write_batch(

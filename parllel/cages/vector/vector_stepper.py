@@ -18,6 +18,8 @@ from parllel.cages.values.env_rows import (
     Info,
     Rows,
     as_tree,
+    check_counts,
+    check_numbers,
     copy_tree,
     stack_column,
     write_batch,
@@ -128,12 +130,13 @@ class VectorStepper:
             The observations to act on, and the infos of the first reset.
         """
         numbers = None if self._is_reset else seed_spaces(self._seeds, self._action_spaces)
-        self._is_reset = True
         self._reward = None
         self._episodes.begin()
         if self._backend.forgets_resets:
             self._resetting = None
         observation, info = self._backend.reset(numbers)
+        check_counts(observation, self.n_envs, ("observation",))
+        self._is_reset = True  # not before: the reset that follows one that failed is seeded, too
         self._observation, self._info, self._reset_masks = observation, info, {}
         if max_random_steps:
             info = copy_info(info)
@@ -183,6 +186,8 @@ class VectorStepper:
         results = self._backend.wait()
         self.final_obs, self.invalid = {}, ()
         self._observation, reward, terminated, truncated, self._info = results
+        if not reward.shape == terminated.shape == truncated.shape == (self.n_envs,):
+            check_numbers(*results[1:4], self.n_envs)
         self._reset_masks = {}
         # As few calls as possible: the environments have filled the caches with their own data, so
         # each call costs microseconds here (bench/bench_vector.py).
