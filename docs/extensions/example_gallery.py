@@ -1,6 +1,7 @@
 """The directive `example` shows a program of examples/ with its curves, its times and the machine.
 
-Scores, times, machines and curves are those of bench/results/learning_EXAMPLE_DEVICE.json.
+Scores, times, machines and curves are those of bench/results/learning_EXAMPLE_DEVICE.json; videos
+and what is told of them are those of docs/videos.
 """
 
 import ast
@@ -30,8 +31,10 @@ def shown(name: str) -> Iterator[str]:
     yield " ".join(summary.split())
     yield f"    python examples/{name}.py"
     yield f"[examples/{name}.py](../examples/{name}.py)"
-    for video in sorted(VIDEOS.glob(f"{name}*.gif")):
-        yield f"![{name}: {video.stem}](videos/{video.name})"
+    video = VIDEOS / f"{name}.gif"
+    if video.exists():
+        yield f"![Episodes of {name}](videos/{video.name})"
+        yield filmed(json.loads(video.with_suffix(".json").read_text()))
     for path in sorted(RESULTS.glob(f"learning_{name}_*.json")):
         content = json.loads(path.read_text())
         yield "\n".join(runs_of(content["runs"]))
@@ -48,6 +51,18 @@ def runs_of(runs: list[Mapping[str, Any]]) -> Iterator[str]:
     for run in runs:
         steps = run["curve"][-1][0]
         yield f"| {run['seed']} | {steps:,} | {run['score']:g} | {run['seconds']:.0f} s |"
+
+
+def filmed(about: Mapping[str, Any]) -> str:
+    """Say of which run a video is, and what was reached in it."""
+    played = [
+        f"the {name} ended {len(returns)} episodes, mean return {sum(returns) / len(returns):.2f}"
+        if returns
+        else f"of the {name}, no episode ended"
+        for name, returns in about["returns"].items()
+    ]
+    run = f"--seed {about['seed']} --steps {about['steps']}"
+    return f"The video is of a run with `{run}`: {'; '.join(played)}. {measured_on(about)}"
 
 
 def measured_on(content: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.cages import Seed, SerialCage
+from parllel.cages import Capacities, Seed, SerialCage
 from parllel.cages.parallel_agents import as_single_env
 from parllel.patterns import MakeEnv
 from parllel.runners.generators import unchanged_generators
@@ -33,6 +33,7 @@ def record_video(
     scale: int = 1,
     max_steps: int = 10_000,
     storage: str | None = None,
+    capacity: Capacities = None,
 ) -> list[float]:
     """Play episodes in one environment, and write what it shows as a video.
 
@@ -56,7 +57,7 @@ def record_video(
         scale: whole factor by which frames are enlarged, pixel by pixel.
         max_steps: steps in all after which an unfinished episode is cut off. Its frames are in the
             video.
-        storage: as for `EvalSampler`.
+        storage, capacity: as for `EvalSampler`.
 
     Returns:
         The return of each episode that was finished.
@@ -82,6 +83,7 @@ def record_video(
             seed=seed,
             max_steps=max_steps,
             storage=storage,
+            capacity=capacity,
         )
 
 
@@ -97,6 +99,7 @@ def record_side_by_side(
     scale: int = 1,
     max_steps: int = 10_000,
     storage: str | None = None,
+    capacity: Capacities = None,
 ) -> dict[str, list[float]]:
     """Play episodes of several agents, and write them as one video, side by side.
 
@@ -105,7 +108,8 @@ def record_side_by_side(
 
     Args:
         agents: the agents, from left to right, by the names that are shown.
-        make_env, path, n_episodes, deterministic, fps, scale, storage: as for `record_video`.
+        make_env, path, n_episodes, deterministic, fps, scale, storage, capacity: as for
+            `record_video`.
         seed: given, all agents have the same first observation.
         max_steps: steps of each agent, as for `record_video`. With more episodes than these steps
             hold, all agents play to the end of the video.
@@ -131,6 +135,7 @@ def record_side_by_side(
                 seed=seed,
                 max_steps=max_steps,
                 storage=storage,
+                capacity=capacity,
             )
         for frame, env_fps in side_by_side(list(columns.values())):
             encoder.add(frame, env_fps)
@@ -147,6 +152,7 @@ def _play(
     seed: Seed,
     max_steps: int,
     storage: str | None,
+    capacity: Capacities,
 ) -> list[float]:
     """Play episodes, and give all frames to a function; return what `record_video` does."""
     make_filmed = partial(_make_filmed, make_env, add)
@@ -158,6 +164,7 @@ def _play(
             max_steps=max_steps,
             deterministic=deterministic,
             storage=storage,
+            capacity=capacity,
         )
         try:
             episodes = sampler.collect_episodes()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.arrays import ArraySpec
-from parllel.cages import Cage, Seed, TrajInfo, empty_rows, row_specs
+from parllel.cages import Cage, Capacities, Seed, TrajInfo, empty_rows, row_specs
 from parllel.samplers.agent import Actor, RecurrentActor, has_receive_reward
 from parllel.samplers.sampler import Sampler
 from parllel.storages import default_storage
@@ -39,6 +39,8 @@ class EvalSampler(Sampler):
             differ by the agent's actions alone. Otherwise each call has new episodes.
         storage: kind of the memory of the sampler's own tree; `parllel.default_storage()` by
             default. An agent's model has to be on the same device.
+        capacity: of the own tree's observations, as for `patterns.build_example`: graphs and
+            sequences need one.
 
     Attributes:
         n_episodes, max_steps: the arguments.
@@ -46,7 +48,8 @@ class EvalSampler(Sampler):
     Raises:
         TypeError: as for `Sampler`.
         ValueError: as for `Sampler`; or n_episodes is no positive multiple of the number of
-            environments, or max_steps is not positive, or there are both samples and storage.
+            environments, or max_steps is not positive, or there are samples beside a storage or a
+            capacity, or a capacity is missing.
 
     Example:
         >>> import numpy as np
@@ -77,10 +80,12 @@ class EvalSampler(Sampler):
         check: bool = False,
         seed: Seed = None,
         storage: str | None = None,
+        capacity: Capacities = None,
     ) -> None:
-        if samples is not None and storage is not None:
-            raise ValueError(f"storage: got {storage!r} beside samples, whose memory is used")
-        self._own_tree = _make_tree(cages, storage) if samples is None else ArrayDict()
+        for name, given in (("storage", storage), ("capacity", capacity)):
+            if samples is not None and given is not None:
+                raise ValueError(f"{name}: got {given!r} beside samples, whose memory is used")
+        self._own_tree = _make_tree(cages, storage, capacity) if samples is None else ArrayDict()
         try:
             super().__init__(
                 cages, agent, self._own_tree if samples is None else samples, check=check
@@ -163,14 +168,14 @@ class EvalSampler(Sampler):
         return finished
 
 
-def _make_tree(cages: Sequence[Cage], storage: str | None) -> ArrayDict:
+def _make_tree(cages: Sequence[Cage], storage: str | None, capacity: Capacities) -> ArrayDict:
     """Allocate one step of the environments of some cages, without infos."""
     batch_shape = (1, sum(cage.n_envs for cage in cages))
     agents = cages[0].agents
     number, flag = np.zeros(batch_shape, np.float32), np.zeros(batch_shape, np.bool_)
     if agents is not None:
         number, flag = agents.rows(batch_shape, np.float32), agents.flag_rows(batch_shape)
-    observation = row_specs(cages[0].observation_space, batch_shape)
+    observation = row_specs(cages[0].observation_space, batch_shape, capacity=capacity)
     specs = {
         "observation": dict_map(_padded, observation),
         "action": dict_map(_spec_of, empty_rows(cages[0].action_space, batch_shape)),

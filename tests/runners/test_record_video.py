@@ -61,6 +61,15 @@ class Marked(gym.Env[Any, Any]):
         return self.picture
 
 
+class Lengthening(Marked):
+    """Observations that grow with each step, and no space that says how long they get."""
+
+    observation_space = spaces.Sequence(spaces.Discrete(100))
+
+    def _obs(self) -> Any:
+        return (1,) * self.steps
+
+
 class Ones:
     """An agent that notes what it saw."""
 
@@ -350,3 +359,15 @@ def test_frames_of_other_heights_are_refused_and_the_former_video_stays(tmp_path
     with pytest.raises(TypeError, match=r"gave uint8 \(8, 8\), expected uint8"):
         record_side_by_side(agents, Gray, path)
     assert path.read_text() == "a former video"
+
+
+def test_observations_without_a_largest_length_are_filmed_with_a_capacity(tmp_path: Path) -> None:
+    class Always:
+        def step(self, observation: Any, *, deterministic: bool = False) -> Any:
+            return np.ones(len(observation), np.int64), {}
+
+    path = tmp_path / "film.gif"
+    with pytest.raises(ValueError, match="largest length"):
+        record_video(Always(), Lengthening, path)
+    assert record_video(Always(), Lengthening, path, n_episodes=2, capacity=9) == [1.0, 2.0]
+    assert len(frames_of(path)) == 2 + 3

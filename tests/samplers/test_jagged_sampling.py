@@ -217,10 +217,12 @@ def test_evaluations_have_a_tree_of_their_own(kind: str) -> None:
     )
     samples = build_sample_tree(example, Adder(), batch_shape=(T, B))
     scores = []
-    for tree in (build_eval_tree(samples, n_envs=B), None if kind == "cloud" else samples):
+    tree = build_eval_tree(samples, n_envs=B)
+    for options in ({"samples": tree}, {"capacity": CAPACITY[kind]}):
         with serial(kind)[0] as cage:
-            evaluation = EvalSampler([cage], Adder(), tree, n_episodes=B)
+            evaluation = EvalSampler([cage], Adder(), n_episodes=B, **options)
             scores.append([each.episode_return for each in evaluation.collect_episodes()])
+            evaluation.close()
     assert scores[0] == scores[1]
     if kind == "graph":
         with (
@@ -228,3 +230,5 @@ def test_evaluations_have_a_tree_of_their_own(kind: str) -> None:
             pytest.raises(ValueError, match="no largest number"),
         ):
             EvalSampler([cage], Adder(), n_episodes=B)
+        with serial(kind)[0] as cage, pytest.raises(ValueError, match=r"capacity: got .* beside"):
+            EvalSampler([cage], Adder(), tree, n_episodes=B, capacity=CAPACITY[kind])
