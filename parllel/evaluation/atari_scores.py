@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from parllel.evaluation.scores import real_numbers
+
 ATARI_SCORES: dict[str, tuple[float, float]] = {
     "alien": (227.8, 7127.7),
     "amidar": (5.8, 1719.5),
@@ -89,10 +91,11 @@ def human_normalized(game: str, score: ArrayLike) -> NDArray[np.float64]:
         float64 [...].
 
     Raises:
-        ValueError: the game is none of the 57.
+        TypeError: scores are no real numbers.
+        ValueError: the game is none of the 57; or scores are masked, or lists of other lengths.
     """
     random, human = ATARI_SCORES[_rom_of(game)]
-    return (np.asarray(score, np.float64) - random) / (human - random)
+    return (real_numbers(score, "score").astype(np.float64) - random) / (human - random)
 
 
 def _rom_of(game: Any) -> str:

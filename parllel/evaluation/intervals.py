@@ -49,7 +49,7 @@ def bootstrap_interval(
     Args:
         statistic: a function of scores of the shape that is given here, or of several algorithms'
             scores, as `probability_of_improvement`. It returns a number, or an array of always the
-            same shape.
+            same shape. It may overwrite what it is given.
         scores: float [..., n_runs, n_tasks], for each argument of `statistic`; 2 runs or more.
             Runs are resampled for each argument apart.
         n_resamples: number of resamples. 2,000 are enough to see an interval; for a paper, 50,000.
@@ -65,10 +65,11 @@ def bootstrap_interval(
     given = [check_scores(each, f"scores[{n}]") for n, each in enumerate(scores)]
     _check(given, n_resamples, confidence, over_tasks)
     rng = np.random.default_rng(seed)
-    value = np.asarray(statistic(*given), np.float64)
+    value = np.asarray(statistic(*(each.copy() for each in given)), np.float64)
     found = np.empty((n_resamples, *value.shape))
     for number in range(n_resamples):
-        result = np.asarray(statistic(*(_resample(each, over_tasks, rng) for each in given)))
+        resamples = (_resample(each, over_tasks, rng) for each in given)
+        result = np.asarray(statistic(*resamples), np.float64)
         if result.shape != value.shape:
             raise ValueError(
                 f"statistic: got shape {result.shape} for a resample, expected {value.shape}, as"

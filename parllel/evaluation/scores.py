@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,16 +11,39 @@ from numpy.typing import ArrayLike, NDArray
 Floats: TypeAlias = NDArray[np.float64]
 
 
-def check_scores(scores: ArrayLike, name: str = "scores") -> Floats:
-    """Return scores as float64 [..., n_runs, n_tasks].
+def real_numbers(values: ArrayLike, name: str) -> NDArray[Any]:
+    """Return values as an array of real numbers, all of which count.
 
     Raises:
         TypeError: they are no real numbers.
-        ValueError: they have less than two axes or are none, or one of them is not finite.
+        ValueError: they are lists of different lengths, or some of them are masked.
     """
-    given = np.asarray(scores)
+    if np.ma.is_masked(values):
+        raise ValueError(
+            f"{name}: got an array with masked numbers, which would count like the others; leave"
+            " them out"
+        )
+    try:
+        given = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: got lists of different lengths, expected a number for each run and task; give"
+            f" all tasks as many runs ({error})"
+        ) from error
     if given.dtype.kind not in "biuf":
         raise TypeError(f"{name}: got {given.dtype}, expected real numbers")
+    return given
+
+
+def check_scores(scores: ArrayLike, name: str = "scores") -> Floats:
+    """Return a copy of scores as float64 [..., n_runs, n_tasks].
+
+    Raises:
+        TypeError: they are no real numbers.
+        ValueError: they have less than two axes or are none, lengths differ, or one of them is
+            masked or not finite.
+    """
+    given = real_numbers(scores, name)
     if given.ndim < 2 or not given.size:
         raise ValueError(
             f"{name}: got shape {given.shape}, expected (..., n_runs, n_tasks) with 1 or more of"
@@ -27,10 +51,11 @@ def check_scores(scores: ArrayLike, name: str = "scores") -> Floats:
         )
     is_finite = np.isfinite(given)
     if not is_finite.all():
-        *_, run, task = np.argwhere(~is_finite)[0]
+        *point, run, task = np.argwhere(~is_finite)[0].tolist()
+        place = f" at point {', '.join(map(str, point))}" if point else ""
         raise ValueError(
-            f"{name}: that of run {run} in task {task} is NaN or infinite; leave a run out that"
-            " failed, and say so, or give it the score of a random policy"
+            f"{name}: that of run {run} in task {task}{place} is NaN or infinite; leave a run out"
+            " that failed, and say so, or give it the score of a random policy"
         )
     return given.astype(np.float64)
 
@@ -102,7 +127,12 @@ def optimality_gap(scores: ArrayLike, *, target: float = 1.0) -> Floats:
 
     Returns:
         float64 [...].
+
+    Raises:
+        ValueError: the target is no single finite number.
     """
+    if np.ndim(target) or not math.isfinite(target):
+        raise ValueError(f"target: got {target!r}, expected a finite number")
     return target - _mean(np.minimum(check_scores(scores), target), (-2, -1))
 
 
@@ -122,13 +152,15 @@ def probability_of_improvement(scores: ArrayLike, others: ArrayLike) -> Floats:
         float64 [...].
 
     Raises:
-        ValueError: they have other tasks.
+        ValueError: they have other tasks, or another number of points.
     """
     one, other = check_scores(scores), check_scores(others, "others")
     if one.shape[-1] != other.shape[-1]:
         raise ValueError(
             f"others: got {other.shape[-1]} tasks, expected {one.shape[-1]}, as scores has"
         )
+    if one.ndim > 2 and other.ndim > 2 and one.shape[:-2] != other.shape[:-2]:
+        raise ValueError(f"others: got the points {other.shape[:-2]}, expected {one.shape[:-2]}")
     mine, its = one[..., :, np.newaxis, :], other[..., np.newaxis, :, :]
     return _mean((mine > its) + 0.5 * (mine == its), (-3, -2, -1))
 
@@ -148,9 +180,18 @@ def performance_profile(
 
     Returns:
         float64 [..., n].
+
+    Raises:
+        TypeError: thresholds are no real numbers.
+        ValueError: thresholds have another number of axes than one, or one of them is NaN.
     """
     given = check_scores(scores)
+    at = real_numbers(thresholds, "thresholds").astype(np.float64)
+    if at.ndim != 1 or np.isnan(at).any():
+        raise ValueError(
+            f"thresholds: got shape {at.shape} with {np.isnan(at).sum()} NaN, expected one axis of"
+            " numbers"
+        )
     if of_means:
         given = np.mean(given, axis=-2, keepdims=True)
-    at = np.asarray(thresholds, np.float64)
     return _mean(given[..., np.newaxis] > at, (-3, -2))

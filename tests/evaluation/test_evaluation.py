@@ -117,6 +117,9 @@ def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
         ((np.ones((1, 3)),), {}, "got 1 run, expected 2 or more"),
         (([[1.0, 2.0], [3.0, np.nan]],), {}, "run 1 in task 1 is NaN or infinite"),
         (([[np.inf, 2.0], [3.0, 4.0]],), {}, "run 0 in task 0 is NaN or infinite"),
+        (([X, np.full_like(X, np.nan)],), {}, "run 0 in task 0 at point 1 is NaN or infinite"),
+        (([[1.0, 2.0], [3.0]],), {}, r"scores\[0\]: got lists of different lengths"),
+        ((np.ma.masked_less(X, X.mean()),), {}, r"scores\[0\]: got an array with masked numbers"),
         ((), {}, "scores: got none"),
         ((X,), {"n_resamples": 0}, "got n_resamples=0"),
         ((X,), {"confidence": 95}, "confidence=95"),
@@ -139,6 +142,30 @@ def test_statistics_that_are_no_numbers_of_one_shape_are_refused() -> None:
         bootstrap_interval(np.unique, X)
     with pytest.raises(ValueError, match="others: got 5 tasks, expected 6"):
         probability_of_improvement(X, Y[:, :5])
+    with pytest.raises(ValueError, match=r"others: got the points \(3,\), expected \(2,\)"):
+        probability_of_improvement(np.stack([X] * 2), np.stack([Y] * 3))
+
+
+def test_a_number_that_is_an_array_is_not_taken_for_each_task() -> None:
+    n_tasks = X.shape[-1]
+    with pytest.raises(ValueError, match="target: got array"):
+        optimality_gap(X, target=np.ones(n_tasks))  # type: ignore[arg-type]  # what is tested
+    for thresholds in (np.ones((n_tasks, 1)), 1.0, [0.0, np.nan]):
+        with pytest.raises(ValueError, match="thresholds: got shape"):
+            performance_profile(X, thresholds)
+    for wrong in (["21"], [None]):
+        with pytest.raises(TypeError, match=r"score: got .*, expected real numbers"):
+            human_normalized("pong", wrong)  # type: ignore[arg-type]  # what is tested
+
+
+def test_a_statistic_may_overwrite_what_it_is_given() -> None:
+    def overwriting(scores: NDArray[np.float64]) -> float:
+        scores -= 1
+        return float(scores.mean())
+
+    found = bootstrap_interval(overwriting, X, n_resamples=20, seed=0)
+    expected = bootstrap_interval(lambda scores: scores.mean() - 1, X, n_resamples=20, seed=0)
+    np.testing.assert_allclose(found, expected)
 
 
 @needs("ale_py")
