@@ -33,9 +33,7 @@ from parllel.transforms import EstimateAdvantage, NormalizeAdvantage
 N_ENVS, T, DISCOUNT = 16, 64, 0.97  # environments, and steps of each in a batch
 # Without a limit, one batch can undo a policy that has long been right: minibatch by minibatch it
 # went on from a KL divergence of 0.02 to one of 1 (seed 2, at 40,000 steps).
-SETTINGS = PPOSettings(
-    n_epochs=4, n_minibatches=4, entropy_coefficient=0.01, learning_rate=1e-3, kl_limit=0.03
-)
+SETTINGS = PPOSettings(4, 4, entropy_coefficient=0.01, learning_rate=1e-3, kl_limit=0.03)
 CHECKPOINT_EVERY = 50_000
 FEWEST, MOST, N_DOORS = 16, 32, 3  # halls of a maze, and doors of a hall
 N_STEPS, N_ROUNDS = 20, 6  # of an episode; and of messages between halls
