@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -41,6 +41,11 @@ class Jagged:
     that an index leads to, are views of the same memory; other elements that an index picks are
     copied.
 
+    Where only a device knows where the last element ends, as in a CUDA graph and in a compiled
+    program, a Jagged has a `capacity`: its values have room for k elements of so many rows, and
+    all shapes are fixed. `padded` and `segment_ids` wait for nothing then, and nothing else reads
+    the elements.
+
     With memory of a device, `len`, slices, `nested` and `to_torch` wait for nothing. Integers,
     iteration, `packed` where it copies, `padded` and `segment_ids` read lengths, so that they wait
     for the current stream. CuPy can't do what they do, so that their results are torch tensors.
@@ -52,17 +57,22 @@ class Jagged:
         lengths: int64 [k], the number of rows of each element; None if they are packed.
         batch_shape: shape of the batch of elements, whose product is k; elements lie in C order.
             By default (k,).
+        capacity: the most rows of an element, where `values` have [k * capacity] rows, and those
+            behind the last element have no meaning; None where they end with it. What the offsets
+            are is not looked at then.
 
     Raises:
         TypeError: offsets or lengths are no int64, or the arrays are of different libraries.
-        ValueError: shapes disagree; or, where the host can read them at once, an offset or a
-            length is negative or reaches beyond `values`, or offsets without lengths decrease.
+        ValueError: shapes disagree, or there are both lengths and a capacity; or, where the host
+            can read them at once, an offset or a length is negative or reaches beyond `values`, or
+            offsets without lengths decrease.
     """
 
     values: _Values
     offsets: _Values
     lengths: _Values = None
     batch_shape: tuple[int, ...] = ()
+    capacity: int | None = None
 
     def __post_init__(self) -> None:
         _check_forms(self)
@@ -73,7 +83,13 @@ class Jagged:
                 f"batch_shape: got {shape}, expected a shape of {n_elements} elements in all"
             )
         object.__setattr__(self, "batch_shape", shape)
-        _check_contents(self)
+        if self.capacity is None:
+            _check_contents(self)
+        elif self.lengths is not None or len(self.values) != n_elements * self.capacity:
+            raise ValueError(
+                f"capacity: got {self.capacity} with {len(self.values)} rows of values, expected"
+                f" {n_elements * self.capacity} for {n_elements} elements, and no lengths"
+            )
 
     @classmethod
     def of(cls, elements: Sequence[Any], dtype: DTypeLike | None = None) -> Jagged:
@@ -147,6 +163,7 @@ class Jagged:
 
     def __repr__(self) -> str:
         kind = "packed" if self.is_packed else "with gaps"
+        kind += "" if self.capacity is None else f", capacity={self.capacity}"
         return (
             f"Jagged(elements of shape (n, {', '.join(map(str, self.feature_shape))}),"
             f" batch_shape={self.batch_shape}, {self.dtype}, {kind})"
@@ -190,7 +207,7 @@ class Jagged:
         return self._shaped((*shape[:dim], 1, *shape[dim:]))
 
     def _shaped(self, batch_shape: tuple[int, ...]) -> Jagged:
-        return Jagged(self.values, self.offsets, self.lengths, batch_shape)
+        return replace(self, batch_shape=batch_shape)
 
     # Elements
 
@@ -203,6 +220,7 @@ class Jagged:
         Args:
             index: index of the batch, as NumPy has it: integers, slices, integer arrays, masks.
         """
+        self._need_end("an index")
         n_elements = len(self.offsets) - 1
         found = np.arange(n_elements).reshape(self.batch_shape)[index]
         if np.ndim(found) == 0:
@@ -232,7 +250,11 @@ class Jagged:
         """Return the same elements without rows between them, and with the first one at row 0.
 
         It is this Jagged itself where it is so already, and otherwise a copy.
+
+        Raises:
+            RuntimeError: there is a `capacity`: where the last element ends is not known here.
         """
+        self._need_end("packed()")
         if cuda.is_device_array(self.values):
             return self.to_torch().packed()
         is_at_beginning = self.is_packed and int(self.offsets[0]) == 0
@@ -252,7 +274,7 @@ class Jagged:
         """Return all elements at one length, and which of these rows are their own; both are new.
 
         Args:
-            longest: the length; by default that of the longest element.
+            longest: the length; by default that of the longest element, or the `capacity`.
             fill: number that the other rows are filled with.
 
         Returns:
@@ -264,16 +286,19 @@ class Jagged:
         """
         if cuda.is_device_array(self.values):
             return self.to_torch().padded(longest, fill)
-        _check_fill(fill, self.dtype)
+        if fill:  # each dtype has 0
+            _check_fill(fill, self.dtype)
         counts = self.counts
-        most = int(counts.max()) if len(counts) else 0
+        most = self.capacity
+        if most is None:
+            most = int(counts.max()) if len(counts) else 0
         if longest is None:
             longest = most
         elif longest < most:
             raise ValueError(
                 f"longest: got {longest}, expected at least {most}, the longest element's length"
             )
-        steps = _numbers_like(counts, np.arange(longest))
+        steps = _count_to(longest, counts)
         mask = steps < counts[:, None]
         places = (self.offsets[:-1, None] + steps) * mask
         if len(self.values):
@@ -288,11 +313,15 @@ class Jagged:
     def segment_ids(self) -> _Values:
         """Return the number of the element that each row of `packed().values` belongs to, int64.
 
-        torch-geometric calls it `batch`.
+        torch-geometric calls it `batch`. With a `capacity` it is that of each row of `values`, and
+        k of the rows behind the last of k elements: sums by these numbers have k + 1 rows, the
+        last of which is left out.
         """
         if cuda.is_device_array(self.values):
             return self.to_torch().segment_ids()
         counts = self.counts
+        if self.capacity is not None:
+            return _number_rows(self.offsets[1:], len(self.values))
         return _repeat(_numbers_like(counts, np.arange(len(counts))), counts)
 
     def nested(self, *, copy: bool | None = None) -> torch.Tensor:
@@ -305,6 +334,7 @@ class Jagged:
         """
         import torch
 
+        self._need_end("nested()")
         source = self.to_torch()
         if copy is None and not source.is_packed:
             source = source.packed()
@@ -325,7 +355,7 @@ class Jagged:
                 f"unflatten: got dimension {dim} of batch_shape {self.batch_shape}, expected 0 of"
                 " one dimension"
             )
-        return Jagged(self.values, self.offsets, self.lengths, sizes)
+        return self._shaped(sizes)
 
     def to_torch(self) -> Jagged:
         """Return the same elements over the same memory as tensors of torch."""
@@ -340,7 +370,17 @@ class Jagged:
 
     def _as(self, convert: Any) -> Jagged:  # Any: a function of an array of any library
         lengths = None if self.lengths is None else convert(self.lengths)
-        return Jagged(convert(self.values), convert(self.offsets), lengths, self.batch_shape)
+        arrays = convert(self.values), convert(self.offsets), lengths
+        return Jagged(*arrays, self.batch_shape, self.capacity)
+
+    def _need_end(self, what: str) -> None:
+        """Raise where the rows of the elements can't be told from those behind them."""
+        if self.capacity is not None:
+            raise RuntimeError(
+                f"{what} of elements of different length: in a CUDA graph or a compiled program the"
+                " host does not know how many rows they have; use padded(), or values with"
+                " segment_ids(), whose shapes are fixed"
+            )
 
 
 def _check_forms(jagged: Jagged) -> None:
@@ -406,6 +446,23 @@ def _to_tensor(array: _Values) -> _Values:
     if is_tensor(array):
         return array
     return to_tensor(array) if isinstance(array, np.ndarray) else cuda.tensor_over(array)
+
+
+def _count_to(stop: int, like: _Values) -> _Values:
+    """Return int64 numbers from 0 to stop - 1 in the memory of another array; nothing is copied."""
+    if isinstance(like, np.ndarray):
+        return np.arange(stop)
+    return like.new_ones(stop).cumsum(0) - 1
+
+
+def _number_rows(ends: _Values, n_rows: int) -> _Values:
+    """Return for each of some rows the number of elements that end at it or before, int64."""
+    rows = _count_to(n_rows, ends)
+    if isinstance(ends, np.ndarray):
+        return np.searchsorted(ends, rows, side="right")
+    import torch
+
+    return torch.searchsorted(ends, rows, right=True)
 
 
 def _numbers_like(array: _Values, numbers: Any) -> _Values:

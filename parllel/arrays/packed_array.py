@@ -16,6 +16,7 @@ from parllel.arrays.buffer import Buffer
 from parllel.arrays.jagged import Jagged
 from parllel.arrays.jagged_writer import LENGTH
 from parllel.arrays.parted_buffer import PartedBuffer
+from parllel.cuda import AnyArray
 from parllel.ops.ragged import PackedRows
 from parllel.storages import Memory, Side, aligned, allocate, nbytes_of
 
@@ -169,18 +170,24 @@ class PackedArray(Array):
         """Return the elements as a packed `Jagged` of tensors over this memory.
 
         In memory of a GPU, the host waits for the number of their items, in the caller's current
-        stream: no tensor has a length that only the device knows.
+        stream: no tensor has a length that only the device knows. While that stream is being
+        captured in a CUDA graph, the Jagged has a `capacity`, and all of this memory.
         """
         return self._read(self._buffer.side).to_torch()
 
     def _read(self, side: Side) -> Jagged:
         values, offsets = self.gather_output(side)
-        if side == "gpu":
-            cuda.refuse_capture(
-                "a look at elements of different length, whose number the host has to know"
-            )
+        if side == "gpu" and cuda.is_capturing():
+            return self._room(values, offsets)
         last = cuda.to_host(offsets[-1:]) if side == "gpu" else offsets[-1:]
         return Jagged(values[: int(last[0])], offsets)
+
+    def fixed_tensors(self) -> Any:  # Any: as of `to_torch`
+        """Return a `Jagged` of tensors over all of this memory, whatever is packed into it."""
+        return self._room(*self.gather_output(self._buffer.side)).to_torch()
+
+    def _room(self, values: AnyArray, offsets: AnyArray) -> Jagged:
+        return Jagged(values, offsets, None, (), self._spec.capacity)
 
     def __getitem__(self, index: Any) -> NoReturn:
         raise TypeError("a PackedArray has no rows to index: read it, and index the Jagged")

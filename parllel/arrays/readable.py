@@ -264,6 +264,10 @@ class Readable:
             return to_tensor(self._elements())
         return cuda.tensor_over(self.to_cupy())
 
+    def fixed_tensors(self) -> Any:  # Any: a tensor, or a Jagged
+        """Return what `to_torch` returns, in a form whose shapes no later write changes."""
+        return self.to_torch()
+
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if not self._buffer.is_on_host:
             raise TypeError(

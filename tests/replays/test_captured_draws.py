@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch  # noqa: F401  # before a simulation, which gives its operations their order
 
-from parllel import Array, ArrayDict, FrameArray, cuda
+from parllel import Array, ArrayDict, FrameArray, Jagged, cuda
 from parllel.cuda import launches
 from parllel.replays import (
     PrioritizedReplayBuffer,
@@ -18,7 +18,7 @@ from parllel.replays import (
 )
 from parllel.testing.simulated_cuda import simulated_cuda
 from schedules import each_schedule
-from step_list import Chances, Model, Shape, leaves, show
+from step_list import CAPACITY, Chances, Model, Shape, leaves, show
 from window_list import Form, make_kind
 
 pytestmark = pytest.mark.simulation("they launch captured graphs of the simulation")
@@ -36,6 +36,7 @@ ALL = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
 def make_model(kind: type[ReplayBuffer], stack: int = 0, **shape: Any) -> Model:
+    """Return a model of some batches."""
     sizes = {"T": 2, "B": 3, "n_windows": 4, "n_steps": 2, "stack": stack, "has_valid": True}
     sizes["has_state"] = kind not in (ReplayBuffer, PrioritizedReplayBuffer)
     model = Model(
@@ -54,7 +55,14 @@ def stream_of_its_own() -> Iterator[Any]:
 
 
 def values(minibatch: Any) -> dict[str, Any]:
-    return {path: leaf.tolist() for path, leaf in leaves(minibatch).items()}
+    found = {}
+    for path, leaf in leaves(minibatch).items():
+        if isinstance(leaf, Jagged):  # a graph's has fixed shapes, so padded ones are compared
+            rows, mask = leaf.padded(CAPACITY)
+            found[path] = [rows.tolist(), mask.tolist()]
+        else:
+            found[path] = leaf.tolist()
+    return found
 
 
 def update(model: Model, minibatch: Any) -> None:
@@ -79,8 +87,8 @@ def change(model: Model, number: int) -> None:
         model.replay.beta = 0.9
 
 
-def eager(kind: type[ReplayBuffer], stack: int) -> list[Any]:
-    model, drawn = make_model(kind, stack), []
+def eager(kind: type[ReplayBuffer], stack: int, **shape: Any) -> list[Any]:
+    model, drawn = make_model(kind, stack, **shape), []
     for number in range(6):
         minibatch = model.replay.sample(N)
         update(model, minibatch)
@@ -89,16 +97,17 @@ def eager(kind: type[ReplayBuffer], stack: int) -> list[Any]:
     return drawn
 
 
-def replayed(kind: type[ReplayBuffer], stack: int) -> list[Any]:
+def replayed(kind: type[ReplayBuffer], stack: int, **shape: Any) -> list[Any]:
     with stream_of_its_own() as stream:
-        model = make_model(kind, stack)
+        model = make_model(kind, stack, **shape)
         minibatch = model.replay.sample(N)
         update(model, minibatch)
         drawn = [values(minibatch)]
         stream.begin_capture()
-        assert model.replay.sample(N) is minibatch
-        update(model, minibatch)
-        graph = stream.end_capture()
+        captured = model.replay.sample(N)
+        assert (captured is minibatch) is not model.shape.has_clouds
+        update(model, captured)
+        graph, minibatch = stream.end_capture(), captured
         change(model, 0)
         for number in range(1, 6):
             if number == 4:  # eager draws in between count, too
@@ -125,6 +134,37 @@ def test_a_replay_draws_what_the_next_call_would(
     assert any(index >= 6 * 3 for each in expected for index in each["index"])
     with simulated_cuda(schedule, seed):
         assert replayed(kind, stack) == expected
+
+
+@each_schedule
+@ALL
+def test_a_replay_draws_elements_of_different_length(
+    schedule: str, seed: int, kind: type[ReplayBuffer]
+) -> None:
+    with simulated_cuda(schedule, seed):
+        expected = eager(kind, 0, has_clouds=True)
+    with simulated_cuda(schedule, seed):
+        assert replayed(kind, 0, has_clouds=True) == expected
+
+
+def test_what_a_graph_draws_has_the_shapes_of_all_its_memory() -> None:
+    with simulated_cuda("lazy"), stream_of_its_own() as stream:
+        model = make_model(ReplayBuffer, has_clouds=True)
+        model.replay.sample(N)
+        stream.begin_capture()
+        clouds = model.replay.sample(N)["observation"]["cloud"]
+        stream.end_capture().launch()
+        assert (clouds.capacity, len(clouds.values)) == (CAPACITY, N * CAPACITY)
+        for use in (clouds.packed, clouds.nested, lambda: clouds[0], lambda: list(clouds)):
+            with pytest.raises(RuntimeError, match=r"does not know how many .* use padded\(\)"):
+                use()
+        rows, mask = clouds.padded()
+        numbers = clouds.segment_ids()
+        sums = rows.new_zeros(N + 1, rows.shape[-1]).index_add(0, numbers, clouds.values)
+        assert sums[:N].tolist() == rows.sum(1).tolist()
+        assert mask.sum(1).tolist() == clouds.counts.tolist()
+        with pytest.raises(ValueError, match="got 3, expected at least 4"):
+            clouds.padded(3)
 
 
 @ALL

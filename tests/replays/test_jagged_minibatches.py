@@ -12,7 +12,6 @@ from parllel import Array, ArrayDict, Jagged, JaggedArray, cuda
 from parllel.arrays import JaggedSpec
 from parllel.replays import Minibatches, Prefetcher, PrioritizedReplayBuffer, SequenceReplayBuffer
 from parllel.testing.simulated_cuda import simulated_cuda
-from parllel.torch.operators.replay_draw import ReplayDraw
 from profiles import fewer_examples
 from schedules import each_schedule
 from step_list import Chances, Model, Shape, check_jagged, cloud_of, poison, read
@@ -76,17 +75,36 @@ def test_a_device_packs_what_the_host_does(schedule: Any, seed: int, whole_envs:
         del minibatches, parts, part
 
 
-def test_a_capture_can_not_know_how_many_items_there_are() -> None:
-    with simulated_cuda("lazy"):
-        parts = Minibatches(2, np.random.default_rng(0)).bind(make_batch("device"))
-        parts.shuffle()
-        parts.gather(0)
+@each_schedule
+@pytest.mark.parametrize("whole_envs", [False, True])
+def test_captured_gathers_go_by_the_order_that_was_written_last(
+    schedule: Any, seed: int, whole_envs: bool
+) -> None:
+    def values(minibatch: ArrayDict) -> Any:
+        cloud, number = (minibatch["observation"][name] for name in ("cloud", "number"))
+        return [part.tolist() for part in (*cloud.padded(CAPACITY), number)]
+
+    def make_parts(storage: str) -> Any:
+        minibatches = Minibatches(2, np.random.default_rng(0), whole_envs=whole_envs)
+        return minibatches.bind(make_batch(storage))
+
+    on_host = make_parts("local")
+    with simulated_cuda(schedule, seed):
         stream = cuda.new_stream()
         with cuda.use_stream(stream):
-            stream.begin_capture()
-            with pytest.raises(RuntimeError, match="different length"):
-                parts.gather(0)
-        del parts
+            parts = make_parts("device")
+            for number in range(4):
+                on_host.shuffle()
+                parts.shuffle()
+                if number == 0:
+                    parts.gather(0)
+                    stream.begin_capture()
+                    minibatch = parts.gather(1)
+                    graph = stream.end_capture()
+                    assert minibatch["observation"]["cloud"].capacity == CAPACITY
+                graph.launch()
+                assert values(minibatch) == values(on_host.gather(1))
+        del parts, minibatch
 
 
 KINDS: dict[str, Any] = {
@@ -164,13 +182,6 @@ def test_elements_of_agents_on_an_axis_are_refused() -> None:
     cloud = JaggedArray((T, B, 2), "f4", capacity=3)
     with pytest.raises(ValueError, match="give several agents a branch each"):
         Minibatches(2, np.random.default_rng(0)).bind(ArrayDict({"observation": cloud}))
-
-
-def test_a_compiled_program_has_no_elements_of_different_length() -> None:
-    model = Model(Shape(has_clouds=True), Chances(), seed=0)
-    model.write_batch()
-    with pytest.raises(ValueError, match="ReplayDraw: got elements of different length"):
-        ReplayDraw(model.replay, 4)
 
 
 def test_a_minibatch_overwrites_the_one_before() -> None:

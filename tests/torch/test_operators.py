@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from long_run import all_but_first
-from parllel import Array, ArrayDict
+from parllel import Array, ArrayDict, Jagged
 from parllel.replays import PrioritizedReplayBuffer, ReplayBuffer
 from parllel.torch.operators import ReplayDraw, estimate_advantage, gather_rows
 from parllel.transforms import EstimateAdvantage
-from tests.step_list import Chances, Model, Shape, leaves
+from tests.step_list import CAPACITY, Chances, Model, Shape, leaves
 
 N = 6
 BOTH = pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedReplayBuffer])
@@ -122,6 +122,54 @@ def test_a_draw_on_a_device_is_that_of_the_host(
         assert found == each
         assert weights[0] == pytest.approx(weights[1])  # powers differ in their last digits
     assert model.replay._n_drawn == 2
+
+
+def drawn_clouds(kind: type[ReplayBuffer], storage: str, n: int, draws: bool) -> list[Any]:
+    shape = Shape(T=2, B=3, n_windows=4, has_clouds=True)
+    model = Model(shape, Chances(), seed=1, storage=storage, kind=kind)
+    for _ in range(3):
+        model.write_batch()
+    draw = ReplayDraw(model.replay, N) if draws else None
+    found = []
+    for _ in range(n):
+        minibatch = draw.sample() if draw is not None else model.replay.sample(N)
+        found.append({})
+        for path, leaf in leaves(minibatch).items():
+            if isinstance(leaf, Jagged):
+                assert (leaf.capacity is not None) is draws
+                rows, mask = leaf.padded(CAPACITY)
+                found[-1][path] = [rows.tolist(), mask.tolist()]
+            else:
+                found[-1][path] = leaf.tolist()
+    return found
+
+
+@pytest.mark.parametrize("kind", all_but_first([ReplayBuffer, PrioritizedReplayBuffer]))
+@pytest.mark.parametrize("storage", ["local", "device"])
+def test_draws_have_elements_of_different_length(
+    cuda_device: torch.device, storage: str, kind: type[ReplayBuffer]
+) -> None:
+    expected = drawn_clouds(kind, storage, 3, draws=False)
+    assert drawn_clouds(kind, storage, 3, draws=True) == expected
+
+
+def test_a_compiled_program_has_padded_elements() -> None:
+    def update(draw: ReplayDraw) -> tuple[torch.Tensor, ...]:
+        clouds = draw.sample()["observation"]["cloud"]
+        rows, mask = clouds.padded()
+        sums = rows.new_zeros(N + 1, 3).index_add(0, clouds.segment_ids(), clouds.values)
+        return rows, mask, sums[:N]
+
+    expected = drawn_clouds(ReplayBuffer, "local", 2, draws=False)
+    shape = Shape(T=2, B=3, n_windows=4, has_clouds=True)
+    model = Model(shape, Chances(), seed=1)
+    for _ in range(3):
+        model.write_batch()
+    draw, step = ReplayDraw(model.replay, N), compiled(update)
+    for each in expected:
+        rows, mask, sums = step(draw)
+        assert [rows.tolist(), mask.tolist()] == each["observation.cloud"]
+        assert sums.tolist() == rows.sum(1).tolist()
 
 
 def test_a_buffer_that_is_gone_is_not_drawn_from() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from parllel import cuda
+from parllel.arrays import Array, Jagged
 from parllel.cuda import AnyArray
 from parllel.replays.base_replay import BaseReplay
 from parllel.torch.operators.library import as_array, define
@@ -18,14 +19,27 @@ from parllel.tree import ArrayDict
 
 
 class Part(NamedTuple):
-    """Where a leaf of a minibatch lies in the bytes of all."""
+    """Where a tensor of a minibatch lies in the bytes of all."""
 
-    path: tuple[str, ...]
     begin: int
     end: int
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...] | None  # None where it is contiguous
+
+
+class LeafParts(NamedTuple):
+    """The tensors of a leaf of a minibatch; of elements of different length, values and offsets.
+
+    Args:
+        path: of the leaf.
+        parts: where its tensors lie.
+        form: the elements' batch_shape and capacity; None for one tensor.
+    """
+
+    path: tuple[str, ...]
+    parts: tuple[Part, ...]
+    form: tuple[tuple[int, ...], int | None] | None
 
 
 class Source:
@@ -42,23 +56,28 @@ class Source:
         nbytes = self._memory.memory.nbytes
         self.block = _tensor_over(self._memory.memory.array(0, (nbytes,), np.dtype(np.uint8)))
         self.state = _tensor_over(replay.draw_state.numbers)
-        begin = self.block.data_ptr()
-        if any(leaf.place is None for _, leaf in self._memory.tree.walk()):
-            raise ValueError(
-                "ReplayDraw: got elements of different length, expected rows of fixed shapes, as a"
-                " compiled program has them; pad the elements, or draw with sample()"
-            )
-        self.parts = [
-            Part(
-                path,
-                leaf.data_ptr() - begin,
-                leaf.data_ptr() - begin + _count_bytes(leaf),
-                leaf.dtype,
-                tuple(leaf.shape),
-                None if leaf.is_contiguous() else leaf.stride(),
-            )
-            for path, leaf in self._memory.tensors.walk()
+        written = dict(self._memory.tree.walk())
+        self.leaves = [
+            self._find_leaf(path, leaf, written[path]) for path, leaf in self._memory.tensors.walk()
         ]
+
+    def _find_leaf(self, path: tuple[str, ...], leaf: Any, memory: Array) -> LeafParts:
+        """Return where a leaf lies, which is a tensor, or a Jagged of tensors."""
+        if not isinstance(leaf, Jagged):
+            return LeafParts(path, (self._find_part(leaf),), None)
+        fixed = memory.fixed_tensors()  # a compiled program has fixed shapes
+        parts = self._find_part(fixed.values), self._find_part(fixed.offsets)
+        return LeafParts(path, parts, (leaf.batch_shape, fixed.capacity))
+
+    def _find_part(self, tensor: Tensor) -> Part:
+        begin = tensor.data_ptr() - self.block.data_ptr() if tensor.numel() else 0
+        return Part(
+            begin,
+            begin + _count_bytes(tensor),
+            tensor.dtype,
+            tuple(tensor.shape),
+            None if tensor.is_contiguous() else tensor.stride(),
+        )
 
     def draw(self, state: Tensor) -> Tensor:
         """Draw by a state, which is counted up, and return all bytes in new memory."""
@@ -94,6 +113,9 @@ class ReplayDraw:
     returns new memory each time, for which all bytes of the minibatch are copied once: a compiler
     may move what reads them. On a GPU that is the launches of `ReplayBuffer.sample`, and a copy.
 
+    Elements of different length are a `Jagged` with a `capacity`: its `padded` and `segment_ids`
+    have fixed shapes. All the memory that there is for them is copied.
+
     Args:
         replay: the buffer. It is not kept alive.
         batch_size: number of transitions.
@@ -126,7 +148,7 @@ class ReplayDraw:
         self._source = Source(replay, batch_size)
         self._number = next(_numbers)
         _sources[self._number] = self._source
-        self._state, self._parts = self._source.state, self._source.parts
+        self._state, self._leaves = self._source.state, self._source.leaves
         self._nbytes = self._source.block.nbytes
 
     def sample(self) -> ArrayDict:
@@ -137,13 +159,20 @@ class ReplayDraw:
         """
         block: Tensor = _OPERATOR(self._state, self._number, self._nbytes)
         tree: dict[str, Any] = {}  # Any: a tensor, or a tree of tensors
-        for path, begin, end, dtype, shape, stride in self._parts:
+        for path, parts, form in self._leaves:
             inside = tree
             for name in path[:-1]:
                 inside = inside.setdefault(name, {})
-            leaf = block[begin:end].view(dtype)
-            inside[path[-1]] = leaf.as_strided(shape, stride) if stride else leaf.view(shape)
+            leaf: Any = _tensor_of(block, parts[0])
+            if form is not None:
+                leaf = Jagged(leaf, _tensor_of(block, parts[1]), None, form[0], form[1])
+            inside[path[-1]] = leaf
         return ArrayDict(tree)
+
+
+def _tensor_of(block: Tensor, part: Part) -> Tensor:
+    flat = block[part.begin : part.end].view(part.dtype)
+    return flat.as_strided(part.shape, part.stride) if part.stride else flat.view(part.shape)
 
 
 def _count_bytes(leaf: Tensor) -> int:
