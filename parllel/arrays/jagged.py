@@ -289,9 +289,8 @@ class Jagged:
         if fill:  # each dtype has 0
             _check_fill(fill, self.dtype)
         counts = self.counts
-        most = self.capacity
-        if most is None:
-            most = int(counts.max()) if len(counts) else 0
+        longest_of_all = int(counts.max()) if self.capacity is None and len(counts) else 0
+        most = longest_of_all if self.capacity is None else self.capacity
         if longest is None:
             longest = most
         elif longest < most:
