@@ -62,7 +62,7 @@ class SerialCage(Cage):
 
     def start_command(self, command: Command) -> None:
         """Carry out a command; `await_step` returns its results."""
-        begin_s = time.perf_counter()
+        begin_s, self._result = time.perf_counter(), None
         self._result = execute(self._stepper, command)
         self.busy_span = begin_s, time.perf_counter()
 

@@ -171,6 +171,42 @@ class Echo(gym.Env[Any, Any]):
         return observation, 0.0, self._n_steps == self._length, False, {}
 
 
+class Turns(gym.Env[Any, Any]):
+    """Allow one action in each step, by a mask in the observation: 0, 1, 2, 0, ...
+
+    Raises:
+        ValueError: in `step`, the action is another one.
+
+    Example:
+        >>> env = Turns()
+        >>> env.reset()[0]["action_mask"], env.step(0)[0]["action_mask"]
+        (array([1, 0, 0], dtype=int8), array([0, 1, 0], dtype=int8))
+    """
+
+    observation_space = spaces.Dict({"action_mask": spaces.Box(0, 1, (3,), np.int8)})
+    action_space: spaces.Space[Any] = spaces.Discrete(3)
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin with the first action."""
+        self._turn = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> Result:  # Any: an integer of NumPy or Python
+        """Take the action whose turn it is."""
+        if action != self._turn:
+            raise ValueError(f"action: got {action!r}, expected {self._turn}, as the mask says")
+        self._turn = (self._turn + 1) % 3
+        return self._observe(), 0.0, False, False, {}
+
+    def _observe(self) -> dict[str, NDArray[np.int8]]:
+        return {"action_mask": np.eye(3, dtype=np.int8)[self._turn]}
+
+
 class Ledger(Clock):
     """Leave a file for each environment that was made and for each that was closed.
 

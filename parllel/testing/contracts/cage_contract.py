@@ -23,12 +23,13 @@ from parllel.testing.contracts.cage_calls import (
     rollout,
     step,
 )
-from parllel.testing.contracts.cage_results_contract import CageResultsContract, any_number
+from parllel.testing.contracts.cage_refusals_contract import CageRefusalsContract
+from parllel.testing.contracts.cage_results_contract import any_number
 from parllel.testing.toy_envs import Clock, Echo, Ledger, Walk
 from parllel.tree import dict_map
 
 
-class CageContract(CageResultsContract):
+class CageContract(CageRefusalsContract):
     """The promises of a cage about single calls, seeds, episodes, mistakes and its end.
 
     To test a cage, subclass it in a test module, under a name that begins with `Test`, and give
