@@ -21,7 +21,6 @@ from parllel.ops.stack_gather import RowSource
 from parllel.replays.final_obs import FinalObs
 from parllel.replays.minibatch_outputs import FixedTensors, output_spec
 from parllel.replays.transition_memory import (
-    NOT_GATHERED,
     count_bytes,
     read,
     ring_source,
@@ -232,7 +231,9 @@ class SequenceMemory:
         self.tree.close()
 
 
-def find_window_sources(steps: ArrayDict, final_obs: FinalObs, *, on_gpu: bool) -> ArrayDict:
+def find_window_sources(
+    steps: ArrayDict, final_obs: FinalObs, *, on_gpu: bool, keeps_valid: bool
+) -> ArrayDict:
     """Return the tree of a minibatch with a `LeafSource` for each leaf.
 
     Args:
@@ -240,12 +241,10 @@ def find_window_sources(steps: ArrayDict, final_obs: FinalObs, *, on_gpu: bool) 
             becomes the branch `initial_rnn_state`.
         final_obs: the final observations beside the ring.
         on_gpu: whether a GPU gathers.
+        keeps_valid: whether `valid` is a branch of windows, and not a part of their mask alone.
     """
-    kept: dict[str, Any] = {
-        name: branch
-        for name, branch in steps.items()
-        if name not in (*NOT_GATHERED, "observation") or name in ("terminated", "truncated")
-    }
+    left_out = {"observation"} if keeps_valid else {"observation", "valid"}
+    kept: dict[str, Any] = {name: branch for name, branch in steps.items() if name not in left_out}
     info = kept.get("agent_info")
     state = None
     if isinstance(info, ArrayDict) and "rnn_state" in info:

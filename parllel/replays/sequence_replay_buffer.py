@@ -51,6 +51,13 @@ class SequenceReplayBuffer(BaseReplay[SequenceMemory]):
     is the last of its episode, as for `RecurrentSampler`, and is not learned from; neither is one
     with a truncation whose final observation was not given.
 
+    Several agents: the tree is as for `ReplayBuffer`. A window is one of an environment, with the
+    columns of all agents; its episodes, flags and `mask` are the environment's, which goes on as
+    long as one of its agents does. Rows have `valid` as the tree has it, False where a row is no
+    step: an agent lives in the steps that are `valid`, once in each episode, and is learned from
+    where `mask` is True as well. Where it lives no more, its observation is its last one, as
+    where `mask` is False. Where it comes later than row 0 and `is_first`, its own state begins.
+
     Frames that are stored once (`FrameArray`) are gathered once: R + n for each window. Its stacks
     are a view of them, in which step t has the frames t to t + n - 1. It is not contiguous, so a
     model that wants it as one batch of images takes `observation.flatten(0, 1)`, which copies
@@ -68,7 +75,8 @@ class SequenceReplayBuffer(BaseReplay[SequenceMemory]):
         n_final_obs: as for `ReplayBuffer`.
 
     Raises:
-        TypeError, ValueError: as for `ReplayBuffer`; or the ring is too short for a window.
+        TypeError, ValueError: as for `ReplayBuffer`; the ring is too short for a window; or there
+            are frames of several agents that are stored once.
         MemoryError: there is no memory for the table of final observations.
 
     Source: Kapturowski et al. 2019, "Recurrent experience replay in distributed reinforcement
@@ -98,6 +106,7 @@ class SequenceReplayBuffer(BaseReplay[SequenceMemory]):
     {0: [0.0, 1.0, 2.0], 2: [2.0, 3.0, 4.0]}
     """
 
+    _takes_agents: ClassVar[bool] = True
     _not_steps: ClassVar[tuple[str, ...]] = (INITIAL, "bootstrap_value")
     _n_steps_name: ClassVar[str] = "burn_in + length + 1"
     _keeps_breaks: ClassVar[bool] = True
@@ -129,10 +138,19 @@ class SequenceReplayBuffer(BaseReplay[SequenceMemory]):
         # Of the step before the first one, a window has to know whether an episode ended with it.
         n_steps = self.burn_in + self.length + 1
         super().__init__(samples, rng=rng, n_steps=n_steps, n_final_obs=n_final_obs)
+        if self.agents is not None and self._n_older:
+            raise ValueError(
+                "samples: got stacks of frames of several agents, expected observations without"
+                " older frames: an agent's stacks begin where its life does, and a window's where"
+                " the environment's episode does; store whole stacks (frames=None)"
+            )
 
     def _bind_table(self) -> None:
         on_gpu = self._is_on_gpu
-        self._sources = find_window_sources(self._steps, self.final_obs, on_gpu=on_gpu)
+        keeps_valid = self.agents is not None
+        self._sources = find_window_sources(
+            self._steps, self.final_obs, on_gpu=on_gpu, keeps_valid=keeps_valid
+        )
         self._ring = self._find_ring(self._steps)
         ends = _ENDS.index(self.episode_end)
         form = WindowTable(self.length, self.burn_in, self.stride, ends, self._n_older)
@@ -151,7 +169,8 @@ class SequenceReplayBuffer(BaseReplay[SequenceMemory]):
 
         Returns:
             Tree of torch tensors. It has the sample tree's branches [R, N, ...], where R is
-            `burn_in + length`, and in the place of `observation` and `valid`
+            `burn_in + length` (of several agents with `valid`, too), and in the place of
+            `observation` and, of one agent, `valid`
 
             - `observation`: [R + 1, N, ...]; row t + 1 is what was observed after the step of row
               t. After a termination it means nothing: it is the observation of the last step

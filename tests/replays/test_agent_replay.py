@@ -120,7 +120,7 @@ class World:
         for _ in range(n_batches):
             if not self.n_written:
                 self.replay.restart()
-                self._put("observation", 0, self.steps.observation[0])
+                self._put("observation", T, self.steps.observation[0])  # behind the last row
             self.replay.begin_batch()
             self.samples.rotate()
             for t in range(T):
@@ -412,8 +412,10 @@ def test_trees_that_do_not_fit_are_refused() -> None:
     doubles = {name: Array((T, 2), np.float64, full_size=12) for name in NAMES}
     with pytest.raises(ValueError, match=r"reward.pinky: got .* expected an Array float32 \(T, "):
         ReplayBuffer(ArrayDict({**tree, "reward": doubles}), rng=rng)
-    with pytest.raises(ValueError, match=r"reward.* expected an Array float32 \(T, B\)"):
-        SequenceReplayBuffer(tree, rng=rng, length=2)
+    window: dict[str, int] = {"stack": 2, "full_size": 12, "padding": 1}
+    frames = {name: FrameArray((T, 2), np.uint8, **window) for name in NAMES}
+    with pytest.raises(ValueError, match="stacks of frames of several agents"):
+        SequenceReplayBuffer(ArrayDict({**tree, "observation": frames}), rng=rng, length=2)
     goals = {"achieved_goal": tree["observation"], "desired_goal": tree["observation"]}
     with pytest.raises(ValueError, match=r"reward.* expected an Array float32 \(T, B\)"):
         HindsightReplayBuffer(
