@@ -113,6 +113,8 @@ RESULTS = {
 }
 
 
+# NumPy's word, up to 2.3: what makes a number of such a reward, before it is written and refused.
+@pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 @pytest.mark.parametrize("at", [1, 2], ids=["first step", "later"])
 @pytest.mark.parametrize(("name", "value"), RESULTS.values(), ids=RESULTS)
 def test_a_reward_or_flag_that_does_not_fit_is_refused(name: str, value: Any, at: int) -> None:

@@ -16,6 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -749,9 +750,15 @@ def test_console_lines_stand_above_an_active_bar(capsys: pytest.CaptureFixture[s
 
 
 def bar_text(total_steps: int, logs: list[tuple[int, dict[str, float]]]) -> str:
-    """Return the bar as it stands at the end."""
-    stream = io.StringIO()
-    with ProgressBar(total_steps, (RETURN, LOSS), is_disabled=False, stream=stream) as sink:
+    """Return the bar as it stands at the end, in a window of any width."""
+    stream, widths = (
+        io.StringIO(),
+        {"COLUMNS": "", "LINES": ""},
+    )  # a worker of pytest-xdist has them
+    with (
+        patch.dict(os.environ, widths),
+        ProgressBar(total_steps, (RETURN, LOSS), is_disabled=False, stream=stream) as sink,
+    ):
         for step, values in logs:
             sink.log(step, values)
     return stream.getvalue().rpartition("\r")[2]

@@ -180,6 +180,7 @@ def test_an_episode_that_is_cut_off_is_shown_and_has_no_return(tmp_path: Path) -
     assert numbers(frames_of(path)) == [0, 1, 10, 11, 12, 20, 21]
 
 
+@needs("pygame")  # it draws CartPole
 def test_the_same_seed_gives_the_same_video(tmp_path: Path) -> None:
     returns = []
     for name in ("a.gif", "b.gif"):
