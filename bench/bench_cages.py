@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv
@@ -19,7 +20,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from parllel import Array, ArrayDict
 from parllel.cages import Cage, Command
 from parllel.patterns import build_cages, build_example, build_sample_tree
-from parllel.samplers import BasicSampler
+from parllel.samplers import AlternatingSampler, BasicSampler
 from parllel.torch.agents import CategoricalPgAgent
 from parllel.torch.distributions import Categorical
 from support.cartpole import cartpole_ppo
@@ -35,7 +36,13 @@ REPEATS = 31
 SAMPLE_S = 0.01  # many steps: one alone depends on where the scheduler has left the workers
 FLAT = 1.1  # "flat or falling": an environment step at one B costs no more than this at the last
 
+N_HERE = 10  # of B, beside one worker: while it is woken, this process steps some more
+SLOWER_S = (20e-6, 50e-6)  # steps of environments; CartPole's takes 5 us
+LEAST_SPEEDS = {5e-6: 0.8, 20e-6: 1.2, 50e-6: 1.5}  # times that of SerialCage
+
 SERIAL, WORKERS = "SerialCage", f"ProcessCage, {N_WORKERS} workers"
+BOUND, TURNS = f"{WORKERS}, bound", f"{WORKERS}, AlternatingSampler"
+SHARED = f"1 worker, {N_HERE} of {B} in this process"
 GYMNASIUM, SB3 = "AsyncVectorEnv", "SubprocVecEnv of stable-baselines3"
 
 
@@ -52,6 +59,7 @@ def main(out: Path, repeats: int = REPEATS, numbers: Sequence[int] = NUMBERS_OF_
     step_idle(report, repeats)
     step_burning(report, repeats)
     collect_rollouts(report, repeats)
+    collect_slower(report, repeats)
     curves = step_numbers(report, repeats, numbers)
     report.write(out)
     draw_numbers(curves, numbers, out / "cages_by_number_cpu.png")
@@ -87,6 +95,9 @@ def collect_rollouts(report: Report, repeats: int) -> None:
         rollouts = {
             SERIAL: stack.enter_context(rollout(n_workers=0)),
             WORKERS: stack.enter_context(rollout(n_workers=N_WORKERS)),
+            BOUND: stack.enter_context(rollout(n_workers=N_WORKERS, bind_workers=True)),
+            SHARED: stack.enter_context(rollout(n_workers=1, n_serial_envs=N_HERE)),
+            TURNS: stack.enter_context(rollout(AlternatingSampler, n_workers=N_WORKERS)),
             SB3: stack.enter_context(rollout_of_sb3()),
         }
         seconds = interleave(rollouts, repeats=repeats)
@@ -96,8 +107,33 @@ def collect_rollouts(report: Report, repeats: int) -> None:
     report.add_table(heading, seconds, references=references, columns=columns)
     claim = f"{B} CartPole-v1, {N_WORKERS} workers: time / time of"
     report.add_target(f"{claim} {SERIAL}", ratio(seconds, WORKERS, SERIAL), 1)
+    add_speed_target(report, f"{B} CartPole-v1, {SHARED}", ratio(seconds, SHARED, SERIAL), 5e-6)
+    report.add_target(f"AlternatingSampler, {claim} {SERIAL}", ratio(seconds, TURNS, SERIAL), 1)
     times = ratio(seconds, WORKERS, SB3)
     report.add_target(f"{claim} {SB3} (5 times its speed)", times, 1 / 5)
+
+
+def collect_slower(report: Report, repeats: int) -> None:
+    for burn_s in SLOWER_S:
+        make_env = partial(Idle, burn_s)
+        with ExitStack() as stack:
+            rollouts = {
+                SERIAL: stack.enter_context(rollout(make_env=make_env, n_workers=0)),
+                WORKERS: stack.enter_context(rollout(make_env=make_env, n_workers=N_WORKERS)),
+                SHARED: stack.enter_context(
+                    rollout(make_env=make_env, n_workers=1, n_serial_envs=N_HERE)
+                ),
+            }
+            seconds = interleave(rollouts, repeats=repeats)
+        each = f"{B} environments of {burn_s * 1e6:g} us"
+        report.add_table(f"a rollout of {each}, T = {T}", seconds, references=[SERIAL, WORKERS])
+        add_speed_target(report, f"{each}, {SHARED}", ratio(seconds, SHARED, SERIAL), burn_s)
+
+
+def add_speed_target(report: Report, what: str, times: float, step_s: float) -> None:
+    speed = LEAST_SPEEDS[step_s]
+    claim = f"{what}: time / time of {SERIAL} ({speed:g} times its speed)"
+    report.add_target(claim, times, 1 / speed)
 
 
 def step_numbers(report: Report, repeats: int, numbers: Sequence[int]) -> dict[str, list[float]]:
@@ -189,14 +225,18 @@ def step_cages(cages: Sequence[Cage], commands: Sequence[Command]) -> None:
 
 
 @contextmanager
-def rollout(*, n_workers: int) -> Iterator[Callable[[], object]]:
-    cages = build_cages(make_cartpole, B, n_workers=n_workers, seed=0)
-    example = build_example(make_cartpole, storage="local")
+def rollout(
+    make_sampler: type[BasicSampler] = BasicSampler,
+    make_env: Callable[[], gym.Env] = make_cartpole,
+    **options: Any,
+) -> Iterator[Callable[[], object]]:
+    cages = build_cages(make_env, B, seed=0, **options)
+    example = build_example(make_env, storage="local")
     torch.manual_seed(0)
     model = cartpole_ppo.ActorCritic(4, 2)
     agent = CategoricalPgAgent(model, Categorical(dim=2), example_obs=example["observation"])
     samples = build_sample_tree(example, agent, batch_shape=(T, B), storage="shared")
-    yield BasicSampler(cages, agent, samples).collect_batch
+    yield make_sampler(cages, agent, samples).collect_batch
     for cage in cages:
         cage.close()
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
-from statistics import median
 from typing import Any, Literal, TypeAlias, get_args
 
 import gymnasium as gym
@@ -32,12 +29,11 @@ from parllel.cages import (
     as_tree,
     empty_rows,
     info_values,
-    n_physical_cores,
     row_specs,
     spawn_seeds,
 )
 from parllel.cages.process.processors import processors_to_bind
-from parllel.cages.stepper import Stepper
+from parllel.cages.process.worker_numbers import check_n_serial_envs, find_n_workers
 from parllel.cages.values.spaces import ACTION_MASK
 from parllel.samplers import Actor, RecurrentActor
 from parllel.samplers.agent import check_step
@@ -50,14 +46,6 @@ FrameFills: TypeAlias = "Fill | Mapping[str, FrameFills]"
 
 MakeEnv: TypeAlias = "Callable[..., AnyEnv] | str"
 """A function that returns one environment, or the id of one, as `gymnasium.make` takes it."""
-
-# Sending a step to a worker and waiting for it costs this process some 50 us for all environments
-# of the worker together: with less work than this in each step, a worker gains nothing.
-_WORTH_WORKERS_S = 20e-6
-
-# Enough for a median that one slow step does not move, and not noticed where steps are slow.
-_TIMED_STEPS = 64
-_LONGEST_TIMING_S = 0.02
 
 _ENV_BRANCHES = ("observation", "action", "reward", "terminated", "truncated", "env_info")
 
@@ -74,6 +62,7 @@ def build_cages(
     on_worker_error: OnWorkerError = "raise",
     bind_workers: bool = False,
     worker_cage: Callable[..., Cage] | None = None,
+    n_serial_envs: int = 0,
 ) -> list[Cage]:
     """Make cages that hold `n_envs` environments together, divided as equally as possible.
 
@@ -102,10 +91,17 @@ def build_cages(
         worker_cage: makes the cage of a worker, a `ProcessCage` by default; or `RayCage`, whose
             workers may be on any machine of a cluster, so that `n_workers` has to be given.
             Further arguments go by `functools.partial(RayCage, actor_options=...)`.
+        n_serial_envs: how many environments, the last ones, step in this process while the others
+            step in workers: this process works instead of waiting, and one worker less has to be
+            woken in each step. With 2 cores and a BasicSampler, `n_workers=1` and some 9 or 10
+            environments of 16 here are faster than 2 workers (docs/environments.md). An
+            AlternatingSampler is faster without. By default, there is a worker less then.
 
     Raises:
+        TypeError: n_serial_envs is no int.
         ValueError: n_envs is not positive, n_workers is negative, the number of seeds is not
-            `n_envs`; or `n_workers` is missing, or `bind_workers` set, where it can't be.
+            `n_envs`; or `n_workers` is missing, or `bind_workers` set, where it can't be; or
+            n_serial_envs is negative, leaves none to workers, or comes with "restart".
 
     Example:
         >>> from parllel.testing.toy_envs import Clock
@@ -121,66 +117,59 @@ def build_cages(
         )
     if worker_cage is not None and bind_workers:
         raise ValueError("bind_workers: got True, expected False: only a ProcessCage's worker is")
-    n_workers, is_default = _number_of_workers(n_workers, n_envs), n_workers is None
-    # With "restart", environments that may end their process are wanted in another one.
-    if n_workers and is_default and on_worker_error == "raise":
-        n_workers = 0 if _step_s(make_env, env_kwargs or {}) < _WORTH_WORKERS_S else n_workers
+    check_n_serial_envs(n_serial_envs, n_envs, on_worker_error)
+    n_sent = n_envs - n_serial_envs  # those that workers step
+    n_workers = find_n_workers(
+        *(n_workers, n_sent, make_env, env_kwargs or {}),
+        n_busy=1 if n_serial_envs else 0,
+        # With "restart", environments that may end their process are wanted in another one.
+        is_timed=on_worker_error == "raise",
+    )
+    make_serial = partial(SerialCage, make_env, env_kwargs, make_traj_info)
     if n_workers == 0:
-        return [SerialCage(make_env, env_kwargs, make_traj_info, n_envs=n_envs, seed=seeds)]
-
-    def make_cage(begin: int, end: int, processor: int | None) -> Cage:
-        own: dict[str, Any] = {} if processor is None else {"processor": processor}
-        return (worker_cage or ProcessCage)(
-            make_env,
-            env_kwargs,
-            make_traj_info,
-            n_envs=end - begin,
-            seed=seeds[begin:end],
-            timeout_s=timeout_s,
-            on_worker_error=on_worker_error,
-            first_env=begin,
-            **own,
-        )
-
-    ends = [n_envs * number // n_workers for number in range(n_workers + 1)]
+        return [make_serial(n_envs=n_envs, seed=seeds)]
+    make_cage: Callable[..., Cage] = partial(
+        worker_cage or ProcessCage,
+        *(make_env, env_kwargs, make_traj_info),
+        timeout_s=timeout_s,
+        on_worker_error=on_worker_error,
+    )
     processors = processors_to_bind(n_workers) if bind_workers else [None] * n_workers
-    spans = zip(pairwise(ends), processors, strict=True)
-    return _make_together([partial(make_cage, *span, each) for span, each in spans])
+    makers = _worker_makers(make_cage, seeds[:n_sent], processors)
+    if not n_serial_envs:
+        return _make_together(makers)
+    here = partial(make_serial, n_envs=n_serial_envs, seed=seeds[n_sent:])
+    return _make_beside(makers, here)
+
+
+def _worker_makers(
+    make_cage: Callable[..., Cage],
+    seeds: Sequence[np.random.SeedSequence],
+    processors: Sequence[int | None],
+) -> list[Callable[[], Cage]]:
+    """Return a function for each processor that makes a cage of its share of the environments."""
+    n_envs, n_workers = len(seeds), len(processors)
+    ends = [n_envs * number // n_workers for number in range(n_workers + 1)]
+    makers: list[Callable[[], Cage]] = []
+    for (begin, end), processor in zip(pairwise(ends), processors, strict=True):
+        own = {} if processor is None else {"processor": processor}
+        own |= {"n_envs": end - begin, "first_env": begin}
+        makers.append(partial(make_cage, seed=seeds[begin:end], **own))
+    return makers
 
 
 def _maker(make_env: MakeEnv) -> Callable[..., AnyEnv]:
     return partial(gym.make, make_env) if isinstance(make_env, str) else make_env
 
 
-def _step_s(make_env: Callable[..., AnyEnv], env_kwargs: Mapping[str, Any]) -> float:
-    """Return the median time of some random steps of an environment, in seconds."""
-    stepper = Stepper(make_env, env_kwargs, seed=0)
-    try:
-        stepper.reset()
-        begin_s = time.perf_counter()
-        times_s: list[float] = []
-        for _ in range(_TIMED_STEPS):
-            actions = stepper.random_actions()  # which follow the step before: it may mask some
-            step_begin_s = time.perf_counter()
-            stepper.step(actions)
-            end_s = time.perf_counter()
-            times_s.append(end_s - step_begin_s)
-            if end_s - begin_s > _LONGEST_TIMING_S:
-                break
-    finally:
-        stepper.close()
-    return median(times_s)
-
-
-def _number_of_workers(n_workers: int | Literal["serial"] | None, n_envs: int) -> int:
-    if n_workers is None:
-        n_workers = n_physical_cores() if sys.platform == "linux" else 0
-        return min(n_workers, n_envs) if min(n_workers, n_envs) > 1 else 0
-    if n_workers == "serial":
-        return 0
-    if not isinstance(n_workers, int) or n_workers < 0:
-        raise ValueError(f'n_workers: got {n_workers!r}, expected 0 or more, "serial" or None')
-    return min(n_workers, n_envs)
+def _make_beside(makers: Sequence[Callable[[], Cage]], make_here: Callable[[], Cage]) -> list[Cage]:
+    """Make the cages of workers, and behind them one that steps in this process meanwhile."""
+    with ExitStack() as stack:
+        here = make_here()  # in this thread, which steps it: some environments know only one
+        stack.callback(here.close)
+        cages = [*_make_together(makers), here]
+        stack.pop_all()  # they stay open
+    return cages
 
 
 def _make_together(makers: Sequence[Callable[[], Cage]]) -> list[Cage]:

@@ -7,12 +7,13 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cloudpickle
 import gymnasium as gym
@@ -31,7 +32,7 @@ from parllel.cages import (
     WorkerError,
     n_physical_cores,
 )
-from parllel.cages.process import processors
+from parllel.cages.process import processors, worker_numbers
 from parllel.cages.process.processors import processors_to_bind
 from parllel.patterns import build_cages, build_eval_tree, build_example, build_sample_tree
 from parllel.samplers import AlternatingSampler, BasicSampler, EvalSampler
@@ -109,12 +110,17 @@ def copied(leaf: Array) -> Any:
 
 
 def collect(
-    n_workers: int, storage: str, kind: type[BasicSampler] = BasicSampler, **window: int
+    n_workers: int,
+    storage: str,
+    kind: type[BasicSampler] = BasicSampler,
+    *,
+    n_serial_envs: int = 0,
+    **window: int,
 ) -> list[ArrayDict]:
     """Return four batches of five environments, with what ended in each."""
     agent, batches = TensorAgent(), []
-    cages = build_cages(Walk, 5, n_workers=n_workers, seed=3)
-    assert len(cages) == max(n_workers, 1)
+    cages = build_cages(Walk, 5, n_workers=n_workers, seed=3, n_serial_envs=n_serial_envs)
+    assert len(cages) == (n_workers + 1 if n_serial_envs else max(n_workers, 1))
     samples = build_sample_tree(
         build_example(Walk, storage="local"), agent, batch_shape=(T, 5), storage=storage, **window
     )
@@ -138,6 +144,16 @@ def collect(
 @pytest.mark.parametrize("storage", ["local", "shared", "inherited"])
 def test_workers_give_the_batches_of_a_serial_cage(storage: str, n_workers: int) -> None:
     for batch, expected in zip(collect(n_workers, storage), collect(0, "local"), strict=True):
+        assert_same(batch, expected)
+
+
+@pytest.mark.parametrize(("n_workers", "n_serial_envs"), [(1, 3), (2, 1)])
+@pytest.mark.parametrize("kind", [BasicSampler, AlternatingSampler])
+def test_workers_and_this_process_give_the_batches_of_a_serial_cage(
+    kind: type[BasicSampler], n_workers: int, n_serial_envs: int
+) -> None:
+    batches = collect(n_workers, "shared", kind, n_serial_envs=n_serial_envs)
+    for batch, expected in zip(batches, collect(0, "local"), strict=True):
         assert_same(batch, expected)
 
 
@@ -532,6 +548,9 @@ def test_environments_are_divided_among_workers() -> None:
     assert sizes(n_workers=2) == [("ProcessCage", 2), ("ProcessCage", 3)]
     assert sizes(n_workers=9) == [("ProcessCage", 1)] * 5
     assert sizes(n_workers=0) == sizes(n_workers="serial") == [("SerialCage", 5)]
+    assert sizes(n_workers=1, n_serial_envs=3) == [("ProcessCage", 2), ("SerialCage", 3)]
+    assert sizes(n_workers=9, n_serial_envs=3) == [("ProcessCage", 1)] * 2 + [("SerialCage", 3)]
+    assert sizes(n_workers=0, n_serial_envs=3) == [("SerialCage", 5)]
 
 
 def test_fast_environments_stay_here_and_slow_ones_get_workers() -> None:
@@ -554,6 +573,75 @@ class Slow(Clock):
     def step(self, action: Any) -> Any:
         time.sleep(1e-4)
         return super().step(action)
+
+
+def test_this_process_is_one_of_those_that_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    for n_cores, expected in ((1, 0), (2, 1), (3, 2), (9, 2)):
+        monkeypatch.setattr(worker_numbers, "n_physical_cores", lambda n=n_cores: n)
+        cages = build_cages(Slow, 4, seed=0, n_serial_envs=2)
+        for cage in cages:
+            cage.close()
+        assert [type(cage) for cage in cages] == [ProcessCage] * expected + [SerialCage]
+        assert sum(cage.n_envs for cage in cages) == 4
+
+
+def test_environments_here_step_while_those_of_workers_do(tmp_path: Path) -> None:
+    """Each waits for the file of the other in its step."""
+
+    class Meeting(Clock):
+        def step(self, action: Any) -> Any:
+            own = tmp_path / ("here" if os.getpid() == here else "there")
+            own.touch()
+            end = time.monotonic() + 10
+            while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < end:
+                time.sleep(0.001)
+            return super().step(action)
+
+    here = os.getpid()
+    agent = TensorAgent()
+    cages = build_cages(Meeting, 2, n_workers=1, n_serial_envs=1)
+    with ExitStack() as stack:
+        for cage in cages:
+            stack.callback(cage.close)
+        samples = build_sample_tree(build_example(Clock), agent, batch_shape=(1, 2))
+        begin = time.monotonic()
+        BasicSampler(cages, agent, samples).collect_batch()
+        assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize("number", [-1, 2, 3])
+def test_some_environments_are_left_to_workers(number: int) -> None:
+    with pytest.raises(ValueError, match=rf"n_serial_envs: got {number}, .* n_envs \(2\)"):
+        build_cages(Clock, 2, n_workers=1, n_serial_envs=number)
+
+
+@pytest.mark.parametrize("number", [True, 1.0, "1"])
+def test_a_number_of_environments_here_is_an_int(number: Any) -> None:
+    with pytest.raises(TypeError, match=f"n_serial_envs: got {number!r}, expected an int"):
+        build_cages(Clock, 2, n_workers=1, n_serial_envs=number)
+
+
+def test_environments_here_are_not_made_anew() -> None:
+    with pytest.raises(ValueError, match='n_serial_envs: got 1 with on_worker_error="restart"'):
+        build_cages(Clock, 2, n_workers=1, n_serial_envs=1, on_worker_error="restart")
+
+
+def test_where_no_worker_can_be_made_environments_here_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed = []
+
+    class Closing(Clock):
+        def close(self) -> None:
+            closed.append(threading.current_thread())
+
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise OSError("no worker process")
+
+    monkeypatch.setattr("parllel.patterns.ProcessCage", fail)
+    with pytest.raises(OSError, match="no worker process"):
+        build_cages(Closing, 3, n_workers=1, n_serial_envs=2)
+    assert closed == [threading.main_thread()] * 2
 
 
 @pytest.mark.parametrize("n_workers", [-1, 1.5, "parallel"])

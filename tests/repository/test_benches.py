@@ -277,7 +277,7 @@ def test_games_of_stable_baselines3_are_the_same_in_each_vector_environment() ->
 
 
 def test_worker_processes_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, number in {"B": 2, "T": 32, "SAMPLE_S": 1e-4}.items():
+    for name, number in {"B": 2, "N_HERE": 1, "T": 32, "SAMPLE_S": 1e-4}.items():
         monkeypatch.setattr(bench_cages, name, number)
     bench_cages.main(tmp_path, repeats=2, numbers=(1, 2))
     curves = tmp_path / "cages_by_number_cpu.png"
@@ -288,10 +288,15 @@ def test_worker_processes_are_reported(tmp_path: Path, monkeypatch: pytest.Monke
     assert [list(table["contestants"]) for table in content["tables"]] == [
         ["AsyncVectorEnv", serial, workers],
         [serial, workers],
-        [serial, workers, "SubprocVecEnv of stable-baselines3"],
+        [
+            *(serial, workers, bench_cages.BOUND, bench_cages.SHARED, bench_cages.TURNS),
+            "SubprocVecEnv of stable-baselines3",
+        ],
+        [serial, workers, bench_cages.SHARED],
+        [serial, workers, bench_cages.SHARED],
         [f"{name}, B = {n}" for name in (serial, workers) for n in (1, 2)],
     ]
-    assert len(content["targets"]) == 5
+    assert len(content["targets"]) == 9
 
 
 @needs("ray")
