@@ -46,7 +46,7 @@ def is_on_device(tensor: Tensor) -> bool:
     known: bool | None = getattr(tensor, "is_on_device", None)
     if known is not None:
         return known
-    region = active.device().memory.find(tensor.untyped_storage().data_ptr())
+    region = active.machine().memory.find(tensor.untyped_storage().data_ptr())
     return region is not None and region.kind != "page-locked"
 
 

@@ -139,8 +139,15 @@ class Buffer:
         return self.data
 
     def in_order(self) -> AbstractContextManager[object]:
-        """Return a context in which work on `data` goes to the caller's current stream."""
-        return nullcontext() if self.is_on_host else cuda.use_stream()
+        """Return a context in which work on `data` goes to the caller's current stream.
+
+        Raises:
+            RuntimeError: `data` is memory of another device than the current one.
+        """
+        if self.is_on_host:
+            return nullcontext()
+        cuda.check_current(self.data)
+        return cuda.use_stream()
 
     def copy_from(self, other: Buffer) -> None:
         """Overwrite all rows with those of a buffer of the same kind and shape, in any memory.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -97,11 +96,15 @@ def put_on_device(value: object, *, out_device: DeviceArray) -> None:
         out_device: array of CuPy, overwritten.
 
     Raises:
+        RuntimeError: the array, or the value, is memory of another device than the current one.
         ValueError: the value's shape does not broadcast.
     """
+    cuda.check_current(out_device)
     with cuda.use_stream():
         found = _for_gpu(value)
         if not isinstance(found, np.ndarray):
+            if cuda.is_device_array(found):
+                cuda.check_current(found)
             out_device[...] = apart_from(out_device, found)
             return
         flags = out_device.flags
@@ -211,9 +214,12 @@ def flat_rows(values: AnyArray) -> AnyArray:
         values: [T, B, ...], an array of NumPy or CuPy. Where it is not contiguous, the result is a
             copy, on a GPU made in the caller's current stream.
     """
-    in_order = nullcontext() if isinstance(values, np.ndarray) else cuda.use_stream()
-    with in_order:
-        rows = values.reshape(values.shape[0] * values.shape[1], *values.shape[2:])
+    shape = values.shape[0] * values.shape[1], *values.shape[2:]
+    if isinstance(values, np.ndarray):
+        return np.ascontiguousarray(values.reshape(shape))
+    cuda.check_current(values)
+    with cuda.use_stream():
+        rows = values.reshape(shape)
         return rows if rows.flags.c_contiguous else rows.copy()
 
 

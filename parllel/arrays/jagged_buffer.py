@@ -211,6 +211,7 @@ class JaggedBuffer(PartedBuffer):
         elif isinstance(place, slice):
             put_on_device(values, out_device=out[place])
         else:
+            cuda.check_current(out)
             with cuda.use_stream():
                 out[cuda.to_device(place)] = to_device(values)
 
@@ -289,5 +290,6 @@ def _pick(rows: AnyArray, numbers: Numbers) -> AnyArray:
     picked = np.asarray(numbers, np.int64)
     if isinstance(rows, np.ndarray):
         return rows[picked]
+    cuda.check_current(rows)
     with cuda.use_stream():
         return rows[cuda.to_device(picked)]

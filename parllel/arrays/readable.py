@@ -449,6 +449,7 @@ class Readable:
             return data[first]
         if isinstance(data, np.ndarray):
             return data[first][second]
+        cuda.check_current(data)
         with cuda.use_stream():  # a gather is work
             return data[first][second]
 

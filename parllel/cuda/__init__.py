@@ -10,7 +10,7 @@ from parllel.cuda.capturing import is_capturing, refuse_capture
 from parllel.cuda.copies import copy_to_device, copy_to_host, to_device, to_host
 from parllel.cuda.counters import Counters, counters
 from parllel.cuda.description import describe
-from parllel.cuda.devices import device_number, use_device
+from parllel.cuda.devices import check_current, device_number, use_device
 from parllel.cuda.exchange import (
     array_by_dlpack,
     array_interface,
@@ -62,6 +62,7 @@ __all__ = [
     "array_by_dlpack",
     "array_interface",
     "array_over",
+    "check_current",
     "copy_to_device",
     "copy_to_host",
     "counters",

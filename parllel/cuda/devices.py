@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from parllel.cuda.library import DeviceArray, Library, library
+
+if TYPE_CHECKING:
+    import torch
 
 
 def device_number() -> int:
@@ -29,26 +33,35 @@ def device_number_of(cupy: Library) -> int:
     """Return what `device_number` does, given the CuPy that `library` has returned."""
     number: int = cupy.cuda.runtime.getDevice()
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return number
-    theirs = getattr(torch.cuda.current_stream(), "device_index", number)
+    if torch is not None and torch.cuda.is_initialized():
+        check_torchs(torch.cuda.current_stream(), number)
+    return number
+
+
+def check_torchs(stream: torch.cuda.Stream, number: int) -> None:
+    """Refuse torch's current stream where it belongs to another device than CuPy's current one.
+
+    Raises:
+        RuntimeError: it does.
+    """
+    theirs = getattr(stream, "device_index", number)
     if theirs != number:
         raise RuntimeError(
             f"device: torch's current one is {theirs}, and CuPy's is {number}, expected one for"
             f" both; choose it with parllel.cuda.use_device({theirs}), or show the program one"
             " device alone with CUDA_VISIBLE_DEVICES"
         )
-    return number
 
 
-def check_current(array: DeviceArray) -> None:
-    """Refuse an array that is memory of another device than the current one.
+def check_current(*arrays: DeviceArray) -> None:
+    """Refuse arrays that are memory of another device than the current one.
 
-    CUDA itself would copy it, in a stream of the current device, which waits for no work of the
-    array's own.
+    All that parllel does on a GPU goes to the current device's stream, which waits for no work of
+    another device; and a GPU may not be able to read another one's memory at all. Page-locked and
+    managed memory count as the device's that was current when they were allocated.
 
     Raises:
-        RuntimeError: it is.
+        RuntimeError: one is.
 
     >>> import numpy as np
     >>> from parllel import cuda
@@ -56,25 +69,36 @@ def check_current(array: DeviceArray) -> None:
     >>> with simulated_cuda():  # on a GPU, leave this line out
     ...     check_current(cuda.to_device(np.zeros(3)))
     """
-    owner = getattr(array, "device", None)  # simulated CUDA has one device, and tells of none
-    if owner is None:
-        return
     number: int = library().cuda.runtime.getDevice()
-    if owner.id != number:
-        raise RuntimeError(
-            f"array: got memory of device {owner.id}, and device {number} is the current one:"
-            " a copy would not wait for the work that writes or reads it; put all that uses the"
-            f" memory inside of `with parllel.cuda.use_device({owner.id}):`"
-        )
+    for array in arrays:
+        if array.data.device_id != number:
+            raise another_device("array", array.data.device_id, number)
+
+
+def another_device(name: str, owner: int, current: int) -> RuntimeError:
+    """Return the error for what belongs to another device than the current one.
+
+    Args:
+        name: what it is, for the message.
+        owner, current: numbers of its device, and of the current one.
+    """
+    return RuntimeError(
+        f"{name}: got memory of device {owner}, expected memory of device {current}, which is the"
+        " current one: its work would not wait for the other one's; put all that uses the memory"
+        f" inside of `with parllel.cuda.use_device({owner}):`, or copy values by way of the host"
+        " (to_ndarray)"
+    )
 
 
 @contextmanager
 def use_device(number: int) -> Iterator[None]:
     """Make a device the current one of this thread inside the `with` block, for CuPy and torch.
 
-    Memory of the kinds "device" and "managed" is allocated on the current device, and work on it
-    has to be queued while it is current: allocate a tree, sample into it and learn from it inside
-    of one block. Each thread begins with device 0. Entering and leaving wait for nothing.
+    Memory of the kinds "device", "managed" and "pinned" belongs to the device that is current when
+    it is allocated, and is used while that one is current: allocate a tree, sample into it and
+    learn from it inside of one block, or of several. Outside of them whatever works on the memory
+    raises RuntimeError, and so does a tree with leaves of two devices; closing it is allowed. Each
+    thread begins with device 0. Entering and leaving wait for nothing.
 
     Args:
         number: the number of a device that this process sees, from 0 on.

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from parllel.cuda.devices import check_current
 from parllel.cuda.library import DeviceArray, Stream, library
 from parllel.cuda.streams import LEGACY, current_stream, order_streams, stream_at, use_stream
 
@@ -59,13 +60,14 @@ def array_over(owner: Any) -> DeviceArray:  # Any: all that has a CUDA array int
     """Return a CuPy array over device memory that another library shows. Nothing is copied.
 
     Where the owner names a stream, the caller's current one waits for it; the host does not, as
-    it does in `cupy.asarray`.
+    it does in `cupy.asarray`. A CuPy array is returned as it is, whatever device has it.
 
     Args:
         owner: object with `__cuda_array_interface__`, which the array keeps.
 
     Raises:
         CudaUnavailableError: there is no usable device.
+        RuntimeError: it is memory of another device than the current one.
         ValueError: it has a mask.
     """
     cupy = library()
@@ -75,7 +77,9 @@ def array_over(owner: Any) -> DeviceArray:  # Any: all that has a CUDA array int
     number = interface.get("stream")
     if number is not None:
         order_streams(stream_at(number), current_stream())
-    return cupy.asarray(_Ordered(owner, interface))
+    array = cupy.asarray(_Ordered(owner, interface))
+    check_current(array)
+    return array
 
 
 def array_by_dlpack(owner: Any) -> DeviceArray:  # Any: all that has DLPack's methods
@@ -93,7 +97,9 @@ def array_by_dlpack(owner: Any) -> DeviceArray:  # Any: all that has DLPack's me
     if is_device_array(owner):
         return owner
     with use_stream():
-        return library().from_dlpack(owner)
+        array = library().from_dlpack(owner)
+    check_current(array)
+    return array
 
 
 def array_interface(array: DeviceArray) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 
 import parllel.kernels
 from parllel.cuda.counters import counters
+from parllel.cuda.devices import another_device
 from parllel.cuda.library import DeviceArray, Library, Stream, library
 from parllel.cuda.streams import AnyStream, as_stream, current_stream_of, in_cupy
 
@@ -43,15 +44,20 @@ def launch(
 
     Raises:
         CudaUnavailableError: there is no usable device.
+        RuntimeError: an array is memory of another device than the current one.
         TypeError: a plain Python number; its type would be a guess.
     """
+    cupy = library()
+    current = cupy.cuda.runtime.getDevice()
     for number, argument in enumerate(args):
         if isinstance(argument, bool | int | float) and not isinstance(argument, np.generic):
             raise TypeError(
                 f"{name}: argument {number} is {argument!r}, a {type(argument).__name__}; expected"
                 " a NumPy scalar of the kernel's own type, such as numpy.int64"
             )
-    cupy = library()
+        owner = current if isinstance(argument, np.generic) else argument.data.device_id
+        if owner != current:
+            raise another_device(f"{name}: argument {number}", owner, current)
     kernel = _kernel(cupy, name)
     counters.launches += 1
     used = current_stream_of(cupy) if stream is None else as_stream(stream)

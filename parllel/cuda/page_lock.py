@@ -9,6 +9,7 @@ import weakref
 import numpy as np
 from numpy.typing import NDArray
 
+from parllel.cuda.devices import use_device
 from parllel.cuda.library import DeviceArray, Library, library
 from parllel.cuda.streams import synchronize
 
@@ -25,7 +26,8 @@ class PageLock:
     Copies between it and the device are asynchronous, and kernels can use it in place. Only the
     process that made the lock may hand the memory to CUDA; others that map it just read and
     write. The lock keeps `block` alive, but does not own the memory. A lock that is never released
-    goes with its last reference, and waits for the current stream before.
+    goes with its last reference, and waits for the current stream before: that of the device which
+    was current when the lock was made.
 
     >>> from parllel.testing.simulated_cuda import simulated_cuda
     >>> with simulated_cuda("lazy"):
@@ -61,7 +63,9 @@ class PageLock:
         # CuPy's own view of the memory; its owner keeps the lock as long as it is used.
         self._block: NDArray[np.uint8] | None = block
         self._process = os.getpid()
-        self._unlock = weakref.finalize(self, _unlock_after_work, cupy, address, self._process)
+        self._device: int = runtime.getDevice()
+        held = address, self._process, self._device
+        self._unlock = weakref.finalize(self, _unlock_after_work, cupy, *held)
         self._unlock.atexit = False  # the process takes its locks with it
 
     @property
@@ -94,6 +98,11 @@ class PageLock:
             raise ValueError("page-locked memory: the lock was released")
         return np.asarray(_Kept(self, self._block))
 
+    def synchronize(self) -> None:
+        """Make the host wait for the current stream of the lock's device, whichever is current."""
+        with use_device(self._device):
+            synchronize()
+
     def release(self) -> None:
         """Unlock the pages. Called again, or in a forked process, it does nothing.
 
@@ -102,7 +111,7 @@ class PageLock:
         self._block = None
         held = self._unlock.detach()
         if held is not None:
-            _, _, (cupy, address, _), _ = held
+            _, _, (cupy, address, *_), _ = held
             if self.is_own:
                 cupy.cuda.runtime.hostUnregister(address)
 
@@ -115,9 +124,10 @@ class _Kept:
         self.__array_interface__ = block.__array_interface__
 
 
-def _unlock_after_work(cupy: Library, address: int, process: int) -> None:
+def _unlock_after_work(cupy: Library, address: int, process: int, device: int) -> None:
     if os.getpid() != process:
         return
     if sys.modules.get("cupy") is cupy:  # otherwise it was a simulation's, which has ended
-        synchronize()
+        with use_device(device):
+            synchronize()
     cupy.cuda.runtime.hostUnregister(address)

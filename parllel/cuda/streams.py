@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from parllel.cuda.counters import counters
+from parllel.cuda.devices import check_torchs, use_device
 from parllel.cuda.library import Library, Stream, library
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def current_stream() -> Stream:
 
     Raises:
         CudaUnavailableError: there is no usable device.
+        RuntimeError: torch's current device is another one than CuPy's.
     """
     return current_stream_of(library())
 
@@ -36,7 +38,9 @@ def current_stream_of(cupy: Library) -> Stream:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return current
-    address = torch.cuda.current_stream().cuda_stream
+    of_torch = torch.cuda.current_stream()
+    check_torchs(of_torch, cupy.cuda.runtime.getDevice())
+    address = of_torch.cuda_stream
     return current if current.ptr == address else _stream_at(cupy, address)
 
 
@@ -130,8 +134,7 @@ def device_of(stream: Stream | None) -> AbstractContextManager[object]:
     """
     if stream is None:
         return nullcontext()
-    context: AbstractContextManager[object] = library().cuda.Device(stream.device_id)
-    return context
+    return use_device(stream.device_id)
 
 
 def synchronize(stream: AnyStream | None = None) -> None:
@@ -167,15 +170,29 @@ class Event:
     """
 
     def __init__(self, *, sleeps: bool = False) -> None:
-        self._event = library().cuda.Event(block=sleeps, disable_timing=True)
+        cupy = library()
+        self._event = cupy.cuda.Event(block=sleeps, disable_timing=True)
+        self._runtime = cupy.cuda.runtime
+        self._device: int = self._runtime.getDevice()
 
     def record(self, stream: AnyStream | None = None) -> Self:
         """Move the mark behind all that is now in a stream. Returns at once.
 
         Waits that were asked for before keep waiting for the mark's former place.
+
+        Raises:
+            RuntimeError: the stream belongs to another device than the event.
         """
+        used = as_stream(stream)
+        number = used.device_id if used.device_id >= 0 else self._runtime.getDevice()
+        if number != self._device:
+            raise RuntimeError(
+                f"event: got a stream of device {number}, expected one of device {self._device},"
+                " which was current when the event was made; use it inside of"
+                f" `with parllel.cuda.use_device({self._device}):`, or make one for each device"
+            )
         counters.event_records += 1
-        self._event.record(as_stream(stream))
+        self._event.record(used)
         return self
 
     def query(self) -> bool:

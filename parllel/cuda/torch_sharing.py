@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from parllel.cuda.devices import check_current
 from parllel.cuda.library import CudaUnavailableError, DeviceArray, Library, library
 from parllel.cuda.streams import current_stream, order_streams, use_stream
 
@@ -24,6 +25,7 @@ def tensor_over(array: DeviceArray) -> torch.Tensor:
     Raises:
         CudaUnavailableError: torch can use no device; its build may be for CPUs.
         BufferError: torch has no such dtype, or takes no memory of this kind.
+        RuntimeError: it is memory of another device than the current one.
         ValueError: a stride is negative, which torch does not know.
     """
     import torch
@@ -34,6 +36,7 @@ def tensor_over(array: DeviceArray) -> torch.Tensor:
             f"to_torch: torch can't share strides {array.strides}; index with a positive step, or"
             " copy the values on the device first: to_cupy().copy()"
         )
+    check_current(array)
     kind, number = array.__dlpack_device__()
     if kind == _DLPACK_CPU:
         return from_dlpack(array)

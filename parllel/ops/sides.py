@@ -8,7 +8,6 @@ is given decide which one it is (`common_side`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,11 +26,15 @@ def common_side(name: str, arrays: Sequence[AnyArray]) -> Side:
 
     Raises:
         TypeError: some arrays are NumPy's, and some are not. The message begins with `name`.
+        RuntimeError: one is memory of another device than the current one.
     """
     are_on_host = {isinstance(array, np.ndarray) for array in arrays}
     if len(are_on_host) > 1:
         raise TypeError(f"{name}: got arrays of NumPy and of CuPy, expected one kind")
-    return "host" if True in are_on_host else "gpu"
+    if True in are_on_host:
+        return "host"
+    cuda.check_current(*arrays)  # kernels get addresses, which tell of no device
+    return "gpu"
 
 
 def common_side_of(arrays: Mapping[str, AnyArray]) -> Side:
@@ -39,6 +42,7 @@ def common_side_of(arrays: Mapping[str, AnyArray]) -> Side:
 
     Raises:
         TypeError: some arrays are NumPy's, and some are not; the message names one of the fewer.
+        RuntimeError: one is memory of another device than the current one.
     """
     on_host = [name for name, array in arrays.items() if isinstance(array, np.ndarray)]
     others = [name for name in arrays if name not in on_host]
@@ -48,7 +52,10 @@ def common_side_of(arrays: Mapping[str, AnyArray]) -> Side:
             f"{name}: {_kind_of(arrays[name])}, expected {_kind_of(arrays[like])} as {like} is;"
             " all arrays are worked on by the same side"
         )
-    return "host" if on_host else "gpu"
+    if on_host:
+        return "host"
+    cuda.check_current(*arrays.values())
+    return "gpu"
 
 
 def _kind_of(array: AnyArray) -> str:
@@ -127,7 +134,11 @@ def fill_rows(rows: tuple[NDArray[np.intp] | int, ...], number: float, *, out: A
         number: what is written.
         out: the array, overwritten there.
     """
-    with nullcontext() if isinstance(out, np.ndarray) else cuda.use_stream():
+    if isinstance(out, np.ndarray):
+        out[rows] = number
+        return
+    cuda.check_current(out)
+    with cuda.use_stream():
         out[rows] = number
 
 

@@ -77,6 +77,7 @@ class StepCopy:
         self._step_nbytes = np.array([_ring_of(place.leaf).strides[0] for place in places])
         self._rings = np.array([_ring_of(place.leaf).data.ptr for place in places])
         self._first_rows = self._rings
+        self._device = cuda.device_number()
 
     def begin_batch(self) -> None:
         """Follow the windows of the leaves. All launches of the last batch have run."""
@@ -117,7 +118,7 @@ class StepCopy:
         rows = locate_rows(value)
         shape = place.leaf.shape[1:]
         _check_form(place, shape, getattr(value, "shape", None), value)
-        if rows is not None:
+        if rows is not None and rows.device == self._device:
             _check_kind(place, rows.dtype)
             pieces = find_pieces(rows.shape, place.leaf.dtype, rows.strides, rows.dtype)
             if pieces is not None:

@@ -17,7 +17,8 @@ class Pinned(Shared):
     event behind them, and wait for it before the host touches the bytes again. Processes that
     receive it map it as plain shared memory and need no CUDA.
 
-    Closing makes the host wait for the caller's current stream; wait for others that use the
+    Closing makes the host wait for the current stream of the device that was current when the
+    memory was allocated; wait for others that use the
     memory before. Locking and unlocking pages is slow: allocate once.
 
     >>> from parllel import Array
@@ -59,6 +60,7 @@ class Pinned(Shared):
     def _close(self) -> None:
         if not self.is_closed:
             if self._lock.is_own:
-                cuda.synchronize()  # unlocking does not wait for what reads or writes the pages
+                # Unlocking does not wait for what reads or writes the pages.
+                self._lock.synchronize()
             self._lock.release()
         super()._close()

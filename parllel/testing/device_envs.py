@@ -70,7 +70,7 @@ _TO_HOST = (torch.Tensor.cpu, torch.Tensor.numpy)
 
 
 def _is_of_device(tensor: torch.Tensor) -> bool:
-    return active.device().memory.find(tensor.data_ptr()) is not None or not tensor.numel()
+    return active.machine().memory.find(tensor.data_ptr()) is not None or not tensor.numel()
 
 
 def _on_device(host: torch.Tensor) -> torch.Tensor:

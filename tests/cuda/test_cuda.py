@@ -814,32 +814,6 @@ def cupy_of_two(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return cupy
 
 
-def test_a_device_is_current_inside_of_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    cupy_of_two(monkeypatch)
-    with cuda.use_device(1):
-        assert cuda.device_number() == 1
-        with pytest.raises(ZeroDivisionError), cuda.use_device(0):
-            _ = 1 / 0
-        assert cuda.device_number() == 1
-    assert cuda.device_number() == 0
-    for number in (-1, 2):
-        with pytest.raises(ValueError, match="expected a number below 2"), cuda.use_device(number):
-            pass
-
-
-def test_a_copy_of_another_devices_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    cupy_of_two(monkeypatch)
-    foreign = SimpleNamespace(device=SimpleNamespace(id=1), nbytes=4)
-    host = np.zeros(1, np.float32)
-    for begin_copy in (
-        lambda: cuda.to_host(foreign),
-        lambda: cuda.copy_to_host(foreign, out_host=host),
-        lambda: cuda.copy_to_device(host, out_device=foreign),
-    ):
-        with pytest.raises(RuntimeError, match=r"memory of device 1, and device 0 .*_device\(1\)"):
-            begin_copy()
-
-
 def test_a_rank_begins_with_the_device_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}
     for name, each in {**given, "MASTER_PORT": "1"}.items():

@@ -113,7 +113,7 @@ def prepare() -> Places:
 
 def streams_of(simulation: Simulation) -> set[int]:
     """Return the streams that work waits in, but for the freeing of memory, each in its own."""
-    pending = [op for queue in simulation._device.engine._queues for op in queue.pending]
+    pending = [op for queue in simulation._machine.engine._queues for op in queue.pending]
     return {op.stream.address for op in pending if not op.name.startswith("freeing")}
 
 

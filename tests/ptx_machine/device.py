@@ -50,7 +50,7 @@ def device_of(machine: Machine, seed: int, *, most_steps: int = 100_000) -> Iter
     def stand_in(name: str) -> Callable[..., None]:
         def run(grid: tuple[int, ...], block: tuple[int, ...], *arguments: object) -> None:
             launched.append(name)
-            regions = active.device().memory.reachable()
+            regions = active.machine().memory.reachable()
             blocks = [Block(region.address, region.data, region) for region in regions]
             scalars = [_as_scalar(argument) for argument in arguments]
             allowed = [

@@ -310,7 +310,7 @@ def test_a_step_that_was_cut_off_is_awaited_before_its_memory_is_used(goes_on: s
         with cuda.use_stream(side):
             staging = Staging(samples)
             assert staging.send_actions(0, action, info)
-        queue = simulation._device.engine.stream_at(side.ptr)
+        queue = simulation._machine.engine.stream_at(side.ptr)
         assert any(each.name.startswith("kernel rows") for each in queue.pending)
         getattr(staging, goes_on)()
         assert not any(each.name.startswith("kernel rows") for each in queue.pending)

@@ -849,7 +849,7 @@ def test_a_twin_runs_when_its_turn_comes() -> None:
         array.fill(5)  # in the default stream, behind the kernel
         assert array._values.tolist() != [5, 5]
         assert cuda.to_host(array).tolist() == [5, 5]
-        assert simulation.launches == [("add_one", (2, 1), (4,), stream.ptr)]
+        assert simulation.launches == [("add_one", (2, 1), (4,), stream.ptr, 0)]
 
 
 def test_arguments_are_held_against_the_ptx(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from parllel.testing.simulated_cuda.errors import (
     OutOfBoundsError,
     SimulationError,
     UseAfterFreeError,
+    WrongDeviceError,
 )
 from parllel.testing.simulated_cuda.simulation import Simulation, simulated_cuda
 
@@ -16,5 +17,6 @@ __all__ = [
     "Simulation",
     "SimulationError",
     "UseAfterFreeError",
+    "WrongDeviceError",
     "simulated_cuda",
 ]

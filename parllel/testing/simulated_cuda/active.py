@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,71 +16,73 @@ class Launch(NamedTuple):
     grid: tuple[int, ...]
     block: tuple[int, ...]
     stream: int
+    device: int = 0
 
 
-class Device:
-    """The parts of one simulation's device.
+class Machine:
+    """The parts of one simulation, which its devices share.
 
     Args:
-        engine: its streams.
-        memory: the memory that it can reach.
-        kernels: the functions that run in the place of its kernels, by the kernels' names.
+        engine: the streams of the devices.
+        memory: the memory that they can reach.
+        kernels: the functions that run in the place of their kernels, by the kernels' names.
+        n_devices: how many devices there are.
     """
 
     def __init__(
-        self, engine: Engine, memory: Memory, kernels: Mapping[str, Callable[..., None]]
+        self,
+        engine: Engine,
+        memory: Memory,
+        kernels: Mapping[str, Callable[..., None]],
+        n_devices: int = 1,
     ) -> None:
         self.engine = engine
         self.memory = memory
         self.kernels = kernels
+        self.n_devices = n_devices
         self.launches: list[Launch] = []
         self.is_torch_in_order = False
         self.allocator: Callable[[int], Any] | None = None  # Any: a MemoryPointer
-        self.thread = _ThreadState()  # the current stream is each thread's own
-
-
-class _ThreadState(threading.local):
-    def __init__(self) -> None:
-        self.streams = [0]  # addresses; the last one is current
+        self.thread = engine.thread
 
 
 # One at a time, as there is one module of the name cupy in a process.
-_devices: list[Device] = []
+_machines: list[Machine] = []
 
 
-def device() -> Device:
-    """Return the simulated device.
+def machine() -> Machine:
+    """Return what is simulated now.
 
     Raises:
         RuntimeError: the simulation has ended.
     """
-    if not _devices:
+    if not _machines:
         raise RuntimeError(
             "simulated CUDA: the simulation has ended; arrays, streams and events of it can't be"
             " used any more"
         )
-    return _devices[-1]
+    return _machines[-1]
 
 
 def is_active(memory: Memory) -> bool:
-    """Tell whether memory is that of the simulated device."""
-    return bool(_devices) and _devices[-1].memory is memory
+    """Tell whether memory is that of the running simulation."""
+    return bool(_machines) and _machines[-1].memory is memory
 
 
 def current_stream() -> int:
     """Return the address of this thread's current stream."""
-    return device().thread.streams[-1]
+    return machine().thread.stream
 
 
-def activate(new: Device) -> None:
-    """Make a device the simulated one."""
-    if _devices:
+def activate(new: Machine) -> None:
+    """Let a simulation begin."""
+    if _machines:
         raise RuntimeError(
             "simulated CUDA: a simulation is running already, expected one at a time"
         )
-    _devices.append(new)
+    _machines.append(new)
 
 
 def deactivate() -> None:
-    """Leave the process without a simulated device."""
-    _devices.clear()
+    """Leave the process without a simulation."""
+    _machines.clear()

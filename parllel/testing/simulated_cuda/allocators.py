@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.testing.simulated_cuda.active import current_stream, device
+from parllel.testing.simulated_cuda.active import current_stream, machine
 from parllel.testing.simulated_cuda.errors import OutOfBoundsError
 from parllel.testing.simulated_cuda.memory import Memory, Region
 from parllel.testing.simulated_cuda.streams import Stream
@@ -35,7 +35,7 @@ class BaseMemory:
         self._region = region
         self.ptr = region.address
         self.size = size
-        self.device_id = 0
+        self.device_id = region.device
         self._owner = owner
         self._drops = drops
 
@@ -49,14 +49,16 @@ class UnownedMemory(BaseMemory):
     """Stands in for cupy.cuda.UnownedMemory."""
 
     def __init__(self, ptr: int, size: int, owner: object, device_id: int = -1) -> None:
-        region = device().memory.find(ptr)
+        region = machine().memory.find(ptr)
         if region is None:
             raise OutOfBoundsError(
                 f"UnownedMemory: the device can't reach {ptr:#x}; lock its pages"
             )
-        device().memory.check(ptr, size, "UnownedMemory")
+        machine().memory.check(ptr, size, "UnownedMemory")
         super().__init__(region, size, owner=owner)
         self.ptr = ptr
+        if device_id >= 0:
+            self.device_id = device_id
 
 
 class MemoryPointer:
@@ -80,7 +82,7 @@ class MemoryPointer:
         data = self._bytes_behind(size)
         address = current_stream() if stream is None else stream.ptr
         checks = (self.mem._region.check,)
-        device().engine.queue(address, "a memset", lambda: data.fill(value), checks=checks)
+        machine().engine.queue(address, "a memset", lambda: data.fill(value), checks=checks)
 
 
 class MemoryPool:
@@ -111,13 +113,14 @@ class PythonFunctionAllocator:
         """Return memory that `malloc_func` makes, and `free_func` takes back in its stream."""
         if size == 0:
             return MemoryPointer(_allocate(0, "device"), 0)
-        memory = device().memory
-        address, stream = self._malloc(size, 0), current_stream()
-        region = memory.adopt(address, size, stream=stream, give_back=self._take_back)
-        return MemoryPointer(BaseMemory(region, size, drops=memory), 0)
+        memory, number, stream = machine().memory, machine().thread.device, current_stream()
+        address = self._malloc(size, number)
 
-    def _take_back(self, address: int) -> None:
-        self._free(address, 0)
+        def take_back(address: int) -> None:
+            self._free(address, number)
+
+        region = memory.adopt(address, size, stream=stream, give_back=take_back)
+        return MemoryPointer(BaseMemory(region, size, drops=memory), 0)
 
 
 _pool = MemoryPool()
@@ -130,12 +133,12 @@ def get_default_memory_pool() -> MemoryPool:
 
 def get_allocator() -> Callable[[int], MemoryPointer]:
     """Stand in for cupy.cuda.get_allocator."""
-    return device().allocator or _pool.malloc
+    return machine().allocator or _pool.malloc
 
 
 def set_allocator(allocator: Callable[[int], MemoryPointer] | None = None) -> None:
     """Stand in for cupy.cuda.set_allocator."""
-    device().allocator = allocator
+    machine().allocator = allocator
 
 
 def malloc_managed(size: int) -> MemoryPointer:
@@ -146,8 +149,8 @@ def malloc_managed(size: int) -> MemoryPointer:
 def _allocate(size: int, kind: str) -> BaseMemory:
     if size > _LARGEST:
         raise OverflowError("Python int too large to convert to C unsigned long")
-    memory = device().memory
-    device().engine.captures.check_unsafe()  # a pool that has no block left asks the driver
+    memory = machine().memory
+    machine().engine.captures.check_unsafe()  # a pool that has no block left asks the driver
     try:
         region = memory.allocate(size, kind=kind, stream=current_stream())
     except MemoryError as error:

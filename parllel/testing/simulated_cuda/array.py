@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from parllel.testing.simulated_cuda.active import current_stream, device
+from parllel.testing.simulated_cuda.active import current_stream, machine
 from parllel.testing.simulated_cuda.allocators import MemoryPointer, UnownedMemory, get_allocator
 from parllel.testing.simulated_cuda.array_transfers import (
     array_interface,
@@ -20,7 +20,7 @@ from parllel.testing.simulated_cuda.array_transfers import (
 from parllel.testing.simulated_cuda.errors import SimulationError
 from parllel.testing.simulated_cuda.host_values import Check
 from parllel.testing.simulated_cuda.indices import Index, Source
-from parllel.testing.simulated_cuda.streams import Stream
+from parllel.testing.simulated_cuda.streams import Device, Stream
 
 _NO_NUMPY = (
     "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy"
@@ -114,6 +114,11 @@ class ndarray:  # noqa: N801  # CuPy's name
         """Pointer to the first element; keeps the memory alive."""
         address = int(self._values.__array_interface__["data"][0])
         return MemoryPointer(self._memory, address - self._memory.ptr)
+
+    @property
+    def device(self) -> Device:
+        """The device whose memory it is."""
+        return Device(self._memory.device_id)
 
     def __len__(self) -> int:
         if not self.shape:
@@ -305,7 +310,7 @@ class ndarray:  # noqa: N801  # CuPy's name
         if self.size:
             name = f"{name} that writes an array {self.shape} of {self.dtype}"
             checks = (*self._checks, *checks)
-            device().engine.queue(current_stream(), name, run, checks=checks)
+            machine().engine.queue(current_stream(), name, run, checks=checks)
 
 
 class _DeviceValues:
@@ -336,7 +341,7 @@ def array_over(source: Any) -> ndarray:
     """
     interface = source.__cuda_array_interface__
     if interface.get("stream") is not None:
-        engine = device().engine
+        engine = machine().engine
         engine.counters.stream_synchronizations += 1
         engine.wait(engine.stream_at(interface["stream"]).last)
     shape, element = tuple(interface["shape"]), np.dtype(interface["typestr"])

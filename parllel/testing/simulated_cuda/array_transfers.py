@@ -7,7 +7,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.testing.simulated_cuda.active import current_stream, device
+from parllel.testing.simulated_cuda.active import current_stream, machine
 from parllel.testing.simulated_cuda.allocators import MemoryPointer
 from parllel.testing.simulated_cuda.engine import LEGACY
 from parllel.testing.simulated_cuda.errors import NotImitatedError
@@ -51,7 +51,7 @@ def upload(source: object, target: Transferable, stream: int) -> None:
         raise RuntimeError("Cannot set to non-contiguous array")
     contiguous = np.ascontiguousarray if seen.flags.c_contiguous else np.asfortranarray
     values = HostValues(contiguous(source).reshape(source.shape))
-    engine = device().engine
+    engine = machine().engine
     _check_not_capturing(stream)
     engine.counters.copies_to_device += 1
     engine.counters.bytes_to_device += source.nbytes
@@ -74,11 +74,11 @@ def download(source: Transferable, out: object, stream: int, *, blocking: bool) 
     if not (seen.flags.c_contiguous or seen.flags.f_contiguous):
         source = source.copy()  # in the current stream, whatever the stream of the copy is
         seen = source._values
-    engine = device().engine
+    engine = machine().engine
     _check_not_capturing(stream)
     engine.counters.copies_to_host += 1
     engine.counters.bytes_to_host += out.nbytes
-    locked = device().memory.find_locked(out)
+    locked = machine().memory.find_locked(out)
     checks = source._checks if locked is None else (*source._checks, locked.check)
     name = f"a copy of {out.nbytes:,} bytes to the host"
     copy = engine.queue(stream, name, lambda: np.copyto(out, seen), checks=checks)
@@ -132,10 +132,10 @@ def to_dlpack(
     if copy:
         raise NotImitatedError("__dlpack__ with a copy on the device is not imitated")
     if stream is not None and stream > 0 and stream != (current_stream() or LEGACY):
-        engine = device().engine
+        engine = machine().engine
         mark = engine.queue(current_stream(), "an event of __dlpack__")
         engine.queue(stream, "a wait of __dlpack__", after=mark)
-    check_torch_is_in_order(device())
+    check_torch_is_in_order(machine())
     return np.asarray(_Shared(array)).__dlpack__(max_version=max_version)
 
 

@@ -20,7 +20,7 @@ GLOBAL, THREAD_LOCAL, RELAXED = range(3)  # cudaStreamCaptureMode
 
 
 class Captures:
-    """All captures of a device that have begun and not ended."""
+    """All captures that have begun and not ended."""
 
     def __init__(self) -> None:
         self._by_stream: dict[StreamQueue, Capture] = {}
@@ -65,7 +65,7 @@ class Captures:
         """
         if is_default:
             for each, capture in self._by_stream.items():
-                if each.is_blocking:
+                if each.is_blocking and each.device == stream.device:
                     raise capture.fail(runtime_errors.CAPTURE_IMPLICIT)
         own, joined = self.of(stream), None if after is None else after.capture
         if joined is not None and joined not in self._by_stream.values():
@@ -90,10 +90,11 @@ class Captures:
             raise operation.capture.fail(runtime_errors.CAPTURED_EVENT)
         self.check_unsafe()
 
-    def check_wait_for_all(self) -> None:
+    def check_wait_for_all(self, device: int) -> None:
         """Raise if the host may not wait for the whole device: a stream of it is captured."""
-        for capture in self._by_stream.values():
-            raise capture.fail(runtime_errors.CAPTURE_UNSUPPORTED)
+        for stream, capture in self._by_stream.items():
+            if stream.device == device:
+                raise capture.fail(runtime_errors.CAPTURE_UNSUPPORTED)
 
     def check_unsafe(self) -> None:
         """Raise if a mode refuses calls that may wait for the device, as `cudaMalloc` does."""

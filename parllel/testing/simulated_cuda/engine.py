@@ -1,8 +1,9 @@
-"""Engine: the streams of one simulated device, the work in them, and which work needs which.
+"""Engine: the streams of the simulated devices, the work in them, and which work needs which.
 
 The rules are CUDA's. Work of one stream runs in its order. Work of different streams is not
 ordered, with two exceptions: a stream that was told to wait for an event, and the legacy default
 stream (address 0), which waits for all that is in blocking streams and which they wait for.
+Each device has a legacy default stream of its own, which orders work of that device alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Protocol
 from parllel.cuda import Counters
 from parllel.testing.simulated_cuda.capture import Captures, GraphRecord
 from parllel.testing.simulated_cuda.operation import Operation, StreamQueue
+from parllel.testing.simulated_cuda.threads import ThreadState
 
 LEGACY = 1  # cudaStreamLegacy: another name for address 0
 _addresses = itertools.count(0x5000, 0x10)  # of streams; like pointers, never used twice
@@ -43,22 +45,37 @@ class Engine:
     def __init__(self, schedule: Schedule) -> None:
         self.counters = Counters()
         self.captures = Captures()
+        self.thread = ThreadState()  # the current device and streams are each thread's own
+        self.running: StreamQueue | None = None  # whose work runs now
         self.n_operations = 0  # that do something: neither marks, nor the freeing of memory
         self.lock = threading.RLock()
         self.before_work: Callable[[], None] | None = None  # asked before anything is queued
         self._schedule = schedule
-        self._default = StreamQueue(0, is_blocking=False)
-        self._streams = {0: self._default, LEGACY: self._default}
-        self._queues = [self._default]
+        self._defaults: dict[int, StreamQueue] = {}  # legacy default streams, by device
+        self._streams: dict[int, StreamQueue] = {}
+        self._queues: list[StreamQueue] = []
 
     def open_stream(self, *, is_blocking: bool) -> int:
-        """Return the address of a new stream."""
-        return self._open(next(_addresses), is_blocking=is_blocking).address
+        """Return the address of a new stream of the current device."""
+        device = self.thread.device
+        return self._open(next(_addresses), is_blocking=is_blocking, device=device).address
 
-    def stream_at(self, address: int) -> StreamQueue:
-        """Return a stream. One that is not known is another library's, and not blocking."""
+    def stream_at(self, address: int, device: int | None = None) -> StreamQueue:
+        """Return a stream. One that is not known is another library's, and not blocking.
+
+        Args:
+            address: address of the stream; 0 and 1 are the legacy default stream.
+            device: whose default stream is meant, or whose an unknown one is; by default the
+                current device.
+        """
+        number = self.thread.device if device is None else device
+        if address in (0, LEGACY):
+            if number not in self._defaults:
+                self._defaults[number] = StreamQueue(0, is_blocking=False, device=number)
+                self._queues.append(self._defaults[number])
+            return self._defaults[number]
         known = self._streams.get(address)
-        return known or self._open(address, is_blocking=False)
+        return known or self._open(address, is_blocking=False, device=number)
 
     def queue(
         self,
@@ -69,6 +86,7 @@ class Engine:
         checks: Sequence[Callable[[str], None]] = (),
         after: Operation | None = None,
         is_recorded: bool = True,
+        device: int | None = None,
     ) -> Operation:
         """Add work to the stream at an address, or to the graph that it is captured for.
 
@@ -80,13 +98,15 @@ class Engine:
             after: work of another stream that must have run before.
             is_recorded: whether a capture of the stream gets the work: the driver's own is queued
                 all the same.
+            device: as for `stream_at`.
         """
         with self.lock:
             if self.before_work is not None:
                 self.before_work()
-            stream = self.stream_at(address)
+            stream = self.stream_at(address, device)
             if is_recorded:
-                capture = self.captures.find(stream, after, is_default=stream is self._default)
+                is_default = stream.address == 0
+                capture = self.captures.find(stream, after, is_default=is_default)
                 if capture is not None:
                     needs = capture.needs_of(stream, after)
                     capture.add(Operation(name, stream, needs, action, checks, capture))
@@ -103,7 +123,8 @@ class Engine:
             streams = {graph.origin: self.stream_at(address)}
             for node in graph.nodes:
                 if node.stream not in streams:
-                    streams[node.stream] = self._open(next(_addresses), is_blocking=False)
+                    of_graph, number = next(_addresses), node.stream.device
+                    streams[node.stream] = self._open(of_graph, is_blocking=False, device=number)
                 stream = streams[node.stream]
                 needs = [made[need] for need in node.needs] or [begin]
                 made[node] = self._add(node.name, stream, needs, node.action, node.checks)
@@ -136,13 +157,14 @@ class Engine:
             if operation is not None and not operation.is_done:
                 self._schedule.awaited(self, operation)
 
-    def wait_for_all(self) -> None:
-        """Make the host wait for the whole device."""
+    def wait_for_all(self, device: int | None = None) -> None:
+        """Make the host wait for a whole device, by default for all of them."""
         with self.lock:
             if self.before_work is not None:
                 self.before_work()
             for stream in list(self._queues):
-                self.wait(stream.last)
+                if device is None or stream.device == device:
+                    self.wait(stream.last)
 
     @property
     def n_pending(self) -> int:
@@ -185,6 +207,7 @@ class Engine:
         operation.is_done, operation.needs, operation.action, operation.checks = True, (), None, ()
         if action is None:
             return
+        before, self.running = self.running, operation.stream
         try:
             for check in checks:
                 check(operation.name)
@@ -195,14 +218,17 @@ class Engine:
                 f" {operation.stream.address:#x}, queued at {operation.origin}"
             )
             raise
+        finally:
+            self.running = before
 
-    def _open(self, address: int, *, is_blocking: bool) -> StreamQueue:
-        stream = StreamQueue(address, is_blocking=is_blocking)
+    def _open(self, address: int, *, is_blocking: bool, device: int) -> StreamQueue:
+        stream = StreamQueue(address, is_blocking=is_blocking, device=device)
         self._streams[address] = stream
         self._queues.append(stream)
         return stream
 
     def _default_stream_rule(self, stream: StreamQueue) -> Iterable[Operation | None]:
-        if stream is self._default:
-            return [other.last for other in self._queues if other.is_blocking]
-        return [self._default.last] if stream.is_blocking else []
+        if stream.address == 0:
+            others = (other for other in self._queues if other.device == stream.device)
+            return [other.last for other in others if other.is_blocking]
+        return [self.stream_at(0, stream.device).last] if stream.is_blocking else []

@@ -27,6 +27,23 @@ class UseAfterFreeError(SimulationError):
     """
 
 
+class WrongDeviceError(SimulationError):
+    """Work of one device touches memory of another one.
+
+    Where two GPUs can reach each other's memory this would be slow, and wait for none of the work
+    of the memory's own device; elsewhere CUDA refuses it, or it ends the process.
+
+    >>> from parllel.testing.simulated_cuda import simulated_cuda
+    >>> with simulated_cuda("eager", n_devices=2):
+    ...     import cupy
+    ...     array = cupy.empty(3)  # memory of device 0
+    ...     with cupy.cuda.Device(1):
+    ...         array.fill(1)
+    Traceback (most recent call last):
+    parllel.testing.simulated_cuda.errors.WrongDeviceError: ...
+    """
+
+
 class OutOfBoundsError(SimulationError):
     """Work touched bytes beside a block of device memory.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parllel.testing.simulated_cuda.active import device
+from parllel.testing.simulated_cuda.active import machine
 
 Check = Callable[[str], None]
 
@@ -24,7 +24,7 @@ class HostValues:
     """
 
     def __init__(self, values: NDArray[Any]) -> None:
-        region = device().memory.find_locked(values)
+        region = machine().memory.find_locked(values)
         self.checks: tuple[Check, ...] = () if region is None else (region.check,)
         self._values = values if region is not None else np.array(values)
 

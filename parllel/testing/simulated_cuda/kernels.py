@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from parllel.testing.simulated_cuda.active import Launch, current_stream, device
+from parllel.testing.simulated_cuda.active import Launch, current_stream, machine
 from parllel.testing.simulated_cuda.allocators import MemoryPointer
 from parllel.testing.simulated_cuda.array import ndarray
 from parllel.testing.simulated_cuda.errors import NotImitatedError, SimulationError
 from parllel.testing.simulated_cuda.host_values import Check
+from parllel.testing.simulated_cuda.runtime_errors import INVALID_HANDLE, CUDARuntimeError
 from parllel.testing.simulated_cuda.streams import is_capturing
 
 # What every device since compute capability 3.0 allows.
@@ -42,10 +43,10 @@ class RawModule:
 
     def get_function(self, name: str) -> RawKernel:
         """Return a kernel. CuPy loads the module for it at once."""
-        if name not in device().kernels:
+        if name not in machine().kernels:
             raise SimulationError(
                 f"{name}: no twin to run; give it to simulated_cuda(kernels=...), which has"
-                f" {sorted(device().kernels)}"
+                f" {sorted(machine().kernels)}"
             )
         file = Path(self.file_path)
         return RawKernel(name, _parameters(file.read_text(), name) if file.exists() else None)
@@ -72,17 +73,20 @@ class RawKernel:
         shared_mem: int = 0,
     ) -> None:
         """Queue the twin in the current stream."""
-        twin = device().kernels[self.name]
+        twin = machine().kernels[self.name]
         _check_size(f"{self.name}: grid", grid, _GRID_LIMIT)
         _check_size(f"{self.name}: block", block, _BLOCK_LIMIT)
         if math.prod(block) > _THREADS_LIMIT:
             raise SimulationError(f"{self.name}: block {block}, expected {_THREADS_LIMIT} threads")
         self._check_types(args)
         arguments, checks = [_argument(each) for each in args], _checks(args)
-        stream, engine = current_stream(), device().engine
+        stream, engine = current_stream(), machine().engine
+        number = engine.stream_at(stream).device
+        if number != engine.thread.device:
+            raise CUDARuntimeError(INVALID_HANDLE)
         if not is_capturing(stream):
             engine.counters.launches += 1
-            device().launches.append(Launch(self.name, grid, block, stream))
+            machine().launches.append(Launch(self.name, grid, block, stream, number))
         run = functools.partial(twin, grid, block, *arguments)
         engine.queue(stream, f"kernel {self.name} {grid} {block}", run, checks=checks)
 
@@ -139,7 +143,7 @@ def _checks(args: Sequence[Any]) -> list[Check]:
         elif isinstance(argument, MemoryPointer):
             checks.append(argument.mem._region.check)
         elif isinstance(argument, np.int64 | np.uint64):
-            region = device().memory.find(int(argument))
+            region = machine().memory.find(int(argument))
             if region is not None:
                 checks.append(region.check)
     return checks

@@ -1,4 +1,4 @@
-"""Memory: the blocks of a simulated device, poisoned and watched, and the host's locked pages.
+"""Memory: the blocks of the simulated devices, poisoned and watched, and the host's locked pages.
 
 New bytes are 0xFF: not a number in every float, -1 or the largest in integers. Freed bytes are
 0xFE. Around each block lie guards, which are read when it is freed and at the end.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import ctypes
 import functools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parllel.testing.simulated_cuda.engine import Engine
-from parllel.testing.simulated_cuda.errors import LeakError, OutOfBoundsError, UseAfterFreeError
+from parllel.testing.simulated_cuda.errors import (
+    LeakError,
+    OutOfBoundsError,
+    UseAfterFreeError,
+    WrongDeviceError,
+)
 from parllel.testing.simulated_cuda.origins import find_origin
 
 UNINITIALIZED = 0xFF
@@ -29,18 +34,23 @@ _KEPT_NBYTES = 2**27  # of freed blocks, whose poison is watched; the oldest go 
 
 
 class Region:
-    """Bytes that the device can reach: a block of its own memory, or locked pages of the host.
+    """Bytes that a device can reach: a block of its own memory, or what all devices can use.
+
+    All of them can use managed memory and locked pages of the host.
 
     Args:
+        engine: whose work uses the bytes.
         kind: "device", "managed", "foreign" or "page-locked".
         data: uint8 [nbytes]. The bytes.
         stream: address of the stream that the memory belongs to; it is freed in its order.
+        device: number of the device whose memory it is, or that was current when it was made.
         guarded: the same bytes with guards around them, where there are any.
         give_back: called with the address when it is freed.
     """
 
     def __init__(
         self,
+        engine: Engine,
         kind: str,
         data: NDArray[np.uint8],
         *,
@@ -50,6 +60,8 @@ class Region:
     ) -> None:
         self.kind = kind
         self.data = data
+        self.device = engine.thread.device
+        self._engine = engine
         self.address = int(data.__array_interface__["data"][0])
         self.stream = stream
         self.give_back = give_back
@@ -63,10 +75,17 @@ class Region:
         return self.address + self.data.nbytes
 
     def check(self, name: str) -> None:
-        """Raise if the region can't be used any more."""
+        """Raise if the region can't be used any more, or not by the work that runs now."""
         if self.is_gone:
             verb = "unlocked" if self.kind == "page-locked" else "freed"
             raise UseAfterFreeError(f"{name}: it uses {self} after it was {verb}")
+        running = self._engine.running
+        is_for_all = self.kind in ("managed", "page-locked")
+        if running is not None and running.device != self.device and not is_for_all:
+            raise WrongDeviceError(
+                f"{name}: it is work of device {running.device}, and uses {self} of device"
+                f" {self.device}; queue it while device {self.device} is the current one"
+            )
 
     def check_guards(self) -> None:
         """Raise if bytes beside the region were written."""
@@ -88,16 +107,16 @@ class Region:
 
 
 class Memory:
-    """All memory that one simulated device can reach.
+    """All memory that the simulated devices can reach.
 
     Args:
         engine: where freeing takes its turn.
-        capacity: bytes of device memory.
+        capacity: bytes of memory that each device has.
     """
 
     def __init__(self, engine: Engine, capacity: int) -> None:
         self.capacity = capacity
-        self.used = 0
+        self._used: Counter[int] = Counter()  # by device
         self._engine = engine
         self._addresses: list[int] = []
         self._regions: dict[int, Region] = {}
@@ -106,26 +125,38 @@ class Memory:
         self._dropped: deque[Region] = deque()  # by finalizers, which may run anywhere
         engine.before_work = self.collect
 
+    def used_by(self, device: int) -> int:
+        """Return the bytes of a device that are allocated."""
+        return self._used[device]
+
+    @property
+    def used(self) -> int:
+        """Bytes of all devices that are allocated."""
+        return self._used.total()
+
     def allocate(self, nbytes: int, *, kind: str, stream: int) -> Region:
-        """Return a new, poisoned block; MemoryError if there is less memory than that."""
+        """Return a new, poisoned block of the current device; MemoryError if it has too little."""
         with self._engine.lock:
             self.collect()
-            if nbytes > self.capacity - self.used:
-                raise MemoryError(f"{nbytes:,} bytes wanted, {self.capacity - self.used:,} free")
+            device = self._engine.thread.device
+            free = self.capacity - self._used[device]
+            if nbytes > free:
+                raise MemoryError(f"{nbytes:,} bytes wanted, {free:,} free")
             raw = np.full(nbytes + 2 * _GUARD_NBYTES + _ALIGNMENT, UNINITIALIZED, np.uint8)
             start = _GUARD_NBYTES + -(raw.ctypes.data + _GUARD_NBYTES) % _ALIGNMENT
             guarded = raw[start - _GUARD_NBYTES : start + nbytes + _GUARD_NBYTES]
             guarded[:_GUARD_NBYTES] = guarded[nbytes + _GUARD_NBYTES :] = _GUARD
             data = guarded[_GUARD_NBYTES : _GUARD_NBYTES + nbytes]
-            self.used += nbytes
-            return self._add(Region(kind, data, stream=stream, guarded=guarded))
+            self._used[device] += nbytes
+            return self._add(Region(self._engine, kind, data, stream=stream, guarded=guarded))
 
     def adopt(
         self, address: int, nbytes: int, *, stream: int, give_back: Callable[[int], None]
     ) -> Region:
         """Return a block that a user's allocator made, and takes back when it is freed."""
         data = bytes_at(address, nbytes)
-        return self._add(Region("foreign", data, stream=stream, give_back=give_back))
+        region = Region(self._engine, "foreign", data, stream=stream, give_back=give_back)
+        return self._add(region)
 
     def drop(self, region: Region) -> None:
         """Free a block, in the order of its stream. Called by finalizers: takes no lock."""
@@ -138,7 +169,7 @@ class Memory:
             before = self._regions[self._addresses[at - 1]] if at else None
             if before is not None and before.end > address and not before.is_gone:
                 return False
-            self._add(Region("page-locked", bytes_at(address, nbytes)))
+            self._add(Region(self._engine, "page-locked", bytes_at(address, nbytes)))
             return True
 
     def unlock_pages(self, address: int) -> bool:
@@ -180,14 +211,15 @@ class Memory:
         """Queue the freeing of all blocks that were dropped."""
         while self._dropped:
             region = self._dropped.popleft()
-            if region.give_back is None:
-                self.used -= region.data.nbytes  # a pool may give it out at once, in its order
+            if region.give_back is None:  # a pool may give it out at once, in its order
+                self._used[region.device] -= region.data.nbytes
             if region.kind == "managed":  # cudaFree waits for the device
                 self._engine.wait_for_all()
                 self._free(region)
             else:
                 free = functools.partial(self._free, region)
-                self._engine.queue(region.stream, f"freeing {region}", free, is_recorded=False)
+                name, place = f"freeing {region}", region.device
+                self._engine.queue(region.stream, name, free, is_recorded=False, device=place)
 
     def reachable(self) -> list[Region]:
         """Return what work may use now; unlike `live`, it runs nothing."""

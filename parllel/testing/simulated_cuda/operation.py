@@ -49,12 +49,14 @@ class StreamQueue:
     Args:
         address: what CUDA calls the stream.
         is_blocking: whether it and the legacy default stream wait for each other.
+        device: number of the device whose work it orders.
     """
 
-    __slots__ = ("address", "is_blocking", "last", "pending")
+    __slots__ = ("address", "device", "is_blocking", "last", "pending")
 
-    def __init__(self, address: int, *, is_blocking: bool) -> None:
+    def __init__(self, address: int, *, is_blocking: bool, device: int) -> None:
         self.address = address
+        self.device = device
         self.is_blocking = is_blocking
         self.pending: deque[Operation] = deque()
         self.last: Operation | None = None  # also after it has run

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from parllel.testing.simulated_cuda.active import device, is_active
+from parllel.testing.simulated_cuda.active import is_active, machine
 from parllel.testing.simulated_cuda.errors import NotImitatedError
 from parllel.testing.simulated_cuda.memory import Memory, bytes_at
 from parllel.testing.simulated_cuda.runtime_errors import (
@@ -34,17 +34,17 @@ class PointerAttributes:
 
 
 def getDeviceCount() -> int:  # noqa: N802
-    """Return the number of devices: 1."""
-    return 1
+    """Return the number of devices."""
+    return machine().n_devices
 
 
 def getDevice() -> int:  # noqa: N802
-    """Return the number of the current device: 0."""
-    return 0
+    """Return the number of this thread's current device."""
+    return machine().thread.device
 
 
 def deviceGetAttribute(attrib: int, device: int) -> int:  # noqa: N802
-    """Return an attribute of the device. It has concurrent managed access."""
+    """Return an attribute of a device. Each has concurrent managed access."""
     if attrib != cudaDevAttrConcurrentManagedAccess:
         raise NotImitatedError(f"attribute {attrib} of a device is not imitated")
     return 1
@@ -61,23 +61,23 @@ def runtimeGetVersion() -> int:  # noqa: N802
 
 
 def memGetInfo() -> tuple[int, int]:  # noqa: N802
-    """Return the free and the total bytes of device memory."""
-    memory = device().memory
+    """Return the free and the total bytes of the current device's memory."""
+    memory = machine().memory
     memory.collect()
-    return memory.capacity - memory.used, memory.capacity
+    return memory.capacity - memory.used_by(getDevice()), memory.capacity
 
 
 def deviceSynchronize() -> None:  # noqa: N802
-    """Make the host wait for the whole device."""
+    """Make the host wait for the whole current device."""
     synchronize_device()
 
 
 def hostRegister(ptr: int, size: int, flags: int) -> None:  # noqa: N802
     """Lock the pages of host memory."""
-    device().engine.captures.check_unsafe()
+    machine().engine.captures.check_unsafe()
     if size <= 0:
         raise CUDARuntimeError(INVALID_VALUE)
-    if not device().memory.lock_pages(ptr, size):
+    if not machine().memory.lock_pages(ptr, size):
         raise CUDARuntimeError(ALREADY_REGISTERED)
 
 
@@ -89,7 +89,7 @@ def make_host_unregister(memory: Memory | None) -> Callable[[int], None]:
 
     def hostUnregister(ptr: int) -> None:  # noqa: N802
         """Unlock the pages. Work that still uses them is a fault, which shows when it runs."""
-        own = device().memory if memory is None else memory
+        own = machine().memory if memory is None else memory
         if is_active(own) and not own.unlock_pages(ptr):
             raise CUDARuntimeError(NOT_REGISTERED)
 
@@ -98,11 +98,11 @@ def make_host_unregister(memory: Memory | None) -> Callable[[int], None]:
 
 def pointerGetAttributes(ptr: int) -> PointerAttributes:  # noqa: N802
     """Return what kind of memory is at an address. Host and device use one address here."""
-    region = device().memory.find(ptr)
+    region = machine().memory.find(ptr)
     if region is None:
         return PointerAttributes(-2, 0, ptr, 0)
     on_host = ptr if region.kind in ("page-locked", "managed") else 0
-    return PointerAttributes(0, ptr, on_host, _TYPES[region.kind])
+    return PointerAttributes(region.device, ptr, on_host, _TYPES[region.kind])
 
 
 def memcpyAsync(dst: int, src: int, size: int, kind: int, stream: int) -> None:  # noqa: N802
@@ -110,7 +110,7 @@ def memcpyAsync(dst: int, src: int, size: int, kind: int, stream: int) -> None: 
 
     Memory of the host that is not page-locked is read now, unless a replay reads it.
     """
-    memory, engine = device().memory, device().engine
+    memory, engine = machine().memory, machine().engine
     checks = [region.check for at in (dst, src) if (region := memory.find(at)) is not None]
     for at, is_of_device in ((dst, kind in (1, 3)), (src, kind in (2, 3))):
         if is_of_device:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 INVALID_VALUE: Final = 1
+INVALID_DEVICE: Final = 101
+INVALID_HANDLE: Final = 400
 ALREADY_REGISTERED: Final = 712
 NOT_REGISTERED: Final = 713
 CAPTURE_UNSUPPORTED: Final = 900
@@ -18,6 +20,8 @@ CAPTURED_EVENT: Final = 907
 
 _ERRORS = {
     INVALID_VALUE: "cudaErrorInvalidValue: invalid argument",
+    INVALID_DEVICE: "cudaErrorInvalidDevice: invalid device ordinal",
+    INVALID_HANDLE: "cudaErrorInvalidResourceHandle: invalid resource handle",
     ALREADY_REGISTERED: "cudaErrorHostMemoryAlreadyRegistered: part or all of the requested memory"
     " range is already mapped",
     NOT_REGISTERED: "cudaErrorHostMemoryNotRegistered: pointer does not correspond to a registered"

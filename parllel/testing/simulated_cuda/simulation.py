@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from parllel.cuda import Counters
 from parllel.testing.simulated_cuda import active
-from parllel.testing.simulated_cuda.active import Device, Launch
+from parllel.testing.simulated_cuda.active import Launch, Machine
 from parllel.testing.simulated_cuda.engine import Engine
 from parllel.testing.simulated_cuda.library import install, make_library, restore
 from parllel.testing.simulated_cuda.memory import Memory
@@ -29,11 +29,11 @@ class Simulation:
     True
 
     Args:
-        device: the simulated device.
+        machine: the simulated devices.
     """
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
 
     @property
     def counters(self) -> Counters:
@@ -41,12 +41,12 @@ class Simulation:
 
         A copy for which the host waits counts as a synchronization of its stream.
         """
-        return self._device.engine.counters
+        return self._machine.engine.counters
 
     @property
     def launches(self) -> Sequence[Launch]:
         """The kernels that were launched, in the order of the launches."""
-        return self._device.launches
+        return self._machine.launches
 
     @property
     def n_operations(self) -> int:
@@ -56,18 +56,18 @@ class Simulation:
         Those of torch do not: on a simulated device its tensors are the host's. A graph is one
         operation each time that it is launched.
         """
-        return self._device.engine.n_operations
+        return self._machine.engine.n_operations
 
     @property
     def n_pending(self) -> int:
         """Number of operations that were queued and have not run."""
-        return self._device.engine.n_pending
+        return self._machine.engine.n_pending
 
     @property
     def used_nbytes(self) -> int:
-        """Bytes of device and managed memory that are allocated."""
-        self._device.memory.collect()
-        return self._device.memory.used
+        """Bytes of device and managed memory that are allocated, of all devices."""
+        self._machine.memory.collect()
+        return self._machine.memory.used
 
     def check(self, address: int, nbytes: int, name: str) -> None:
         """Raise unless the device may use these bytes; for twins that take addresses.
@@ -76,7 +76,7 @@ class Simulation:
             UseAfterFreeError: they were freed, or their pages unlocked.
             OutOfBoundsError: no block of device memory and no locked pages hold all of them.
         """
-        self._device.memory.check(address, nbytes, name)
+        self._machine.memory.check(address, nbytes, name)
 
     def assert_no_leaks(self) -> None:
         """Run all work; raise if a block is still allocated, or host memory still locked.
@@ -84,7 +84,7 @@ class Simulation:
         Raises:
             LeakError: with the list of what is left, and where it comes from.
         """
-        self._device.memory.assert_no_leaks()
+        self._machine.memory.assert_no_leaks()
 
 
 @contextmanager
@@ -94,8 +94,9 @@ def simulated_cuda(
     *,
     kernels: Mapping[str, Twin] | None = None,
     capacity: int = _CAPACITY,
+    n_devices: int = 1,
 ) -> Iterator[Simulation]:
-    """Let a simulated device on host memory take the place of CuPy and its GPU.
+    """Let simulated devices on host memory take the place of CuPy and its GPUs, by default one.
 
     Work is queued for each stream, and runs when the schedule says so. A program that forgets to
     wait reads old values, new memory reads as 0xFF bytes, freed memory as 0xFE, and using it
@@ -121,22 +122,25 @@ def simulated_cuda(
         kernels: functions that launches run, by the kernels' names, beside parllel's own. They
             are called with grid, block and the launch's arguments: NumPy's view of the memory for
             an array, the address for a pointer, and all else as it was given.
-        capacity: bytes of device memory.
+        capacity: bytes of memory that each device has.
+        n_devices: how many devices there are. Work of one that touches memory of another one
+            raises `WrongDeviceError`.
 
     Raises:
         SimulationError: the program used memory wrongly; from the call during which it showed.
     """
     engine = Engine(make_schedule(schedule, seed))
-    device = Device(engine, Memory(engine, capacity), {**own_twins(), **(kernels or {})})
+    twins = {**own_twins(), **(kernels or {})}
+    machine = Machine(engine, Memory(engine, capacity), twins, n_devices)
     former = None
-    active.activate(device)
+    active.activate(machine)
     try:
-        former = install(make_library(device.memory))
-        with torch_in_order(device):
-            yield Simulation(device)
-        device.memory.collect()
+        former = install(make_library(machine.memory))
+        with torch_in_order(machine):
+            yield Simulation(machine)
+        machine.memory.collect()
         engine.wait_for_all()
-        device.memory.check_all()
+        machine.memory.check_all()
     finally:
         active.deactivate()
         if former is not None:

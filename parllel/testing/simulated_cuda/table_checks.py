@@ -26,7 +26,7 @@ from parllel.kernels.sequences import BACK_BITS, Windows
 from parllel.kernels.sum_tree import SumTree
 from parllel.kernels.transitions import STATE_NUMBERS, RingTable
 from parllel.kernels.window_search import WindowTable
-from parllel.testing.simulated_cuda.active import device
+from parllel.testing.simulated_cuda.active import machine
 
 Sizes: TypeAlias = tuple[int, ...]
 Argument: TypeAlias = Any  # of a launch: an array, or a scalar of NumPy
@@ -46,8 +46,8 @@ def address_of(argument: Argument) -> int:
 def integers_at(address: int, n: int) -> NDArray[np.int64]:
     """Return int64 numbers that the device may read."""
     nbytes = n * INTEGER_NBYTES
-    device().memory.check(address, nbytes, "rows, a table or an index")
-    region = device().memory.find(address)
+    machine().memory.check(address, nbytes, "rows, a table or an index")
+    region = machine().memory.find(address)
     assert region is not None, "check has raised otherwise"
     start = address - region.address
     return region.data[start : start + nbytes].view(np.int64)
@@ -56,7 +56,7 @@ def integers_at(address: int, n: int) -> NDArray[np.int64]:
 def check_rows(what: str, address: int, stride: int, span: tuple[int, int], nbytes: int) -> None:
     """Raise unless the device may use the rows from the lowest to the highest."""
     ends = [address + row * stride for row in span]
-    device().memory.check(min(ends), max(ends) + nbytes - min(ends), what)
+    machine().memory.check(min(ends), max(ends) + nbytes - min(ends), what)
 
 
 def check_rows_kernel(grid: Sizes, table: Argument, n_rows: Argument, *picks: Argument) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from parllel.testing.simulated_cuda import streams
-from parllel.testing.simulated_cuda.active import Device, current_stream, device
+from parllel.testing.simulated_cuda.active import Machine, current_stream, machine
 from parllel.testing.simulated_cuda.capture import GLOBAL, RELAXED, THREAD_LOCAL
 from parllel.testing.simulated_cuda.errors import NotImitatedError
 from parllel.testing.simulated_cuda.runtime_errors import CAPTURE_UNSUPPORTED
@@ -100,14 +100,14 @@ def torch_graphs() -> Iterator[None]:
         torch.cuda.CUDAGraph, torch.cuda.graph = former  # type: ignore[misc]
 
 
-def is_recorded(simulated: Device) -> bool:
+def is_recorded(simulated: Machine) -> bool:
     """Tell whether torch's operations of this thread are recorded now."""
     return bool(simulated.engine.captures) and streams.is_capturing(current_stream())
 
 
 def refuse_values() -> None:
     """Raise, because the host wants values of a stream that is being captured."""
-    engine = device().engine
+    engine = machine().engine
     capture = engine.captures.of(engine.stream_at(current_stream()))
     if capture is not None:
         raise capture.fail(CAPTURE_UNSUPPORTED)
@@ -131,7 +131,7 @@ def record(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
     if made or kept:
         run = functools.partial(_replay, function, args, kwargs, made)
-        device().engine.queue(current_stream(), f"torch: {function}", run)
+        machine().engine.queue(current_stream(), f"torch: {function}", run)
     return result
 
 
