@@ -132,8 +132,8 @@ def main(config: Config) -> None:
     run = RunFolder(config, name="atari_ppo")
     with run.open_metrics(config.steps, curve=["train/episode_return", "eval/episode_return"]) as m:
         score = train(config, run, m)
-    print(f"learning curve: {run.curve}; model: {run.model}; mean return of 100 episodes:")
-    print(f"score {score:.2f}")
+    run.print(f"learning curve: {run.curve}; model: {run.model}; mean return of 100 episodes:")
+    run.print(f"score {score:.2f}")
 
 
 if __name__ == "__main__":

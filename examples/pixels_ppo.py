@@ -135,8 +135,8 @@ def main(config: Config) -> None:
         deterministic=False,
         seed=config.seed,
     )
-    print(f"learning curve: {run.curve}; the agent beside a random one: {run.video}")
-    print(f"score {score:.3f}")
+    run.print(f"learning curve: {run.curve}; the agent beside a random one: {run.video}")
+    run.print(f"score {score:.3f}")
 
 
 if __name__ == "__main__":

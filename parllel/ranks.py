@@ -8,6 +8,7 @@ Without it there is one rank, and nothing here imports torch or waits for anythi
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,9 +18,11 @@ from typing import Any, TypeVar
 
 _Value = TypeVar("_Value")
 
-# So long a rank waits for the others. They reach each exchange together, but for what one
-# environment takes longer than another; torch's own half an hour hides a suspended process.
+# So long a rank waits for the others, where neither program nor user say it. They reach each
+# exchange together, but for what one environment takes longer than another; torch's own half an
+# hour hides a suspended process.
 TIMEOUT_S = 600.0
+_TIMEOUT = "PARLLEL_RANKS_TIMEOUT_S"  # where a user says it, of a program that does not
 
 # One of them is in each error of gloo and NCCL: gloo names its source file.
 _WORDS_OF_EXCHANGE = "gloo", "nccl", "connection", "socket", "timed out", "timeout"
@@ -101,31 +104,38 @@ def device_of_rank(n_devices: int) -> int:
     return number
 
 
-def join(*, timeout_s: float = TIMEOUT_S) -> None:
+def join(*, timeout_s: float | None = None) -> None:
     """Meet the other ranks of the run; where there is one, do nothing.
 
     What exchanges something calls it by itself. A program calls it first of all where another
-    time than ten minutes is right. torch's default process group is made, of gloo for memory of
+    time than ten minutes is right; of a program that does not, the user says it by the environment
+    variable PARLLEL_RANKS_TIMEOUT_S. torch's default process group is made, of gloo for memory of
     the host, and of NCCL for that of GPUs where there are any; a group that the program has made
     itself is used as it is.
 
     Args:
-        timeout_s: seconds that a rank waits for the others in an exchange, before it raises.
+        timeout_s: seconds that a rank waits for the others in an exchange, this one too, before it
+            raises; above 0.
 
     Raises:
-        RankError: the others did not come in time.
+        RankError: the others did not come in time, or are somewhere else.
+        ValueError: the time is not above 0, or no number.
     """
     if n_ranks() == 1 or _initialized() is not None:
         return
+    wait_s = _timeout_s() if timeout_s is None else timeout_s
+    if not 0 < wait_s < math.inf:
+        raise ValueError(f"timeout_s: got {wait_s}, expected seconds above 0")
     import torch
     from torch import distributed
 
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(device_of_rank(torch.cuda.device_count()))
-    with explained("the beginning of the run"):
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    with explained(f"the beginning, at {where} (MASTER_ADDR and MASTER_PORT, alike for all)"):
         distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=timedelta(seconds=timeout_s)
+            "cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=timedelta(seconds=wait_s)
         )
     atexit.register(_leave)
 
@@ -215,6 +225,14 @@ def explained(what: str) -> Iterator[None]:
             f" come: {_first_sentence(error)}. A rank has ended, hangs, or is at another place of"
             " the program; what it has printed says why"
         ) from error
+
+
+def _timeout_s() -> float:
+    text = os.environ.get(_TIMEOUT, str(TIMEOUT_S))
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{_TIMEOUT}: got {text!r}, expected a number of seconds") from None
 
 
 def _count(name: str, default: int) -> int:

@@ -31,7 +31,8 @@ from parllel.torch.agents import CategoricalPgAgent
 from parllel.torch.algos import PPO, PPOSettings
 from parllel.torch.algos.learner import Learner
 from parllel.torch.distributions import Categorical
-from parllel.transforms import NormalizeAdvantage
+from parllel.torch.models import NormalizeObservations
+from parllel.transforms import NormalizeAdvantage, NormalizeRewards
 
 N_VALID = 5  # rows of rank 0; all those of rank 1 are valid
 
@@ -115,10 +116,49 @@ def update(columns: slice | None = None) -> dict[str, Any]:
     return {"gradient": torch.cat(gradients).tolist(), "numbers": numbers}
 
 
-def normalize_agents(columns: slice | None = None) -> list[Any]:
-    """Normalize advantages of two agents, of which one of rank 1 dies."""
+def normalize_batches(columns: slice) -> dict[str, Any]:
+    """Normalize rewards and observations of three batches by moments of all that was seen."""
+    rng, width = np.random.default_rng(SEED), columns.stop - columns.start
+    model = NormalizeObservations(torch.zeros(1, N_FEATURES))
+    transform, rewards = NormalizeRewards(clip=math.inf), []
+    for _ in range(3):
+        reward = (100 + 30 * rng.normal(size=(T, 2 * B))).astype(np.float32)
+        observation = (5 + 2 * rng.normal(size=(T, 2 * B, N_FEATURES))).astype(np.float32)
+        done = rng.random((T, 2 * B)) < 0.2
+        batch = ArrayDict(
+            {
+                "observation": Array((T, width), np.float32, feature_shape=(N_FEATURES,)),
+                "reward": Array((T, width), np.float32),
+                "terminated": Array((T, width), bool),
+                "truncated": Array((T, width), bool),
+            }
+        )
+        batch["reward"][...], batch["terminated"][...] = reward[:, columns], done[:, columns]
+        batch["observation"][...] = observation[:, columns]
+        rewards.append(transform(batch)["reward"].to_ndarray().tolist())
+        model.observe(batch["observation"])
+        model.begin_batch()
+    observed = model(torch.from_numpy(observation[:, columns])).tolist()
+    found = [*model.moments(), *transform.moments]
+    return {
+        "rewards": rewards,
+        "observations": observed,
+        "ratio": max(  # of means and deviations
+            float(np.max(np.abs(mean) / np.sqrt(m2 / count)))
+            for count, mean, m2 in (map(np.asarray, found[:3]), map(np.asarray, found[3:]))
+        ),
+    }
+
+
+def normalize(columns: slice | None = None) -> dict[str, Any]:
+    """Return what all that normalize make of this rank's half of some batches."""
     if columns is None:
         columns = slice(B * ranks.rank(), B * (ranks.rank() + 1))
+    return {"advantages": normalize_agents(columns), **normalize_batches(columns)}
+
+
+def normalize_agents(columns: slice) -> list[Any]:
+    """Normalize advantages of two agents, of which one of rank 1 dies."""
     advantage = np.random.default_rng(SEED).normal(size=(T, 2 * B, 2)).astype(np.float32)
     valid = np.ones(advantage.shape, bool)
     valid[2:, B:, 1] = False
@@ -134,12 +174,31 @@ def normalize_agents(columns: slice | None = None) -> list[Any]:
     return [rows.tolist()]
 
 
-def check_agents() -> dict[str, Any]:
-    """Compare two ranks, in one of which all agents live, with one process."""
-    pair = run_ranks(2, normalize_agents)
-    (one,) = normalize_agents(slice(0, 2 * B))
-    both = np.concatenate([np.array(each["result"][0]) for each in pair], axis=1)
-    return {"largest difference": float(np.abs(both - one).max())}
+def check_normalized() -> dict[str, Any]:
+    """Compare what two ranks normalize with one process; in one of them all agents live."""
+    pair = [each["result"] for each in run_ranks(2, normalize)]
+    one, alone = normalize(slice(0, 2 * B)), normalize(slice(0, B))
+    both = {
+        name: np.concatenate([np.array(each[name]) for each in pair], axis=axis)
+        for name, axis in (("advantages", 2), ("rewards", 2), ("observations", 1))
+    }
+    # A variance is within c * variance of the true one, and a mean within c * deviation and a
+    # rounding of itself (`kernels.moments.update_moments`; its shift is a row, and so within some
+    # 4 deviations of the mean). A merge adds both, twice at most, and there are two sides.
+    c = (512 + math.sqrt(T * 2 * B) / 2 + 8 * 4 + one["ratio"]) * ROUNDING
+    found: dict[str, Any] = {
+        "largest difference": float(np.abs(both["advantages"] - one["advantages"]).max())
+    }
+    for name in ("rewards", "observations"):
+        expected = np.array(one[name])
+        bound = 4 * c * (1 + np.abs(expected))
+        half = expected[:, :, :B] if name == "rewards" else expected[:, :B]
+        half_bound = 4 * c * (1 + np.abs(half))
+        found[name] = {
+            "share of bound": float((np.abs(both[name] - expected) / bound).max()),
+            "is half outside": bool((np.abs(np.array(alone[name]) - half) > half_bound).any()),
+        }
+    return found
 
 
 def check_valid() -> dict[str, Any]:
@@ -165,7 +224,7 @@ def check_valid() -> dict[str, Any]:
 def main(names: list[str], folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["RANKS_FOLDER"] = str(folder)
-    checks = {"agents": check_agents, "beginnings": check_beginnings, "valid": check_valid}
+    checks = {"normalized": check_normalized, "beginnings": check_beginnings, "valid": check_valid}
     print(json.dumps({name: checks[name]() for name in names}))
 
 

@@ -57,18 +57,25 @@ class ActorCritic(nn.Module):
 
 
 def run_ranks(
-    n_ranks: int, function: Callable[[], Any], *, longest_s: float = 120
+    n_ranks: int, function: Callable[[], Any], *, longest_s: float = 120, are_apart: bool = False
 ) -> list[dict[str, Any]]:
     """Return what a function returned in each of several ranks, or how these ended.
+
+    Where they are apart, each is told of another place where they meet.
 
     Returns:
         By ranks: `result`, or `error` with its type and text; `status` of the process, and when it
         ended, `ended_at_s`.
     """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    ports = []
+    for _ in range(n_ranks):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            ports.append(server.getsockname()[1])
     folder = Path(os.environ["RANKS_FOLDER"])
-    numbers = [_fork(number, n_ranks, port, function, folder) for number in range(n_ranks)]
+    numbers = [
+        _fork(number, n_ranks, ports[number if are_apart else 0], function, folder)
+        for number in range(n_ranks)
+    ]
     begin_s, found = time.monotonic(), [dict[str, Any]() for _ in numbers]
     left = dict(enumerate(numbers))
     while left and time.monotonic() < begin_s + longest_s:
@@ -317,23 +324,25 @@ def _fail(fault: str, n_steps: int, out: Path, run: Any) -> None:
 
 
 def check_run(kind: str, folder: Path) -> dict[str, Any]:
-    """Compare a run that was resumed with one that was not."""
-    whole = [each["result"] for each in run_ranks(2, partial(train, kind, folder / "whole", 6))]
-    half = run_ranks(2, partial(train, kind, folder / "halves", 4))
+    """Compare a run that was resumed with one that was not; of PPO with three ranks."""
+    n, other = (3, 2) if kind == "ppo" else (2, 3)
+    whole = [each["result"] for each in run_ranks(n, partial(train, kind, folder / "whole", 6))]
+    half = run_ranks(n, partial(train, kind, folder / "halves", 4))
     go_on = partial(train, kind, folder / "halves", 6, resume=True)
-    resumed = [each["result"] for each in run_ranks(2, go_on)]
+    resumed = [each["result"] for each in run_ranks(n, go_on)]
     of_one = _error_of(partial(train, kind, folder / "halves", 8, resume=True))
-    of_three = run_ranks(3, partial(train, kind, folder / "halves", 8, resume=True))
+    of_other = run_ranks(other, partial(train, kind, folder / "halves", 8, resume=True))
     names = "weights", "buffers", "n_steps", "n_episodes", "mean_return", "checkpoints"
     return {
-        "are ranks equal": [whole[0][name] == whole[1][name] for name in names],
-        "do samples differ": whole[0]["observed"] != whole[1]["observed"],
+        "n_ranks": [n, other],
+        "are ranks equal": [whole[0][name] == each[name] for name in names for each in whole],
+        "do samples differ": len({each["observed"] for each in whole}) == n,
         "n_steps": whole[0]["n_steps"],
         "have numbers": [each["has numbers"] for each in whole],
         "did learn": half[0]["result"]["weights"] != whole[0]["weights"],
         "is resumed as whole": resumed == whole,
         "resumed by one": of_one,
-        "resumed by three": [each["error"] for each in of_three],
+        "resumed by another number": [each["error"] for each in of_other],
     }
 
 
@@ -386,7 +395,15 @@ def check_ends(folder: Path) -> dict[str, Any]:
         failed_at_s = float((folder / fault / "failed_at_s").read_text())
         waited_s = first.get("ended_at_s", math.inf) - failed_at_s
         found[fault] = [first.get("error"), waited_s, second.get("error")]
+    begin_s = time.monotonic()
+    pair = run_ranks(2, _meet_in_a_moment, longest_s=30, are_apart=True)
+    found["apart"] = [[each.get("error"), each["ended_at_s"] - begin_s] for each in pair]
     return found
+
+
+def _meet_in_a_moment() -> None:
+    os.environ["PARLLEL_RANKS_TIMEOUT_S"] = "1"  # of the user, for a program that says nothing
+    ranks.gather("something", 0)
 
 
 def check_stop(folder: Path) -> dict[str, Any]:

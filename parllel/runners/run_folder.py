@@ -116,6 +116,11 @@ class RunFolder:
                 " resume it with the same"
             )
 
+    def print(self, text: str) -> None:
+        """Print a text; of several ranks, the first one does it alone."""
+        if not rank():
+            print(text, flush=True)
+
     def open_metrics(
         self,
         n_steps: int,

@@ -57,10 +57,14 @@ def test_ranks_with_unlike_numbers_of_valid_rows_make_the_update_of_all_rows(
 
 
 @pytest.mark.long
-def test_agents_that_die_on_one_rank_alone_are_normalized_with_those_of_all(tmp_path: Path) -> None:
-    found = run(tmp_path, "agents", program="rank_faults")["agents"]
-    # Moments of at most 48 numbers below 4, whose roundings are far smaller.
+def test_ranks_are_normalized_as_one_process_with_all_rows(tmp_path: Path) -> None:
+    found = run(tmp_path, "normalized", program="rank_faults")["normalized"]
+    # Of agents that die on one rank alone: moments of at most 48 numbers below 4, whose roundings
+    # are far smaller.
     assert found["largest difference"] < 1e-5
+    for name in ("rewards", "observations"):  # see `check_normalized` for the bound
+        assert found[name]["share of bound"] <= 1
+        assert found[name]["is half outside"]
 
 
 @pytest.mark.long
@@ -80,17 +84,21 @@ def test_ranks_learn_the_same_or_are_told_what_differs(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["ppo", "dqn", "sac"])
-def test_a_resumed_run_of_two_ranks_equals_an_uninterrupted_one(tmp_path: Path, kind: str) -> None:
+def test_a_resumed_run_of_several_ranks_equals_an_uninterrupted_one(
+    tmp_path: Path, kind: str
+) -> None:
     found = run(tmp_path, kind)[kind]
     assert all(found["are ranks equal"])
     assert found["do samples differ"]
-    assert found["n_steps"] == 6 * 2 * 8 * 3  # of both ranks
-    assert found["have numbers"] == [True, False]
+    n_ranks, other = found["n_ranks"]
+    assert found["n_steps"] == 6 * n_ranks * 8 * 3  # of all
+    assert found["have numbers"] == [True, *[False] * (n_ranks - 1)]
     assert found["did learn"]
     assert found["is resumed as whole"]  # bit for bit
     _, text = found["resumed by one"]
-    assert "got 1 ranks to go on with the run, expected 2" in text
-    assert all("got 3 ranks" in text for _, text in found["resumed by three"])
+    assert f"got 1 ranks to go on with the run, expected {n_ranks}" in text
+    assert len(found["resumed by another number"]) == other
+    assert all(f"got {other} ranks" in text for _, text in found["resumed by another number"])
 
 
 @pytest.mark.long
@@ -117,6 +125,10 @@ def test_a_rank_that_does_not_go_on_ends_the_other_within_seconds(tmp_path: Path
         assert "rank 0 of 2 waited for the others at 'moments of observations'" in text
         assert waited_s < longest_s
     assert found["raises"][2] == ["ValueError", "the environment of rank 1 is broken"]
+    for number, ((kind, text), ended_s) in enumerate(found["apart"]):
+        assert kind == "RankError"
+        assert f"rank {number} of 2 waited for the others at 'the beginning, at 127.0.0.1:" in text
+        assert ended_s < 1 + 5  # the time of the user, and that of a fork of torch
 
 
 @pytest.mark.long
@@ -155,7 +167,7 @@ def test_an_example_runs_under_torchrun_as_it_is(tmp_path: Path, name: str, step
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stderr
-    assert "score" in done.stdout
+    assert done.stdout.count("score") == 1  # of rank 0
     own, other = out, out / "rank-1"
     assert (own / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     assert (own / "metrics.csv").exists()
@@ -194,6 +206,16 @@ def test_a_size_without_an_address_is_no_run_of_several_ranks(
     monkeypatch.setenv("RANK", "3")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     assert (ranks.rank(), ranks.n_ranks()) == (0, 1)
+
+
+def test_a_time_to_wait_is_a_number_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_rank(monkeypatch, 0, 2)
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="expected seconds above 0"):
+            ranks.join(timeout_s=wrong)
+    monkeypatch.setenv("PARLLEL_RANKS_TIMEOUT_S", "soon")
+    with pytest.raises(ValueError, match="PARLLEL_RANKS_TIMEOUT_S: got 'soon'"):
+        ranks.gather("something", 0)
 
 
 def test_one_process_imports_nothing_for_ranks() -> None:
