@@ -41,9 +41,10 @@ WRONG_LENGTH = 4  # an outcome beside those of `rows`
 _PLACE = (1 << BACK_BITS) - 1
 
 # On a CPU. Slots lie anywhere: the beginnings of those that follow are brought while one is copied,
-# and the CPU itself brings what comes behind these lines.
-SLOTS_AHEAD = 4
-LINES_AHEAD = 6
+# and the CPU itself brings what comes behind these lines (measured with bench/bench_ragged.py).
+SLOTS_AHEAD = 8
+LINES_AHEAD = 4
+LINE = 64  # bytes
 
 
 class RaggedLeaf(NamedTuple):
@@ -96,16 +97,17 @@ class RaggedTable:
     Attributes:
         entries: int64 [n_leaves, 12], read-only: the format of the kernel.
         address: address of the entries in host memory.
+        n_leaves: number of leaves.
         n_rows: as given.
     """
 
-    __slots__ = ("address", "entries", "n_rows")
+    __slots__ = ("address", "entries", "n_leaves", "n_rows")
 
     def __init__(self, leaves: Sequence[RaggedLeaf], n_rows: int) -> None:
         self.entries: npt.NDArray[np.int64] = np.array(leaves, np.int64)
         self.entries.flags.writeable = False
         self.address: int = self.entries.__array_interface__["data"][0]
-        self.n_rows = n_rows
+        self.n_leaves, self.n_rows = len(leaves), n_rows
 
 
 def gather_ragged(table: RaggedTable, index: Index) -> None:
@@ -300,15 +302,21 @@ def has_wrong_length(leaf: RaggedLeaf, n_rows: int, picks: Picks) -> bool:
     return is_wrong
 
 
-def copy_element(destination: int, source: int, nbytes: int) -> None:
-    """Copy bytes on a CPU; the last word overlaps the one before.
+def count_before_line(leaf: RaggedLeaf, n_rows: int, picks: Picks) -> int:
+    """Return how many elements come before the last ones that fill a line together, or more."""
+    number, nbytes = n_rows, 0
+    while number > 0 and nbytes < LINE:
+        number -= 1
+        nbytes += count_items(leaf, find_slot(leaf, pick(picks, number))) * leaf.item_nbytes
+    return number
 
-    Lengths differ from element to element: each branch for what is left would be guessed wrong.
-    """
+
+def copy_element(destination: int, source: int, nbytes: int) -> None:
+    """Copy bytes on a CPU; the last word overlaps the one before."""
     at = 0
-    while at + 4 * 16 <= nbytes:
+    while at + LINE <= nbytes:
         copy_4_of_16(destination + at, source + at, 16)
-        at += 4 * 16
+        at += LINE
     if nbytes < 16:
         copy_row(destination, source, nbytes)
     elif at < nbytes:
@@ -319,20 +327,35 @@ def copy_element(destination: int, source: int, nbytes: int) -> None:
 
 
 def pack_leaf(leaf: RaggedLeaf, n_rows: int, picks: Picks) -> None:
-    """Gather the elements of one leaf on a CPU."""
-    offset = 0
+    """Gather the elements of one leaf on a CPU.
+
+    Lengths differ from element to element: each branch for what is left of one would be guessed
+    wrong. So whole lines are copied where they lie in its slot, and in what later elements
+    overwrite: nothing behind the last element is written. All but the first are written to
+    multiples of a line, as a write to two lines takes longer.
+    """
+    offset, slot_nbytes = 0, leaf.capacity * leaf.item_nbytes
+    n_whole = count_before_line(leaf, n_rows, picks)
     for number in range(n_rows):
         if number + SLOTS_AHEAD < n_rows:
             later = find_items(leaf, find_slot(leaf, pick(picks, number + SLOTS_AHEAD)))
             for line in range(LINES_AHEAD):
-                prefetch(later + line * 64)
+                prefetch(later + line * LINE)
         slot = find_slot(leaf, pick(picks, number))
-        n_items = count_items(leaf, slot)
+        n_own = count_items(leaf, slot)
         if leaf.offsets != 0:
             store_int64(leaf.offsets + number * 8, offset)
         destination = leaf.destination + offset * leaf.item_nbytes
-        copy_element(destination, find_items(leaf, slot), n_items * leaf.item_nbytes)
-        offset += n_items
+        source, nbytes = find_items(leaf, slot), n_own * leaf.item_nbytes
+        if nbytes + LINE <= slot_nbytes and number < n_whole:
+            copy_4_of_16(destination, source, 16)
+            at = -destination & (LINE - 1)
+            while at < nbytes:
+                copy_4_of_16(destination + at, source + at, 16)
+                at += LINE
+        else:
+            copy_element(destination, source, nbytes)
+        offset += n_own
     if leaf.offsets != 0:
         store_int64(leaf.offsets + n_rows * 8, offset)
 
@@ -379,7 +402,7 @@ _ON_CPU = CpuKernel(
     "int64(int64, int64, int64, boolean, Array(int64, 1, 'C', readonly=True), int64, int64, int64)",
     parts=(
         *(copy_row, copy_element, is_inside, find_span, address_of, *_SLOT_PARTS),
-        *(has_wrong_length, pack_leaf),
+        *(has_wrong_length, count_before_line, pack_leaf),
     ),
 )
 
@@ -390,6 +413,6 @@ def _run(table: RaggedTable, index: Index, *, writes: bool) -> int | None:
     if type(index) is range:
         rows = (NO_VECTOR, index.start, index.step, len(index))
     try:
-        return _ON_CPU.compiled(table.address, len(table.entries), table.n_rows, writes, *rows)
+        return _ON_CPU.compiled(table.address, table.n_leaves, table.n_rows, writes, *rows)
     except (TypeError, OverflowError):  # raised before anything runs
         return None

@@ -17,12 +17,18 @@ def test_an_element_is_copied_with_no_byte_beside_it() -> None:
         assert output[0] == output[-1] == 0
 
 
+@pytest.mark.parametrize("order", ["random", "shorter and shorter", "at last none"])
 @pytest.mark.parametrize("item_nbytes", [1, 2, 3, 4, 12, 16, 20])
-def test_elements_of_every_length_are_packed(item_nbytes: int) -> None:
+def test_elements_of_every_length_are_packed(item_nbytes: int, order: str) -> None:
+    """Lines that are copied whole leave nothing in other elements, and nothing behind the last."""
     rng, capacity = np.random.default_rng(item_nbytes), 70
     slots = rng.integers(0, 255, (capacity + 1, capacity, item_nbytes), np.uint8)
     lengths = np.arange(capacity + 1)
     index = rng.permutation(capacity + 1)
+    if order == "shorter and shorter":
+        index = lengths[::-1].copy()
+    elif order == "at last none":
+        index[-20:] = 0
     values = np.full((len(index) * capacity, item_nbytes), 255, np.uint8)
     packed = PackedRows(values, np.zeros(len(index) + 1, np.int64))
     RaggedGather([RowSource(slots, lengths=lengths)], [packed]).run(index)
@@ -30,6 +36,18 @@ def test_elements_of_every_length_are_packed(item_nbytes: int) -> None:
     assert packed.offsets.tolist() == [0, *np.cumsum(index)]
     np.testing.assert_array_equal(values[: len(expected)], expected)
     assert (values[len(expected) :] == 255).all()
+
+
+def test_whole_lines_end_before_the_last_element_does() -> None:
+    slots, lengths = np.ones((140, 300), np.uint8), np.arange(140)
+    for n_last in range(1, 140):
+        values = np.zeros(900, np.uint8)
+        gather = RaggedGather(
+            [RowSource(slots, lengths=lengths)], [PackedRows(values, np.zeros(4, np.int64))]
+        )
+        gather.run(np.array([5, 0, n_last]))
+        assert values[: 5 + n_last].all()
+        assert not values[5 + n_last :].any()
 
 
 @pytest.mark.parametrize("wrong", [-1, 4])
