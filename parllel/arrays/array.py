@@ -15,7 +15,7 @@ from parllel.arrays.array_spec import ArraySpec
 from parllel.arrays.buffer import Buffer, copy_of
 from parllel.arrays.dlpack import SupportsDLPack
 from parllel.arrays.interop import apart_from, describe, narrow, put_on_device, to_host
-from parllel.arrays.location import Index, Location, is_gathered, keys, locate, shift
+from parllel.arrays.location import Index, Location, is_gathered, keys, locate, locate_slice, shift
 from parllel.arrays.readable import Readable
 from parllel.arrays.window import Window
 from parllel.cuda import AnyArray
@@ -215,6 +215,8 @@ class Array(Readable):
             row = start + index * step
             if 0 <= row < n_rows:
                 return self._view((*head, row, *tail), rows[row, ...])
+        elif index.__class__ is slice and n_rows and not head:  # so the first axis is a range
+            return self._view((locate_slice(self._location[0], n_rows, index), *tail))  # type: ignore[arg-type]
         elif index.__class__ is tuple and len(index) == 2:
             t, b = index
             if t.__class__ is int and b.__class__ is int:
@@ -301,8 +303,7 @@ class Array(Readable):
         axis, head, tail = location[place], location[:place], location[place + 1 :]
         assert isinstance(axis, range)
         rows = self._buffer.data[keys((*head, range(extents[place]), *tail))[0]]
-        has_columns = bool(tail) and isinstance(tail[0], range)
-        n_columns = rows.shape[1] if has_columns else 0
+        n_columns = rows.shape[1] if tail and isinstance(tail[0], range) else 0
         self._lead = (rows, axis.start, axis.step, extents[place], n_columns, head, tail)
         return self._lead
 
@@ -564,8 +565,7 @@ class KindSpec(ArraySpec, ABC):
 
 
 def _copy_of(data: NDArray[Any], dtype: np.dtype[Any], n_batch_dims: int, kind: str) -> Array:
-    buffer = copy_of(data, dtype, n_batch_dims, kind)
-    return ArrayView(buffer, tuple(map(range, data.shape)))
+    return ArrayView(copy_of(data, dtype, n_batch_dims, kind), tuple(map(range, data.shape)))
 
 
 def _view_of(data: NDArray[Any], n_batch_dims: int) -> Array:

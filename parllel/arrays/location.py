@@ -56,10 +56,6 @@ def locate(location: Location, extents: Sequence[int], index: object) -> Locatio
             another shape, arrays don't broadcast, or an index has another type; or the view was
             made with integer arrays, and the index is not `...`.
     """
-    if index.__class__ is slice and location and not is_gathered(location):
-        axis = location[0]
-        if axis.__class__ is range:  # soon: the most frequent slice (bench_index.py)
-            return (_locate_slice(axis, extents[0], index), *location[1:])
     basic = _locate_basic(location, extents, index)
     if basic is not None:
         return basic
@@ -78,7 +74,7 @@ def locate(location: Location, extents: Sequence[int], index: object) -> Locatio
         axis = located[number]
         assert isinstance(axis, range)
         if isinstance(entry, slice):
-            located[number] = _locate_slice(axis, extents[number], entry)
+            located[number] = locate_slice(axis, extents[number], entry)
         elif isinstance(entry, int):
             position = _locate_integer(axis, extents[number], entry)
             # An integer beside arrays joins them, as NumPy has it.
@@ -104,7 +100,7 @@ def _locate_basic(location: Location, extents: Sequence[int], index: object) -> 
         elif n_used < len(items):
             entry = items[n_used]
             if entry.__class__ is slice:
-                located[number] = _locate_slice(axis, extents[number], entry)
+                located[number] = locate_slice(axis, extents[number], entry)
             elif entry.__class__ is int:
                 located[number] = _locate_integer(axis, extents[number], entry)
             else:
@@ -286,17 +282,22 @@ def _check_together(arrays: list[NDArray[np.intp]]) -> None:
         raise IndexError(f"integer arrays: got shapes {shapes}, which don't broadcast") from error
 
 
-def _locate_slice(axis: range, extent: int, entry: slice) -> range:
+def locate_slice(axis: range, extent: int, entry: slice) -> range:
     """Return the positions of a slice: those of the axis' own grid that the base buffer has.
 
     Ends are cut off as indices. As positions they would be cut off at the base buffer's ends, which
     another grid may have: rows 1, 3, ... begin at index 0, and index -1 is no row 0.
     """
-    if entry.step is None and axis.step == 1:  # as nearly all are
-        first = axis.start if entry.start is None else axis.start + operator.index(entry.start)
-        end = axis.start + (len(axis) if entry.stop is None else operator.index(entry.stop))
-        first = 0 if first < 0 else min(first, extent)
-        return range(first, 0 if end < 0 else min(end, extent))
+    if entry.step is None and axis.step == 1:  # as nearly all are, without further calls
+        begin, first, end = axis.start, entry.start, entry.stop
+        if first.__class__ is not int:
+            first = 0 if first is None else operator.index(first)
+        if end.__class__ is not int:
+            end = len(axis) if end is None else operator.index(end)
+        first += begin
+        end += begin
+        first = 0 if first < 0 else first if first < extent else extent
+        return range(first, 0 if end < 0 else end if end < extent else extent)
     step = 1 if entry.step is None else operator.index(entry.step)
     if step == 0:
         raise ValueError("slice step: got 0, expected any other integer")
