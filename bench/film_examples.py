@@ -77,11 +77,12 @@ def draw_grasp(env: Any, axes: Any) -> None:
     axes.scatter(env.points[:, 0], env.points[:, 1], s=8, c=POINT)
     turn = Affine2D().rotate(env.angle) + axes.transData
     width, length = JAW
+    x = 1.0 if env.period > 4 else -length / 2  # at a mug's handle, at a bar's middle
     for y in (-1.5, 1.5):
-        jaw = Rectangle((-length / 2, y - width / 2), length, width, color=AGENT)
+        jaw = Rectangle((x, y - width / 2), length, width, color=AGENT)
         jaw.set_transform(turn)
         axes.add_patch(jaw)
-    axes.set(xlim=(-2.1, 2.1), ylim=(-2.1, 2.1), aspect="equal", xticks=[], yticks=[])
+    axes.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal", xticks=[], yticks=[])
 
 
 def draw_maze(env: Any, axes: Any) -> None:
@@ -103,14 +104,24 @@ def pictures_of_gymnasium(example: ModuleType, every: int = 2) -> gym.Env:
         return Smaller(example.make_env(), every)
 
 
+class Bytes(gym.Wrapper):
+    """Show colors in [0, 1] as bytes."""
+
+    def render(self) -> np.ndarray:
+        return (np.asarray(self.env.render()) * 255).astype(np.uint8)
+
+
 def pictures_of_breakout(example: ModuleType) -> gym.Env:
     env = example.make_env()
     env.unwrapped.render_mode = "rgb_array"
-    return env
+    return Bytes(env)
 
 
 def pictures_of_landmarks(example: ModuleType) -> Any:
-    return example.simple_spread_v3.parallel_env(N=3, max_cycles=25, render_mode="rgb_array")
+    env = example.simple_spread_v3.parallel_env(N=3, max_cycles=25, render_mode="rgb_array")
+    render = env.render
+    env.render = lambda: np.ascontiguousarray(render()[::3, ::3])
+    return env
 
 
 @dataclass(frozen=True)
@@ -184,7 +195,9 @@ def main() -> None:
     given = {name: config[name] for name in ("seed", "steps")}
     with patch.object(Agent, "save", save):
         example.main(example.Config(**given, out=arguments.run, resume=True))
-    about = {"begun": begun, "machine": machine, **given, "returns": returns}
+    n_episodes = film.options.get("n_episodes", 1)
+    about = {"begun": begun, "machine": machine, **given, "n_episodes": n_episodes}
+    about["returns"] = returns
     path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
     print(f"written: {path}, {path.stat().st_size:,} bytes; returns {returns}")
 

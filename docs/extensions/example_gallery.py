@@ -55,12 +55,12 @@ def runs_of(runs: list[Mapping[str, Any]]) -> Iterator[str]:
 
 def filmed(about: Mapping[str, Any]) -> str:
     """Say of which run a video is, and what was reached in it."""
-    played = [
-        f"the {name} ended {len(returns)} episodes, mean return {sum(returns) / len(returns):.2f}"
-        if returns
-        else f"of the {name}, no episode ended"
-        for name, returns in about["returns"].items()
-    ]
+    played = []
+    for name, returns in about["returns"].items():
+        # Those that ended before a film was cut off are the short ones: their mean says nothing.
+        is_whole = len(returns) == about["n_episodes"]
+        mean = f", mean return {sum(returns) / len(returns):.2f}" if is_whole else ""
+        played.append(f"{name}, {len(returns) or 'no'} episodes ended{mean}")
     run = f"--seed {about['seed']} --steps {about['steps']}"
     return f"The video is of a run with `{run}`: {'; '.join(played)}. {measured_on(about)}"
 
