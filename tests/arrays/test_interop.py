@@ -195,12 +195,13 @@ class FakeArray:
     """Looks like a CuPy array on a device; `dlpack_type` is DLPack's."""
 
     strides = (4,)
+    data = SimpleNamespace(device_id=0)
 
     def __init__(self, dlpack_type: int) -> None:
         self._type = dlpack_type
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self._type, 1
+        return self._type, self.data.device_id
 
 
 @pytest.mark.parametrize("dlpack_type", [2, 13])
@@ -233,7 +234,7 @@ def test_managed_memory_reaches_torch_by_the_array_interface(
     monkeypatch.setattr(torch, "as_tensor", as_tensor)
     managed = FakeArray(13)
     assert cuda.tensor_over(managed) == "tensor"
-    assert taken == [(managed, "cuda:1")]
+    assert taken == [(managed, "cuda:0")]
     assert lazy.counters == cuda.Counters()
 
 
