@@ -132,21 +132,6 @@ def copy_up_to_8_of_16(destination: int, source: int, at: int, step: int, end: i
     _copy_plainly(copy_16, 8, destination, source, at, step, end)
 
 
-def copy_shifted(destination: int, source: int, at: int, step: int, end: int) -> None:
-    """Copy one word of 16 bytes from any address, as `copy_up_to_4_shifted`."""
-    _copy_plainly(copy_16, 1, destination, source, at, step, end)
-
-
-def copy_up_to_4_shifted(destination: int, source: int, at: int, step: int, end: int) -> None:
-    """Copy up to 4 words of 16 bytes at once from any address, as `copy_up_to_8_of_16`.
-
-    A GPU loads words from multiples of their size only: it loads the two words that have a byte
-    of the one that is asked for, and shifts. `source + at` need be no multiple of anything; the
-    bytes that the two words have beside are read, and must be there.
-    """
-    _copy_plainly(copy_16, 4, destination, source, at, step, end)
-
-
 def _copy_plainly(
     copy: Callable[[int, int], None],
     most: int,
@@ -188,7 +173,6 @@ def memory_intrinsics(
 
     word = access(32, 4)  # the type that becomes one access of 128 bits on a GPU
     line = access(32, 16) if joins_words else None
-    shifted = _ShiftedAccess(*word) if is_aligned else word
     return {
         "load_int64": _load_intrinsic(intrinsic, access(64)),
         "load_two_int64": _load_two_intrinsic(intrinsic, access(64, 2)),
@@ -201,8 +185,6 @@ def memory_intrinsics(
         "copy_up_to_4_of_1": _copy_batch_intrinsic(intrinsic, access(8), 4),
         "copy_up_to_4_of_16": _copy_batch_intrinsic(intrinsic, word, 4),
         "copy_up_to_8_of_16": _copy_batch_intrinsic(intrinsic, word, 8),
-        "copy_shifted": _copy_batch_intrinsic(intrinsic, shifted, 1),
-        "copy_up_to_4_shifted": _copy_batch_intrinsic(intrinsic, shifted, 4),
     }
 
 
@@ -256,43 +238,6 @@ class _Access(NamedTuple):
 
     def copy(self, builder: Builder, destination: Value, source: Value) -> None:
         self.store(builder, destination, self.load(builder, source))
-
-
-class _ShiftedAccess(_Access):
-    """Loads of 16 bytes from any address, made of aligned ones; stores to multiples of 16."""
-
-    def load(self, builder: Builder, address: Value) -> Value:
-        from llvmlite import ir
-
-        integer = address.type
-        first = builder.and_(address, integer(-16))
-        # The word itself where it lies at a multiple of 16: the next one need not be there.
-        second = builder.and_(builder.add(address, integer(15)), integer(-16))
-        half = ir.IntType(32)
-        halves = [super(_ShiftedAccess, self).load(builder, each) for each in (first, second)]
-        parts = [builder.extract_element(word, half(at)) for word in halves for at in range(4)]
-        shift = builder.trunc(address, half)
-        for n_parts in (2, 1):  # the address' bits 3 and 2 say by how many parts
-            bit = builder.and_(shift, half(4 * n_parts))
-            is_set = builder.icmp_unsigned("!=", bit, half(0))
-            pairs = zip(parts[n_parts:], parts, strict=False)
-            parts = [builder.select(is_set, later, part) for later, part in pairs]
-        n_bits = builder.mul(builder.and_(shift, half(3)), half(8))
-        word = halves[0].type(None)
-        for at in range(4):
-            part = _shift_right(builder, parts[at + 1], parts[at], n_bits)
-            word = builder.insert_element(word, part, half(at))
-        return word
-
-
-def _shift_right(builder: Builder, high: Value, low: Value, n_bits: Value) -> Value:
-    """Return the low half of two integers that are shifted right as one, by less than a half."""
-    from llvmlite import ir
-
-    whole = ir.IntType(64)
-    joined = builder.shl(builder.zext(high, whole), whole(32))
-    joined = builder.or_(joined, builder.zext(low, whole))
-    return builder.trunc(builder.lshr(joined, builder.zext(n_bits, whole)), low.type)
 
 
 # Numba's protocol: an intrinsic is an untyped function that returns a signature and a generator.

@@ -23,7 +23,7 @@ from parllel.kernels.row_share import SHARE_PARTS, copy_share
 from parllel.kernels.rows import Picks, pick
 from parllel.kernels.stack_table import ENTRY_NBYTES
 from parllel.kernels.targets import DeviceEntry
-from parllel.kernels.teams import Share, Teams, find_share
+from parllel.kernels.teams import TEAM_PARTS, Share, Teams, find_share
 from parllel.kernels.transitions import Seed
 
 
@@ -76,7 +76,13 @@ def find_copied(launch: Launch, first_leaf: int, number: int) -> Copied:
 def copy_frame(copied: Copied, share: Share) -> None:
     """Copy a lane's share of a frame on a GPU."""
     copy_share(
-        copied.destination, copied.source, copied.nbytes, copied.bits, share.lane, share.lanes
+        copied.destination,
+        copied.source,
+        copied.nbytes,
+        copied.bits,
+        share.lane,
+        share.lanes,
+        share.mates,
     )
 
 
@@ -91,6 +97,7 @@ def copy_shifted_frame(copied: Copied, image: Image, seed: Seed, share: Share) -
         draw_shift(image, seed, copied.at),
         share.lane,
         share.lanes,
+        share.mates,
     )
 
 
@@ -156,7 +163,7 @@ def gather_shifted_on_grid(
         at += share.row_step
 
 
-_GRID_PARTS = (find_share, *STACK_PARTS, *SHARE_PARTS, find_copied, copy_frame)
+_GRID_PARTS = (*TEAM_PARTS, *STACK_PARTS, *SHARE_PARTS, find_copied, copy_frame)
 DEVICE = DeviceEntry("frames", gather_on_grid, f"void({', '.join(['int64'] * 12)})", _GRID_PARTS)
 SHIFTED = DeviceEntry(
     "shifted_frames",

@@ -16,12 +16,15 @@ from parllel.kernels.transitions import Seed, draw_words
 from parllel.kernels.words import (
     Word,
     fill_word,
+    is_handed,
     load_around,
+    load_own,
     merge_words,
     move_word,
     no_word,
     store_8,
     store_word,
+    take_around,
     word_at,
 )
 
@@ -327,12 +330,12 @@ def make_word(source: int, image: Image, shift: Shift, at: int) -> Word:
 
 
 def put_word(
-    destination: int, source: int, image: Image, shift: Shift, at: int, plan: Plan, around: Word
+    destination: int, address: int, image: Image, shift: Shift, at: int, plan: Plan, around: Word
 ) -> None:
-    """Write the word at an offset, if it is simple."""
+    """Write the word at an offset, if it is simple, of what was loaded around an address."""
     edge = find_edge(image, shift, plan)
     if is_simple(plan, edge):
-        word = word_at(around, source + plan.source)
+        word = word_at(around, address)
         if edge.begin < edge.end:
             pixel = image.pixel_nbytes
             phase = at % pixel  # rows have whole pixels
@@ -341,23 +344,41 @@ def put_word(
 
 
 def copy_image_words(
-    destination: int, source: int, nbytes: int, image: Image, shift: Shift, lane: int, lanes: int
+    destination: int,
+    source: int,
+    nbytes: int,
+    image: Image,
+    shift: Shift,
+    lane: int,
+    lanes: int,
+    mates: int,
 ) -> None:
-    """Copy a lane's words of a shifted image: two are loaded before the first one is stored."""
+    """Copy a lane's words of a shifted image: two are loaded before the first one is stored.
+
+    Lanes hand words to each other in as many rounds for all of them, as in
+    `row_share.copy_misaligned`; in the last round, some have no word to store.
+    """
     step = lanes * WORD
     last = nbytes - WORD
     at = lane * WORD
-    while at < nbytes:
+    first = 0  # what `at` is for lane 0
+    while first < nbytes:
         other = at + step
-        plan = plan_word(image, shift, at, nbytes)
+        plan = plan_word(image, shift, min(at, last), nbytes)
         other_plan = plan_word(image, shift, min(other, last), nbytes)
         # Of a word that is not simple, some other one is loaded, which is not used.
-        around = load_around(source + min(max(plan.source, 0), last))
-        other_around = load_around(source + min(max(other_plan.source, 0), last))
-        put_word(destination, source, image, shift, at, plan, around)
+        address = source + min(max(plan.source, 0), last)
+        other_address = source + min(max(other_plan.source, 0), last)
+        own = load_own(address, is_handed(address, mates))
+        other_own = load_own(other_address, is_handed(other_address, mates))
+        around = take_around(own, mates)
+        other_around = take_around(other_own, mates)
+        if at < nbytes:
+            put_word(destination, address, image, shift, at, plan, around)
         if other < nbytes:
-            put_word(destination, source, image, shift, other, other_plan, other_around)
+            put_word(destination, other_address, image, shift, other, other_plan, other_around)
         at = other + step
+        first += 2 * step
     at = lane * WORD
     while at < nbytes:  # apart from the others, which thus take fewer registers
         plan = plan_word(image, shift, at, nbytes)
@@ -375,6 +396,7 @@ def copy_image_share(
     shift: Shift,
     lane: int,
     lanes: int,
+    mates: int,
 ) -> None:
     """Copy a lane's share of a shifted frame on a GPU, as `row_share.copy_share` copies a row.
 
@@ -383,7 +405,7 @@ def copy_image_share(
     """
     is_wide = image.row_nbytes >= WORD + image.most * image.pixel_nbytes
     if bits & 15 == 0 and is_wide and image.pixel_nbytes <= MOST_PIXEL_NBYTES:
-        copy_image_words(destination, source, nbytes, image, shift, lane, lanes)
+        copy_image_words(destination, source, nbytes, image, shift, lane, lanes, mates)
     else:
         at = lane
         while at < nbytes:

@@ -64,7 +64,8 @@ def compile_entry(kernel: DeviceEntry) -> str:
     names = {"cuda": cuda} | memory_intrinsics(
         intrinsic, address_space=1, is_aligned=True, joins_words=False
     )
-    names |= word_intrinsics(intrinsic, address_space=1) | instruction_intrinsics(intrinsic)
+    names |= word_intrinsics(intrinsic, address_space=1, has_lanes=True)
+    names |= instruction_intrinsics(intrinsic)
     names |= scalar_intrinsics(intrinsic, address_space=1, has_threads=True)
     entry = bind(kernel.entry, kernel.parts, names, njit(inline="always"))
     # By its name: a type checker looks for it in Numba, and not in numba-cuda.

@@ -34,7 +34,7 @@ from parllel.kernels.rows import (
 )
 from parllel.kernels.sequences import BACK_BITS
 from parllel.kernels.targets import CpuKernel, DeviceEntry
-from parllel.kernels.teams import Teams, find_share
+from parllel.kernels.teams import TEAM_PARTS, Teams, find_share
 
 ENTRY_NBYTES = 12 * 8  # of a `RaggedLeaf`: pairs, which are loaded at once
 WRONG_LENGTH = 4  # an outcome beside those of `rows`
@@ -289,7 +289,9 @@ def gather_ragged_on_grid(
         destination = leaf.destination + offset * leaf.item_nbytes + leaf.begin
         source = find_items(leaf, slot) + leaf.begin
         nbytes = max(0, min(n_items * leaf.item_nbytes - leaf.begin, leaf.nbytes))
-        copy_share(destination, source, nbytes, destination | source, share.lane, share.lanes)
+        copy_share(
+            destination, source, nbytes, destination | source, share.lane, share.lanes, share.mates
+        )
         at += share.row_step
 
 
@@ -395,7 +397,7 @@ DEVICE = DeviceEntry(
     "ragged",
     gather_ragged_on_grid,
     f"void({', '.join(['int64'] * 10)})",
-    (find_share, *_SLOT_PARTS, find_eight_slots, sum_items, *SHARE_PARTS),
+    (*TEAM_PARTS, *_SLOT_PARTS, find_eight_slots, sum_items, *SHARE_PARTS),
 )
 _ON_CPU = CpuKernel(
     gather_checked_elements,

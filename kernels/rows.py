@@ -13,7 +13,7 @@ from parllel.kernels.addresses import copy_1, copy_4, copy_4_of_16, copy_8, copy
 from parllel.kernels.row_share import SHARE_PARTS, copy_share
 from parllel.kernels.row_table import Index, Integers, RowTable, checked
 from parllel.kernels.targets import CpuKernel, DeviceEntry, pointer_to
-from parllel.kernels.teams import Teams, find_share
+from parllel.kernels.teams import TEAM_PARTS, Teams, find_share
 
 DONE, COUNTS_DIFFER, OUT_OF_RANGE, MAY_OVERLAP = range(4)
 ENTRY_NBYTES = 5 * 8  # of RowTable's integers for one leaf
@@ -167,7 +167,7 @@ def copy_rows_on_grid(
         destination = leaf.destination + pick(written, number) * leaf.destination_stride
         source = leaf.source + pick(read, number) * leaf.source_stride
         bits = address_bits(leaf)
-        copy_share(destination, source, leaf.nbytes, bits, share.lane, share.lanes)
+        copy_share(destination, source, leaf.nbytes, bits, share.lane, share.lanes, share.mates)
         at += share.row_step
 
 
@@ -306,7 +306,7 @@ DEVICE = DeviceEntry(
     "rows",
     copy_rows_on_grid,
     f"void({', '.join(['int64'] * 13)})",
-    (find_share, read_leaf, address_bits, pick, *SHARE_PARTS),
+    (*TEAM_PARTS, read_leaf, address_bits, pick, *SHARE_PARTS),
 )
 
 

@@ -314,5 +314,6 @@ def _memory_intrinsics() -> dict[str, object]:
     from numba.extending import intrinsic
 
     copies = memory_intrinsics(intrinsic, address_space=0, is_aligned=False, joins_words=True)
-    words = word_intrinsics(intrinsic, address_space=0) | instruction_intrinsics(intrinsic)
+    words = word_intrinsics(intrinsic, address_space=0, has_lanes=False)
+    words |= instruction_intrinsics(intrinsic)
     return copies | words | scalar_intrinsics(intrinsic, address_space=0, has_threads=False)

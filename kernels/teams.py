@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from parllel.kernels.targets import cuda
 
+WARP = 32  # threads that a GPU executes together, as its warp
+
 
 class Teams(NamedTuple):
     """How each block of a launch is divided; the last arguments of a kernel that copies rows.
@@ -33,6 +35,24 @@ class Share(NamedTuple):
     row_step: int
     lane: int
     lanes: int
+    mates: int  # of `find_mates`
+
+
+def find_mates(thread: int, lane: int, lanes: int) -> int:
+    """Return which lanes of a thread's warp share its row: a bit for each.
+
+    The threads that share a row follow each other in a block, so that these lanes do, too. They do
+    all the same until they copy, since all that they decide by is their row's: so they come to each
+    exchange of words together, though other lanes of the warp may be elsewhere.
+
+    Args:
+        thread: number of the thread in its block.
+        lane, lanes: of `Share`.
+    """
+    own = thread & (WARP - 1)
+    first = max(own - lane, 0)
+    last = min(own - lane + lanes, WARP) - 1
+    return ((2 << (last - first)) - 1) << first
 
 
 def find_share(teams: Teams) -> Share:
@@ -58,4 +78,10 @@ def find_share(teams: Teams) -> Share:
         n_leaves = 0
     lanes = 1 << bits
     row += cuda.blockIdx.x * rows
-    return Share(first_leaf, n_leaves, row, cuda.gridDim.x * rows, thread & (lanes - 1), lanes)
+    lane = thread & (lanes - 1)
+    mates = find_mates(cuda.threadIdx.x, lane, lanes)
+    return Share(first_leaf, n_leaves, row, cuda.gridDim.x * rows, lane, lanes, mates)
+
+
+# What an entry needs of these, in the order of `DeviceEntry.parts`.
+TEAM_PARTS = (find_mates, find_share)

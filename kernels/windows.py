@@ -17,7 +17,7 @@ from parllel.kernels.row_share import SHARE_PARTS, copy_share
 from parllel.kernels.rows import copy_row
 from parllel.kernels.sequences import BACK_BITS
 from parllel.kernels.targets import CpuKernel, DeviceEntry
-from parllel.kernels.teams import Teams, find_share
+from parllel.kernels.teams import TEAM_PARTS, Teams, find_share
 
 ENTRY_NBYTES = 12 * 8  # of a `WindowLeaf`, and nothing: pairs, which are loaded at once
 _PLACE = (1 << BACK_BITS) - 1
@@ -126,7 +126,7 @@ def gather_windows_on_grid(
             destination = leaf.destination + number * leaf.nbytes
             source = find_coded_row(leaf, number)
             bits = leaf_bits(leaf)
-            copy_share(destination, source, leaf.nbytes, bits, share.lane, share.lanes)
+            copy_share(destination, source, leaf.nbytes, bits, share.lane, share.lanes, share.mates)
             number += share.row_step
 
 
@@ -162,7 +162,7 @@ DEVICE = DeviceEntry(
     "gather_windows",
     gather_windows_on_grid,
     f"void({', '.join(['int64'] * 6)})",
-    (find_share, *_PARTS, *SHARE_PARTS),
+    (*TEAM_PARTS, *_PARTS, *SHARE_PARTS),
 )
 # Compiled, it checks nothing.
 ON_CPU = CpuKernel(

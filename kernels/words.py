@@ -1,4 +1,4 @@
-"""Words of 16 bytes that a GPU loads from anywhere, changes and stores: what shifted images take.
+"""Words of 16 bytes that a GPU loads from anywhere, changes and stores: what shifted rows take.
 
 A kernel calls these functions by name and passes words from one to the next, without looking into
 them. Here a word is bytes; each target has machine instructions in their place
@@ -7,14 +7,17 @@ them. Here a word is bytes; each target has machine instructions in their place
 
 import ctypes
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from parllel.kernels.addresses import Builder, NumbaType, Value
 
 WORD_NBYTES = 16
 
+_SHUFFLE, _DOWN = "llvm.nvvm.shfl.sync.i32", 2  # NVVM's name, and its number of the direction
+
 Word: TypeAlias = Any  # bytes here; a tuple of integers to a compiler
 Halves: TypeAlias = list[Value]  # of a word, the low one first
+Quarters: TypeAlias = list[Value]  # of one word or of two
 
 
 def no_word() -> Word:
@@ -29,6 +32,38 @@ def load_around(address: int) -> Word:
     that several words are loaded before the first of them is waited for.
     """
     return ctypes.string_at(address, WORD_NBYTES)
+
+
+def is_handed(address: int, mates: int) -> bool:
+    """Return whether the next lane of a warp loads the second word that `load_around` would load.
+
+    Neighbouring lanes mostly load neighbouring words: the second of the aligned words in which a
+    lane's bytes lie is the first one of the next lane. It is not for the last lane.
+
+    All lanes that `mates` names must call this together, with the same `mates`: each waits for all
+    of them, and for ever if one does not come.
+
+    Args:
+        address: of 16 bytes. Lanes that follow each other have addresses less than 2 GiB apart.
+        mates: bits of those lanes of the warp; they follow each other, and this one is among them.
+    """
+    del address, mates
+    return False  # plain Python has no lanes
+
+
+def load_own(address: int, is_handed: bool) -> Word:
+    """Load what `load_around` would load, without the second word if that is handed over."""
+    del is_handed
+    return ctypes.string_at(address, WORD_NBYTES)
+
+
+def take_around(own: Word, mates: int) -> Word:
+    """Return what `load_around` would have loaded, of what `load_own` returned.
+
+    All lanes that `mates` names must call this together, as `is_handed`.
+    """
+    del mates
+    return own
 
 
 def word_at(around: Word, address: int) -> Word:
@@ -88,25 +123,23 @@ def word_intrinsics(
     intrinsic: Callable[..., Any],  # Any: Numba's decorator is untyped
     *,
     address_space: int,
+    has_lanes: bool,
 ) -> dict[str, object]:
-    """Return a target's functions by the names of the plain ones; arguments as of `addresses`."""
+    """Return a target's functions by the names of the plain ones.
+
+    Args:
+        intrinsic, address_space: as of `addresses`.
+        has_lanes: threads hand words to each other. A CPU's twin is one thread.
+    """
     from llvmlite import ir
     from numba import types
 
     number = types.int64
     word: NumbaType = types.UniTuple(number, 2)  # type: ignore[no-untyped-call]  # Numba's gap
-    around: NumbaType = types.UniTuple(number, 4)  # type: ignore[no-untyped-call]
+    around: NumbaType = types.UniTuple(types.int32, 8)  # type: ignore[no-untyped-call]
+    own: NumbaType = types.UniTuple(types.int32, 9)  # type: ignore[no-untyped-call]
     pointer = ir.PointerType(ir.VectorType(ir.IntType(64), 2), addrspace=address_space)
-
-    def load(builder: Builder, address: Value) -> Halves:
-        loaded = builder.load(builder.inttoptr(address, pointer), align=WORD_NBYTES)
-        return [builder.extract_element(loaded, ir.IntType(32)(at)) for at in range(2)]
-
-    def load_around(builder: Builder, address: Value) -> Halves:
-        # Twice the same word where the address is a multiple of 16: the next one may not be there.
-        behind = builder.add(address, address.type(WORD_NBYTES - 1))
-        words = [load(builder, builder.and_(at, at.type(-WORD_NBYTES))) for at in (address, behind)]
-        return [half for each in words for half in each]
+    loads = _Loads(address_space, has_lanes)
 
     def store_word(builder: Builder, address: Value, stored: Halves) -> None:
         both = pointer.pointee(None)
@@ -124,13 +157,74 @@ def word_intrinsics(
     return {
         "store_8": make([number, number], types.void, store_8),
         "no_word": make([], word, _no_word),
-        "load_around": make([number], around, load_around),
+        "load_around": make([number], around, loads.load_around),
+        "is_handed": make([number, number], types.boolean, loads.is_handed),
+        "load_own": make([number, types.boolean], own, loads.load_own),
+        "take_around": make([own, number], around, loads.take_around),
         "word_at": make([around, number], word, _word_at),
         "move_word": make([word, number], word, _move_word),
         "fill_word": make([word, word, *[number] * 5], word, _fill_word),
         "merge_words": make([word, word, number], word, _merge_words),
         "store_word": make([number, word], types.void, store_word),
     }
+
+
+class _Loads(NamedTuple):
+    """Loads of the aligned words in which 16 bytes lie."""
+
+    address_space: int
+    has_lanes: bool
+
+    def load(self, builder: Builder, address: Value) -> Quarters:
+        from llvmlite import ir
+
+        part = ir.IntType(32)
+        pointer = ir.PointerType(ir.VectorType(part, 4), addrspace=self.address_space)
+        loaded = builder.load(builder.inttoptr(address, pointer), align=WORD_NBYTES)
+        return [builder.extract_element(loaded, part(at)) for at in range(4)]
+
+    def load_around(self, builder: Builder, address: Value) -> Quarters:
+        places = _places_around(builder, address)
+        return [part for place in places for part in self.load(builder, place)]
+
+    def is_handed(self, builder: Builder, address: Value, mates: Value) -> Value:
+        from llvmlite import ir
+
+        part = ir.IntType(32)
+        if not self.has_lanes:
+            return ir.IntType(1)(0)
+        first = builder.and_(builder.trunc(address, part), part(-WORD_NBYTES))
+        second = builder.add(first, part(WORD_NBYTES))
+        return builder.icmp_unsigned("==", _of_next_lane(builder, first, mates), second)
+
+    def load_own(self, builder: Builder, address: Value, is_handed: Value) -> Quarters:
+        first, second = _places_around(builder, address)
+        loaded = self.load(builder, first)
+        nothing, before = loaded[0].type(0), builder.block
+        is_needed = builder.icmp_unsigned("!=", first, second)
+        with builder.if_then(builder.and_(is_needed, builder.not_(is_handed))):
+            behind, inside = self.load(builder, second), builder.block
+        both = [builder.phi(nothing.type) for _ in behind]
+        for each, value in zip(both, behind, strict=True):
+            each.add_incoming(nothing, before)
+            each.add_incoming(value, inside)
+        return [*loaded, *both, builder.zext(is_handed, nothing.type)]
+
+    def take_around(self, builder: Builder, own: Quarters, mates: Value) -> Quarters:
+        loaded, second = own[:4], own[4:8]
+        if self.has_lanes:
+            theirs = [_of_next_lane(builder, each, mates) for each in loaded]
+            is_handed = builder.icmp_unsigned("!=", own[8], own[8].type(0))
+            pairs = zip(theirs, second, strict=True)
+            second = [builder.select(is_handed, *pair) for pair in pairs]
+        return [*loaded, *second]
+
+
+def _places_around(builder: Builder, address: Value) -> tuple[Value, Value]:
+    # Twice the same word where the address is a multiple of 16: the next one may not be there.
+    behind = builder.add(address, address.type(WORD_NBYTES - 1))
+    first, second = (builder.and_(at, at.type(-WORD_NBYTES)) for at in (address, behind))
+    return first, second
 
 
 def _make_intrinsic(
@@ -141,10 +235,12 @@ def _make_intrinsic(
     """Return a function that is generated from integers: two for a word, its low and high half."""
 
     def lower(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        halves = generate(builder, *(_halves_of(builder, each) for each in arguments))
-        if halves is None:
+        made = generate(builder, *(_halves_of(builder, each) for each in arguments))
+        if made is None:
             return context.get_dummy_value()
-        return context.make_tuple(builder, signature.return_type, halves)
+        if not isinstance(made, list):
+            return made
+        return context.make_tuple(builder, signature.return_type, made)
 
     # Numba counts the arguments of what it is given, and knows no `*arguments`.
     def of_none(typing_context):  # type: ignore[no-untyped-def]
@@ -210,11 +306,38 @@ def _no_word(builder: Builder) -> Halves:
     return [ir.IntType(64)(0)] * 2
 
 
-def _word_at(builder: Builder, around: Halves, address: Value) -> Halves:
-    place = builder.and_(address, address.type(WORD_NBYTES - 1))
-    rest = builder.sub(place.type(WORD_NBYTES), place)
-    low = _shift(builder, around[:2], place, towards="lower")
-    return _each(builder.or_, low, _shift(builder, around[2:], rest, towards="higher"))
+def _of_next_lane(builder: Builder, value: Value, mates: Value) -> Value:
+    """Return the 32 bits that the next lane has; of the last one of `mates` its own."""
+    from llvmlite import ir
+
+    part = ir.IntType(32)
+    form = ir.FunctionType(ir.LiteralStructType((part, ir.IntType(1))), [part] * 5)
+    function = builder.module.globals.get(_SHUFFLE) or ir.Function(builder.module, form, _SHUFFLE)
+    mask = builder.trunc(mates, part)
+    last = builder.sub(part(31), builder.ctlz(mask, ir.IntType(1)(0)))
+    handed = builder.call(function, [mask, part(_DOWN), value, part(1), last])
+    return builder.extract_value(handed, 0)
+
+
+def _word_at(builder: Builder, around: Quarters, address: Value) -> Halves:
+    from llvmlite import ir
+
+    half, whole = ir.IntType(32), ir.IntType(64)
+    parts, shift = around, builder.trunc(address, half)
+    for n_parts in (2, 1):  # the address' bits 3 and 2 say by how many parts
+        bit = builder.and_(shift, half(4 * n_parts))
+        is_set = builder.icmp_unsigned("!=", bit, half(0))
+        pairs = zip(parts[n_parts:], parts, strict=False)
+        parts = [builder.select(is_set, later, part) for later, part in pairs]
+    n_bits = builder.zext(builder.mul(builder.and_(shift, half(3)), half(8)), whole)
+
+    def join(low: Value, high: Value) -> Value:
+        high = builder.shl(builder.zext(high, whole), whole(32))
+        return builder.or_(high, builder.zext(low, whole))
+
+    moved = [builder.lshr(join(*parts[at : at + 2]), n_bits) for at in range(4)]
+    low, second, third, high = (builder.trunc(each, half) for each in moved)
+    return [join(low, second), join(third, high)]
 
 
 def _move_word(builder: Builder, word: Halves, count: Value) -> Halves:

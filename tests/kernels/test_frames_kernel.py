@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from copied_bytes import CopiedBytes
+from lanes import launch_lanes
 from parllel.kernels import frames_on_grid as kernel
 from parllel.kernels.frames import check_stacks, gather_stacks
 from parllel.kernels.stack_table import Stacks, StackTable
-from parllel.kernels.targets import Axes, launch_plainly
+from parllel.kernels.targets import Axes
 from parllel.kernels.teams import Teams
 from parllel.ops.stack_gather import RowSource, StackGather, as_range
 
@@ -193,13 +194,9 @@ def test_a_grid_of_any_shape_writes_each_byte_once(
     most_frames = max(n * each.stack for n, each in zip(stacks, case.sources, strict=True))
     teams = Teams(1, len(table.entries) - 1, bits, 0, n_riders)
     copied = CopiedBytes()
-    launch_plainly(
-        kernel.DEVICE,
-        [table.address, 0, len(index), *picks, most_frames, *teams],
-        grid=Axes(n_blocks, 1),
-        block=Axes(n_threads, 1),
-        names=copied.names,
-    )
+    arguments = [table.address, 0, len(index), *picks, most_frames, *teams]
+    grid, block = Axes(n_blocks, 1), Axes(n_threads, 1)
+    launch_lanes(kernel.DEVICE, arguments, copied, grid=grid, block=block)
     written: Counter[int] = Counter()
     for output, right in zip(case.outputs, expected, strict=True):
         np.testing.assert_array_equal(output, right)
@@ -225,7 +222,7 @@ def test_words_are_as_long_as_all_frames_allow(name: str, offset: int) -> None:
     copied = CopiedBytes()
     arguments = [table.address, 0, 2, 0, 0, 1, 2, *Teams(1, 0, 0, 0, 0)]
     grid, block = Axes(1, 1), Axes(1, 1)
-    launch_plainly(kernel.DEVICE, arguments, grid=grid, block=block, names=copied.names)
+    launch_lanes(kernel.DEVICE, arguments, copied, grid=grid, block=block)
     word = offset or 16
     assert copied.n_words == {word: 4 * 32 // word}
 

@@ -12,12 +12,13 @@ from test_frames_kernel import Case as Gather
 from test_frames_kernel import address_of, place, stack_of
 
 from copied_bytes import CopiedBytes
+from lanes import launch_lanes
 from parllel.kernels import frames_on_grid as kernel
 from parllel.kernels import words
 from parllel.kernels.frames import gather_stacks
 from parllel.kernels.image_shift import FIRST_STREAM, Image, divide, draw_shift, make_image
 from parllel.kernels.philox import Key, Words, draw_below, philox
-from parllel.kernels.targets import Axes, launch_plainly, twin
+from parllel.kernels.targets import Axes, twin
 from parllel.kernels.teams import Teams
 from parllel.kernels.transitions import N_TRIES, Seed
 from parllel.ops.stack_gather import RowSource
@@ -102,16 +103,8 @@ def test_images_are_windows_of_padded_ones(case: Case) -> None:
         np.testing.assert_array_equal(output, right)
 
 
-@given(
-    case=cases(most_rows=2),
-    n_blocks=st.integers(1, 3),
-    n_threads=st.integers(1, 7),
-    bits=st.integers(0, 2),
-    n_riders=st.integers(0, 3),
-)
-def test_a_grid_of_any_shape_writes_each_byte_once(
-    case: Case, n_blocks: int, n_threads: int, bits: int, n_riders: int
-) -> None:
+def launch(case: Case, grid: Axes, block: Axes, bits: int, n_riders: int) -> None:
+    """Run the entry for GPUs; hold what is written, and that each byte is written once."""
     gather, expected, table = case.gather, case.expect(), case.gather.table()
     copied = CopiedBytes([part for source in gather.sources for part in readable(source)])
     teams = Teams(1, len(table.entries) - 1, bits, 0, n_riders)
@@ -128,14 +121,38 @@ def test_a_grid_of_any_shape_writes_each_byte_once(
         address_of(seed),
         *teams,
     ]
-    grid, block = Axes(n_blocks, 1), Axes(n_threads, 1)
-    launch_plainly(kernel.SHIFTED, arguments, grid=grid, block=block, names=copied.names)
+    launch_lanes(kernel.SHIFTED, arguments, copied, grid=grid, block=block)
     written: Counter[int] = Counter()
     for output, right in zip(gather.outputs, expected, strict=True):
         np.testing.assert_array_equal(output, right)
         part = output[: len(vector)]
         written.update(range(address_of(part), address_of(part) + part.nbytes))
     assert copied.n_writes == written
+
+
+@given(
+    case=cases(most_rows=2),
+    n_blocks=st.integers(1, 3),
+    n_threads=st.integers(1, 7),
+    bits=st.integers(0, 2),
+    n_riders=st.integers(0, 3),
+)
+def test_a_grid_of_any_shape_writes_each_byte_once(
+    case: Case, n_blocks: int, n_threads: int, bits: int, n_riders: int
+) -> None:
+    launch(case, Axes(n_blocks, 1), Axes(n_threads, 1), bits, n_riders)
+
+
+@pytest.mark.parametrize("bits", [2, 5, 6])
+def test_lanes_hand_words_over_when_none_is_left_for_them(bits: int) -> None:
+    """A frame of 42 words; a round has two for each lane."""
+    rng, shape = np.random.default_rng(bits), (1, 8, 84, 1)
+    image = make_image(most=4, height=8, width=84, pixel_nbytes=1, stream=0)
+    frames = place(rng.integers(0, 256, (3, *shape), np.uint8), 0)
+    index = rng.integers(0, 3, 3)
+    output = place(np.zeros((len(index), *shape), np.uint8), 0)
+    case = Case(Gather([RowSource(frames, image=image)], [output], index), Seed(1, 2, bits))
+    launch(case, Axes(1, 1), Axes(1 << bits, 1), bits, 0)
 
 
 @pytest.mark.long  # it is compiled first

@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 from numba.extending import intrinsic
 
 from copied_bytes import CopiedBytes
+from lanes import launch_lanes
 from parllel.kernels import row_share
 from parllel.kernels import rows as kernel
 from parllel.kernels.addresses import memory_intrinsics
 from parllel.kernels.row_table import Rows, RowTable
 from parllel.kernels.rows import check_rows, copy_rows
-from parllel.kernels.targets import Axes, bind, launch_plainly
-from parllel.kernels.teams import Teams
+from parllel.kernels.targets import Axes, ThreadPosition, bind
+from parllel.kernels.teams import TEAM_PARTS, WARP, Share, Teams
+from parllel.kernels.words import word_intrinsics
 from profiles import fewer_examples
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -175,7 +177,7 @@ def launch(case: Case, n_blocks: int, n_threads: int, teams: Teams) -> CopiedByt
     rows = [leaf.rows[row : row + 1] for leaf in case.source for row in set(case.read)]
     copied = CopiedBytes([(address_of(row), address_of(row) + row.nbytes) for row in rows])
     grid, block = Axes(n_blocks, 1), Axes(n_threads, 1)
-    launch_plainly(kernel.DEVICE, [*arguments, *teams], grid=grid, block=block, names=copied.names)
+    launch_lanes(kernel.DEVICE, [*arguments, *teams], copied, grid=grid, block=block)
     return copied
 
 
@@ -209,7 +211,7 @@ def test_a_grid_of_any_shape_copies_each_byte_once(
 @given(
     nbytes=st.integers(0, 700),
     offsets=st.tuples(st.integers(0, 16), st.integers(0, 16)),
-    bits=st.integers(0, 4),
+    bits=st.sampled_from([0, 1, 2, 3, 4, 6]),
 )
 def test_lanes_share_rows_of_every_length_and_place(
     nbytes: int, offsets: tuple[int, int], bits: int
@@ -223,6 +225,35 @@ def test_lanes_share_rows_of_every_length_and_place(
     assert case.result() == expected
     assert set(copied.n_writes.values()) <= {1}
     assert copied.n_writes.total() == 2 * nbytes
+
+
+def share_of(teams: Teams, thread: int, n_threads: int) -> Share:
+    position = ThreadPosition(Axes(1, 1), Axes(0, 0), Axes(n_threads, 1), Axes(thread, 0))
+    *parts, find_share = TEAM_PARTS
+    share: Share = bind(find_share, parts, {"cuda": position}, lambda part: part)(teams)
+    return share
+
+
+@given(
+    n_threads=st.integers(1, 200),
+    n_riders=st.integers(0, 70),
+    bits=st.tuples(st.integers(0, 7), st.integers(0, 7)),
+)
+def test_mates_are_the_lanes_of_a_warp_that_share_a_row(
+    n_threads: int, n_riders: int, bits: tuple[int, int]
+) -> None:
+    """In blocks of any size, whose riders may begin in the middle of a warp."""
+    shares = [
+        share_of(Teams(1, 1, *bits, n_riders), thread, n_threads) for thread in range(n_threads)
+    ]
+    for thread, share in enumerate(shares):
+        if share.n_leaves:
+            begin = thread - thread % WARP
+            mates = [
+                other.n_leaves and (other.first_leaf, other.row) == (share.first_leaf, share.row)
+                for other in shares[begin : begin + WARP]
+            ]
+            assert share.mates == sum(1 << lane for lane, is_mate in enumerate(mates) if is_mate)
 
 
 @pytest.mark.parametrize(
@@ -269,10 +300,13 @@ def test_one_row_is_aligned_whatever_its_stride_is() -> None:
 
 @pytest.mark.parametrize("is_for_gpus", [False, True])
 def test_lanes_of_compiled_code_share_a_row(is_for_gpus: bool) -> None:
-    """The intrinsics in both of their forms; a GPU's addresses are a CPU's here."""
+    """The intrinsics in both of their forms; a GPU's addresses are a CPU's here.
+
+    But for exchanges of words, which a CPU has not: each lane loads both words.
+    """
     names = memory_intrinsics(
         intrinsic, address_space=0, is_aligned=is_for_gpus, joins_words=not is_for_gpus
-    )
+    ) | word_intrinsics(intrinsic, address_space=0, has_lanes=False)
     inline = numba.njit(inline="always")
     *parts, share = row_share.SHARE_PARTS
     copy_share = numba.njit(bind(share, parts, names, inline))
@@ -284,7 +318,7 @@ def test_lanes_of_compiled_code_share_a_row(is_for_gpus: bool) -> None:
         expected = Case([destination], [source], range(1), range(1)).expect()
         addresses = address_of(destination.rows), address_of(source.rows)
         for lane in range(lanes):
-            copy_share(*addresses, nbytes, addresses[0] | addresses[1], lane, lanes)
+            copy_share(*addresses, nbytes, addresses[0] | addresses[1], lane, lanes, 0)
         assert destination.memory.tobytes() == expected[0]
 
 
@@ -295,6 +329,7 @@ from numba.extending import intrinsic
 from parllel.kernels import row_share
 from parllel.kernels.addresses import memory_intrinsics
 from parllel.kernels.targets import bind
+from parllel.kernels.words import word_intrinsics
 
 page, PROT_NONE = mmap.PAGESIZE, 0
 memory = np.frombuffer(mmap.mmap(-1, 3 * page), np.uint8)
@@ -303,6 +338,7 @@ protect = ctypes.CDLL(None, use_errno=True).mprotect
 for guard in (0, 2):
     assert protect(ctypes.c_void_p(begin + guard * page), ctypes.c_size_t(page), PROT_NONE) == 0
 names = memory_intrinsics(intrinsic, address_space=0, is_aligned=True, joins_words=False)
+names |= word_intrinsics(intrinsic, address_space=0, has_lanes=False)
 *parts, share = row_share.SHARE_PARTS
 copy = numba.njit(bind(share, parts, names, numba.njit(inline="always")))
 out = np.zeros(4096, np.uint8)
@@ -312,7 +348,7 @@ for nbytes in (1, 5, 33, 48, 112, 127, 128, 160, 207, 400, 1000):
         for offset in (0, 1, 9):
             to = out.ctypes.data + shift + offset
             for lane in range(3):
-                copy(to, source, nbytes, to | source, lane, 3)
+                copy(to, source, nbytes, to | source, lane, 3, 0)
 print("read nothing else")
 """
 

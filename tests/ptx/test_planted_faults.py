@@ -12,6 +12,7 @@ from ptx_cases import computations, copies, draws, priorities
 from ptx_cases.table import Run
 from ptx_machine.device import device_of
 from ptx_machine.faults import (
+    DivergedError,
     EndlessError,
     MisalignedError,
     OutOfBoundsError,
@@ -137,6 +138,46 @@ PLANTED = {
     ),
     "word that is not written": Planted(
         "frames", r"st\.global\.v4\.u32[^;]*;", "", copies.gather_stacks, AssertionError
+    ),
+    "words of the lane after the next": Planted(
+        "rows",
+        r"(shfl\.sync\.down\.b32\s+%r\d+\|%p\d+, %r\d+), %r\d+",
+        r"\1, 2",
+        copies.copy_rows,
+        AssertionError,
+        slice(1, None),  # behind the first, which tells whether there is a next lane
+    ),
+    "word that the last lane does not load": Planted(
+        "rows",
+        r"(bra\s+\$L__BB\d+_\d+;\s+)ld\.global\.v4\.u32[^;]*;(?=\s+\$L\w+:[^$]*shfl)",
+        r"\1",
+        copies.copy_rows,
+        AssertionError,
+        ALL,
+    ),
+    "lanes that wait for the whole warp": Planted(
+        "rows",
+        r"(shfl\.sync\.down\.b32[^;]*), %r\d+;",
+        r"\1, -1;",
+        copies.copy_rows,
+        DivergedError,
+        ALL,
+    ),
+    "last lane of another row": Planted(
+        "frames",
+        r"(shfl\.sync\.down\.b32[^;]*), %r\d+(, %r\d+;)",
+        r"\1, 31\2",
+        copies.gather_stacks,
+        UndefinedError,
+        ALL,
+    ),
+    "lane that hands nothing over": Planted(
+        "shifted_frames",
+        r"shfl\.sync\.down\.b32\s+(%r\d+)\|%p\d+, (%r\d+)[^;]*;",
+        r"mov.u32 \1, \2;",
+        copies.gather_shifted,
+        AssertionError,
+        LAST,
     ),
     "sum without an atomic": Planted(
         "update_priorities",

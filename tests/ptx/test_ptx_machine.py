@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ptx_machine import floats
 from ptx_machine.faults import (
+    DivergedError,
     EndlessError,
     MisalignedError,
     OutOfBoundsError,
@@ -253,6 +254,74 @@ def test_atomics_take_turns() -> None:
     assert len(former) > 1
 
 
+STORE = """
+    mul.wide.u32 %rd3, %r1, 4;
+    add.s64 %rd4, %rd1, %rd3;
+    st.global.u32 [%rd4], %r2;
+    ret;
+"""
+
+
+@pytest.mark.parametrize(("delta", "last"), [(1, 31), (2, 31), (1, 3), (31, 31), (0, 31)])
+def test_lanes_hand_values_down(delta: int, last: int) -> None:
+    """Two warps, one of 8 threads; those that have no lane to get one from keep their own."""
+    data = np.zeros(40, np.uint32)
+    body = f"""
+        mov.u32 %r5, -1;
+        setp.ge.u32 %p1, %r1, 32;
+        @%p1 mov.u32 %r5, 255;
+        add.s32 %r3, %r1, 100;
+        shfl.sync.down.b32 %r2|%p2, %r3, {delta}, {min(last, 7)}, %r5;
+        @%p2 add.s32 %r2, %r2, 1000;
+    """
+    launch(body + STORE, data, threads=40)
+    lanes = [number % 32 for number in range(40)]
+    are_handed = [lane + delta <= min(last, 7) for lane in lanes]
+    assert data.tolist() == [
+        number + 100 + (delta + 1000) * is_handed for number, is_handed in enumerate(are_handed)
+    ]
+
+
+# Odd lanes go another way, which is later in the text, and come back.
+DETOUR = """
+    and.b32 %r3, %r1, 1;
+    setp.eq.s32 %p1, %r3, 1;
+    mov.u32 %r4, %r1;
+    @%p1 bra $other;
+    $back:
+    shfl.sync.down.b32 %r2, %r4, 1, 7, 255;
+    bra.uni $end;
+    $other:
+    add.s32 %r4, %r4, 50;
+    bra.uni $back;
+    $end:
+"""
+
+
+def test_lanes_wait_for_those_that_come_later() -> None:
+    data = np.zeros(8, np.uint32)
+    launch(DETOUR + STORE, data, threads=8)
+    assert data.tolist() == [51, 2, 53, 4, 55, 6, 57, 57]
+
+
+def test_lanes_of_each_mask_exchange_apart() -> None:
+    """The lanes from 4 on do so twice as often."""
+    data = np.zeros(8, np.uint32)
+    body = """
+        setp.lt.u32 %p1, %r1, 4;
+        mov.u32 %r2, %r1;
+        @%p1 bra $low;
+        shfl.sync.down.b32 %r2, %r2, 1, 7, 240;
+        shfl.sync.down.b32 %r2, %r2, 1, 7, 240;
+        bra.uni $end;
+        $low:
+        shfl.sync.down.b32 %r2, %r2, 1, 3, 15;
+        $end:
+    """
+    launch(body + STORE, data, threads=8)
+    assert data.tolist() == [1, 2, 3, 3, 6, 7, 7, 7]
+
+
 SAME_BYTES = """
     st.global.u64 [%rd1], %rd2;
     ret;
@@ -278,6 +347,10 @@ READ_BESIDE_AN_ATOMIC = """
 """
 
 
+IS_LAST = "setp.eq.u32 %p1, %r1, 3;\n"
+HAND_DOWN = "shfl.sync.down.b32 %r2, %r1, 1, 3, 15;"
+
+
 @pytest.mark.parametrize(
     ("body", "fault", "message"),
     [
@@ -297,6 +370,21 @@ READ_BESIDE_AN_ATOMIC = """
         ("$l:\nbra.uni $l;", EndlessError, "not done after 200 steps"),
         ("add.s64 %rd3, %rd4, 1;\nret;", UndefinedError, "%rd4 is read before it is written"),
         ("div.s64 %rd3, %rd1, 0;\nret;", UndefinedError, "a division by 0"),
+        # Of 4 lanes: one of 5 is not there, one is gone, one waits elsewhere, one has another mask.
+        ("shfl.sync.down.b32 %r2, %r1, 1, 31, 31;\nret;", DivergedError, "waits for lanes"),
+        (f"{IS_LAST}@%p1 ret;\n{HAND_DOWN}\nret;", DivergedError, "thread 0: waits for lanes"),
+        (
+            f"{IS_LAST}@%p1 bra $l;\n{HAND_DOWN}\nret;\n$l:\n{HAND_DOWN}\nret;",
+            DivergedError,
+            "waits for lanes",
+        ),
+        (
+            f"{IS_LAST}selp.b32 %r3, 8, 15, %p1;\nshfl.sync.down.b32 %r2, %r1, 1, 3, %r3;\nret;",
+            DivergedError,
+            "waits for lanes",
+        ),
+        ("shfl.sync.down.b32 %r2, %r1, 1, 31, 1;\nret;", UndefinedError, "not in its own mask"),
+        ("shfl.sync.down.b32 %r2, %r1, 1, 31, 15;\nret;", UndefinedError, "not in the mask"),
     ],
 )
 def test_a_launch_that_does_what_it_must_not_is_stopped(
@@ -353,9 +441,12 @@ def test_all_threads_may_read_the_same_and_each_its_own_writes() -> None:
         ("ld.param.f32 %f1, [p0];", "no parameter"),
         ("atom.global.min.s64 %rd3, [%rd1], %rd2;", "no atomic that the machine knows"),
         ("bra.uni $nowhere;", "no label"),
-        ("bar.sync 0;", "runs each thread apart"),
-        ("ld.shared.u64 %rd3, [%rd1];", "runs each thread apart"),
-        ("shfl.sync.idx.b32 %r2, %r1, 0, 31, -1;", "runs each thread apart"),
+        ("bar.sync 0;", "runs each warp apart"),
+        ("ld.shared.u64 %rd3, [%rd1];", "runs each warp apart"),
+        ("vote.sync.any.pred %p1, %p1, -1;", "runs each warp apart"),
+        ("shfl.sync.idx.b32 %r2, %r1, 0, 31, -1;", "no exchange that the machine knows"),
+        ("shfl.down.b32 %r2, %r1, 0, 31;", "no exchange that the machine knows"),
+        ("@%p1 shfl.sync.down.b32 %r2, %r1, 0, 31, -1;", "no exchange that the machine knows"),
         ("add.s64 %q3, %rd1, %rd2;", "no register is declared so"),
         ("add.s64 %r3, %rd1, %rd2;", "the register has"),
         ("add.s64 %rd3, %r1, %rd2;", "where int64 is expected"),

@@ -17,9 +17,9 @@ from ptx_cases.comparing import assert_bits
 _SHORT = (0, 1, 3, 4, 8, 12, 16, 17, 31, 64, 100, 127, 128, 129, 255, 300)
 _LONG = (1000, 1024, 2049, 7056, 8176, 16385, 20_003)
 _FRAMES = ((), (1,), (3, 3), (16,), (7, 13), (129,), (12, 16), (127, 16), (64, 64))
-# Of bytes, at any address: few lanes for the bytes at both ends, and lanes of which some have three
-# words, and some four.
-_OF_BYTES = ((128,), (8, 16), (111, 16), (127, 16))
+# Of bytes, at any address: few lanes for the bytes at both ends; a word for each lane; lanes of
+# which some have three words, and some four; or some four, and some five.
+_OF_BYTES = ((128,), (8, 16), (34, 16), (111, 16), (132, 16))
 _N_BESIDE = 3
 
 

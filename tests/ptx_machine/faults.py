@@ -25,5 +25,9 @@ class EndlessError(PtxError):
     """Threads are not done after more steps than any launch needs."""
 
 
+class DivergedError(PtxError):
+    """Lanes of a warp wait for others that do not come, which stops a GPU's program."""
+
+
 class UndefinedError(PtxError):
-    """PTX leaves the result open: a division by 0, or a register that nothing was written to."""
+    """PTX leaves it open: division by 0, a register never written, a lane that is not there."""

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from ptx_machine.exchanges import Exchange
 from ptx_machine.faults import PtxError, UnknownTextError
 from ptx_machine.number_types import DTYPES, is_literal
 from ptx_machine.operations import Operation, find_operations
@@ -71,6 +72,10 @@ def _find_step(entry: Entry, instruction: Instruction) -> Step:
     root, _, rest = instruction.opcode.partition(".")
     if root in ("bra", "ret"):
         return _find_jump(entry, instruction)
+    if instruction.is_exchange:
+        if instruction.guard is not None or not rest.startswith("sync."):
+            raise UnknownTextError("no exchange that the machine knows")
+        return Exchange(rest.removeprefix("sync."), instruction.operands)
     if root in ("ld", "st", "atom"):
         return _find_access(entry, root, rest, instruction.operands)
     operation = _operations().get(instruction.opcode)

@@ -1,8 +1,8 @@
 """Machine: launches of a module's entries, executed for many threads at once in NumPy.
 
 Threads have an element in each array. All that are at the same block of instructions execute it
-together, and the earliest block of the text goes first. There is nothing that threads could wait
-for, so every such order is one that a GPU may take.
+together, and the earliest block of the text goes first. Threads wait for nothing but for lanes of
+their warp that exchange values with them, so every such order is one that a GPU may take.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ptx_machine.exchanges import Exchange, refuse_waiting
 from ptx_machine.faults import EndlessError, PtxError
 from ptx_machine.instructions import Kernel, guarded, prepare
 from ptx_machine.memory import DeviceMemory
@@ -17,7 +18,7 @@ from ptx_machine.number_types import DTYPES
 from ptx_machine.team import Team, Values
 from ptx_machine.text import Entry, read_module
 
-_TEAM = 4096  # threads at once: their registers fit into a CPU's cache
+_TEAM = 4096  # threads at once, whole blocks of them: their registers fit into a CPU's cache
 _MOST_STEPS = 100_000  # blocks of instructions of a team: a draw that finds nothing takes 30,000
 
 
@@ -65,25 +66,36 @@ class Machine:
         """
         kernel, order = self.kernels[name], np.random.default_rng(seed)
         parameters = _bind(kernel.entry, arguments)
-        n_threads = int(np.prod(grid) * np.prod(block))
-        for first in order.permutation(np.arange(0, n_threads, _TEAM)).tolist():
-            numbers = np.arange(first, min(n_threads, first + _TEAM))
+        block_threads = int(np.prod(block))
+        n_threads = int(np.prod(grid)) * block_threads
+        n_together = max(1, _TEAM // block_threads) * block_threads
+        for first in order.permutation(np.arange(0, n_threads, n_together)).tolist():
+            numbers = np.arange(first, min(n_threads, first + n_together))
             positions = _place(numbers, grid, block)
-            team = Team(kernel.entry, first, positions, parameters, memory, order)
+            team = Team(kernel.entry, first, block_threads, positions, parameters, memory, order)
             with np.errstate(all="ignore"):
                 self._run(kernel, team, most_steps)
 
     def _run(self, kernel: Kernel, team: Team, most_steps: int) -> None:
         n_blocks, n_steps, executed = len(kernel.steps), 0, self.executed[kernel.entry.name]
-        while (number := int(team.at.min())) < n_blocks:
+        is_waiting = np.zeros(len(team.at), np.bool_)
+        while (number := int(np.where(is_waiting, n_blocks, team.at).min())) < n_blocks:
             n_steps += 1
             if n_steps > most_steps:
                 raise EndlessError(f"{kernel.entry.name}: not done after {most_steps} steps")
             picked = np.flatnonzero(team.at == number)
+            exchange = kernel.steps[number][0][1] if kernel.steps[number] else None
+            if isinstance(exchange, Exchange):
+                is_waiting[picked] = True
+                picked = exchange.find_ready(team, picked)
+                is_waiting[picked] = False
+                if not len(picked):
+                    continue
             team.at[picked] = number + 1
             for instruction, step in kernel.steps[number]:
                 executed.add(instruction.line)
                 guarded(kernel.entry, instruction, step, team, picked)
+        refuse_waiting(kernel.entry.name, team, is_waiting)
 
 
 def _bind(entry: Entry, arguments: Sequence[np.generic]) -> dict[str, Values]:

@@ -14,6 +14,8 @@ from ptx_machine.text import Entry
 Values: TypeAlias = npt.NDArray[Any]
 Picked: TypeAlias = npt.NDArray[np.intp]  # which threads of a team, in their order
 
+WARP = 32  # threads that may exchange values: the lanes of a warp
+
 _UNWRITTEN = 0xA5  # bytes of a register of a thread that wrote nothing there
 
 
@@ -22,7 +24,8 @@ class Team:
 
     Args:
         entry: what they execute.
-        first: number of the first thread of the grid.
+        first: number of the first thread of the grid, which is the first of its block.
+        block_threads: threads of a block. The team is one of whole blocks.
         positions: values of the special registers, for each thread.
         parameters: the arguments, by the parameters' names.
         memory: what all threads of the launch use.
@@ -33,6 +36,7 @@ class Team:
         self,
         entry: Entry,
         first: int,
+        block_threads: int,
         positions: Mapping[str, Values],
         parameters: Mapping[str, Values],
         memory: DeviceMemory,
@@ -42,6 +46,9 @@ class Team:
         self.entry, self.parameters, self.memory, self.order = entry, parameters, memory, order
         self.threads = np.arange(first + 1, first + n + 1, dtype=np.int32)
         self.at = np.zeros(n, np.int32)
+        blocks, inner = np.divmod(np.arange(n), block_threads)
+        self.warps = blocks * -(-block_threads // WARP) + inner // WARP
+        self.lanes = (inner % WARP).astype(np.uint32)
         self._registers: dict[str, Values] = dict(positions)
 
     def read(self, operand: str, dtype: np.dtype, picked: Picked) -> Values:
@@ -66,6 +73,12 @@ class Team:
             kept[:] = as_type(values, kept.dtype)
         else:
             kept[picked] = as_type(values, kept.dtype)
+
+    def by_lane(self, picked: Picked, values: Values) -> Values:
+        """Return values of some threads as [warps, lanes]; 0 of other threads."""
+        placed = np.zeros((self.warps[-1] + 1, WARP), values.dtype)
+        placed[self.warps[picked], self.lanes[picked]] = values
+        return placed
 
     def _make(self, register: str) -> Values:
         prefix = register.lstrip("%").rstrip("0123456789")

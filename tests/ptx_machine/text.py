@@ -18,8 +18,8 @@ _INSTRUCTION = re.compile(
     r"(?:@(?P<negated>!?)(?P<guard>%p\d+)\s+)?(?P<opcode>[a-z][\w.]*)(?:\s+(?P<operands>.+))?"
 )
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
-# What makes threads wait for or see each other. They are run apart, so it would mean nothing here.
-_OF_SEVERAL_THREADS = ("bar", "barrier", "shfl", "vote", "match", "redux", "membar", "fence")
+# What makes threads of a block wait for or see each other, but for exchanges of a warp's lanes.
+_OF_SEVERAL_THREADS = ("bar", "barrier", "vote", "match", "redux", "membar", "fence")
 
 
 class Guard(NamedTuple):
@@ -43,9 +43,17 @@ class Instruction(NamedTuple):
         """Whether it reads or writes memory."""
         return self.opcode.startswith(("ld.global", "st.global", "atom.global"))
 
+    @property
+    def is_exchange(self) -> bool:
+        """Whether lanes of a warp hand values to each other."""
+        return self.opcode.startswith("shfl.")
+
 
 class Entry(NamedTuple):
-    """A kernel: blocks of instructions, of which only the last one of each may lead elsewhere."""
+    """A kernel: blocks of instructions, of which only the last one of each may lead elsewhere.
+
+    Lanes wait for each other before a block that begins with an exchange; no other one has any.
+    """
 
     name: str
     parameters: dict[str, str]  # types by name, in order
@@ -118,6 +126,8 @@ def _read_statement(entry: Entry, number: int, statement: str) -> None:
         entry.labels[label[1]] = len(blocks) - 1
     else:
         instruction = _read_instruction(number, statement)
+        if instruction.is_exchange and blocks[-1]:
+            blocks.append([])
         blocks[-1].append(instruction)
         if instruction.opcode.partition(".")[0] in ("bra", "ret"):
             blocks.append([])
@@ -133,7 +143,7 @@ def _read_instruction(number: int, statement: str) -> Instruction:
     if opcode.partition(".")[0] in _OF_SEVERAL_THREADS or ".shared" in opcode:
         raise UnknownTextError(
             f"line {number}: {statement}: threads that wait for each other or share memory of a"
-            " block; this machine runs each thread apart"
+            " block; this machine runs each warp apart"
         )
     guard = Guard(parts["guard"], bool(parts["negated"])) if parts["guard"] else None
     operands = tuple(_OPERAND.findall(parts["operands"] or ""))
