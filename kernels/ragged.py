@@ -42,8 +42,8 @@ _PLACE = (1 << BACK_BITS) - 1
 
 # On a CPU. Slots lie anywhere: the beginnings of those that follow are brought while one is copied,
 # and the CPU itself brings what comes behind these lines (measured with bench/bench_ragged.py).
-SLOTS_AHEAD = 8
-LINES_AHEAD = 4
+SLOTS_AHEAD = 4
+LINES_AHEAD = 6
 LINE = 64  # bytes
 
 
@@ -333,8 +333,7 @@ def pack_leaf(leaf: RaggedLeaf, n_rows: int, picks: Picks) -> None:
 
     Lengths differ from element to element: each branch for what is left of one would be guessed
     wrong. So whole lines are copied where they lie in its slot, and in what later elements
-    overwrite: nothing behind the last element is written. All but the first are written to
-    multiples of a line, as a write to two lines takes longer.
+    overwrite: nothing behind the last element is written.
     """
     offset, slot_nbytes = 0, leaf.capacity * leaf.item_nbytes
     n_whole = count_before_line(leaf, n_rows, picks)
@@ -349,12 +348,10 @@ def pack_leaf(leaf: RaggedLeaf, n_rows: int, picks: Picks) -> None:
             store_int64(leaf.offsets + number * 8, offset)
         destination = leaf.destination + offset * leaf.item_nbytes
         source, nbytes = find_items(leaf, slot), n_own * leaf.item_nbytes
-        if nbytes + LINE <= slot_nbytes and number < n_whole:
-            copy_4_of_16(destination, source, 16)
-            at = -destination & (LINE - 1)
-            while at < nbytes:
+        whole = (nbytes + LINE - 1) & -LINE
+        if whole <= slot_nbytes and number < n_whole:
+            for at in range(0, whole, LINE):
                 copy_4_of_16(destination + at, source + at, 16)
-                at += LINE
         else:
             copy_element(destination, source, nbytes)
         offset += n_own
