@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, SupportsFloat
 
 import numpy as np
 
@@ -132,6 +132,8 @@ class HindsightReplayBuffer(ReplayBuffer):
                 )
         if strategy not in STRATEGIES:
             raise ValueError(f"strategy: got {strategy!r}, expected one of {list(STRATEGIES)}")
+        if not isinstance(fraction, SupportsFloat):
+            raise TypeError(f"fraction: got {fraction!r}, expected a number in [0, 1]")
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction: got {fraction}, expected a number in [0, 1]")
         self.strategy, self.fraction = strategy, float(fraction)  # what JSON can hold

@@ -117,6 +117,8 @@ class Checkpoints:
         self._seed = seed
         self._saves_envs = saves_envs
         self._parts = _with_envs(sampler, parts) if saves_envs else parts
+        # By these, resets go on with the numbers of the run that was cut off.
+        self._settings = {} if saves_envs else {"seed": int(seed), "n_envs": sampler.batch_B}
 
     def __call__(self, runner: Run) -> None:
         """Save the run; where environments are not saved, the next batch begins with their reset.
@@ -126,7 +128,7 @@ class Checkpoints:
             ValueError: the run's algorithm has a state, and is not among the parts.
         """
         self._check_algorithm(runner)
-        save_run_of_ranks(self._folder, {"runner": runner, **self._parts})
+        save_run_of_ranks(self._folder, {"runner": runner, **self._parts}, self._settings)
         if not self._saves_envs:
             self._warn_of_no_end(runner)
             self._restart(runner)
@@ -136,11 +138,13 @@ class Checkpoints:
 
         Raises:
             KeyError, ValueError: as for `load_run`; or another number of ranks has saved it.
-                ValueError also as for a save.
+                ValueError also as for a save, and where environments are not saved and the seed or
+                their number was another one.
             RankError: another rank has ended, or did not come in time.
         """
         self._check_algorithm(runner)
-        is_loaded = load_run_of_ranks(self._folder, {"runner": runner, **self._parts})
+        parts = {"runner": runner, **self._parts}
+        is_loaded = load_run_of_ranks(self._folder, parts, self._settings)
         if is_loaded and not self._saves_envs:
             self._restart(runner)
         return is_loaded

@@ -71,9 +71,11 @@ def every(n_steps: int, hook: Hook) -> Hook:
         hook: the function that is called.
 
     Raises:
+        TypeError: the hook is no function.
         ValueError: n_steps is not positive.
     """
-    if n_steps < 1:
+    check_hooks("every", [hook])
+    if not n_steps >= 1:  # so that NaN is refused, too
         raise ValueError(f"every: got {n_steps} steps, expected 1 or more")
 
     def call_if_due(run: Run) -> None:
@@ -81,6 +83,19 @@ def every(n_steps: int, hook: Hook) -> Hook:
             hook(run)
 
     return call_if_due
+
+
+def check_hooks(name: str, hooks: Iterable[object]) -> None:
+    """Refuse what is no function when it is given, and not when it is called: after many steps.
+
+    Raises:
+        TypeError: one of them is none, or they are not several.
+    """
+    if not isinstance(hooks, Iterable):
+        raise TypeError(f"{name}: got a {type(hooks).__name__}, expected a list of functions")
+    for hook in hooks:
+        if not callable(hook):
+            raise TypeError(f"{name}: got {hook!r}, expected a function")
 
 
 def is_reached(n_steps: int, run: Run) -> bool:
@@ -122,6 +137,7 @@ class Evaluator:
 
     def __init__(self, eval_sampler: EvalSampler, *, after: Sequence[EvaluationHook] = ()) -> None:
         self._sampler = eval_sampler
+        check_hooks("after", after)
         self._after = list(after)
         self._has_warned = False
 

@@ -14,7 +14,7 @@ from parllel.cuda import GpuUsage
 from parllel.kernels.targets import compile_seconds
 from parllel.metrics import Metrics, MetricsSink
 from parllel.ranks import check_same, gather, n_ranks, rank
-from parllel.runners.hooks import Hook, is_reached, mean_of_each
+from parllel.runners.hooks import Hook, check_hooks, is_reached, mean_of_each
 from parllel.runners.saved_run import HasState
 from parllel.samplers import BasicSampler
 from parllel.transforms import Transform
@@ -116,6 +116,7 @@ class RLRunner:
             none has ended.
 
     Raises:
+        TypeError: a hook or a transform is no function.
         ValueError: a count is out of range.
 
     Example:
@@ -156,13 +157,16 @@ class RLRunner:
     ) -> None:
         counts = {"n_steps": n_steps, "log_every": log_every, "window": window}
         for name, count in counts.items():
-            if count < 1:
+            if not count >= 1:  # so that NaN is refused, too
                 raise ValueError(f"{name}: got {count}, expected 1 or more")
         if not 0 <= learn_after < n_steps:
             raise ValueError(
                 f"learn_after: got {learn_after}, expected 0 or more, and less than n_steps ="
                 f" {n_steps}"
             )
+        check_hooks("after_batch", after_batch)
+        check_hooks("transforms", transforms)
+        check_hooks("stop_when", [] if stop_when is None else [stop_when])
         self.metrics = metrics if rank() == 0 else Metrics()
         self.steps_per_batch = sampler.batch_T * sampler.batch_B * n_ranks()
         self.n_steps = 0
@@ -330,7 +334,8 @@ class RLRunner:
         """Return the shares of environments, policy, transfer and learning since the last log."""
         sample_s, learn_s = self._sample_s - self._logged[0], self._learn_s - self._logged[1]
         self._logged = self._sample_s, self._learn_s
-        share = sample_s / (sample_s + learn_s)
+        total_s = sample_s + learn_s  # 0 where a clock is too coarse to see a batch
+        share = sample_s / total_s if total_s > 0 else 0.0
         own = {f"time/{name}_share": share * part for name, part in self._shares.items()}
         return own | {"time/learn_share": 1 - share}
 
@@ -346,7 +351,12 @@ class RLRunner:
 
 def _check_learned(learned: Mapping[str, float], batch: ArrayDict) -> None:
     """Raise ValueError if a number of the algorithm is NaN or infinite."""
-    bad = {name: number for name, number in learned.items() if not math.isfinite(number)}
+    if not isinstance(learned, Mapping):
+        raise TypeError(
+            f"algorithm: got a {type(learned).__name__} of optimize, expected a dictionary of"
+            " numbers; {} where there are none"
+        )
+    bad = {name: number for name, number in learned.items() if not _is_finite(name, number)}
     if bad:
         found = find_not_finite(batch)
         cause = f"as {found}" if found else "and all of this batch is finite: look at the model"
@@ -354,6 +364,15 @@ def _check_learned(learned: Mapping[str, float], batch: ArrayDict) -> None:
             f"algorithm: got {bad} of optimize, expected finite numbers, {cause}; one that is not"
             " known yet is left out"
         )
+
+
+def _is_finite(name: str, number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(
+            f"algorithm: got {number!r} of optimize as {name!r}, expected a number: {error}"
+        ) from error
 
 
 def _work_seconds() -> float:

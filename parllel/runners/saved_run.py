@@ -92,18 +92,22 @@ def save_run(folder: str | Path, /, **parts: Any) -> Path:  # Any: a part of any
     return _save(Path(folder), check_parts(parts), _of_one, {})
 
 
-def save_run_of_ranks(folder: Path, parts: Mapping[str, Any]) -> Path:
+def save_run_of_ranks(folder: Path, parts: Mapping[str, Any], settings: _About) -> Path:
     """Save a run as `save_run`, by all ranks together: each in a folder of its own.
 
     A checkpoint has the same number on all ranks. The ones before are deleted after all have theirs
     on the disk under its final name: so there is always one that all ranks have.
+
+    Args:
+        folder, parts: as for `save_run`.
+        settings: numbers by names, which the run that goes on has to have, too.
 
     Raises:
         RankError: another rank has ended, or did not come in time. The checkpoint before is what
             it was.
     """
     about = {"n_ranks": n_ranks(), "rank": rank()} if n_ranks() > 1 else {}
-    return _save(folder, check_parts(parts), gather, about)
+    return _save(folder, check_parts(parts), gather, {**settings, **about})
 
 
 def _of_one(what: str, value: Any) -> list[Any]:
@@ -166,16 +170,16 @@ def load_run(folder: str | Path, /, **parts: Any) -> bool:  # Any: as for save_r
     return _load(Path(folder), check_parts(parts), _of_one, {})
 
 
-def load_run_of_ranks(folder: Path, parts: Mapping[str, Any]) -> bool:
+def load_run_of_ranks(folder: Path, parts: Mapping[str, Any], settings: _About) -> bool:
     """Set all parts to the newest checkpoint that all ranks have; return whether there is one.
 
     Raises:
         RankError: another rank has ended, or did not come in time.
-        ValueError: it was saved by another number of ranks, or by another rank; or as for
-            `load_run`.
+        ValueError: it was saved by another number of ranks, or by another rank, or with other
+            settings; or as for `load_run`.
     """
     about = {"n_ranks": n_ranks(), "rank": rank()} if n_ranks() > 1 else {}
-    return _load(folder, check_parts(parts), gather, about)
+    return _load(folder, check_parts(parts), gather, {**settings, **about})
 
 
 def _load(folder: Path, parts: Mapping[str, Any], gathered: _Gather, about: _About) -> bool:
@@ -237,13 +241,23 @@ def _load_one(checkpoint: Path, parts: Mapping[str, Any], about: _About) -> None
 
 
 def _check_about(checkpoint: Path, saved: Mapping[str, Any], about: _About) -> None:
-    """Refuse a checkpoint of another number of ranks, or of another rank."""
+    """Refuse a checkpoint of another number of ranks, of another rank, or of other settings."""
     got, expected = ([each.get("rank", 0), each.get("n_ranks", 1)] for each in (saved, about))
     if got != expected:
         raise ValueError(
             f"{checkpoint}: saved by rank {got[0]} of {got[1]}, and this is rank {expected[0]} of"
             f" {expected[1]}; go on with as many ranks (torchrun --nproc-per-node {got[1]}), each"
             " with its own folder"
+        )
+    differing = {
+        name: (saved[name], number)
+        for name, number in about.items()
+        if saved.get(name, number) != number
+    }
+    if differing:
+        raise ValueError(
+            f"{checkpoint}: saved with other settings (then, now): {differing}; go on with the"
+            " same, or begin another run in another folder"
         )
 
 

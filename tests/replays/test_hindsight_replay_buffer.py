@@ -199,6 +199,11 @@ def test_the_rest_is_what_a_replay_buffer_draws() -> None:
         assert found["reward"][:3] != expected["reward"][:3]
 
 
+def test_a_fraction_that_is_no_number_is_named() -> None:
+    with pytest.raises(TypeError, match=r"fraction: got '0\.5', expected a number"):
+        filled_model(Shape(T=4, n_windows=3), chances=Chances(terminated=0), fraction="0.5")
+
+
 @pytest.mark.parametrize(("fraction", "n"), [(0.8, 8), (1.0, 10), (0.04, None), (0.06, 1)])
 def test_the_first_part_of_a_minibatch_gets_other_goals(fraction: float, n: int | None) -> None:
     model = filled_model(Shape(), fraction=fraction)

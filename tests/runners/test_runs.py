@@ -514,13 +514,47 @@ def test_after_an_exception_the_metrics_are_open_and_can_be_closed() -> None:
 
 @pytest.mark.parametrize("name", ["n_steps", "log_every", "window"])
 def test_a_run_needs_positive_counts(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name}: got 0, expected 1 or more"):
-        run(**{name: 0})
+    for count in (0, math.nan):
+        with pytest.raises(ValueError, match=f"^{name}: got {count}, expected 1 or more"):
+            run(**{name: count})
 
 
 def test_a_hook_comes_after_a_positive_number_of_steps() -> None:
-    with pytest.raises(ValueError, match="every: got 0 steps, expected 1 or more"):
-        every(0, print)
+    for n_steps in (0, math.nan):  # NaN would be reached at the end alone
+        with pytest.raises(ValueError, match=f"every: got {n_steps} steps, expected 1 or more"):
+            every(n_steps, print)  # type: ignore[arg-type]  # what is tested
+
+
+def test_what_is_no_function_is_refused_before_the_first_step() -> None:
+    algorithm = Script()
+    for options in ({"after_batch": [None]}, {"transforms": ["clip"]}, {"stop_when": True}):
+        with pytest.raises(TypeError, match=f"{next(iter(options))}: got .*, expected a function"):
+            run(algorithm, **options)
+    with pytest.raises(TypeError, match="after_batch: got a function, expected a list of functio"):
+        run(algorithm, after_batch=lambda run: None)
+    with pytest.raises(TypeError, match="every: got None, expected a function"):
+        every(10, None)  # type: ignore[arg-type]  # what is tested
+    assert not algorithm.sums
+
+
+@pytest.mark.parametrize(
+    ("learned", "message"),
+    [
+        (None, "got a NoneType of optimize, expected a dictionary"),
+        ({"loss": torch.ones(2)}, r"got tensor.* of optimize as 'loss', expected a number"),
+        ({"rate": 1.0, "loss": "1"}, "got '1' of optimize as 'loss', expected a number"),
+    ],
+)
+def test_what_is_no_number_of_the_algorithm_is_named(learned: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=f"algorithm: {message}"):
+        run(SimpleNamespace(optimize=lambda batch: learned), n_steps=1)
+
+
+def test_a_clock_that_stands_still_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parllel.runners.rl_runner._work_seconds", lambda: 5.0)
+    recorder, summary = run()
+    assert (summary.sample_s, summary.learn_s) == (0, 0)
+    assert recorder.logs[-1][1]["time/learn_share"] == 1
 
 
 # Numbers that are not finite

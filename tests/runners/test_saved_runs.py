@@ -379,7 +379,8 @@ def make_sampler(cage: SerialCage, generator: torch.Generator | None = None) -> 
     example = build_example(Clock, storage="local")
     model = ActorCritic(nn.Flatten(), 2, n_features=2)
     agent = CategoricalPgAgent(model, Categorical(2), example["observation"], generator)
-    return BasicSampler([cage], agent, build_sample_tree(example, agent, batch_shape=(8, 2)))
+    samples = build_sample_tree(example, agent, batch_shape=(8, cage.n_envs))
+    return BasicSampler([cage], agent, samples)
 
 
 def test_generators_of_parts_are_checked_too() -> None:
@@ -429,6 +430,24 @@ def test_it_is_told_where_checkpoints_cut_off_all_episodes(
             RLRunner(sampler, Idler(), Metrics(), n_steps=5 * 16, after_batch=[checkpoints]).run()
         told = [each for each in caplog.records if "no episode ended since" in each.message]
         assert len(told) == n_told
+
+
+def test_a_run_goes_on_with_its_own_seed_and_number_of_environments(tmp_path: Path) -> None:
+    def go_on(n_steps: int, n_envs: int = 2, seed: int = 0) -> int:
+        with SerialCage(Clock, n_envs=n_envs) as cage:
+            sampler = make_sampler(cage)
+            checkpoints = Checkpoints(tmp_path, sampler, seed=seed, agent=sampler.agent)
+            runner = RLRunner(
+                sampler, Idler(), Metrics(), n_steps=n_steps, after_batch=[checkpoints]
+            )
+            return runner.run(resume=checkpoints).n_steps
+
+    assert go_on(32) == 32
+    with pytest.raises(ValueError, match=r"other settings \(then, now\): {'seed': \(0, 1\)}"):
+        go_on(64, seed=1)
+    with pytest.raises(ValueError, match=r"other settings \(then, now\): {'n_envs': \(2, 3\)}"):
+        go_on(64, n_envs=3)
+    assert go_on(64) == 64
 
 
 class Idler:

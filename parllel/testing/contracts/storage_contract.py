@@ -42,7 +42,7 @@ class StorageContract(ArrayCase):
         can_use = {"host": block.is_on_host, "gpu": block.is_for_gpu}
         assert can_use[block.side]
 
-    @pytest.mark.parametrize("nbytes", [0, 1, 255, 256, 257, 4096, 100_000])
+    @pytest.mark.parametrize("nbytes", [0, 1, 255, 256, 257, 4096, 100_000, 5_000_001])
     def test_a_block_is_zeroed_and_aligned(self, nbytes: int) -> None:
         block = allocate(self.storage, nbytes)
         array = Array((nbytes,), np.uint8, storage=block)
@@ -74,6 +74,16 @@ class StorageContract(ArrayCase):
         for value, array in enumerate(arrays):
             assert array.storage == self.storage
             self.assert_shows(array[-1:6], np.full((7, 4), value))
+
+    def test_a_block_knows_where_arrays_of_the_host_lie(self) -> None:
+        if not self.is_on_host:
+            pytest.skip("its arrays are none of the host")
+        block, other = (allocate(self.storage, 1024) for _ in range(2))
+        first, second = (Array((64,), np.float32, storage=block) for _ in range(2))
+        outside = Array((64,), np.float32, storage=other)
+        found = [block.offset_of(self.read(part)) for part in (first, second, second[3:])]
+        assert found == [0, 256, 268]
+        assert block.offset_of(self.read(outside)) is None
 
     def test_a_block_that_is_used_up_raises_memory_error(self) -> None:
         block = allocate(self.storage, 1024)
