@@ -22,6 +22,7 @@ import pytest
 from gymnasium import spaces
 
 from films import FRAME, STACK, make_film
+from long_run import all_but_first
 from parllel import Array, ArrayDict, FrameArray, dict_map
 from parllel.cages import (
     Cage,
@@ -148,7 +149,7 @@ def test_workers_give_the_batches_of_a_serial_cage(storage: str, n_workers: int)
 
 
 @pytest.mark.parametrize(("n_workers", "n_serial_envs"), [(1, 3), (2, 1)])
-@pytest.mark.parametrize("kind", [BasicSampler, AlternatingSampler])
+@pytest.mark.parametrize("kind", all_but_first([BasicSampler, AlternatingSampler]))
 def test_workers_and_this_process_give_the_batches_of_a_serial_cage(
     kind: type[BasicSampler], n_workers: int, n_serial_envs: int
 ) -> None:
