@@ -72,7 +72,8 @@ def test_each_device_has_memory_and_a_current_stream_of_its_own(two_devices: Sim
 
 def test_default_streams_of_two_devices_do_not_wait_for_each_other() -> None:
     with simulated_cuda("lazy", n_devices=2) as simulation:
-        kept = [cuda.to_device(np.arange(3)), on_device_1(range(3))]
+        blocking = cuda.library().cuda.Stream()  # which the default stream of its device waits for
+        kept = [cuda.to_device(np.arange(3), stream=blocking), on_device_1(range(3))]
         with cuda.use_device(1):
             cuda.synchronize()
         assert simulation.n_pending == 1
@@ -232,6 +233,8 @@ def test_values_of_another_device_are_refused(two_devices: Simulation) -> None:
     ):
         with pytest.raises(RuntimeError, match=r"got memory of device 1, expected .* device 0"):
             array[...] = value
+    with pytest.raises(RuntimeError, match="got memory of device 1"):
+        cuda.array_over(value)
     assert array.to_ndarray().tolist() == [[2.0] * 3] * 4
     array[...] = tensor.cpu()
     assert array.to_ndarray().tolist() == [[1.0] * 3] * 4
