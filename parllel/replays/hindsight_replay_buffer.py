@@ -102,6 +102,7 @@ class HindsightReplayBuffer(ReplayBuffer):
 
     keeps_terminated = True
     _takes_agents: ClassVar[bool] = False  # a goal is one agent's
+    _takes_stacks_of_agents: ClassVar[bool] = False
     _keeps_breaks: ClassVar[bool] = True
     _setting_names: ClassVar[tuple[str, ...]] = (
         *ReplayBuffer._setting_names,

@@ -100,6 +100,7 @@ class ReplayBuffer(BaseReplay[TransitionMemory]):
 
     _extra: ClassVar[Mapping[str, np.dtype[Any]]] = {}  # branches of minibatches beside `DRAWN`
     _takes_agents: ClassVar[bool] = True
+    _takes_stacks_of_agents: ClassVar[bool] = True
     _setting_names: ClassVar[tuple[str, ...]] = ("n_steps", "discount")  # of `_settings`
     _optional_names: ClassVar[tuple[tuple[str, ...], ...]] = ((_SHIFT, _CHANNELS_LAST), (_KEEP,))
 

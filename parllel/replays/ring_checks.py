@@ -10,7 +10,9 @@ from parllel.tree.agent_forms import N_BATCH, has_agents, part_for, parts_of
 from parllel.tree.leaves import describe_leaf
 
 
-def check_tree(samples: ArrayDict, *, takes_agents: bool) -> None:
+def check_tree(
+    samples: ArrayDict, *, takes_agents: bool, takes_stacks_of_agents: bool = False
+) -> None:
     """Raise unless a tree has the branches, the ring and the padding that a buffer reads.
 
     >>> check_tree(ArrayDict({"reward": Array((2, 1), np.float32)}), takes_agents=False)
@@ -20,6 +22,7 @@ def check_tree(samples: ArrayDict, *, takes_agents: bool) -> None:
     Args:
         samples: the branches that have a row for each step.
         takes_agents: whether there may be several agents.
+        takes_stacks_of_agents: whether stacks of frames may have more batch dimensions than (T, B).
 
     Raises:
         TypeError: a leaf is no Array.
@@ -40,10 +43,12 @@ def check_tree(samples: ArrayDict, *, takes_agents: bool) -> None:
     if len(set(rings.values())) != 1:
         raise ValueError(f"samples: got (T, B, full_size) of {rings}, expected the same for all")
     for path, leaf in samples.walk():
-        if leaf.n_older_steps and len(leaf.batch_shape) != N_BATCH and not takes_agents:
+        is_plain = not leaf.n_older_steps or len(leaf.batch_shape) == N_BATCH
+        if not (is_plain or takes_stacks_of_agents):
             raise ValueError(
                 f"{path_text(path)}: got stacks of batch dimensions {leaf.batch_shape}, expected"
-                " (T, B); make the others a part of the frame: its feature_shape"
+                " (T, B); store whole stacks (frames=None), or make the others a part of the frame:"
+                " its feature_shape"
             )
     for path, leaf in leaves_of(samples["observation"]):
         if leaf.padding < 1:

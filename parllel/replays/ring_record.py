@@ -81,6 +81,7 @@ class RingRecord:
     _not_steps: ClassVar[tuple[str, ...]] = ()
     _n_steps_name: ClassVar[str] = "n_steps"  # in errors
     _takes_agents: ClassVar[bool] = False  # whether the tree may have several agents
+    _takes_stacks_of_agents: ClassVar[bool] = False  # and stacks of frames behind an axis of them
 
     # Whether final observations of episodes that terminated are needed, too: a sampler asks. Steps
     # that lack theirs can't be sampled then.
@@ -90,7 +91,11 @@ class RingRecord:
         self._steps = ArrayDict(
             {name: branch for name, branch in samples.items() if name not in self._not_steps}
         )
-        check_tree(self._steps, takes_agents=self._takes_agents)
+        check_tree(
+            self._steps,
+            takes_agents=self._takes_agents,
+            takes_stacks_of_agents=self._takes_stacks_of_agents,
+        )
         self._reward: Array = next(iter(parts_of(samples["reward"]).values()))
         self.samples = samples
         # Steps before one that are a part of its samples, and so no other step's alone.

@@ -182,8 +182,7 @@ class RLRunner:
         self._stop_when = stop_when
         self._recent: deque[dict[str, float]] = deque(maxlen=window)  # episodes
         self.n_episodes = 0
-        self._sample_s = 0.0
-        self._learn_s = 0.0
+        self._sample_s = self._learn_s = 0.0
         self._logged = (0.0, 0.0)  # the two at the last log
         self._shares: Mapping[str, float] = {}  # of the time of a batch
         self._traced_at = time.monotonic()  # the first batch may wait for what later ones don't

@@ -286,7 +286,7 @@ def test_an_axis_of_no_agent_is_refused() -> None:
         ReplayBuffer(tree, rng=np.random.default_rng(0))
 
 
-def test_buffers_of_sequences_refuse_agents() -> None:
+def test_buffers_of_sequences_refuse_stacks_of_agents() -> None:
     _, tree = make_trees()
-    with pytest.raises(ValueError, match=r"reward.* expected an Array float32 \(T, B\)"):
+    with pytest.raises(ValueError, match=r"stacks of batch dimensions .* expected \(T, B\); store"):
         SequenceReplayBuffer(tree, rng=np.random.default_rng(0), length=2)
