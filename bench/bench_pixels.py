@@ -11,7 +11,16 @@ import numpy as np
 import torch
 
 from parllel import cuda
-from support.atari import N_ACTIONS, N_CORES, OURS, SEED, ByHand, alternating, with_torch_threads
+from support.atari import (
+    N_ACTIONS,
+    N_CORES,
+    OURS,
+    SEED,
+    ByHand,
+    alternating,
+    on_first_core,
+    with_torch_threads,
+)
 from support.gpu_state import read_gpu
 from support.mock_pixels import our_mock_samplers
 from support.pixel_learners import DqnSize, Learner, PpoSize, our_dqn, our_ppo
@@ -72,12 +81,16 @@ def measure(folder: Path) -> None:
 
 
 def race_acting(report: Report) -> None:
-    """AlternatingSampler against loops by hand; pinned threads stay on a core of their own."""
+    """AlternatingSampler against loops by hand; pinned threads stay on a core of their own.
+
+    Where environments are pinned, AlternatingSampler's agent stays on the core that they leave.
+    """
     T, B = PPO_SIZE.T, PPO_SIZE.B
     contestants = {}
     for kind, ours_on, by_hand_on in (("", -1, -1), (", pinned", 1, 0)):
         sampler = alternating(T, B, first_core=ours_on, channels_last=True)
-        contestants[OURS + kind] = timed(with_torch_threads(1, sampler.collect_batch))
+        collect = with_torch_threads(1, sampler.collect_batch)
+        contestants[OURS + kind] = timed(on_first_core(collect) if kind else collect)
         loop = ByHand(T, B, first_core=by_hand_on, channels_last=True)
         for n in sorted({1, N_CORES}):
             name = f"{HAND}, torch threads: {n}{kind}"

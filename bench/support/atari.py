@@ -61,6 +61,23 @@ def with_torch_threads(n_threads: int, call: Callable[[], object]) -> Callable[[
     return run
 
 
+def on_first_core(call: Callable[[], object]) -> Callable[[], object]:
+    """Keep this thread on the first of its cores during a call, where the system can do that."""
+
+    def run() -> None:
+        if not hasattr(os, "sched_setaffinity"):
+            call()
+            return
+        cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(cores)})
+        try:
+            call()
+        finally:
+            os.sched_setaffinity(0, cores)
+
+    return run
+
+
 def alternating(
     T: int,
     B: int,
