@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,8 @@ def torchs_nbytes(
         return block.ctypes.data
 
     if cuda_device.type != "cuda":
-        stand_ins = {"init": lambda: None, "is_available": lambda: True}
+        stand_ins: dict[str, Any] = {"init": lambda: None, "is_available": lambda: True}
+        stand_ins["device"] = nullcontext  # which it makes the current one
         names = ("caching_allocator_alloc", "caching_allocator_delete", "memory_allocated")
         answers = (allocate, blocks.pop, lambda: sum(block.nbytes for block in blocks.values()))
         for name, answer in {**stand_ins, **dict(zip(names, answers, strict=True))}.items():
