@@ -8,5 +8,5 @@ import pytest
 def needs(*packages: str) -> pytest.MarkDecorator:
     """Skip a test where a package is not installed."""
     missing = [name for name in packages if find_spec(name) is None]
-    reason = f"{', '.join(missing)}: not installed; `pip install .[train,dev]` brings it"
+    reason = f"{', '.join(missing)}: not installed; an extra of pyproject.toml or the test says how"
     return pytest.mark.skipif(bool(missing), reason=reason)

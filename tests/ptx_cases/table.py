@@ -48,7 +48,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "draw_windows_by_priority": (Case(windows.draw_shares, 200),),
     "earn_of_agents": (Case(agents.earn, 40),),
     "frames": (Case(copies.gather_stacks, 48),),
-    "gather_windows": (Case(windows.gather_rows, 160),),
+    "gather_windows": (Case(windows.gather_rows, 210),),
     "join_agent_ends": (Case(agents.join, 40),),
     "mark_breaks": (Case(breaks.mark, 60),),
     "merge_moments": (Case(computations.measure_many, 4),),
