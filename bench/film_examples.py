@@ -131,9 +131,10 @@ class Film:
     Args:
         make_env: makes the environment, with pictures, for the example's module.
         options: of `record_video`.
-        names: of the agents, in the order in which the example saves them; side by side if there
-            are several.
-        n_actions: of an agent that acts at random and is shown beside; 0 for none.
+        names: what the agents are called, in the order in which the example saves them. Several
+            agents are shown side by side.
+        n_actions: number of actions, for a random agent that is shown beside the trained one; 0
+            shows none.
     """
 
     make_env: Callable[[ModuleType], Any]

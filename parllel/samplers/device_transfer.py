@@ -93,6 +93,7 @@ class DeviceTransfer:
         self._gave_final = np.zeros(self._batch_T, bool)
         self._told_final = np.zeros(self._batch_T, bool)  # with a mask
         self._is_closed = False
+        self._action_dtypes = [leaf.dtype.name for _, leaf in leaves_of(samples["action"])]
         self._is_fetched = None if self._is_on_host else cuda.Event()
 
     def _make_block(self) -> ArrayDict:
@@ -148,7 +149,7 @@ class DeviceTransfer:
     def _find_action(self, action: object) -> list[Any]:
         """Return the leaves of an action where the tree's side can read them."""
         found = self._find_rows(self._samples["action"], action)
-        if found and not _are_of_kinds(found, self._samples["action"]):
+        if found and not _are_of_kinds(found, self._action_dtypes):
             found = None  # the environments would index by a mask what they index by a number
         self.action = action
         if found is None:
@@ -314,9 +315,8 @@ class DeviceTransfer:
         return Array(shape, leaf.dtype, feature_shape=leaf.shape[2:], storage=self._kind)
 
 
-def _are_of_kinds(values: Sequence[Any], branch: Rows) -> bool:
-    """Whether no value is bool, or of bytes without sign, where its rows are of other numbers."""
-    expected = [leaf.dtype.name for _, leaf in leaves_of(branch)]
+def _are_of_kinds(values: Sequence[Any], expected: Sequence[str]) -> bool:
+    """Whether no value is bool, or of bytes without sign, where another dtype is expected."""
     found = [str(each.dtype).removeprefix("torch.") for each in values]
     return all(
         one == other or one not in _MASKS for one, other in zip(found, expected, strict=True)

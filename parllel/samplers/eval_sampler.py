@@ -39,8 +39,8 @@ class EvalSampler(Sampler):
             differ by the agent's actions alone. Otherwise each call has new episodes.
         storage: kind of the memory of the sampler's own tree; `parllel.default_storage()` by
             default. An agent's model has to be on the same device.
-        capacity: of the own tree's observations, as for `patterns.build_example`: graphs and
-            sequences need one.
+        capacity: how many items an observation may have, where the sampler makes its own tree.
+            Graphs and sequences need it; its forms are those of `patterns.build_example`.
 
     Attributes:
         n_episodes, max_steps: the arguments.

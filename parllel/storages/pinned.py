@@ -18,8 +18,8 @@ class Pinned(Shared):
     receive it map it as plain shared memory and need no CUDA.
 
     Closing makes the host wait for the current stream of the device that was current when the
-    memory was allocated; wait for others that use the
-    memory before. Locking and unlocking pages is slow: allocate once.
+    memory was allocated; wait for others that use the memory before. Locking and unlocking pages is
+    slow: allocate once.
 
     >>> from parllel import Array
     >>> from parllel.testing import simulated_cuda

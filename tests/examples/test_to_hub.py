@@ -17,7 +17,7 @@ from example_runs import EXAMPLES, load
 from optional import needs
 
 pytestmark = needs("huggingface_hub")
-REPO = "somebody/cartpole-ppo"
+REPO = "somebody/cartpole-ppo"  # user and model, as the hub names them
 COMMIT = "0" * 40  # the hub names commits by their hashes
 
 

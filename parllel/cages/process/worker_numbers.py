@@ -41,7 +41,8 @@ def find_n_workers(
         n_envs: number of environments for workers.
         make_env, env_kwargs: as for `Stepper`. Some steps of an environment are timed where
             `n_workers` is None; where they are short, there are no workers.
-        n_busy: processes that step other environments meanwhile; None leaves a core to each.
+        n_busy: how many processes step other environments meanwhile. Where `n_workers` is None,
+            each of them keeps a core.
         is_timed: whether an environment is timed at all.
 
     Raises:

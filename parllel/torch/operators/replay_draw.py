@@ -32,7 +32,7 @@ class LeafParts(NamedTuple):
     """The tensors of a leaf of a minibatch; of elements of different length, values and offsets.
 
     Args:
-        path: of the leaf.
+        path: names of the branches that lead to the leaf.
         parts: where its tensors lie.
         form: the elements' batch_shape and capacity; None for one tensor.
     """
